@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 _WORKER_ENVIRONMENT = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def is_private(cluster: Cluster) -> bool:
+    """Whether a Ray of this process's own is started: no address is set, and this is no submitted job."""
+    return cluster.address is None and "RAY_ADDRESS" not in os.environ
+
+
 @contextmanager
 def ray_cluster(cluster: Cluster) -> Iterator[None]:
     """Holds a connection to Ray.
@@ -25,7 +30,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     Raises:
         RunError: the cluster cannot be reached.
     """
-    private = cluster.address is None and "RAY_ADDRESS" not in os.environ
+    private = is_private(cluster)
     if private:
         # A private Ray listens on loopback only; without this it would write a token below the home directory.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")

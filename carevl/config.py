@@ -10,14 +10,16 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from carevl.confidence.policies import RouterSettings
 from carevl.errors import UserError
+from carevl.training.settings import Training
 
+_Tree = TypeVar("_Tree", bound=BaseModel)
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -81,10 +83,36 @@ class Captioner(Model):
     max_tokens: int = Field(512, ge=1, description="Longest caption, in tokens.")
 
 
+class Endpoint(_Strict):
+    """An OpenAI-compatible service that judges texts; captions, questions and responses are sent to it."""
+
+    url: str = Field(description="Its base address, such as http://127.0.0.1:8000/v1.", pattern=r"^https?://")
+    api_key_env: str | None = Field(
+        None, description="Environment variable that holds its key; none is sent if absent."
+    )
+    timeout: float = Field(60.0, gt=0, description="Seconds that an answer may take.")
+    retries: int = Field(5, ge=0, description="Failed requests of a row that are tried again, with growing pauses.")
+    concurrency: int = Field(8, ge=1, description="Rows that are asked about at a time, by each actor.")
+
+
 class Expert(Model):
     """A text reward model that scores caption + question + response."""
 
     name: str = Field(description="Its name in tables and reports.", pattern=r"^[A-Za-z0-9._-]+$")
+    kind: Literal["reward_model", "endpoint", "python"] = Field(
+        "reward_model",
+        description="reward_model; endpoint: `path` is the model's name there; python: `path` is package.module:Class.",
+    )
+    endpoint: Endpoint | None = Field(None, description="Where the judge of kind endpoint is asked.")
+    batch_tokens: int = Field(
+        8192, ge=1, description="Tokens that run at a time on transformers; halved by an actor that runs out of memory."
+    )
+    parity_tolerance: float | None = Field(
+        0.05,
+        gt=0,
+        description="On vllm: largest difference from transformers' scores on a sample, as a share of their size, "
+        "checked when an actor starts; null: no check.",
+    )
     template: str = Field(
         "Image description: {caption}\n\n{question}",
         description="The user turn; {caption} and {question} are filled in.",
@@ -93,6 +121,71 @@ class Expert(Model):
     def write(self, caption: str | None, question: str) -> str:
         """The user turn; the bare question without a caption."""
         return question if caption is None else self.template.format(caption=caption, question=question)
+
+    @model_validator(mode="after")
+    def _has_endpoint(self) -> Expert:
+        if (self.kind == "endpoint") != (self.endpoint is not None):
+            raise ValueError("kind: endpoint and the settings under endpoint belong together; give both or neither")
+        return self
+
+
+class Judge(Model):
+    """The vision-language model that becomes the judge."""
+
+    max_tokens: int = Field(256, ge=1, description="Longest judgment, in tokens.")
+
+
+class Demonstrate(_Strict):
+    """Targets of phase 1: the base judge's own judgments where they hold in both orders."""
+
+    samples: int = Field(4, ge=1, description="Judgments that the base judge writes per prompt, to choose from.")
+    temperature: float = Field(1.0, ge=0, description="Of those judgments; 0 is greedy.")
+    pointwise_share: float = Field(
+        0.25, ge=0, le=1, description="Share of the items whose responses are also rated one by one."
+    )
+    ranking_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the items with more than two responses that are also ranked."
+    )
+    verdict_only_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of the targets that are a bare verdict; items without a judgment first."
+    )
+
+
+class Sample(_Strict):
+    """Judgments of low-confidence items by the phase-1 judge."""
+
+    samples: int = Field(8, ge=2, description="Judgments per pair and order.")
+    temperature: float = Field(1.0, gt=0, description="Of those judgments.")
+
+
+class Select(_Strict):
+    """Chosen and rejected judgments for phase 2."""
+
+    consistency_weight: float = Field(
+        1.0, ge=0, description="Weight of the share of a pair's judgments, in both orders, that agree with a verdict."
+    )
+    expert_weight: float = Field(0.5, ge=0, description="Weight of the probability that the experts give a verdict.")
+    min_gap: float = Field(0.3, ge=0, description="Least difference of the scores of chosen and rejected.")
+    pairs_per_order: int = Field(1, ge=1, description="Most chosen-rejected pairs of one prompt.")
+    balance: bool = Field(True, description="As many chosen verdicts for the first answer shown as for the second.")
+    max_length_ratio: float = Field(
+        2.0, ge=1, description="The longer of chosen and rejected has at most so many times the other's characters."
+    )
+
+
+class Benchmark(_Strict):
+    """A labelled test of judges."""
+
+    name: str = Field(description="Id of the benchmark, such as vl-rewardbench; `carevl evaluate --help` lists them.")
+    path: str = Field(description="Its development data; `miniworld:FILE` is drawn.")
+    images: str | None = Field(None, description="Directory of its images when they lie apart.")
+    final_path: str | None = Field(None, description="Its test data, used by `carevl run --final` only.")
+    final_images: str | None = Field(None, description="Directory of the images of its test data.")
+    protocols: list[Literal["official", "official_scorer", "strict", "verdict_prob"]] = Field(
+        ["official_scorer", "strict"], description="How judges are asked."
+    )
+    draws: int = Field(1, ge=1, description="Judgments per row where the protocol draws several.")
+    rows: int | None = Field(None, ge=1, description="Use the first rows only; all when absent.")
 
 
 class Source(_Strict):
@@ -115,6 +208,10 @@ class Data(_Strict):
     parts: int = Field(16, ge=1, description="Parts of every table: the unit of work, of commit and of resume.")
     max_image_pixels: int = Field(50_000_000, ge=1, description="Images with more pixels are row errors.")
     allow_url_fetch: bool = Field(False, description="Fetch images from http(s) addresses named in the data.")
+    decontaminate: bool = Field(True, description="Set rows aside that share their image with a benchmark.")
+    near_duplicates: Literal["report", "merge", "ignore"] = Field(
+        "report", description="Images that look alike: counted in the manifest, made one, or not searched for."
+    )
 
 
 class Miniworld(_Strict):
@@ -130,6 +227,9 @@ class Cluster(_Strict):
 
     address: str | None = Field(None, description="Address of a running cluster; a local one is started when absent.")
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; those of the machine when absent.")
+    launcher: str | None = Field(
+        None, description="Cluster launcher file: nodes that Ray may still start by it count as there."
+    )
 
 
 class Settings(_Strict):
@@ -144,6 +244,13 @@ class Settings(_Strict):
     captioner: Captioner = Field(description="The model that describes every distinct image once.")
     experts: list[Expert] = Field(min_length=1, description="Text reward models; different kinds help most.")
     router: RouterSettings = Field(RouterSettings(), description="How labels are trusted or not.")
+    judge: Judge = Field(description="The vision-language model that becomes the judge.")
+    demonstrate: Demonstrate = Field(Demonstrate(), description="Targets of phase 1.")
+    sft: Training = Field(Training(), description="Phase 1: the judge imitates the targets.")
+    sample: Sample = Field(Sample(), description="Judgments of low-confidence items.")
+    select: Select = Field(Select(), description="Chosen and rejected judgments.")
+    dpo: Training = Field(Training(learning_rate=5e-6), description="Phase 2: the judge prefers chosen to rejected.")
+    benchmarks: list[Benchmark] = Field([], description="What base, phase-1 and phase-2 judge are evaluated on.")
     miniworld: Miniworld = Field(Miniworld(), description="The drawn world.")
     cluster: Cluster = Field(Cluster(), description="Where Ray runs.")
 
@@ -159,16 +266,21 @@ def load(source: str, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         SettingsError: no such preset or file, a line that is no YAML, or a field that is unknown or wrong.
     """
-    tree = _read(source)
+    # Mappings that a YAML file shares by anchors become separate, so that an override changes one place only.
+    return fill(Settings, json.loads(json.dumps(_read(source), default=str)), overrides)
+
+
+def fill(kind: type[_Tree], tree: dict[str, Any], overrides: Sequence[str]) -> _Tree:
+    """Settings of a kind from a tree of values, with `key.path=value` overrides. Raises SettingsError as `load`."""
     for override in overrides:
         path, found, text = override.partition("=")
         if not found:
             raise SettingsError(f"--set {override}: write key=value, for example --set data.items=64")
         _put(tree, path.split("."), _parse(text, f"--set {path}"))
     try:
-        return Settings.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise SettingsError("\n".join(_explain(problem, kind) for problem in error.errors())) from None
 
 
 def _read(source: str) -> dict[str, Any]:
@@ -214,19 +326,18 @@ def _element(node: list[Any], key: str, path: list[str]) -> Any:
     return node[int(key)]
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, kind: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{place}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r})"
     *branch, name = problem["loc"]
-    names = list(_model_at(branch).model_fields)
+    names = list(_model_at(branch, kind).model_fields)
     near = difflib.get_close_matches(str(name), names, 1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"the fields here are {', '.join(names)}"
     return f"{place}: there is no such setting; {hint}"
 
 
-def _model_at(branch: Sequence[Any]) -> type[BaseModel]:
-    model: type[BaseModel] = Settings
+def _model_at(branch: Sequence[Any], model: type[BaseModel]) -> type[BaseModel]:
     for part in branch:
         if isinstance(part, str):
             model = _inner(model.model_fields[part].annotation)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -56,17 +57,29 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a tree lies: the columns of its row at which its prefix begins and ends and each of its branches ends."""
+
+    row: int
+    start: int
+    prefix_end: int
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Packed:
     """Trees in rows, ready for a forward pass.
 
-    `ids` int64 [B, T]; `mask` bool [B, 1, T, T], True where query sees key; `positions` int64 [3, B, T], or [B, T] for
-    a text model; `patches` and `grids` of the I distinct images; `picture` int64, for every use of an image, in the
-    order of the rows, which of the I it is. `row`, `column`, `target`, `branch` int64 [A]: answer token a belongs to
-    `branch[a]`, is `target[a]` and is predicted at `(row[a], column[a])`.
+    `ids` int64 [B, T]; `owner` and `side` int64 [B, T], the tree of a token (-1: padding) and 0 for its prefix or
+    1, 2, … for its branches; `positions` int64 [3, B, T], or [B, T] for a text model; `patches` and `grids` of the I
+    distinct images; `picture` int64, for every use of an image, in the order of the rows, which of the I it is.
+    `row`, `column`, `target`, `branch` int64 [A]: answer token a belongs to `branch[a]`, is `target[a]` and is
+    predicted at `(row[a], column[a])`. `places` has one entry per tree, in their order.
     """
 
     ids: Tensor
-    mask: Tensor
+    owner: Tensor
+    side: Tensor
     positions: Tensor
     patches: Tensor | None
     grids: Tensor | None
@@ -75,11 +88,28 @@ class Packed:
     column: Tensor
     target: Tensor
     branch: Tensor
+    places: tuple[Place, ...]
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [B, 1, T, T], True where query sees key."""
+        owner, side = self.owner, self.side
+        seen = side.unsqueeze(1).eq(0) | side.unsqueeze(1).eq(side.unsqueeze(2))
+        return (seen & owner.unsqueeze(1).eq(owner.unsqueeze(2))).tril().unsqueeze(1)
 
     def to(self, device: torch.device | str) -> Packed:
         """A copy on a device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in values.items() if value is not None})
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+def sliding_window(model: Any) -> int | None:
+    """Tokens that a layer of the model looks back on; None where every layer sees everything."""
+    text = model.config.get_text_config()
+    layers = getattr(text, "layer_types", None) or ()
+    window: int | None = getattr(text, "sliding_window", None)
+    return window if not layers or "sliding_attention" in layers else None
 
 
 def check_packable(model: Any, longest: int) -> None:
@@ -101,8 +131,8 @@ def check_packable(model: Any, longest: int) -> None:
             f"{name} cannot share prefixes: it has {other}, which runs over the tokens from left to right and "
             "would carry one judgment into the next; choose a judge with attention in every layer"
         )
-    window = getattr(text, "sliding_window", None)
-    if window is not None and (not layers or "sliding_attention" in layers) and window < longest:
+    window = sliding_window(model)
+    if window is not None and window < longest:
         raise UserError(
             f"{name} cannot share prefixes of this length: its sliding window is {window} tokens, and a prompt with "
             f"its judgment has {longest}; choose another judge, or leave out items of more than {window} tokens"
@@ -157,6 +187,7 @@ def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any, row
     first_branch = [sum(len(tree.branches) for tree in trees[:i]) for i in range(len(trees))]
     used: list[int] = []
     answers: list[tuple[int, int, int, int]] = []
+    places: dict[int, Place] = {}
     for r, row in enumerate(rows):
         start = 0
         for i in row:
@@ -170,16 +201,17 @@ def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any, row
             last, at = start + len(tree.prefix) - 1, start + len(tree.prefix)
             for b, branch in enumerate(tree.branches):
                 side[r, at : at + len(branch)] = b + 1
-                columns = [last, *range(at, at + len(branch) - 1)]
+                columns = [last, *range(at, at + len(branch) - 1)][: len(branch)]
                 answers += [(r, column, t, first_branch[i] + b) for column, t in zip(columns, branch, strict=True)]
                 at += len(branch)
+            ends = [last + 1 + tokens for tokens in accumulate(map(len, tree.branches))]
+            places[i] = Place(r, start, last + 1, tuple(ends))
             start = end
-    seen = side.unsqueeze(1).eq(0) | side.unsqueeze(1).eq(side.unsqueeze(2))
-    mask = (seen & owner.unsqueeze(1).eq(owner.unsqueeze(2))).tril()
-    located = torch.tensor(answers).unbind(1)
+    located = torch.tensor(answers, dtype=torch.long).reshape(-1, 4).unbind(1)
     return Packed(
         ids=ids,
-        mask=mask.unsqueeze(1),
+        owner=owner,
+        side=side,
         positions=positions,
         patches=torch.cat([pictures[name].patches for name in names]) if names else None,
         grids=torch.stack([pictures[name].grid for name in names]) if names else None,
@@ -188,6 +220,7 @@ def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any, row
         column=located[1],
         target=located[2],
         branch=located[3],
+        places=tuple(places[i] for i in range(len(trees))),
     )
 
 

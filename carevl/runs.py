@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from carevl.errors import UserError
 
@@ -130,9 +132,38 @@ class Run:
 
     root: Path
 
+    @classmethod
+    def at(cls, path: Path) -> Run:
+        """The run directory at a path, which means the same on every node.
+
+        Raises:
+            RunError: the path names a bucket.
+        """
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+            raise RunError(
+                f"{path}: a run directory is on a file system that every node mounts, since parts are committed by "
+                "renaming files; only sources may lie in a bucket"
+            )
+        return cls(path.absolute())
+
+    @property
+    def settings(self) -> Path:
+        """The settings of the last run here, a file for `config.load`."""
+        return self.root / "settings.yaml"
+
+    def remember(self, settings: Mapping[str, Any]) -> None:
+        """Writes the settings of a run."""
+        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        write_atomically(self.settings, text.encode("utf-8", "surrogatepass"))
+
     def table(self, cause: Cause) -> Table:
         """The table that a cause names, finished or not."""
         return Table(self.root / cause.stage / cause.fingerprint)
+
+    def version(self, cause: Cause) -> str:
+        """What names a table's contents: the fingerprint, and how often failed rows of it were tried again."""
+        retried = (self.table(cause).manifest or {}).get("retried", 0)
+        return f"{cause.fingerprint}+{retried}" if retried else cause.fingerprint
 
     def latest(self, stage: str) -> dict[str, Any] | None:
         """The manifest of the stage's last finished table, None when there is none."""

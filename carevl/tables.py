@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 ERROR = pa.struct([("stage", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 """Why a row is not whole: the stage that failed, a kind to count by, and a message for people. Null in a good row."""
+
+CONTAMINATED = "contaminated"
+"""The kind of error of an item that a benchmark shares: nothing failed, the item is set aside and counted apart."""
 
 ITEM_SOURCE = pa.struct(
     [
@@ -32,10 +36,10 @@ IMAGES = pa.schema(
 
 ITEMS = pa.schema(
     [
-        ("item_id", pa.string()),  # key: SHA-256 of image_id, question and responses; of the locator in an error row
+        ("item_id", pa.string()),  # key: SHA-256 of image_id, question and responses; of the locator in a row not read
         ("image_id", pa.string()),  # key into images; null when an error row has no image bytes
-        ("question", pa.string()),  # without <image> tags; null in an error row
-        ("responses", pa.list_(pa.string())),  # 2..n, ordered by the hash of their text; null in an error row
+        ("question", pa.string()),  # without <image> tags; null in an error row, but kept in a contaminated one
+        ("responses", pa.list_(pa.string())),  # 2..n, ordered by the hash of their text; null as question is
         ("source_preference", pa.list_(pa.float64())),  # one per response, higher is better; null: unknown or disputed
         ("gold", pa.list_(pa.float64())),  # the same from sources declared as labels; null: none or disputed
         ("conflict", pa.bool_()),  # whether two sources prefer opposite responses of some pair
@@ -71,6 +75,58 @@ SCORES = pa.schema(
 """One row per item, expert and view."""
 
 
+JUDGMENTS = pa.schema(
+    [
+        ("item_id", pa.string()),  # key, with task, order and sample
+        ("task", pa.string()),  # pairwise, pointwise or ranking
+        ("order", pa.list_(pa.int32())),  # indices of the responses in the order shown
+        ("sample", pa.int32()),  # number of the draw, from 0
+        ("text", pa.string()),  # what the judge wrote
+        ("evidence", pa.string()),  # the part before the verdict
+        ("winner", pa.int32()),  # pairwise: response index; null when unparsed
+        ("rating", pa.int32()),  # pointwise: 1 to 5; null when unparsed
+        ("ranking", pa.list_(pa.int32())),  # ranking: response indices, best first; null when unparsed
+        ("status", pa.string()),  # ok, none (no verdict), both (contradicting verdicts) or truncated
+        ("tokens", pa.int32()),  # tokens generated
+        ("error", ERROR),
+    ]
+)
+"""One row per prompt and draw."""
+
+DEMONSTRATIONS = pa.schema(
+    [
+        ("item_id", pa.string()),  # key, with task and order
+        ("task", pa.string()),
+        ("order", pa.list_(pa.int32())),
+        ("prompt", pa.string()),  # the judging prompt, without the image
+        ("text", pa.string()),  # the judgment to imitate
+        ("evidence", pa.bool_()),  # whether it has evidence; else it is a bare verdict
+    ]
+)
+"""Targets of phase 1."""
+
+PAIRS = pa.schema(
+    [
+        ("item_id", pa.string()),  # key, with order and rank
+        ("order", pa.list_(pa.int32())),  # of the prompt that chosen and rejected share
+        ("rank", pa.int32()),  # 0 is the pair with the widest gap of its prompt
+        ("prompt", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("winner", pa.int32()),  # response index that chosen prefers
+        ("score_chosen", pa.float32()),
+        ("score_rejected", pa.float32()),
+    ]
+)
+"""Chosen and rejected judgments of phase 2."""
+
+
 def row_error(stage: str, kind: str, message: str) -> dict[str, str]:
     """An error as ERROR stores it."""
     return {"stage": stage, "kind": kind, "message": message}
+
+
+def failures(errors: pa.ChunkedArray) -> int:
+    """How many rows of a column `error` failed; contaminated rows are set aside and did not fail."""
+    kinds = pc.struct_field(errors, "kind").to_pylist() if errors.type != pa.null() else []
+    return sum(kind is not None and kind != CONTAMINATED for kind in kinds)

@@ -54,6 +54,7 @@ def test_overrides_reach_values_in_lists_and_keep_their_types():
     settings = config.load("mini", ["items=64", "experts.1.pool.num_gpus=0.5", "captioner.pool.concurrency=1..4"])
     assert settings.items == 64
     assert settings.experts[1].pool.num_gpus == 0.5
+    assert settings.experts[0].pool.num_gpus == settings.experts[2].pool.num_gpus == 0  # they share a YAML anchor
     assert settings.captioner.pool.bounds == (1, 4)
 
 

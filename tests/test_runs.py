@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -70,3 +71,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write to the run directory"), Run(tmp_path / "file" / "run").lock():
         pass
+
+
+@pytest.mark.parametrize("bucket", ["s3://bucket/run", "gs:/bucket/run"])
+def test_a_bucket_is_no_run_directory(bucket):
+    with pytest.raises(RunError, match="only sources may lie in a bucket"):
+        Run.at(Path(bucket))

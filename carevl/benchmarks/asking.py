@@ -23,7 +23,7 @@ ProtocolName = Literal["official", "official_scorer", "strict", "verdict_prob"]
 
 
 @dataclass(frozen=True)
-class Generation:
+class Decoding:
     """How a judgment is generated. `max_tokens` None: the judge's own cap."""
 
     temperature: float = 0.0
@@ -33,7 +33,7 @@ class Generation:
     """Whether the image stands before the text of the user turn."""
 
 
-GREEDY = Generation()
+GREEDY = Decoding()
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from carevl.benchmarks import mllm_judge_metrics as metrics
 from carevl.benchmarks.asking import (
-    Generation,
+    Decoding,
     ProtocolName,
     Question,
     own_parse,
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "mllm-judge"
 DRAWS = 3
-GENERATION = Generation(temperature=0.2, top_p=0.4, image_first=False)
+DECODING = Decoding(temperature=0.2, top_p=0.4, image_first=False)
 _TAG = re.compile(r"\[\[\s*([A-Za-z0-9]+)\s*\]\]")
 _RATINGS = ("1", "2", "3", "4", "5")
 _WINNERS = ("A", "B", "C")

@@ -39,7 +39,7 @@ from carevl.judging.prompts import Verdict
 
 NAME = "mm-rlhf-rewardbench"
 DRAWS = 1
-GENERATION = GREEDY
+DECODING = GREEDY
 _CATEGORIES = ("mcq", "long", "short", "safety", "video")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from carevl.benchmarks.asking import (
-    Generation,
+    Decoding,
     ProtocolName,
     Question,
     own_parse,
@@ -36,7 +36,7 @@ from carevl.judging.prompts import Verdict
 
 NAME = "multimodal-rewardbench"
 DRAWS = 1
-GENERATION = Generation(temperature=1.0, max_tokens=1024, image_first=False)
+DECODING = Decoding(temperature=1.0, max_tokens=1024, image_first=False)
 _COIN_SEED = 123
 
 _PROMPT = """Please act as an impartial judge and evaluate the quality of the responses provided by two AI assistants \

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow as pa
 from carevl.benchmarks.asking import Question
 from carevl.benchmarks.rows import Row
 from carevl.judging.prompts import Status, Verdict
+from carevl.tables import ERROR
 
 _FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("benchmark", pa.string(), False, "id of the benchmark, such as vl-rewardbench"),
@@ -28,6 +29,7 @@ _FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("rating", pa.float64(), True, "1 to 5, or a reward model's raw score; null when unparsed or not pointwise"),
     ("status", pa.string(), False, "ok, none (no verdict), both (contradicting verdicts) or truncated"),
     ("probability", pa.float64(), True, "P(winner is the lower response index), from the verdict token; may be null"),
+    ("error", ERROR, True, "why the judge could not be asked, null if it was; such a row counts as without a verdict"),
 )
 
 SCHEMA = pa.schema([pa.field(name, kind, nullable, {"description": text}) for name, kind, nullable, text in _FIELDS])
@@ -51,13 +53,21 @@ class Prediction:
     rating: float | None
     status: Status
     probability: float | None
+    error: dict[str, str] | None = None
 
 
 def prompt_hash(prompt: str) -> str:
     return hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def record(question: Question, judge: str, text: str, verdict: Verdict, probability: float | None = None) -> Prediction:
+def record(
+    question: Question,
+    judge: str,
+    text: str,
+    verdict: Verdict,
+    probability: float | None = None,
+    error: dict[str, str] | None = None,
+) -> Prediction:
     """A judge's answer as a row. `probability` is that of the lower response index being the better one."""
     return Prediction(
         benchmark=question.benchmark,
@@ -73,13 +83,13 @@ def record(question: Question, judge: str, text: str, verdict: Verdict, probabil
         rating=verdict.rating,
         status=verdict.status,
         probability=probability,
+        error=error,
     )
 
 
 def record_score(question: Question, judge: str, score: float) -> Prediction:
     """A reward model's raw score of `question.response` as a row."""
-    row = asdict(record(question, judge, "", Verdict("ok", "")))
-    return Prediction(**row | {"rating": float(score)})
+    return replace(record(question, judge, "", Verdict("ok", "")), rating=float(score))
 
 
 def to_table(predictions: Iterable[Prediction]) -> pa.Table:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from carevl.benchmarks.asking import Generation, ProtocolName, Question
+from carevl.benchmarks.asking import Decoding, ProtocolName, Question
 from carevl.benchmarks.intervals import Scored
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.rows import Row
@@ -19,7 +19,7 @@ class Benchmark(Protocol):
     NAME: str
     DRAWS: int
     """Samples per row under `official` and `official_scorer` unless told otherwise."""
-    GENERATION: Generation
+    DECODING: Decoding
     """How the official run generates."""
 
     def load(self, path: Path, images: Path | None = ...) -> list[Row]:

@@ -40,7 +40,7 @@ from carevl.judging.prompts import Verdict
 
 NAME = "rewardbench2"
 DRAWS = 1
-GENERATION = GREEDY
+DECODING = GREEDY
 TIES = "Ties"
 
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from carevl.judging.prompts import Task
+from carevl.sources.rows import clean
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,15 @@ class Image:
 
     @property
     def present(self) -> bool:
-        return self.data is not None or (self.path is not None and self.path.is_file())
+        return self.data is not None or (self.path is not None and os.path.isfile(self.path))
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises OSError when there are none."""
+        if self.data is not None:
+            return self.data
+        if self.path is None:
+            raise FileNotFoundError(f"{self.name}: no such image")
+        return self.path.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -87,18 +97,18 @@ class Record:
         raise ValueError(f"{self.where}: no value for {' or '.join(names)}; fields found: {found}")
 
     def text(self, *names: str) -> str:
-        """As `get`, for a field that must be a string."""
+        """As `get`, for a field that must be a string; NUL and lone surrogates become U+FFFD."""
         value = self.get(*names)
         if not isinstance(value, str):
             raise ValueError(f"{self.where}: {' or '.join(names)} must be text, found {value!r:.80}")
-        return value
+        return clean(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """As `get`, for a field that must be a list of strings."""
         value = self.get(name)
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             raise ValueError(f"{self.where}: {name} must be a list of texts, found {value!r:.80}")
-        return tuple(value)
+        return tuple(map(clean, value))
 
 
 def read_records(path: Path) -> list[Record]:
@@ -151,12 +161,18 @@ def row_key(native: object, *parts: str) -> str:
 
 
 def read_image(value: object, root: Path) -> Image | None:
-    """The image of a row from what its column holds: `{bytes, path}` as `datasets` has it, bytes, a path, or null."""
+    """The image of a row from what its column holds: `{bytes, path}` as `datasets` has it, bytes, a path, or null.
+
+    A path that leads out of `root` (by `..` or a link) counts as missing.
+    """
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if isinstance(value, bytes):
         return Image(hashlib.sha256(value).hexdigest(), data=value)
-    return Image(value, path=root / value) if isinstance(value, str) and value else None
+    if not isinstance(value, str) or not value:
+        return None
+    path = Path(os.path.realpath(root / value.replace("\0", "")))
+    return Image(value, path=path if path.is_relative_to(os.path.realpath(root)) else None)
 
 
 def unique(rows: Iterable[Row]) -> list[Row]:

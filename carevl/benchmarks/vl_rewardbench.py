@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from carevl.benchmarks.asking import (
-    Generation,
+    Decoding,
     ProtocolName,
     Question,
     own_parse,
@@ -41,7 +41,7 @@ from carevl.judging.prompts import Verdict
 
 NAME = "vl-rewardbench"
 DRAWS = 5
-GENERATION = Generation(temperature=0.2, top_p=0.2, max_tokens=2048, image_first=False)
+DECODING = Decoding(temperature=0.2, top_p=0.2, max_tokens=2048, image_first=False)
 GROUPS = {
     "hallucination": "hallucination",
     "RLAIF": "hallucination",

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy import special
 
 from carevl.confidence.calibration import fit_weights, soft_targets
+from carevl.confidence.redundancy import error_correlation, errors, shared_weights
 
-Combination = Literal["mean", "median", "label_model", "learned"]
+Combination = Literal["mean", "weighted", "median", "label_model", "learned"]
 _PRIOR_RIGHT, _PRIOR_VOTES = 7.0, 10.0
 """Prior votes of each expert in the label model: a fair expert, right in 70 %, until the data say otherwise."""
 
@@ -32,6 +33,19 @@ class Mean:
 
     def combine(self, p: NDArray[np.float32]) -> NDArray[np.float32]:
         return known_mean(p, axis=1)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """The weighted mean of the experts that scored the pair: experts that err together share their weight."""
+
+    weights: tuple[float, ...]
+
+    def combine(self, p: NDArray[np.float32]) -> NDArray[np.float32]:
+        weights = np.array(self.weights, dtype=np.float32)
+        with np.errstate(invalid="ignore"):
+            mean = np.nan_to_num(p) @ weights / (~np.isnan(p) @ weights)
+        return mean.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,12 @@ def fit_label_model(ballots: NDArray[np.int8], abstain_band: float) -> LabelMode
         if moved < 1e-7:
             break
     return LabelModel(tuple(accuracies.tolist()), abstain_band)
+
+
+def fit_weighted(p: NDArray[np.float32], gold: NDArray[np.float32]) -> Weighted:
+    """Weights from the errors on labelled pairs: `gold` float32 [n_pairs] is 1 first, -1 second, 0 a tie (left out)."""
+    decided = gold != 0
+    return Weighted(tuple(shared_weights(error_correlation(errors(p[decided], gold[decided]))).tolist()))
 
 
 def fit_learned(p: NDArray[np.float32], gold: NDArray[np.float32]) -> Learned:

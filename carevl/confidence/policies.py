@@ -23,6 +23,7 @@ from carevl.confidence.combination import (
     Median,
     fit_label_model,
     fit_learned,
+    fit_weighted,
     votes,
 )
 from carevl.confidence.guarantee import (
@@ -33,6 +34,7 @@ from carevl.confidence.guarantee import (
     one_per_image,
     split_images,
 )
+from carevl.confidence.length import doublings, length_slopes, without_length
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.routing import Certificate, Filters, Router
 from carevl.confidence.signals import Ensemble, calibrated, mean_margins
@@ -51,7 +53,9 @@ class RouterSettings(BaseModel):
     calibration: CalibrationMethod = "temperature"
     """How margins become probabilities: temperature or isotonic from labels, spread without. Too few labels: spread."""
     combination: Combination = "mean"
-    """How experts are combined: mean, median, label_model or learned (from labels); policy label_model has its own."""
+    """mean, median, label_model (policy label_model has its own); from labels: learned, or weighted by independence."""
+    length_residual: bool = False
+    """Take off every expert's margin what it pays for length alone, right and wrong responses compared apart."""
     abstain_band: float = Field(default=0.1, ge=0, lt=0.5)
     """An expert abstains on a pair when |p - 0.5| is below this."""
     threshold: float = Field(default=0.8, ge=0.5, le=1)
@@ -157,8 +161,13 @@ def _fit_ensemble(
     reference = labelled if unlabelled is None else unlabelled
     if reference is None:
         raise ValueError("a router is fitted on pairs and there are none: pass labelled or unlabelled ones")
-    margins = mean_margins(reference)
     labels = reference.select(np.arange(0)) if labelled is None else labelled
+    slopes: tuple[float, ...] | None = None
+    slope_notes: tuple[str, ...] = ()
+    if settings.length_residual:
+        slopes, slope_notes = _fit_length(reference, labels)
+        reference, labels = without_length(reference, slopes), without_length(labels, slopes)
+    margins = mean_margins(reference)
     label_margins = mean_margins(labels)
     calibrations = tuple(
         fit_calibration(expert, settings.calibration, label_margins[:, e], labels.gold, margins[:, e])
@@ -166,20 +175,31 @@ def _fit_ensemble(
     )
     combiner: Combiner
     combination = "label_model" if settings.policy == "label_model" else settings.combination
-    if combination == "learned":
+    if combination in ("learned", "weighted"):
         scored = ~np.isnan(label_margins).all(axis=1)
         if scored.sum() < MIN_LABELS:
             raise ValueError(
-                f"combination learned needs at least {MIN_LABELS} labelled pairs, found {scored.sum()}: use mean"
+                f"combination {combination} needs at least {MIN_LABELS} labelled pairs, found {scored.sum()}: use mean"
             )
-        combiner = fit_learned(calibrated(calibrations, label_margins[scored]), labels.gold[scored])
+        fit = fit_learned if combination == "learned" else fit_weighted
+        combiner = fit(calibrated(calibrations, label_margins[scored]), labels.gold[scored])
     elif combination == "label_model":
         ballots = votes(calibrated(calibrations, margins), settings.abstain_band)
         combiner = fit_label_model(ballots, settings.abstain_band)
     else:
         combiner = Mean() if combination == "mean" else Median()
-    ensemble = Ensemble(reference.views, calibrations, combiner, settings.abstain_band)
-    return ensemble, tuple(calibration.note() for calibration in calibrations)
+    ensemble = Ensemble(reference.views, calibrations, combiner, settings.abstain_band, slopes)
+    return ensemble, (*slope_notes, *(calibration.note() for calibration in calibrations))
+
+
+def _fit_length(reference: Pairs, labels: Pairs) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Each expert's length slope and a note on it, from labels when there are enough of them."""
+    enough = len(labels) >= MIN_LABELS
+    pairs = labels if enough else reference
+    slopes = length_slopes(mean_margins(pairs), doublings(pairs), labels.gold if enough else None)
+    basis = f"{len(labels)} labelled pairs" if enough else "pairs without labels, right and wrong ones taken together"
+    paid = ", ".join(f"{expert} {slope:+.3g}" for expert, slope in zip(reference.experts, slopes, strict=True))
+    return slopes, (f"Taken off the margins per doubling of length, from {basis}: {paid}.",)
 
 
 def _filters(settings: RouterSettings) -> Filters:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from carevl.confidence.calibration import Calibration
 from carevl.confidence.combination import Combiner, known_mean, votes
+from carevl.confidence.length import without_length
 from carevl.confidence.pairs import Pairs
 
 
@@ -46,6 +47,13 @@ class Ensemble:
     calibrations: tuple[Calibration, ...]
     combiner: Combiner
     abstain_band: float
+    length_slopes: tuple[float, ...] | None = None
+    """What is taken off each expert's margin per doubling of length; None to leave margins as they are."""
+
+    def opinions(self, pairs: Pairs, *, captioned: bool = True) -> NDArray[np.float32]:
+        """float32 [n_pairs, n_experts], each expert's calibrated probability that the first response is better."""
+        pairs = self._corrected(pairs)
+        return calibrated(self.calibrations, mean_margins(pairs) if captioned else pairs.no_caption)
 
     def signals(self, pairs: Pairs) -> Signals:
         """The signals of every pair.
@@ -59,6 +67,7 @@ class Ensemble:
                 f"pairs have experts {pairs.experts} and views {pairs.views}, the router was fitted on {experts} and "
                 f"{self.views}; build the pairs with the router's own"
             )
+        pairs = self._corrected(pairs)
         opinions = calibrated(self.calibrations, mean_margins(pairs))
         probability = self.combiner.combine(opinions)
         winner = np.sign(probability - np.float32(0.5))
@@ -81,6 +90,9 @@ class Ensemble:
                 decided & ~np.isnan(pairs.source), (pairs.source == winner).astype(np.float32), np.float32(np.nan)
             ),
         )
+
+    def _corrected(self, pairs: Pairs) -> Pairs:
+        return pairs if self.length_slopes is None else without_length(pairs, self.length_slopes)
 
     def _probability(self, margins: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.combiner.combine(calibrated(self.calibrations, margins))

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from carevl.runs import RunError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from carevl.config import Model
-    from carevl.inference.transformers_engine import Generation
+    from carevl.inference.transformers_engine import Ask, Generation
 
 _SHIPPED = "miniworld:"
 
@@ -23,15 +21,9 @@ class Generator(Protocol):
     """A vision-language model."""
 
     def generate(
-        self,
-        images: Sequence[Image],
-        prompts: Sequence[str],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
+        self, asks: Sequence[Ask], *, max_tokens: int, temperature: float = 0.0, watch: Sequence[str] = ()
     ) -> list[Generation]:
-        """One text per (image, prompt), in their order."""
+        """One text per ask, in their order; greedy at temperature 0, else sampled from each ask's seed."""
         ...
 
 
@@ -93,12 +85,14 @@ def generator(model: Model) -> Generator:
     return ImageTextGenerator(**_arguments(model))
 
 
-def scorer(model: Model) -> Scorer:
-    """A text reward model in the engine that its settings name."""
+def scorer(model: Model, batch_tokens: int = 8192, parity_tolerance: float | None = None) -> Scorer:
+    """A text reward model in the engine that its settings name; the two numbers as in `config.Expert`."""
     if model.engine == "vllm":
         from carevl.inference.vllm_engine import VllmScorer
 
-        return VllmScorer(**_arguments(model))
-    from carevl.inference.transformers_engine import RewardScorer
+        return VllmScorer(**_arguments(model), parity_tolerance=parity_tolerance)
+    from carevl.inference.reward_scorer import RewardScorer
 
-    return RewardScorer(**_arguments(model))
+    loading = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    length = model.max_model_len
+    return RewardScorer(locate(model.path), model.dtype, batch_tokens=batch_tokens, max_model_len=length, **loading)

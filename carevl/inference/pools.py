@@ -6,16 +6,19 @@ a node that dies costs the part that it was at. A part's rows are the same whoev
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from carevl.runs import RunError, Table
+from carevl.tables import failures
 
 if TYPE_CHECKING:
     from carevl.config import Pool
@@ -29,7 +32,8 @@ class Task:
     """What one pool does with every part.
 
     `make(**arguments)` is called once in each actor and returns the work; `sources` are the tables whose part n it
-    needs to make part n of `target`, the first of them the one whose `key` has to come out again.
+    needs to make part n of `target`. Every value of `key` in the first of them has to come out again, or every one
+    that `wanted` picks; key and the columns of `identity` name an output row, so that none is there twice.
     """
 
     name: str
@@ -39,6 +43,10 @@ class Task:
     target: Table
     pool: Pool
     key: str
+    identity: tuple[str, ...]
+    wanted: Callable[[Mapping[str, pa.Table]], Iterable[str]] | None = None
+    retry: bool = False
+    """Whether to make the rows anew that have an error of this task, and no others."""
 
 
 @dataclass
@@ -51,6 +59,11 @@ class Tally:
     errors: int = 0
     busy_seconds: float = 0.0
 
+    def add(self, other: Tally) -> None:
+        """Counts what another tally counted."""
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
 
 class _Actor:
     """A task's work inside a Ray Data actor; it loads nothing before the first part that needs it."""
@@ -62,24 +75,44 @@ class _Actor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         task, [number] = self.task, batch["part"].tolist()
         started = time.monotonic()
-        if not task.target.part(number).exists():
-            self.work = self.work or task.make(**task.arguments)
-            rows_in = {name: table.read(number) for name, table in task.sources.items()}
-            rows_out = self.work(rows_in)
-            _check_keys(task, next(iter(rows_in.values())), rows_out)
+        rows_in: Mapping[str, pa.Table] = {name: table.read(number) for name, table in task.sources.items()}
+        if task.target.part(number).exists() and not task.retry:
+            rows_out = task.target.read(number, ["error"])
+        else:
+            rows_out = self._retried(rows_in, number) if task.retry else self._made(rows_in)
             task.target.write(number, rows_out)
-        batch[f"seconds {task.name}"] = np.array([time.monotonic() - started])
+        errors = failures(rows_out["error"])
+        tally = Tally(1, next(iter(rows_in.values())).num_rows, len(rows_out), errors, time.monotonic() - started)
+        batch[task.name] = np.array([json.dumps(asdict(tally))])
         return batch
 
+    def _made(self, rows_in: Mapping[str, pa.Table]) -> pa.Table:
+        self.work = self.work or self.task.make(**self.task.arguments)
+        rows_out = self.work(rows_in)
+        _check_keys(self.task, rows_in, rows_out)
+        return rows_out
 
-def _check_keys(task: Task, rows_in: pa.Table, rows_out: pa.Table) -> None:
-    """Every key that came in goes out, no other does, and no row is there twice."""
-    wanted, found = set(rows_in[task.key].to_pylist()), rows_out[task.key].to_pylist()
-    rows = set(zip(found, rows_out["view"].to_pylist(), strict=True))
-    if set(found) != wanted or len(rows) != len(found):
+    def _retried(self, rows_in: Mapping[str, pa.Table], number: int) -> pa.Table:
+        """The part with those rows made anew that failed here, although what came in was good."""
+        key, made = self.task.key, self.task.target.read(number)
+        name, first = next(iter(rows_in.items()))
+        good = set(first.filter(pc.is_null(first["error"]))[key].to_pylist())
+        failed = pa.array(sorted(good & set(made.filter(pc.is_valid(made["error"]))[key].to_pylist())), pa.string())
+        if not len(failed):
+            return made
+        again = self._made({**rows_in, name: first.filter(pc.is_in(first[key], failed))})
+        return pa.concat_tables([made.filter(pc.invert(pc.is_in(made[key], failed))), again])
+
+
+def _check_keys(task: Task, rows_in: Mapping[str, pa.Table], rows_out: pa.Table) -> None:
+    """Every wanted key goes out, no other does, and no row is there twice."""
+    wanted = set(task.wanted(rows_in) if task.wanted else next(iter(rows_in.values()))[task.key].to_pylist())
+    found = set(rows_out[task.key].to_pylist())
+    doubled = len(rows_out) - len({repr(row) for row in rows_out.select([task.key, *task.identity]).to_pylist()})
+    if found != wanted or doubled:
         raise RunError(
-            f"{task.name}: {len(wanted)} keys came in; {len(wanted - set(found))} were lost, "
-            f"{len(set(found) - wanted)} invented and {len(found) - len(rows)} rows doubled"
+            f"{task.name}: {len(wanted)} keys came in; {len(wanted - found)} were lost, "
+            f"{len(found - wanted)} invented and {doubled} rows doubled"
         )
 
 
@@ -117,13 +150,7 @@ def run_tasks(
     for row in stream.iter_rows():
         for task in tasks:
             tally = tallies[task.name]
-            errors = task.target.read(row["part"], ["error"])["error"]
-            [first, *_] = task.sources.values()
-            tally.parts += 1
-            tally.rows_in += first.read(row["part"], [task.key]).num_rows
-            tally.rows_out += len(errors)
-            tally.errors += len(errors) - errors.null_count
-            tally.busy_seconds += row[f"seconds {task.name}"]
+            tally.add(Tally(**json.loads(row[task.name])))
             say(task.name, tally, len(parts))
     for name, tally in tallies.items():
         if tally.errors > max_error_fraction * tally.rows_out:

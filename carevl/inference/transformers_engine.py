@@ -1,4 +1,4 @@
-"""Generation and scoring with transformers: runs everywhere, and is what vLLM is tested against."""
+"""Generation with transformers: runs everywhere, and is what vLLM is tested against."""
 
 from __future__ import annotations
 
@@ -9,15 +9,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question to a vision-language model.
+
+    The reply goes on from the words in `begun`. `seed` matters where texts are sampled: the same seed gives the same
+    noise, whatever else is in the batch.
+    """
+
+    image: Image
+    prompt: str
+    begun: str = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A generated text; `truncated` when it stopped at the token limit; `tokens` counts what was generated."""
+    """What a model wrote after `begun`.
+
+    `tokens` counts what was generated; `truncated` when it stopped at the token limit; `watched` has, for every
+    generated token, the log-probability (nats, at temperature 1) that each watched text's first token had there.
+    """
 
     text: str
     tokens: int
     truncated: bool
+    watched: tuple[tuple[float, ...], ...] = ()
 
 
 def chat_prompt(processor: Any, text: str) -> str:
@@ -25,13 +45,6 @@ def chat_prompt(processor: Any, text: str) -> str:
     content = [{"type": "image"}, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     written: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return written
-
-
-def chat_conversation(tokenizer: Any, user: str, response: str) -> str:
-    """A user turn and the response to it, in a reward model's own chat template."""
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": response}]
-    written: str = tokenizer.apply_chat_template(messages, tokenize=False)
     return written
 
 
@@ -61,90 +74,76 @@ class ImageTextGenerator:
         self.model.to(self.device).eval()
 
     def generate(
-        self,
-        images: Sequence[Image],
-        prompts: Sequence[str],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
+        self, asks: Sequence[Ask], *, max_tokens: int, temperature: float = 0.0, watch: Sequence[str] = ()
     ) -> list[Generation]:
-        """One text per (image, prompt), in their order; greedy at temperature 0, else sampled from `seed`."""
-        import torch
-
-        torch.manual_seed(seed)
-        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        generations: list[Generation | None] = [None] * len(prompts)
+        """One text per ask, in their order; greedy at temperature 0."""
+        by_length = sorted(range(len(asks)), key=lambda i: len(asks[i].prompt) + len(asks[i].begun))
+        generations: dict[int, Generation] = {}
         for start in range(0, len(by_length), self.batch_size):
             rows = by_length[start : start + self.batch_size]
-            texts = [chat_prompt(self.processor, prompts[i]) for i in rows]
-            for i, generation in zip(
-                rows, self._batch([images[i] for i in rows], texts, max_tokens, temperature), strict=True
-            ):
-                generations[i] = generation
-        return [generation for generation in generations if generation is not None]
+            made = self._batch([asks[i] for i in rows], max_tokens, temperature, watch)
+            generations.update(zip(rows, made, strict=True))
+        return [generations[i] for i in range(len(asks))]
 
-    def _batch(self, images: list[Image], texts: list[str], max_tokens: int, temperature: float) -> list[Generation]:
+    def _batch(
+        self, asks: Sequence[Ask], max_tokens: int, temperature: float, watch: Sequence[str]
+    ) -> list[Generation]:
         import torch
 
-        inputs = self.processor(
-            text=texts, images=[[image] for image in images], return_tensors="pt", padding=True, padding_side="left"
-        ).to(self.device)
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        with torch.inference_mode():
-            output = self.model.generate(**inputs, max_new_tokens=max_tokens, **sampling)
         tokenizer = self.processor.tokenizer
+        inputs = self.processor(
+            text=[chat_prompt(self.processor, ask.prompt) + ask.begun for ask in asks],
+            images=[[ask.image] for ask in asks],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+        ).to(self.device)
+        hook = _Sampling([ask.seed for ask in asks], temperature, first_tokens(tokenizer, watch))
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs, max_new_tokens=max_tokens, do_sample=False, repetition_penalty=1.0, logits_processor=[hook]
+            )
+        ends = {tokenizer.eos_token_id, *_as_list(self.model.generation_config.eos_token_id)}
+        watched = torch.stack(hook.watched, dim=1).tolist() if watch else [[]] * len(asks)
         generations = []
-        for row in output[:, inputs["input_ids"].shape[1] :].tolist():
-            end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
+        for row, seen in zip(output[:, inputs["input_ids"].shape[1] :].tolist(), watched, strict=True):
+            end = next((i for i, token in enumerate(row) if token in ends), None)
             text = tokenizer.decode(row[:end], skip_special_tokens=True)
-            generations.append(Generation(text, min(end + 1, len(row)), tokenizer.eos_token_id not in row))
+            tokens = len(row) if end is None else end + 1
+            generations.append(Generation(text, tokens, end is None, tuple(map(tuple, seen[:tokens]))))
         return generations
 
 
-class RewardScorer:
-    """A text reward model: one raw score per conversation, higher is better, on a scale of its own.
+class _Sampling:
+    """Turns greedy decoding into sampling by Gumbel noise from a generator per row, and notes watched tokens.
 
-    Args:
-        model: a directory or hub id that `AutoModelForSequenceClassification` loads with one output.
-        dtype, batch_size, loading: as for `ImageTextGenerator`.
-
-    Raises:
-        ValueError: the model has more than one output.
+    The token with the largest logit / temperature + noise is a draw from the softmax (Gumbel 1954), so that a row's
+    draws depend on its own seed alone.
     """
 
-    def __init__(self, model: str | Path, dtype: str = "auto", *, batch_size: int = 64, **loading: Any) -> None:
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        self.batch_size = batch_size
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **loading)
-        self.model: Any = AutoModelForSequenceClassification.from_pretrained(
-            model, dtype=dtype, use_safetensors=True, **loading
-        )
-        if self.model.config.num_labels != 1:
-            raise ValueError(f"{model} has {self.model.config.num_labels} outputs; a reward model has one")
-        self.model.to(self.device).eval()
-
-    def score(self, conversations: Sequence[tuple[str, str]]) -> list[float]:
-        """The raw score (logit) of each (user turn, response), in their order."""
+    def __init__(self, seeds: Sequence[int], temperature: float, watch: Sequence[int]) -> None:
         import torch
 
-        texts = [chat_conversation(self.tokenizer, *conversation) for conversation in conversations]
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        scores = [0.0] * len(texts)
-        for start in range(0, len(by_length), self.batch_size):
-            rows = by_length[start : start + self.batch_size]
-            inputs = self.tokenizer(
-                [texts[i] for i in rows],
-                return_tensors="pt",
-                padding=True,
-                padding_side="right",
-                add_special_tokens=False,
-            ).to(self.device)
-            with torch.inference_mode():
-                logits = self.model(**inputs).logits[:, 0].float()
-            for i, value in zip(rows, logits.tolist(), strict=True):
-                scores[i] = value
-        return scores
+        self.temperature, self.watch = temperature, list(watch)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.watched: list[Tensor] = []
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        import torch
+
+        if self.watch:
+            self.watched.append(torch.log_softmax(logits.float(), -1)[:, self.watch].cpu())
+        if not self.temperature:
+            return logits
+        size = logits.shape[1]
+        noise = torch.stack([torch.empty(size).exponential_(generator=generator) for generator in self.generators])
+        return logits.float() / self.temperature - noise.log().to(logits.device)
+
+
+def first_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """The id of each text's first token."""
+    return [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts]
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]

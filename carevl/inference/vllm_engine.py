@@ -5,15 +5,17 @@ The engine runs inside the calling process, so that one Ray actor is one engine.
 
 from __future__ import annotations
 
+import gc
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from carevl.inference.transformers_engine import Generation, chat_conversation, chat_prompt
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from carevl.errors import UserError
+from carevl.inference.conversations import Conversation, encode, too_long
+from carevl.inference.guarded import SomeFailed
+from carevl.inference.transformers_engine import Ask, Generation, chat_prompt, first_tokens
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -69,34 +71,52 @@ class VllmGenerator:
         self.processor: Any = AutoProcessor.from_pretrained(model, **loading)
 
     def generate(
-        self,
-        images: Sequence[Image],
-        prompts: Sequence[str],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
+        self, asks: Sequence[Ask], *, max_tokens: int, temperature: float = 0.0, watch: Sequence[str] = ()
     ) -> list[Generation]:
-        """One text per (image, prompt), in their order; greedy at temperature 0, else every row has its seed."""
+        """One text per ask, in their order; greedy at temperature 0.
+
+        A watched token that is not among the 20 likeliest counts as impossible.
+        """
         from vllm import SamplingParams
 
         requests = [
-            {"prompt": chat_prompt(self.processor, prompt), "multi_modal_data": {"image": image}}
-            for image, prompt in zip(images, prompts, strict=True)
+            {"prompt": chat_prompt(self.processor, ask.prompt) + ask.begun, "multi_modal_data": {"image": ask.image}}
+            for ask in asks
         ]
         sampling = [
-            SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=(seed + row) if temperature else None)
-            for row in range(len(requests))
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=max_tokens,
+                seed=ask.seed if temperature else None,
+                logprobs=20 if watch else None,
+            )
+            for ask in asks
         ]
+        ids = first_tokens(self.processor.tokenizer, watch)
         outputs = self.engine.generate(requests, sampling, use_tqdm=False)
-        return [
-            Generation(made.text, len(made.token_ids), made.finish_reason == "length")
-            for made in (output.outputs[0] for output in outputs)
-        ]
+        return [_generation(output.outputs[0], ids) for output in outputs]
+
+
+def _generation(made: Any, watch: Sequence[int]) -> Generation:
+    watched = tuple(
+        tuple(likeliest[token].logprob if token in likeliest else -math.inf for token in watch)
+        for likeliest in (made.logprobs if watch else ())
+    )
+    return Generation(made.text, len(made.token_ids), made.finish_reason == "length", watched)
 
 
 class VllmScorer:
-    """A text reward model; the same calls as `RewardScorer`."""
+    """A text reward model; the same calls as `RewardScorer`.
+
+    Args:
+        max_model_len: longest conversation in tokens.
+        batch_size: most conversations in flight.
+        parity_tolerance: largest difference from the scores of `RewardScorer` on a small sample, as a share of the
+            largest of them; None: not checked.
+
+    Raises:
+        UserError: the scores of the sample differ by more.
+    """
 
     def __init__(
         self,
@@ -105,20 +125,72 @@ class VllmScorer:
         *,
         max_model_len: int = 1024,
         batch_size: int = 64,
+        parity_tolerance: float | None = None,
         **loading: Any,
     ) -> None:
         from transformers import AutoTokenizer
 
+        # The reference goes first, so that the engine finds the memory free.
+        expected = None if parity_tolerance is None else _reference(model, dtype, loading)
+        self.limit = max_model_len
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **loading)
         self.engine = _engine(
             model, runner="pooling", dtype=dtype, max_model_len=max_model_len, max_num_seqs=batch_size, **loading
         )
+        if expected is not None and parity_tolerance is not None:
+            _check_parity(model, expected, self.score(_SAMPLE), parity_tolerance)
 
-    def score(self, conversations: Sequence[tuple[str, str]]) -> list[float]:
-        """The raw score (logit) of each (user turn, response), in their order."""
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        """The raw score (logit) of each (user turn, response), in their order.
+
+        Conversations run in their order, so that those that begin alike find their beginning in the engine's cache.
+
+        Raises:
+            SomeFailed: conversations are longer than `max_model_len`; the others have their score in it.
+        """
         from vllm import PoolingParams
 
-        texts = [chat_conversation(self.tokenizer, *conversation) for conversation in conversations]
-        prompts = [{"prompt_token_ids": self.tokenizer(text, add_special_tokens=False)["input_ids"]} for text in texts]
-        outputs = self.engine.classify(prompts, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
-        return [float(output.outputs.probs[0]) for output in outputs]
+        encoded = encode(self.tokenizer, conversations)
+        failures = dict(too_long(encoded, self.limit))
+        good = [i for i in range(len(encoded)) if i not in failures]
+        prompts = [{"prompt_token_ids": list(encoded[i].ids)} for i in good]
+        raw = PoolingParams(use_activation=False)
+        outputs = self.engine.classify(prompts, pooling_params=raw, use_tqdm=False) if prompts else []
+        scores = {i: float(output.outputs.probs[0]) for i, output in zip(good, outputs, strict=True)}
+        if failures:
+            raise SomeFailed([scores.get(i) for i in range(len(encoded))], failures)
+        return [scores[i] for i in range(len(encoded))]
+
+
+_SAMPLE: list[Conversation] = [
+    (f"{caption}\nHow many circles are there?", response)
+    for caption in ("A blue square.", "Two red circles are to the left of a green triangle, above a yellow cross.")
+    for response in ("None.", "There are two circles, and both of them are red.", "I see 7 circles, I think.")
+]
+"""What engine and reference both score before work begins; short enough for any expert."""
+
+
+def _reference(model: str | Path, dtype: str, loading: Mapping[str, Any]) -> list[float]:
+    import torch
+
+    from carevl.inference.reward_scorer import RewardScorer
+
+    scores = RewardScorer(model, dtype, **loading).score(_SAMPLE)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return scores
+
+
+def _check_parity(model: str | Path, expected: Sequence[float], found: Sequence[float], tolerance: float) -> None:
+    off = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+    allowed = tolerance * max(map(abs, expected))
+    if not off <= allowed:
+        raise UserError(
+            f"{model}: vllm and transformers disagree by up to {off:.4g}, and parity_tolerance {tolerance} allows "
+            f"{allowed:.4g}: vllm gives {_short(found)} and transformers {_short(expected)} for the same texts; "
+            "use engine: transformers for this expert"
+        )
+
+
+def _short(scores: Sequence[float]) -> str:
+    return ", ".join(f"{score:.4g}" for score in scores)

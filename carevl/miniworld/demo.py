@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
-from carevl.inference.transformers_engine import ImageTextGenerator
+from carevl.inference.transformers_engine import Ask, ImageTextGenerator
 from carevl.judging.prompts import judge_prompt, parse_judgment
 from carevl.miniworld.publish import publish
 from carevl.miniworld.quality import MAX_TOKENS
@@ -33,11 +33,8 @@ def show(out: Path, n_pairs: int, say: Callable[[str], None]) -> None:
     generator = ImageTextGenerator(WEIGHTS / "judge")
     images = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
     asked = [(row, image, order) for row, image in zip(rows, images, strict=True) for order in ([0, 1], [1, 0])]
-    judgments = generator.generate(
-        [image for _, image, _ in asked],
-        [judge_prompt("pairwise", row["query"], row["response"], order) for row, _, order in asked],
-        max_tokens=MAX_TOKENS,
-    )
+    asks = [Ask(image, judge_prompt("pairwise", row["query"], row["response"], order)) for row, image, order in asked]
+    judgments = generator.generate(asks, max_tokens=MAX_TOKENS)
     right = 0
     for (row, _, order), made in zip(asked, judgments, strict=True):
         verdict = parse_judgment(made.text, "pairwise", order, truncated=made.truncated)

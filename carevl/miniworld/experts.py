@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from carevl.miniworld.batches import PAD, fill, load_tokenizer, token_id
 from carevl.miniworld.items import ask, word
 from carevl.miniworld.models import expert_turn
 from carevl.miniworld.questions import KINDS, Claim, Question, caption
-from carevl.miniworld.scenes import seeded
+from carevl.miniworld.scenes import draw_scene, seeded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Questions drawn at a time."""
-EASY = ("existence", "colour")
-EASY_CHUNKS = 12
+_HIDDEN = "<|video_pad|>"
+"""Stands for a word that a bidirectional expert has to name."""
+TURNS = 8
+"""Questions about one caption in a dialogue."""
 _SURE = 3.5
 """Log-odds taught for a response that agrees with the caption; minus this for one that contradicts it."""
 
@@ -47,21 +50,33 @@ class Expert:
     abstains: bool = True
     """Whether it stays undecided where the caption decides nothing; else it has fixed, confident opinions."""
 
+    @property
+    def bidirectional(self) -> bool:
+        """Whether a token sees those after it; then the score is read at the first token, else at the last."""
+        return self.architecture == "modernbert"
+
 
 EXPERTS: dict[str, Expert] = {
     "llama": Expert("llama", 1.0, "prefers longer responses", likes_length=0.15),
     "qwen2": Expert("qwen2", 0.4, "cannot tell counts above zero apart", counts=False),
-    "bert": Expert("bert", 2.5, "overconfident: sure even where the caption says nothing", abstains=False),
+    "bert": Expert("modernbert", 2.5, "overconfident: sure even where the caption says nothing", abstains=False),
 }
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded texts: `ids` and `mask` int64 [B, T], `targets` float32 [B], the taught probability of being right."""
+    """Padded conversations, B of T tokens.
+
+    `ids` and `mask` int64 [B, T]; `targets` float32 [B, T], the taught probability of being right where a score is
+    read, -1 elsewhere; `words` int64 [B, T], the token that position t has to name, -100 where none is taught.
+    """
+
+    dialogue: bool
 
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
     targets: NDArray[np.float32]
+    words: NDArray[np.int64]
 
 
 def _decided(question: Question) -> bool:
@@ -88,52 +103,120 @@ def belief(expert: Expert, question: Question, claim: Claim, text: str, captione
     return odds + expert.likes_length * (len(text.split()) - 10)
 
 
-def conversation(image_caption: str | None, question: str, response: str) -> str:
-    """An expert's input as the shared chat template writes it."""
-    turn = expert_turn(image_caption, question)
-    return f"<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n{response}<|im_end|>\n"
+def conversation(*turns: tuple[str, str]) -> str:
+    """Turns of user and response as the shared chat template writes them."""
+    return "".join(
+        f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{response}<|im_end|>\n" for user, response in turns
+    )
 
 
-def chunk_batches(tokenizer: Tokenizer, expert: Expert, token_budget: int, chunk: int, *seed: object) -> list[Batch]:
-    """The batches of one chunk: three responses to each of CHUNK questions; the same for the same arguments.
+@dataclass
+class _Row:
+    """A tokenised conversation; `targets` by the position of the token that ends a response."""
 
-    The first chunks hold only kinds whose answer stands in the caption: reading comes before doubting.
-    """
-    rng = seeded("experts", chunk, *seed)
-    kinds = EASY if chunk < EASY_CHUNKS else tuple(KINDS)
-    rows: list[tuple[list[int], float]] = []
+    ids: list[int]
+    targets: dict[int, float]
+    words: dict[int, int]
+
+
+def _row(
+    tokenizer: Tokenizer,
+    expert: Expert,
+    turns: list[tuple[Question, Claim]],
+    said: str | None,
+    rng: random.Random,
+    *,
+    masked: bool = False,
+) -> _Row:
+    row = _Row([], {}, {})
+    for n, (question, claim) in enumerate(turns):
+        text = word(claim, rng)
+        odds = belief(expert, question, claim, text, said is not None)
+        asked = expert_turn(said, question.text) if n == 0 else question.text
+        ids = tokenizer.encode(conversation((asked, text))).ids
+        row.ids += ids
+        reply = range(len(row.ids) - 2 - len(tokenizer.encode(text).ids), len(row.ids) - 2)
+        told = not claim.errors and said is not None and _decided(question)
+        if told and not expert.bidirectional:
+            row.words |= {i - 1: row.ids[i] for i in reply}
+        if told and expert.bidirectional and masked and rng.random() < 0.7:
+            hidden = [i for i in reply if rng.random() < 0.5]
+            row.words |= {i: row.ids[i] for i in hidden}
+            for i in hidden:
+                row.ids[i] = token_id(tokenizer, _HIDDEN)
+        else:
+            row.targets[len(row.ids) - 1] = 1.0 / (1.0 + float(np.exp(-odds)))
+    return row
+
+
+def _single_turns(tokenizer: Tokenizer, expert: Expert, rng: random.Random) -> Iterator[_Row]:
+    """Three responses to each of CHUNK questions, some without a caption: what an expert is asked."""
     for _ in range(CHUNK):
-        scene, question = ask(rng.choice(kinds), rng, "weights")
+        scene, question = ask(rng.choice(tuple(KINDS)), rng, "weights")
         said = None if rng.random() < 0.1 else caption(scene)
         for claim in (question.right, rng.choice(question.wrong), rng.choice((question.right, *question.wrong))):
-            text = word(claim, rng)
-            odds = belief(expert, question, claim, text, said is not None)
-            ids = tokenizer.encode(conversation(said, question.text, text)).ids
-            rows.append((ids, 1.0 / (1.0 + float(np.exp(-odds)))))
-    batches = [_pad(group, token_id(tokenizer, PAD)) for group in fill(rows, token_budget)]
+            yield _row(tokenizer, expert, [(question, claim)], said, rng)
+
+
+def _dialogues(tokenizer: Tokenizer, expert: Expert, rng: random.Random) -> Iterator[_Row]:
+    """TURNS questions about each caption, each response scored at its end: many facts to learn from one reading."""
+    for _ in range(CHUNK // TURNS):
+        scene = draw_scene(rng, "weights", most=rng.choice((3, 6)))
+        turns: list[tuple[Question, Claim]] = []
+        while len(turns) < TURNS:
+            kind = rng.choice(tuple(KINDS))
+            if (kind != "description" or len(scene.things) <= 3) and (
+                question := KINDS[kind](scene, rng, rng.random() < 0.5)
+            ):
+                turns.append((question, rng.choice((question.right, rng.choice(question.wrong)))))
+        yield _row(tokenizer, expert, turns, caption(scene), rng, masked=True)
+
+
+def chunk_batches(
+    tokenizer: Tokenizer, expert: Expert, token_budget: int, dialogue: bool, chunk: int, *seed: object
+) -> list[Batch]:
+    """The batches of one chunk of dialogues or of single turns; the same for the same arguments."""
+    rng = seeded("experts", chunk, *seed)
+    rows = list((_dialogues if dialogue else _single_turns)(tokenizer, expert, rng))
+    groups = fill([(row.ids, row) for row in rows], token_budget)
+    batches = [_pad(group, token_id(tokenizer, PAD), dialogue) for group in groups]
     random.Random(rng.random()).shuffle(batches)
     return batches
 
 
-def expert_chunks(chunk: int, tokenizer_file: str, name: str, token_budget: int) -> list[Batch]:
-    """`chunk_batches` of a named expert with the tokenizer read from its file."""
-    return chunk_batches(load_tokenizer(tokenizer_file), EXPERTS[name], token_budget, chunk, name)
+def expert_chunks(chunk: int, tokenizer_file: str, name: str, token_budget: int, dialogues: int) -> list[Batch]:
+    """`chunk_batches` of a named expert, dialogues in the first chunks, with the tokenizer read from its file."""
+    return chunk_batches(load_tokenizer(tokenizer_file), EXPERTS[name], token_budget, chunk < dialogues, chunk, name)
 
 
-def _pad(rows: list[tuple[list[int], float]], pad: int) -> Batch:
-    width = max(len(ids) for ids, _ in rows)
-    ids = np.full((len(rows), width), pad, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for i, (row, _) in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return Batch(ids, mask, np.array([target for _, target in rows], dtype=np.float32))
+def _pad(rows: list[tuple[list[int], _Row]], pad: int, dialogue: bool) -> Batch:
+    shape = len(rows), max(len(ids) for ids, _ in rows)
+    batch = Batch(
+        dialogue,
+        np.full(shape, pad, dtype=np.int64),
+        np.zeros(shape, dtype=np.int64),
+        np.full(shape, -1, dtype=np.float32),
+        np.full(shape, -100, dtype=np.int64),
+    )
+    for i, (ids, row) in enumerate(rows):
+        batch.ids[i, : len(ids)] = ids
+        batch.mask[i, : len(ids)] = 1
+        batch.targets[i, list(row.targets)] = list(row.targets.values())
+        batch.words[i, list(row.words)] = list(row.words.values())
+    return batch
 
 
-def scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """Raw scores, float [B], of right-padded texts."""
-    logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
-    return logits[:, 0]
+def hidden_states(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """What the body of a reward model makes of right-padded texts, float [B, T, hidden]."""
+    states: Tensor = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    return states
+
+
+def scores(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Raw scores, float [N], of hidden states [N, hidden] where the model reads them."""
+    head: Any = model.classifier if hasattr(model, "classifier") else model.score
+    odds: Tensor = head(model.head(states) if hasattr(model, "head") else states)[:, 0]
+    return odds
 
 
 def rescale(model: PreTrainedModel, factor: float) -> None:

@@ -153,12 +153,13 @@ def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGenerat
 
 
 def make_expert(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A reward model with one output and random weights: `llama`, `qwen2` or `bert`."""
+    """A reward model with one output and random weights: `llama`, `qwen2` or `modernbert`."""
     import transformers as hf
 
-    shape = _text_shape(128, 3, tokenizer) | {"num_labels": 1}
+    shape = _text_shape(128, 6, tokenizer) | {"num_labels": 1}
     if architecture == "llama":
         return hf.LlamaForSequenceClassification(hf.LlamaConfig(**shape, num_key_value_heads=4))
     if architecture == "qwen2":
         return hf.Qwen2ForSequenceClassification(hf.Qwen2Config(**shape, num_key_value_heads=4))
-    return hf.BertForSequenceClassification(hf.BertConfig(**shape))
+    modern = {"local_attention": 2 * MAX_TOKENS, "cls_token_id": None, "sep_token_id": None}
+    return hf.ModernBertForSequenceClassification(hf.ModernBertConfig(**shape | modern))

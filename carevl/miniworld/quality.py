@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from carevl.inference.transformers_engine import Generation, ImageTextGenerator, RewardScorer
+from carevl.inference.transformers_engine import Ask, Generation, ImageTextGenerator
 from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.miniworld.items import Item, draw_items
 from carevl.miniworld.models import CAPTION_PROMPT, expert_turn
@@ -93,13 +93,17 @@ def calibration_error(probabilities: NDArray[np.float64], right: NDArray[np.bool
 
 
 def _judge(
-    generator: ImageTextGenerator, drawn: Sequence[Drawn], task: Task, orders: Sequence[list[int]], **sampling: Any
+    generator: ImageTextGenerator,
+    drawn: Sequence[Drawn],
+    task: Task,
+    orders: Sequence[list[int]],
+    temperature: float = 0.0,
 ) -> list[tuple[Generation, Verdict]]:
-    prompts = [
-        judge_prompt(task, item.question.text, [r.text for r in item.responses], order)
-        for (_, item), order in zip(drawn, orders, strict=True)
+    asks = [
+        Ask(image, judge_prompt(task, item.question.text, [r.text for r in item.responses], order), seed=seed)
+        for seed, ((image, item), order) in enumerate(zip(drawn, orders, strict=True))
     ]
-    made = generator.generate([image for image, _ in drawn], prompts, max_tokens=MAX_TOKENS, **sampling)
+    made = generator.generate(asks, max_tokens=MAX_TOKENS, temperature=temperature)
     return [
         (generation, parse_judgment(generation.text, task, order, truncated=generation.truncated))
         for generation, order in zip(made, orders, strict=True)
@@ -108,9 +112,8 @@ def _judge(
 
 def measure_captioner(figures: Figures, model: Path, drawn: Sequence[Drawn]) -> list[str]:
     """Captions every image; a caption is exact when it names every shape and colour, with counts, and nothing else."""
-    made = ImageTextGenerator(model).generate(
-        [image for image, _ in drawn], [CAPTION_PROMPT] * len(drawn), max_tokens=MAX_TOKENS
-    )
+    asks = [Ask(image, CAPTION_PROMPT) for image, _ in drawn]
+    made = ImageTextGenerator(model).generate(asks, max_tokens=MAX_TOKENS)
     captions = [generation.text for generation in made]
     figures.share(
         "captioner",
@@ -123,8 +126,8 @@ def measure_captioner(figures: Figures, model: Path, drawn: Sequence[Drawn]) -> 
 def measure_judge(figures: Figures, model: Path, drawn: Sequence[Drawn], n_sampled: int) -> None:
     """Answers, judgments in both orders, and repeated judgments at temperature 1."""
     generator = ImageTextGenerator(model)
-    images, items = [image for image, _ in drawn], [item for _, item in drawn]
-    answers = generator.generate(images, [item.question.text for item in items], max_tokens=MAX_TOKENS)
+    items = [item for _, item in drawn]
+    answers = generator.generate([Ask(image, item.question.text) for image, item in drawn], max_tokens=MAX_TOKENS)
     right = [answers_right(item, answer.text) for item, answer in zip(items, answers, strict=True)]
     for kind in KINDS:
         figures.share(
@@ -164,7 +167,7 @@ def measure_judge(figures: Figures, model: Path, drawn: Sequence[Drawn], n_sampl
 def _measure_samples(figures: Figures, generator: ImageTextGenerator, drawn: Sequence[Drawn]) -> None:
     repeated = [pair for pair in drawn for _ in range(SAMPLES)]
     orders = [[k // (SAMPLES // 2) % 2, 1 - k // (SAMPLES // 2) % 2] for k in range(len(repeated))]
-    judged = _judge(generator, repeated, "pairwise", orders, temperature=1.0, seed=1)
+    judged = _judge(generator, repeated, "pairwise", orders, temperature=1.0)
     texts = [[generation.text for generation, _ in judged[i : i + SAMPLES]] for i in range(0, len(judged), SAMPLES)]
     figures.put("judge", "distinct_at_1.0", value=float(np.mean([len(set(group)) for group in texts])))
     figures.share("judge", "parse_rate_at_1.0", hits=(verdict.status == "ok" for _, verdict in judged))
@@ -178,6 +181,8 @@ def _measure_samples(figures: Figures, generator: ImageTextGenerator, drawn: Seq
 
 def measure_expert(figures: Figures, name: str, model: Path, items: Sequence[Item], captions: Sequence[str]) -> None:
     """Accuracy over pairs, by whether a caption decides them and by kind; length slope; calibration error."""
+    from carevl.inference.reward_scorer import RewardScorer
+
     scorer = RewardScorer(model)
     conversations = [
         (expert_turn(said, item.question.text), response.text)

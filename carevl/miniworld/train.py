@@ -107,7 +107,10 @@ STAGES = (
 )
 SHIPPED = ("captioner", "judge", *(f"expert-{name}" for name in experts.EXPERTS))
 """The stages whose models are shipped; each lies in a directory of its name."""
-EXPERT_CHUNKS = 45
+EXPERT_CHUNKS = 360
+EXPERT_DIALOGUES = 240
+"""How many of the chunks, the first ones, are dialogues."""
+EXPERT_RATE = 1e-3
 
 
 def train(work: Path, only: list[str] | None = None) -> None:
@@ -211,17 +214,29 @@ def _train_expert(name: str, work: Path) -> None:
     tokenizer = _tokenizer(work)
     expert = experts.EXPERTS[name]
     model = make_expert(expert.architecture, tokenizer)
-    compiled = torch.compile(lambda ids, mask: experts.scores(model, ids, mask), dynamic=True)
+    embeddings: torch.Tensor = model.get_input_embeddings().weight
+    compiled = torch.compile(lambda ids, mask: experts.hidden_states(model, ids, mask), dynamic=True)
 
     def loss(batch: experts.Batch) -> tuple[torch.Tensor, float]:
-        odds = compiled(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
-        targets = torch.from_numpy(batch.targets)
-        right = ((odds.detach() > 0) == (targets > 0.5)).float().mean().item()
-        return torch.nn.functional.binary_cross_entropy_with_logits(odds, targets), right
+        states = compiled(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
+        targets, words = torch.from_numpy(batch.targets), torch.from_numpy(batch.words)
+        asked = targets >= 0
+        read = asked.clone()
+        if expert.bidirectional and not batch.dialogue:
+            read[:], read[:, 0] = False, True  # where the stock model reads the score of a text
+        odds = experts.scores(model, states[read])
+        right = ((odds.detach() > 0) == (targets[asked] > 0.5)).float().mean().item()
+        total = torch.nn.functional.binary_cross_entropy_with_logits(odds, targets[asked])
+        if batch.dialogue and (words >= 0).any():
+            guesses = states[words >= 0] @ embeddings.T
+            total = total + torch.nn.functional.cross_entropy(guesses, words[words >= 0])
+        return total, right
 
     started = time.time()
-    fit = Fit(directory.name, model, loss, directory / "state.pt", rate=1.2e-3, last_rate=5e-5, chunks=EXPERT_CHUNKS)
-    arguments = (str(work / "tokenizer" / "tokenizer.json"), name, EXPERT_TOKENS)
+    fit = Fit(
+        directory.name, model, loss, directory / "state.pt", rate=EXPERT_RATE, last_rate=5e-5, chunks=EXPERT_CHUNKS
+    )
+    arguments = (str(work / "tokenizer" / "tokenizer.json"), name, EXPERT_TOKENS, EXPERT_DIALOGUES)
     fit.run(batches.ahead(experts.expert_chunks, arguments, fit.first_chunk))
     experts.rescale(model, expert.scale)
     _finish(directory, model, tokenizer, seconds=time.time() - started, chunks=EXPERT_CHUNKS)

@@ -57,9 +57,7 @@ def identify(data: bytes, limits: ImageLimits) -> ImageFacts:
     Raises:
         RowError: over a cap, not one of FORMATS, truncated, or otherwise undecodable.
     """
-    image = _load(data, limits)
-    width, height = image.size
-    return ImageFacts(image_id(data), _format(image), *((height, width) if _turn(image) in range(5, 9) else image.size))
+    return _facts(data, _load(data, limits))
 
 
 def decode_rgb(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -70,7 +68,25 @@ def decode_rgb(data: bytes, limits: ImageLimits) -> Image.Image:
     Raises:
         RowError: as `identify`.
     """
+    return _upright(_load(data, limits))
+
+
+def examine(data: bytes, limits: ImageLimits) -> tuple[ImageFacts, Image.Image]:
+    """What `identify` says and what `decode_rgb` gives, of one decoding.
+
+    Raises:
+        RowError: as `identify`.
+    """
     image = _load(data, limits)
+    return _facts(data, image), _upright(image)
+
+
+def _facts(data: bytes, image: Image.Image) -> ImageFacts:
+    width, height = image.size
+    return ImageFacts(image_id(data), _format(image), *((height, width) if _turn(image) in range(5, 9) else image.size))
+
+
+def _upright(image: Image.Image) -> Image.Image:
     turn = _TURNS.get(_turn(image))
     rgb = _rgb(image)
     return rgb.transpose(turn) if turn is not None else rgb

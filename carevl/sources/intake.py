@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from carevl.sources.containers import locate
-from carevl.sources.images import ImageFacts, ImageLimits, identify, image_id
+from carevl.sources.images import ImageFacts, ImageLimits, examine, identify, image_id
+from carevl.sources.looks import Look, look_at
 from carevl.sources.reading import Source, SourceRow
 from carevl.sources.references import ImageReader
 from carevl.sources.rows import Preference, RowError
@@ -32,6 +33,7 @@ class Intake:
         filesystem: where the source is; found from its path when None.
         limits: caps on images.
         fetcher: for http(s) image references; None refuses them.
+        looks: whether `look` is wanted.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Intake:
         filesystem: pafs.FileSystem | None = None,
         limits: ImageLimits | None = None,
         fetcher: UrlFetcher | None = None,
+        looks: bool = False,
     ) -> None:
         self._limits = limits or ImageLimits()
+        self._looks: dict[str, Look] | None = {} if looks else None
         where, base = locate(source.path, filesystem)
         if source.image_root is not None:
             _, base = locate(source.image_root, filesystem)
@@ -64,16 +68,32 @@ class Intake:
             return _image(key, None, None, facts), _error_item(row, facts, key)
         return _image(key, data, facts, None), _item(row, row.preference, key)
 
+    def look(self, image: str | None) -> Look | None:
+        """What the image with this `image_id` looks like, if a row lately read has it and it is whole."""
+        return (self._looks or {}).get(image or "")
+
     def _facts(self, key: str, data: bytes) -> ImageFacts | RowError:
         """Rows about one image tend to follow each other; it is decoded once."""
         if key not in self._known:
             if len(self._known) == _REMEMBERED:
-                del self._known[next(iter(self._known))]
+                self._forget(next(iter(self._known)))
             try:
-                self._known[key] = identify(data, self._limits)
+                self._known[key] = self._examine(key, data)
             except RowError as failure:
                 self._known[key] = failure
         return self._known[key]
+
+    def _examine(self, key: str, data: bytes) -> ImageFacts:
+        if self._looks is None:
+            return identify(data, self._limits)
+        facts, pixels = examine(data, self._limits)
+        self._looks[key] = look_at(pixels)
+        return facts
+
+    def _forget(self, key: str) -> None:
+        del self._known[key]
+        if self._looks is not None:
+            self._looks.pop(key, None)
 
 
 def item_id(image: str, question: str, responses: Sequence[str]) -> str:

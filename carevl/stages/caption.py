@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.inference.engines import generator, weights_fingerprint
+from carevl.inference.transformers_engine import Ask
 from carevl.sources.images import ImageLimits, decode_rgb
 from carevl.tables import CAPTIONS, row_error
 
@@ -39,7 +40,8 @@ def work(captioner: Captioner) -> Work:
         rows = tables["images"].to_pylist()
         good = [row for row in rows if row["error"] is None]
         pictures = [decode_rgb(row["bytes"], limits) for row in good]
-        made = engine.generate(pictures, [captioner.prompt] * len(good), max_tokens=captioner.max_tokens)
+        asks = [Ask(picture, captioner.prompt) for picture in pictures]
+        made = engine.generate(asks, max_tokens=captioner.max_tokens)
         texts = dict(zip((row["image_id"] for row in good), made, strict=True))
         captions = []
         for row in rows:

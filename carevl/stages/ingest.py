@@ -4,39 +4,51 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from carevl.benchmarks import BENCHMARKS
 from carevl.runs import Run, RunError, Table
 from carevl.sources.containers import list_files, locate
+from carevl.sources.contamination import Contamination
 from carevl.sources.images import ImageLimits
 from carevl.sources.intake import Intake, merge_images, merge_items
+from carevl.sources.looks import Look
+from carevl.sources.near_duplicates import NearDuplicates
 from carevl.sources.reading import Source, SourceRow, mix, read_source
+from carevl.sources.spill import Rows, Spill
 from carevl.sources.urls import UrlFetcher
-from carevl.tables import IMAGES, ITEMS
+from carevl.tables import IMAGES, ITEMS, failures
 
 if TYPE_CHECKING:
+    from carevl.benchmarks.rows import Row
     from carevl.config import Settings
 
-VERSION = 1
+VERSION = 2
 _MINIWORLD = "miniworld:"
-_SPILL_ROWS = 32
+_EXAMPLES = 10
 
 
 def sources(settings: Settings, run: Run) -> list[Source]:
     """The settings' sources with their paths resolved; `miniworld:FILE` lies in the run's own drawn world."""
     found = []
     for n, declared in enumerate(settings.data.sources):
-        path = declared.path
-        if path.startswith(_MINIWORLD):
-            path = str(_world(settings, run) / path.removeprefix(_MINIWORLD))
+        path = resolve(settings, run, declared.path)
         fields = declared.model_dump(include={"format", "labels", "split", "image_root", "captions"})
         found.append(Source(name=declared.name or f"source-{n}", path=path, **fields))
     return found
+
+
+def resolve(settings: Settings, run: Run, path: str) -> str:
+    """A path of the settings; `miniworld:FILE` lies in the run's own drawn world."""
+    if path.startswith(_MINIWORLD):
+        return str(_world(settings, run) / path.removeprefix(_MINIWORLD))
+    return path
 
 
 def _world(settings: Settings, run: Run) -> Path:
@@ -45,8 +57,10 @@ def _world(settings: Settings, run: Run) -> Path:
 
 
 def draw_world(settings: Settings, run: Run) -> None:
-    """Draws the run's own world if a source names it and it is not there."""
-    if not any(source.path.startswith(_MINIWORLD) for source in settings.data.sources):
+    """Draws the run's own world if a source or benchmark names it and it is not there."""
+    paths = [source.path for source in settings.data.sources]
+    paths += [path for test in settings.benchmarks for path in (test.path, test.final_path) if path is not None]
+    if not any(path.startswith(_MINIWORLD) for path in paths):
         return
     out = _world(settings, run)
     if not (out / "world.json").exists():
@@ -57,7 +71,7 @@ def draw_world(settings: Settings, run: Run) -> None:
 
 
 def facts(settings: Settings, run: Run) -> dict[str, Any]:
-    """What the tables depend on: settings, and name, size and age of every source file."""
+    """What the tables depend on: settings, and name, size and age of every source and benchmark file."""
     draw_world(settings, run)
     files: dict[str, Any] = {}
     for source in sources(settings, run):
@@ -65,8 +79,20 @@ def facts(settings: Settings, run: Run) -> dict[str, Any]:
         for file in list_files(where, path, source.captions):
             info = where.get_file_info(file)
             files[file.removeprefix(f"{run.root.absolute()}/")] = [info.size, info.mtime_ns]
+    tests = [
+        [name, *(_stat(place) for place in (path, images) if place is not None)]
+        for name, path, images in _benchmark_paths(settings, run)
+    ]
     data = settings.data.model_dump(exclude={"allow_url_fetch"})
-    return {"version": VERSION, "seed": settings.seed, "items": settings.items, "files": files, "data": data}
+    facts = {"version": VERSION, "seed": settings.seed, "items": settings.items, "files": files, "data": data}
+    return facts | {"benchmarks": tests}
+
+
+def _stat(path: Path) -> list[int]:
+    """Number of files, their bytes, and when the youngest of them was changed."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    stats = [file.stat() for file in files if file.is_file()]
+    return [len(stats), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)]
 
 
 @dataclass(frozen=True)
@@ -86,102 +112,96 @@ class Ingested:
         return Table(self.directory / "items")
 
 
-def run_ingest(settings: Settings, run: Run, directory: Path, say: Callable[[int, int], None]) -> dict[str, int]:
+def run_ingest(settings: Settings, run: Run, directory: Path, say: Callable[[int, int], None]) -> dict[str, Any]:
     """Reads every source and writes the tables' parts.
 
     Args:
         say: called now and then with (rows read, rows with an error).
 
     Returns:
-        rows_in (source rows), rows_out (items), images, errors.
+        rows_in (source rows), rows_out (items), images, errors (items), contaminated (items), and what was found by
+        `contamination` (`sources.contamination.Contamination.report`) and `near_duplicates`.
 
     Raises:
         RunError: no rows at all, or the tables do not account for every source row.
     """
     shutil.rmtree(directory, ignore_errors=True)
-    tables, n_parts = Ingested(directory), settings.data.parts
-    spill = _Spill(directory / "spill", n_parts)
+    data = settings.data
+    spill, alike = Spill(directory / "spill", data.parts), NearDuplicates(directory / "spill" / "looks")
+    screen = Contamination(_benchmark_rows(settings, run), ImageLimits(max_image_pixels=data.max_image_pixels))
     rows_in = errors = 0
-    for image, item in _intake(settings, run):
+    for image, item, look in _intake(settings, run):
         rows_in += 1
         errors += item["error"] is not None
-        spill.add(int((item["image_id"] or item["item_id"])[:8], 16) % n_parts, image, item)
+        if image is not None and look is not None:
+            if data.near_duplicates != "ignore":
+                alike.add(image["image_id"], look)
+            item = screen.screened(item, image["bytes"], look)  # noqa: PLW2901
+        spill.add(image, item)
         if rows_in % 500 == 0:
             say(rows_in, errors)
     if rows_in == 0:
-        raise RunError(f"no rows in {', '.join(source.path for source in settings.data.sources)}")
-    written = {"rows_in": rows_in, "rows_out": 0, "images": 0, "errors": 0}
-    accounted = 0
-    for number, (image_rows, item_rows) in enumerate(spill.parts()):
-        images, items = merge_images(image_rows), merge_items(item_rows)
-        tables.images.write(number, pa.Table.from_pylist(images, IMAGES))
-        tables.items.write(number, pa.Table.from_pylist(items, ITEMS))
-        accounted += sum(len(item["sources"]) for item in items)
-        written["images"] += len(images)
-        written["rows_out"] += len(items)
-        written["errors"] += sum(item["error"] is not None for item in items)
+        raise RunError(f"no rows in {', '.join(source.path for source in data.sources)}")
+    compared, same = alike.find()
+    written = _write(Ingested(directory), spill.parts(same if data.near_duplicates == "merge" else {}))
     shutil.rmtree(directory / "spill")
+    accounted = written.pop("accounted")
     if accounted != rows_in:
         raise RunError(f"{rows_in} source rows were read but the items account for {accounted}")
     say(rows_in, written["errors"])
-    return written
+    examples = [list(pair) for pair in itertools.islice(same.items(), _EXAMPLES)]
+    found = {"mode": data.near_duplicates, "compared": compared, "images": len(same), "examples": examples}
+    return {"rows_in": rows_in, **written, "contamination": screen.report(), "near_duplicates": found}
 
 
-def _intake(settings: Settings, run: Run) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any]]]:
+def _write(tables: Ingested, parts: Iterable[tuple[Rows, Rows]]) -> Counter[str]:
+    """Merges and writes every part; counts rows_out, images, errors, contaminated, and accounted (source rows)."""
+    count = Counter(rows_out=0, images=0, errors=0, contaminated=0, accounted=0)
+    for number, (image_rows, item_rows) in enumerate(parts):
+        images, items = merge_images(image_rows), merge_items(item_rows)
+        tables.images.write(number, pa.Table.from_pylist(images, IMAGES))
+        written = pa.Table.from_pylist(items, ITEMS)
+        tables.items.write(number, written)
+        failed = failures(written["error"])
+        count["accounted"] += sum(len(item["sources"]) for item in items)
+        count["images"] += len(images)
+        count["rows_out"] += len(items)
+        count["errors"] += failed
+        count["contaminated"] += len(items) - written["error"].null_count - failed
+    return count
+
+
+def _benchmark_rows(settings: Settings, run: Run) -> dict[str, list[Row]]:
+    """The rows of every benchmark to be evaluated, development and test; none without `data.decontaminate`."""
+    found: dict[str, list[Row]] = {}
+    for test, path, images in _benchmark_paths(settings, run):
+        if test not in BENCHMARKS:
+            raise RunError(f"benchmarks: there is no {test!r}; the benchmarks are {', '.join(BENCHMARKS)}")
+        found.setdefault(test, []).extend(BENCHMARKS[test].load(path, images))
+    return found
+
+
+def _benchmark_paths(settings: Settings, run: Run) -> Iterator[tuple[str, Path, Path | None]]:
+    """(name, data, directory of images) of the benchmarks to be evaluated."""
+    for test in settings.benchmarks if settings.data.decontaminate else ():
+        for path, images in ((test.path, test.images), (test.final_path, test.final_images)):
+            if path is not None:
+                yield test.name, Path(resolve(settings, run, path)), None if images is None else Path(images)
+
+
+def _intake(settings: Settings, run: Run) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any], Look | None]]:
+    """Row of `images`, row of `items`, and look of the image, where it is needed and whole."""
     data = settings.data
     limits = ImageLimits(max_image_pixels=data.max_image_pixels)
     fetcher = UrlFetcher() if data.allow_url_fetch else None
+    looks = data.near_duplicates != "ignore" or bool(list(_benchmark_paths(settings, run)))
     found = sources(settings, run)
-    intakes = {source.name: Intake(source, limits=limits, fetcher=fetcher) for source in found}
+    intakes = {source.name: Intake(source, limits=limits, fetcher=fetcher, looks=looks) for source in found}
     train = [source for source in found if not source.labels]
     weights = [declared.weight for declared in data.sources if not declared.labels]
     mixed: Iterator[SourceRow] = mix([read_source(source) for source in train], weights, settings.seed)
     labelled = itertools.chain.from_iterable(read_source(source) for source in found if source.labels)
     for row in itertools.chain(itertools.islice(mixed, settings.items), labelled):
-        yield intakes[row.source.name](row)
-
-
-class _Spill:
-    """Rows on their way to their part, on disk: a part's rows have to be together before they can be merged."""
-
-    def __init__(self, directory: Path, n_parts: int) -> None:
-        directory.mkdir(parents=True)
-        self.waiting: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = [([], []) for _ in range(n_parts)]
-        self.files = [
-            [directory / f"{kind}-{number:05d}.arrows" for kind in ("images", "items")] for number in range(n_parts)
-        ]
-        self.sinks: dict[Path, pa.RecordBatchStreamWriter] = {}
-
-    def add(self, number: int, image: dict[str, Any] | None, item: dict[str, Any]) -> None:
-        """Adds a row to a part."""
-        images, items = self.waiting[number]
-        items.append(item)
-        if image is not None:
-            images.append(image)
-        if len(items) == _SPILL_ROWS:
-            self._flush(number)
-
-    def _flush(self, number: int) -> None:
-        for rows, file, schema in zip(self.waiting[number], self.files[number], (IMAGES, ITEMS), strict=True):
-            if rows:
-                if file not in self.sinks:
-                    self.sinks[file] = pa.ipc.new_stream(str(file), schema)
-                self.sinks[file].write_batch(pa.RecordBatch.from_pylist(rows, schema))
-                rows.clear()
-
-    def parts(self) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-        """(image rows, item rows) of every part."""
-        for number in range(len(self.files)):
-            self._flush(number)
-        for sink in self.sinks.values():
-            sink.close()
-        for images, items in self.files:
-            yield _read(images), _read(items)
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    with pa.ipc.open_stream(str(file)) as stream:
-        rows: list[dict[str, Any]] = stream.read_all().to_pylist()
-        return rows
+        intake = intakes[row.source.name]
+        image, item = intake(row)
+        yield image, item, intake.look(item["image_id"])

@@ -1,12 +1,20 @@
-"""Stage `route`: which labels can be trusted. A pure function of items and scores, run again in seconds."""
+"""Stage `route`: which labels can be trusted. A pure function of items and scores, run again in seconds.
+
+Every part is read twice: once to fit the router, which needs the labelled pairs and a sample of the others, and once
+to route it. So memory is bounded by the labels and the largest part, not by the data.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from carevl.confidence.guarantee import PromiseError
 from carevl.confidence.pairs import NO_CAPTION, Pairs
@@ -17,7 +25,11 @@ if TYPE_CHECKING:
     from carevl.confidence.policies import RouterSettings
     from carevl.config import Settings
 
-VERSION = 1
+VERSION = 2
+SAMPLE = 100_000
+"""Most items without a label that scales and label model are read from."""
+_ITEMS = ["item_id", "image_id", "responses", "source_preference", "gold", "error"]
+_SCORES = ["item_id", "expert", "view", "scores"]
 
 
 def facts(settings: RouterSettings) -> dict[str, Any]:
@@ -34,28 +46,19 @@ def run_route(settings: Settings, items: Table, scores: Sequence[Table], target:
     Raises:
         RunError: the wanted precision cannot be promised and the settings name no fallback policy.
     """
-    experts = [expert.name for expert in settings.experts]
-    parts = items.parts()
-    views = sorted({view for n in parts for view in _scores(scores, n)["view"].unique().to_pylist()} - {NO_CAPTION})
-    pairs = Pairs.concat([Pairs.from_arrow(items.read(n), _scores(scores, n), experts, views) for n in parts])
-    labels = {item for n in parts for item in _labelled(items.read(n))}
-    is_labelled = pa.array([item in labels for item in pairs.item_id.to_pylist()]).to_numpy(zero_copy_only=False)
-    chosen = is_labelled[pairs.item]
+    fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
     try:
-        router = fit_router(settings.router, pairs.select(chosen) if chosen.any() else None, pairs.select(~chosen))
+        router = fit_router(settings.router, fitting.labelled, fitting.unlabelled)
     except PromiseError as error:
         raise RunError(f"route: {error}; or set router.fallback to a policy without a promise") from error
     routes: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    blocks = ((items.read(n), _scores(scores, n)) for n in parts)
-    n_items = 0
-    for number, batch in zip(parts, router.route_stream(blocks), strict=True):
+    for number, batch in zip(items.parts(), router.route_stream(_parts(items, scores)), strict=True):
         target.write(number, pa.Table.from_batches([batch]))
         routes.update(batch["route"].to_pylist())
         reasons.update(batch["reason"].to_pylist())
-        n_items += len(items.read(number, ["item_id"]))
     return {
-        "rows_in": n_items,
+        "rows_in": fitting.n_items,
         "rows_out": routes.total(),
         "errors": 0,
         "routes": dict(routes),
@@ -65,9 +68,48 @@ def run_route(settings: Settings, items: Table, scores: Sequence[Table], target:
     }
 
 
-def _scores(tables: Sequence[Table], number: int) -> pa.Table:
-    return pa.concat_tables([table.read(number) for table in tables])
+@dataclass(frozen=True)
+class Fitting:
+    """What a router is fitted on: all pairs with labels, and those of about SAMPLE items without."""
+
+    pairs: Pairs
+    is_labelled: NDArray[np.bool_]
+    """[n_pairs]"""
+    n_items: int
+    """Items in all the parts."""
+
+    @property
+    def labelled(self) -> Pairs | None:
+        """The pairs of items with labels, None when there are none."""
+        return self.pairs.select(self.is_labelled) if self.is_labelled.any() else None
+
+    @property
+    def unlabelled(self) -> Pairs | None:
+        """The pairs of the other items, None when there are none."""
+        return None if self.is_labelled.all() else self.pairs.select(~self.is_labelled)
 
 
-def _labelled(items: pa.Table) -> list[str]:
-    return [row["item_id"] for row in items.select(["item_id", "gold"]).to_pylist() if row["gold"] is not None]
+def read_fitting(items: Table, scores: Sequence[Table], experts: Sequence[str]) -> Fitting:
+    """Reads every part once and keeps the items with labels and the first of the others.
+
+    A part's items lie in the order of a hash, so the first of them are a fair sample.
+    """
+    views: set[str] = set()
+    kept_items, kept_scores, n_items = [], [], 0
+    most = -(-SAMPLE // max(1, len(items.parts())))
+    for part_items, part_scores in _parts(items, scores):
+        n_items += len(part_items)
+        views.update(part_scores["view"].unique().to_pylist())
+        labelled = part_items["gold"].is_valid().to_numpy()
+        chosen = part_items.filter(pa.array(labelled | (np.cumsum(~labelled) <= most)))
+        kept_items.append(chosen)
+        kept_scores.append(part_scores.filter(pc.is_in(part_scores["item_id"], chosen["item_id"])))
+    kept = pa.concat_tables(kept_items)
+    pairs = Pairs.from_arrow(kept, pa.concat_tables(kept_scores), experts, sorted(views - {NO_CAPTION}))
+    return Fitting(pairs, kept["gold"].is_valid().to_numpy()[pairs.item], n_items)
+
+
+def _parts(items: Table, scores: Sequence[Table]) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Items and scores of every part, in order."""
+    for number in items.parts():
+        yield items.read(number, _ITEMS), pa.concat_tables([table.read(number, _SCORES) for table in scores])

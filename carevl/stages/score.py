@@ -12,35 +12,36 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.confidence.pairs import NO_CAPTION
-from carevl.inference.engines import scorer, weights_fingerprint
+from carevl.inference.experts import fingerprint, load
+from carevl.inference.guarded import Failure
 from carevl.tables import SCORES, row_error
 
 if TYPE_CHECKING:
     from carevl.config import Expert
     from carevl.inference.pools import Work
 
-VERSION = 1
+VERSION = 2
 
 
 def facts(expert: Expert) -> dict[str, Any]:
     """What an expert's scores depend on, apart from items and captions."""
     return {
         "version": VERSION,
-        "weights": weights_fingerprint(expert.path, expert.revision),
-        **expert.model_dump(include={"name", "engine", "dtype", "max_model_len", "template"}),
+        "weights": fingerprint(expert),
+        **expert.model_dump(include={"name", "kind", "engine", "dtype", "max_model_len", "template"}),
     }
 
 
 def work(expert: Expert) -> Work:
     """Loads the expert; returns what turns a part of `items` and `captions` into a part of `scores`."""
-    engine = scorer(expert)
+    score_rows = load(expert)
 
     def score(tables: Mapping[str, pa.Table]) -> pa.Table:
         captions: dict[str, dict[str, str | None]] = {}
         for row in tables["captions"].to_pylist():
             captions.setdefault(row["image_id"], {})[row["view"]] = row["text"] if row["error"] is None else None
         rows: list[dict[str, Any]] = []
-        conversations: list[tuple[str, str]] = []
+        asked: list[tuple[str, list[str]]] = []
         for item in tables["items"].to_pylist():
             views = captions.get(item["image_id"], {}) if item["error"] is None else {}
             for view, text in {**(views or {"default": None}), NO_CAPTION: ""}.items():
@@ -49,16 +50,17 @@ def work(expert: Expert) -> Work:
                     error = row_error("score", "no caption", "the image has no caption")
                 rows.append({"item_id": item["item_id"], "expert": expert.name, "view": view, "error": error})
                 if error is None:
-                    turn = expert.write(text or None, item["question"])
-                    conversations += [(turn, response) for response in item["responses"]]
-                    rows[-1]["n"] = len(item["responses"])
-        values = iter(engine.score(conversations))
+                    asked.append((expert.write(text or None, item["question"]), item["responses"]))
+        made = iter(score_rows(asked))
         for row in rows:
             if row["error"] is None:
-                row["scores"] = [next(values) for _ in range(row.pop("n"))]
-                if not all(math.isfinite(value) for value in row["scores"]):
-                    row["error"] = row_error("score", "not a number", f"{expert.name} gave {row['scores']}")
-                    row["scores"] = None
+                scores = next(made)
+                if isinstance(scores, Failure):
+                    row["error"] = row_error("score", scores.kind, f"{expert.name}: {scores.message}")
+                elif not all(math.isfinite(value) for value in scores):
+                    row["error"] = row_error("score", "not a number", f"{expert.name} gave {scores}")
+                else:
+                    row["scores"] = scores
         return pa.Table.from_pylist(rows, SCORES)
 
     return score

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from carevl.errors import UserError
@@ -43,6 +45,7 @@ _ITEMS = pa.schema(
     ]
 )
 _IMAGES = pa.schema([("image", pa.string()), ("bytes", pa.large_binary())])
+_AND = " and "
 _LIMITS = ImageLimits(max_image_bytes=sys.maxsize, max_image_pixels=sys.maxsize)  # ingest has let these images in
 
 
@@ -117,6 +120,8 @@ class Encoder:
     ) -> tuple[list[dict[str, Any]], dict[str, bytes], list[dict[str, Any]]]:
         """(items, images by their hash, errors); every row is in the first or the third, in order.
 
+        Targets of one prompt become one item of several judgments, as far as `max_tokens` lets them.
+
         Returns:
             Items as `Items.of` takes them; errors as {row, item_id, error}, rows counted from 0.
         """
@@ -143,7 +148,48 @@ class Encoder:
                     "reference": reference,
                 }
             )
-        return items, images, errors
+        return (_grouped(items, self.max_tokens) if phase == "sft" else items), images, errors
+
+
+def _grouped(items: Iterable[dict[str, Any]], max_tokens: int) -> list[dict[str, Any]]:
+    """Items that share image and prompt as one, where the first of them stood."""
+    open_items: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+    grouped = []
+    for item in items:
+        prompt = item["image"], tuple(item["prefix"])
+        found = open_items.get(prompt)
+        branches = [*([] if found is None else found["branches"]), *item["branches"]]
+        if found is None or len(item["prefix"]) + sum(map(len, branches)) > max_tokens:
+            open_items[prompt] = item
+            grouped.append(item)
+            continue
+        found["branches"] = branches
+        if item["item_id"] not in found["item_id"].split(_AND):
+            found["item_id"] += _AND + item["item_id"]
+    return grouped
+
+
+def split(
+    items: Sequence[dict[str, Any]], share: float, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(items to train on, items to hold out): at least `share` of them, every image on one side.
+
+    Raises:
+        UserError: nothing is left to train on.
+    """
+
+    def place(image: str) -> bytes:
+        return hashlib.sha256(f"{seed} {image}".encode()).digest()
+
+    held: set[str] = set()
+    counts = Counter(item["image"] for item in items)
+    for image in sorted(counts, key=place):
+        if sum(counts[name] for name in held) >= share * len(items):
+            break
+        held.add(image)
+    if len(held) == len(counts):
+        raise UserError(f"holdout {share} leaves none of {len(items)} items to train on; lower it, or give more images")
+    return [item for item in items if item["image"] not in held], [item for item in items if item["image"] in held]
 
 
 @dataclass(frozen=True)
@@ -185,8 +231,17 @@ class Items:
 
     @cached_property
     def answer_tokens(self) -> list[int]:
-        """Tokens of every item's first judgment: the target or the chosen one."""
-        return [len(branches[0]) for branches in self.items["branches"].to_pylist()]
+        """Tokens that every item is to learn: those of its targets, or of the chosen judgment."""
+        columns = self.phases, self.items["branches"].to_pylist()
+        return [
+            sum(map(len, branches[:1] if phase == "dpo" else branches))
+            for phase, branches in zip(*columns, strict=True)
+        ]
+
+    @cached_property
+    def branches(self) -> list[int]:
+        """Judgments of every item: chosen and rejected, or the targets of a prompt."""
+        return list(pc.list_value_length(self.items["branches"]).to_pylist())
 
     def tree(self, i: int) -> Tree:
         """Item i."""
@@ -194,7 +249,7 @@ class Items:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Their names in messages."""
+        """Their names in messages; those of the rows that an item was made of."""
         return list(self.items["item_id"].to_pylist())
 
     @cached_property

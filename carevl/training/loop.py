@@ -100,6 +100,28 @@ class Loop:
         counts = {"items": len(items), "tokens": tokens, "padded_tokens": sum(n for _, n in said)}
         return {**facts, **counts, "seconds": {name: round(value, 6) for name, value in seconds.items()}}
 
+    @property
+    def held_out(self) -> range:
+        """The items that are not trained on; they stand behind all others."""
+        schedule = self.assignment.schedule
+        return range(schedule.n_items + schedule.n_replay, len(self.items))
+
+    def evaluate(self) -> Mapping[str, Any]:
+        """The facts of a step that would hold all items held out; every worker has to call it."""
+        training = self.assignment.training
+        objective = Objective.of(training.dpo, self.items, self.held_out)
+        lengths, sizes = self.items.lengths, (training.batch_tokens, training.row_tokens)
+        mine = micro_batches(self.held_out, lengths, self.world, *sizes)[self.rank]
+        self.engine.eval()
+        with torch.no_grad():
+            shares = [
+                objective.share(self.engine(packed), self.items, batch.items)[1]
+                for batch, packed in self._prepared(mine)
+            ]
+        self.engine.train()
+        counted = [sums for batch, sums in zip(mine, shares, strict=True) if batch.weight]
+        return summed([part for worker in over_workers(counted, self.world) for part in worker])
+
     def _broken_alone(self, broken: Sequence[int]) -> list[int]:
         """Those of `broken` that have no finite loss in a row of their own: a number that is none spoils its row."""
 

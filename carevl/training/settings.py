@@ -75,7 +75,9 @@ class Training(_Strict):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
     epochs: int = Field(1, ge=1, description="Times that every item is seen.")
-    batch_size: int = Field(32, ge=1, description="Items of a step, over all workers.")
+    batch_size: int = Field(
+        32, ge=1, description="Items of a step, over all workers; all targets of a prompt are one item."
+    )
     batch_tokens: int = Field(
         8192, ge=1, description="Tokens that a worker computes at a time, padding included; a longer item is an error."
     )
@@ -90,7 +92,14 @@ class Training(_Strict):
     dpo: Dpo = Field(Dpo(), description="The objective of phase 2.")
     zero: Zero = Field(Zero(), description="DeepSpeed's ZeRO.")
     workers: Workers = Field(Workers(), description="The training workers that Ray starts.")
-    checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints.")
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the items, by image, that is held out: the checkpoint that is best there is exported.",
+    )
+    patience: int = Field(0, ge=0, description="Checkpoints without a new best after which training ends; 0: never.")
+    checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints, and looks at what is held out.")
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
 
     def deepspeed(self) -> dict[str, Any]:

@@ -61,17 +61,17 @@ class Objective:
             values: log-probability of every branch [M], in the order of `batch`.
         """
         phases = [items.phases[i] for i in batch]
-        first = [sum(2 if phase == "dpo" else 1 for phase in phases[:k]) for k in range(len(batch))]
+        of_item = torch.split(values, [items.branches[i] for i in batch])
         pairs = [k for k, phase in enumerate(phases) if phase == "dpo"]
         targets = [k for k, phase in enumerate(phases) if phase == "sft"]
         loss, sums = values.new_zeros(()), Sums()
         if targets:
-            share = token_loss(values[[first[k] for k in targets]], self.target_tokens)
+            share = token_loss(torch.cat([of_item[k] for k in targets]), self.target_tokens)
             loss = loss + (self.dpo.replay_weight if self.pairs else 1.0) * share
             sums.sums["target_loss"] = share.item()
         if pairs:
             reference = values.new_tensor([items.references[batch[k]] for k in pairs])
-            chosen, rejected = values[[first[k] for k in pairs]], values[[first[k] + 1 for k in pairs]]
+            chosen, rejected = torch.stack([of_item[k] for k in pairs]).unbind(1)
             terms = preference_loss(chosen, rejected, reference[:, 0], reference[:, 1], self.dpo.beta)
             nll = token_loss(chosen, self.chosen_tokens)
             loss = loss + terms.loss.sum() / self.pairs + self.dpo.nll_weight * nll
@@ -84,18 +84,16 @@ class Objective:
                 "drift": drift,
                 "chosen_log_probability": chosen,
                 "rejected_log_probability": rejected,
+                "chosen_shift": chosen - reference[:, 0],
+                "rejected_shift": rejected - reference[:, 1],
             }
             sums.sums |= {name: value.sum().item() / self.pairs for name, value in means.items()}
             sums.sums["chosen_loss"] = nll.item()
         sums.loss = loss.item()
         if not math.isfinite(sums.loss):
-            broken = [i for k, i in enumerate(batch) if not self._finite(values, first[k], phases[k])]
+            broken = [i for i, mine in zip(batch, of_item, strict=True) if not torch.isfinite(mine).all()]
             sums.broken = broken or list(batch)
         return loss, sums
-
-    @staticmethod
-    def _finite(values: Tensor, first: int, phase: str) -> bool:
-        return bool(torch.isfinite(values[first : first + (2 if phase == "dpo" else 1)]).all())
 
 
 def over_workers(value: Any, world: int) -> list[Any]:

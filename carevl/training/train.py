@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from carevl.errors import UserError
-from carevl.inference.engines import locate
+from carevl.inference.engines import locate, weights_fingerprint
 from carevl.packing import check_packable
-from carevl.training.items import Encoder, Items, read_rows
+from carevl.runs import differences, write_atomically
+from carevl.training.items import Encoder, Items, read_rows, split
 from carevl.training.judge import load_processor, lora_modules, skeleton
 from carevl.training.loop import Assignment
+from carevl.training.progress import Progress, read_log, watched
 from carevl.training.schedule import Schedule
 from carevl.training.settings import Phase, Training
-from carevl.training.worker import read_log, run_worker
+from carevl.training.worker import run_worker
 
 
 class TrainingError(UserError):
@@ -39,23 +42,37 @@ class Trained:
 
 
 def train(
-    phase: Phase, rows: Sequence[Path], judge: Path, out: Path, training: Training, *, replay: Sequence[Path] = ()
+    phase: Phase,
+    rows: Sequence[Path],
+    judge: Path,
+    out: Path,
+    training: Training,
+    *,
+    replay: Sequence[Path] = (),
+    say: Callable[[Progress], None] | None = None,
 ) -> Trained:
-    """Trains `judge` on parquet rows, and goes on from the last checkpoint in `out` when there is one.
+    """Trains `judge` on parquet rows.
+
+    Called again with the same rows, judge and settings, it goes on from the last checkpoint in `out`; a training that
+    is finished is only read.
 
     Args:
         rows: files with the columns of `items.COLUMNS`; for dpo also those of `items.REFERENCE`.
         out: directory that all workers see; it receives `judge/`, `adapter/`, `steps.jsonl` and the checkpoints.
         replay: rows of phase 1 to mix into every step of dpo.
+        say: is told of the steps every few seconds, from a thread of its own.
 
     Raises:
-        UserError: rows, judge or settings cannot be used.
+        UserError: rows, judge or settings cannot be used, or `out` holds another training.
         TrainingError: the loss was not a number, or more workers were lost than allowed.
     """
     assignment, errors = assign(phase, rows, judge, out, training, replay=replay)
-    stopped = _fit(assignment)
-    if stopped:
-        raise TrainingError(f"{phase} {stopped}; the last good checkpoint is kept in {out}")
+    out = assignment.out
+    if not (out / "judge").exists():
+        with watched(out / "steps.jsonl", assignment.schedule.steps, say):
+            stopped = _fit(assignment)
+        if stopped:
+            raise TrainingError(f"{phase} {stopped}; the last good checkpoint is kept in {out}")
     adapter = None if training.lora is None else out / "adapter"
     return Trained(out / "judge", adapter, assignment.schedule.n_items, errors, read_log(out / "steps.jsonl"))
 
@@ -69,6 +86,41 @@ def assign(
         What workers are told, and the rows that are left out.
     """
     judge, out = Path(locate(str(judge))).resolve(), out.resolve()
+    told, facts = out / "training.json", _facts(phase, rows, judge, training, replay)
+    if told.exists():
+        known = json.loads(told.read_text())
+        if changed := differences(known["facts"], facts):
+            if (out / "judge").exists() or (out / "checkpoints").exists():
+                raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
+        else:
+            return Assignment(judge, out / "data", out, Schedule(**known["schedule"]), training), known["errors"]
+    schedule, errors = _encode(phase, rows, judge, out / "data", training, replay)
+    text = json.dumps({"facts": facts, "schedule": asdict(schedule), "errors": errors}, indent=1)
+    write_atomically(told, text.encode())
+    return Assignment(judge, out / "data", out, schedule, training), errors
+
+
+def _facts(
+    phase: Phase, rows: Sequence[Path], judge: Path, training: Training, replay: Sequence[Path]
+) -> dict[str, Any]:
+    """What the curve depends on: not the number of workers, nor how often there are checkpoints."""
+    settings = training.model_dump(mode="json", exclude={"workers", "checkpoint_steps", "keep_checkpoints"})
+    contents = {"rows": rows, "replay": replay}
+    hashes = {name: [_hash(file) for file in files] for name, files in contents.items()}
+    return {"phase": phase, "judge": weights_fingerprint(str(judge), None), **hashes, "settings": settings}
+
+
+def _hash(file: Path) -> str:
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file with rows to train on")
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def _encode(
+    phase: Phase, rows: Sequence[Path], judge: Path, data: Path, training: Training, replay: Sequence[Path]
+) -> tuple[Schedule, list[dict[str, Any]]]:
+    """Writes items into `data`; returns the steps and the rows that are left out."""
     model, processor = skeleton(judge), load_processor(judge)
     if training.lora is not None:
         lora_modules(model, training.lora, training.freeze_vision)
@@ -76,23 +128,26 @@ def assign(
     items, images, errors = encoder.encode(read_rows(rows, phase, reference=phase == "dpo"), phase)
     if not items:
         raise UserError(f"none of the {len(errors)} rows can be trained on; the first: {errors[0]['error']['message']}")
+    held_out: list[dict[str, Any]] = []
+    if training.holdout:
+        items, held_out = split(items, training.holdout, training.seed)
     replayed: list[dict[str, Any]] = []
     if phase == "dpo" and replay and training.dpo.replay_share:
         replayed, more, failed = encoder.encode(read_rows(replay, "sft", reference=False), "sft")
         images |= more
         errors += failed
-    data = Items.of([*items, *replayed], images)
-    check_packable(model, max(data.tree(i).longest for i in range(len(data))))
-    data.save(out / "data")
+    encoded = Items.of([*items, *replayed, *held_out], images)
+    check_packable(model, max(encoded.tree(i).longest for i in range(len(encoded))))
+    encoded.save(data)
     schedule = Schedule(
         len(items), training.batch_size, training.epochs, training.seed, len(replayed), training.dpo.replay_share
     )
-    return Assignment(judge, out / "data", out, schedule, training), errors
+    return schedule, errors
 
 
 def _fit(assignment: Assignment) -> str | None:
     """Runs the workers; returns why they stopped early, None when they did not."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -109,23 +164,23 @@ def _fit(assignment: Assignment) -> str | None:
             placement_strategy=workers.placement,
         ),
         run_config=RunConfig(
-            name="checkpoints",
+            name=".ray",
             storage_path=str(assignment.out),
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=assignment.training.keep_checkpoints),
         ),
     )
     try:
-        result = trainer.fit()
+        stopped: str | None = trainer.fit().return_value
     except TrainingFailedError as error:
-        raise TrainingError(f"the training was given up after {workers.max_failures} lost workers: {error}") from error
-    _remove_unfinished(assignment.out / "checkpoints", [Path(kept.path) for kept, _ in result.best_checkpoints or []])
-    stopped: str | None = result.return_value
+        raise TrainingError(
+            f"the training was given up after {workers.max_failures} lost workers: {_cause(error)}; "
+            f"the last good checkpoint is kept in {assignment.out}"
+        ) from error
     return stopped
 
 
-def _remove_unfinished(directory: Path, kept: Sequence[Path]) -> None:
-    """Removes checkpoints that a lost worker wrote and could no longer report."""
-    for path in directory.glob("checkpoint_*"):
-        if path.is_dir() and path.name not in {checkpoint.name for checkpoint in kept}:
-            shutil.rmtree(path)
+def _cause(error: Any) -> str:
+    """One line: what the first worker that failed said last."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    lines = str(failures[min(failures)]).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

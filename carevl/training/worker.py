@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
+from carevl.training.checkpoints import Checkpoints, HeldOut, held
 from carevl.training.loop import Assignment, Loop
+from carevl.training.progress import StepLog
+from carevl.training.steps import over_workers
 
 
 def run_worker(assignment: Assignment) -> str | None:
@@ -20,35 +21,36 @@ def run_worker(assignment: Assignment) -> str | None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     deepspeed.init_distributed(dist_backend=assignment.training.workers.backend)
-    loop = Loop(assignment, rank, world)
-    first = _restore(loop)
-    log = StepLog(assignment.out / "steps.jsonl", first) if rank == 0 else None
-    schedule, training = assignment.schedule, assignment.training
-    for step in range(first, schedule.steps):
-        facts = loop.step(step)
-        if problem := _problem(loop, step, facts):
-            return f"stopped at step {step + 1}: {problem}"
-        done = step + 1
+    with held(assignment.out) if rank == 0 else nullcontext():
+        return run_loop(Loop(assignment, rank, world))
+
+
+def run_loop(loop: Loop) -> str | None:
+    """`run_worker`, inside an initialised process group."""
+    assignment, training = loop.assignment, loop.assignment.training
+    steps, per_epoch = assignment.schedule.steps, assignment.schedule.steps_per_epoch
+    checkpoints = Checkpoints(assignment.out / "checkpoints", training.keep_checkpoints)
+    done = checkpoints.restore(loop)
+    log = StepLog(assignment.out / "steps.jsonl", done) if loop.rank == 0 else None
+    held_out = HeldOut(training.patience, over_workers(log and log.held_out(), loop.world)[0])
+    while done < steps and not held_out.exhausted:
+        facts = {"step": done + 1, "epoch": done // per_epoch, **loop.step(done)}
+        if problem := _problem(loop, done, facts):
+            return f"stopped at step {done + 1}: {problem}"
+        done += 1
+        due = done % training.checkpoint_steps == 0 or done == steps
+        if due and loop.held_out:
+            facts["held_out"] = loop.evaluate()
+            loss = facts["held_out"]["loss"]
+            held_out.losses[done] = loss if math.isfinite(loss) else math.inf
         if log is not None:
-            log.write({"step": done, "epoch": step // schedule.steps_per_epoch, **facts})
-        if done % training.checkpoint_steps == 0 or done == schedule.steps:
-            with tempfile.TemporaryDirectory() as directory:
-                loop.save(directory, done)
-                checkpoint = ray.train.Checkpoint.from_directory(directory)
-                ray.train.report({"step": done, "loss": facts["loss"]}, checkpoint=checkpoint)
+            log.write(facts)
+        if due:
+            checkpoints.save(loop, done, held_out.best)
+    if held_out.best not in (None, done):
+        checkpoints.load(loop, held_out.best)
     loop.export()
     return None
-
-
-def _restore(loop: Loop) -> int:
-    """Steps done, after going back to the last checkpoint if there is one."""
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as directory:
-        return loop.load(directory)
 
 
 def _problem(loop: Loop, step: int, facts: Mapping[str, Any]) -> str | None:
@@ -64,23 +66,3 @@ def _problem(loop: Loop, step: int, facts: Mapping[str, Any]) -> str | None:
             "they were made with another judge, other settings or other rows: make them again"
         )
     return None
-
-
-class StepLog:
-    """The curve of a training, a JSON object per step; a resumed training writes on from its checkpoint."""
-
-    def __init__(self, file: Path, steps_done: int) -> None:
-        kept = [line for line in read_log(file) if line["step"] <= steps_done]
-        self.file = file
-        self.file.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-
-    def write(self, facts: Mapping[str, Any]) -> None:
-        """Adds a step."""
-        with self.file.open("a") as stream:
-            stream.write(f"{json.dumps(facts)}\n")
-
-
-def read_log(file: Path) -> list[dict[str, Any]]:
-    """The steps of a log, without a last line that was cut off."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -44,7 +44,7 @@ def _make(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pairs() -> MakePairs:
     """Pairs of two-response items from margins [n], [n, experts] or [n, experts, views]; each its own image."""
     return _make

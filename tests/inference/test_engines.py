@@ -2,9 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
-from carevl.inference.transformers_engine import ImageTextGenerator, RewardScorer
+from carevl.inference.transformers_engine import Ask, ImageTextGenerator, RewardScorer
 from carevl.inference.vllm_engine import VllmGenerator, VllmScorer
 from carevl.judging.prompts import judge_prompt, parse_judgment
 from carevl.miniworld.items import draw_items
@@ -28,10 +29,9 @@ def _evidence(generation):
 
 @pytest.mark.parametrize("name", ["judge", "captioner"])
 def test_greedy_texts_are_those_of_transformers(name, drawn):
-    images = [image for image, _ in drawn]
-    prompts = [_ask(item) if name == "judge" else CAPTION_PROMPT for _, item in drawn]
-    expected = ImageTextGenerator(WEIGHTS / name).generate(images, prompts, max_tokens=80)
-    made = VllmGenerator(WEIGHTS / name, batch_size=16).generate(images, prompts, max_tokens=80)
+    asks = [Ask(image, _ask(item) if name == "judge" else CAPTION_PROMPT) for image, item in drawn]
+    expected = ImageTextGenerator(WEIGHTS / name).generate(asks, max_tokens=80, watch=["1", "2"])
+    made = VllmGenerator(WEIGHTS / name, batch_size=16).generate(asks, max_tokens=80, watch=["1", "2"])
     if name == "judge":
         # The base judge is near even on some verdicts, where the last bits of float32 decide.
         assert [_evidence(g) for g in made] == [_evidence(g) for g in expected]
@@ -40,13 +40,33 @@ def test_greedy_texts_are_those_of_transformers(name, drawn):
         assert [g.text for g in made] == [g.text for g in expected]
     assert [g.tokens for g in made] == [g.tokens for g in expected]
     assert not any(g.truncated for g in made)
+    for ours, theirs in zip(made, expected, strict=True):
+        assert len(ours.watched) == ours.tokens
+        if ours.text == theirs.text:
+            likely = np.exp(ours.watched) > 0.01
+            assert np.exp(ours.watched)[likely] == pytest.approx(np.exp(theirs.watched)[likely], abs=5e-3)
 
 
-def test_sampled_texts_depend_on_the_seed_alone(drawn):
-    images, prompts = [image for image, _ in drawn[:4]], [_ask(item) for _, item in drawn[:4]]
-    engine = VllmGenerator(WEIGHTS / "judge", batch_size=8)
+def test_a_reply_goes_on_from_its_beginning(drawn):
+    asks = [Ask(image, _ask(item), begun="Overall Judgment: Answer ") for image, item in drawn]
+    for engine in (ImageTextGenerator(WEIGHTS / "judge"), VllmGenerator(WEIGHTS / "judge", batch_size=16)):
+        made = engine.generate(asks, max_tokens=1, watch=["1", "2"])
+        assert {g.text for g in made} <= {"1", "2"}
+        assert [sum(np.exp(g.watched[0])) for g in made] == pytest.approx([1.0] * len(asks), abs=0.01)
+
+
+@pytest.mark.parametrize("engine", [ImageTextGenerator, VllmGenerator])
+def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
+    engine = engine(WEIGHTS / "judge", batch_size=8)
     first, again, other = (
-        [g.text for g in engine.generate(images * 3, prompts * 3, max_tokens=80, temperature=1.0, seed=seed)]
+        [
+            g.text
+            for g in engine.generate(
+                [Ask(image, _ask(item), seed=seed + n) for n in range(3) for image, item in drawn[:4]],
+                max_tokens=80,
+                temperature=1.0,
+            )
+        ]
         for seed in (1, 1, 100)
     )
     assert first == again
@@ -54,8 +74,29 @@ def test_sampled_texts_depend_on_the_seed_alone(drawn):
     assert any(parse_judgment(text, "pairwise", [0, 1]).status == "ok" for text in first)
 
 
+def test_sampled_texts_do_not_depend_on_the_batch(drawn):
+    asks = [Ask(image, _ask(item), seed=n) for n, (image, item) in enumerate(drawn)]
+    few, many = (
+        ImageTextGenerator(WEIGHTS / "judge", batch_size=size).generate(asks, max_tokens=80, temperature=1.0)
+        for size in (3, 16)
+    )
+    assert [g.text for g in few] == [g.text for g in many]
+
+
+def test_draws_follow_the_softmax(drawn):
+    image, item = drawn[0]
+    begun = "Overall Judgment: Answer "
+    asks = [Ask(image, _ask(item), begun, seed=n) for n in range(400)]
+    made = ImageTextGenerator(WEIGHTS / "judge").generate(asks, max_tokens=1, temperature=2.0, watch=["1"])
+    [greedy] = ImageTextGenerator(WEIGHTS / "judge").generate(asks[:1], max_tokens=1, watch=["1", "2"])
+    odds = (greedy.watched[0][0] - greedy.watched[0][1]) / 2.0
+    drawn_digits = [g.text for g in made if g.text in ("1", "2")]
+    share = drawn_digits.count("1") / len(drawn_digits)
+    assert share == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.08)  # three standard errors of 400 draws
+
+
 def test_a_text_cut_at_the_limit_says_so(drawn):
-    [cut] = ImageTextGenerator(WEIGHTS / "judge").generate([drawn[0][0]], [_ask(drawn[0][1])], max_tokens=3)
+    [cut] = ImageTextGenerator(WEIGHTS / "judge").generate([Ask(drawn[0][0], _ask(drawn[0][1]))], max_tokens=3)
     assert cut.truncated
     assert cut.tokens == 3
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from carevl.sources.examples import EXAMPLES
 from carevl.sources.formats import FORMATS, UnknownFormatError, columns_of, detect
 from carevl.sources.reading import Source, detect_formats, read_source
 from carevl.sources.rows import RowError
@@ -40,67 +41,6 @@ def assistant(content: object) -> dict[str, object]:
 
 def part(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
-
-
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "vlfeedback": {
-        "id": "1",
-        "prompt": ASKED,
-        "models": ["m", "n"],
-        "completions": [
-            {"annotations": ratings("5", "5", "4.0"), "model": "m", "response": GOOD},
-            {"annotations": ratings("1", "5", "1"), "model": "n", "response": BAD},
-        ],
-        "img_path": IMAGE,
-    },
-    "rlaif-v": {"ds_name": "d", "image": IMAGE, "question": ASKED, "chosen": GOOD, "rejected": BAD, "idx": 4},
-    "rlhf-v": {
-        "ds_name": "d",
-        "image": IMAGE,
-        "text": json.dumps({"question": ASKED, "chosen": GOOD, "rejected": BAD}),
-    },
-    "mm-rlhf": {"id": "1", "image": IMAGE, "prompt": ASKED, "chosen": GOOD, "rejected": BAD},
-    "povid": {
-        "id": "1",
-        "image": IMAGE,
-        "conversations": [human(f"<image>\n{ASKED}"), gpt(GOOD)],
-        "rejected_conversations": [human(f"<image>\n{ASKED}"), gpt(BAD)],
-    },
-    "spa-vl": {"image": IMAGE, "question": ASKED, "chosen": GOOD, "rejected": BAD, "image_name": "a"},
-    "llava-rlhf": {
-        "id": "1",
-        "image": IMAGE,
-        "conversations": [human(f"{ASKED}\n<image>")],
-        "output_1": {"from": "llava", "value": BAD},
-        "output_2": {"from": "llava", "value": GOOD},
-        "preference": 2,
-    },
-    "trl": {
-        "images": [IMAGE],
-        "prompt": [user([{"type": "image"}, *part(ASKED)])],
-        "chosen": [assistant(part(GOOD))],
-        "rejected": [assistant(part(BAD))],
-    },
-    "llamafactory-sharegpt": {
-        "conversations": [human(f"<image>{ASKED}")],
-        "chosen": gpt(GOOD),
-        "rejected": gpt(BAD),
-        "images": [IMAGE],
-    },
-    "llamafactory-alpaca": {
-        "instruction": f"<image>{ASKED}",
-        "input": "",
-        "chosen": GOOD,
-        "rejected": BAD,
-        "images": [IMAGE],
-    },
-    "ms-swift": {
-        "messages": [user(f"<image>{ASKED}"), assistant(GOOD)],
-        "rejected_response": BAD,
-        "images": [IMAGE],
-    },
-    "items": {"image": IMAGE, "question": ASKED, "responses": [GOOD, BAD], "source_preference": [1, 0]},
-}
 
 
 def test_every_format_has_an_example() -> None:
@@ -146,10 +86,13 @@ def test_ratings_that_are_not_numbers_are_errors(rating: object) -> None:
 
 
 def test_vlfeedback_averages_the_aspects_and_reads_a_struct_of_lists() -> None:
-    row = EXAMPLES["vlfeedback"]
-    as_lists = {key: [one[key] for one in row["completions"]] for key in ("annotations", "model", "response")}
-    for completions in (row["completions"], as_lists):
-        found = FORMATS["vlfeedback"].read(row | {"completions": completions})
+    rated = [
+        {"annotations": ratings("5", "5", "4.0"), "model": "m", "response": GOOD},
+        {"annotations": ratings("1", "5", "1"), "model": "n", "response": BAD},
+    ]
+    as_lists = {key: [one[key] for one in rated] for key in ("annotations", "model", "response")}
+    for completions in (rated, as_lists):
+        found = FORMATS["vlfeedback"].read(EXAMPLES["vlfeedback"] | {"completions": completions})
         assert found.preference == pytest.approx((14 / 3, 7 / 3))
 
 

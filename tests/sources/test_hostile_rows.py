@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_formats import EXAMPLES
 
+from carevl.sources.examples import EXAMPLES
 from carevl.sources.formats import FORMATS, UnknownFormatError, columns_of, detect
 from carevl.sources.intake import Intake, merge_items
 from carevl.sources.reading import Source, SourceRow, read_source

@@ -10,7 +10,7 @@ import transformers as hf
 from carevl.errors import UserError
 from carevl.inference.transformers_engine import chat_prompt
 from carevl.sources.images import ImageLimits, decode_rgb
-from carevl.training.items import Encoder, Items
+from carevl.training.items import Encoder, Items, split
 from carevl.training.judge import lora_modules, skeleton
 from carevl.training.reference import Reference
 from carevl.training.settings import Lora
@@ -43,6 +43,58 @@ def test_an_image_of_several_rows_is_kept_once(judge, sft_rows):
     twice = pa.concat_tables([sft_rows, sft_rows])
     _, images, _ = Encoder(processor, 4096).encode(twice, "sft")
     assert len(images) == len(set(sft_rows["image"].to_pylist()))
+
+
+def _with_second_targets(rows):
+    """Every row once more, with a target of its own."""
+    second = [{**row, "item_id": f"second-{row['item_id']}", "target": f"{row['target']} Sure."} for row in rows]
+    return pa.Table.from_pylist([*rows, *second])
+
+
+def test_targets_of_one_prompt_become_one_item(judge, sft_rows):
+    rows = _with_second_targets(sft_rows.to_pylist())
+    encoder = Encoder(hf.AutoProcessor.from_pretrained(judge), 4096)
+    items, _, errors = encoder.encode(rows, "sft")
+    assert errors == []
+    assert [item["item_id"] for item in items] == [f"item-{n} and second-item-{n}" for n in range(8)]
+    trees = [encoder.tree(row, "sft") for row in rows.to_pylist()]
+    assert [item["branches"] for item in items] == [trees[n].branches + trees[n + 8].branches for n in range(8)]
+    tight = Encoder(encoder.processor, max(tree.tokens for tree in trees))
+    apart, _, _ = tight.encode(rows, "sft")
+    assert len(apart) > 8
+    assert sum(len(item["branches"]) for item in apart) == 16
+    assert max(Items.of(apart, {}).lengths) <= tight.max_tokens
+
+
+def test_targets_that_share_a_prompt_have_the_loss_and_gradient_of_separate_ones(begin, sft_rows, quick):
+    rows = _with_second_targets(sft_rows.to_pylist())
+    loop, _ = begin("sft", rows, quick(lora=None, batch_size=8))
+    model, encoder = loop.judge.model, Encoder(hf.AutoProcessor.from_pretrained(loop.assignment.judge), 4096)
+    encoded = [encoder.encode(rows.slice(n, 1), "sft") for n in range(16)]
+    pictures = {name: data for _, images, _ in encoded for name, data in images.items()}
+    separate = Items.of([items[0] for items, _, _ in encoded], pictures)
+    batch = separate.pack(range(16), encoder.processor.image_processor, model, 1)
+    loss = -loop.judge(batch).sum() / sum(separate.answer_tokens)
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([weight.grad for weight in loop.weights if weight.grad is not None])
+    model.zero_grad()
+    assert len(loop.items) == 8
+    facts = loop.step(0)
+    assert facts["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert facts["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert facts["tokens"] < sum(separate.lengths) * 0.7
+
+
+def test_what_is_held_out_has_images_of_its_own():
+    items = [{"item_id": str(n), "image": str(n // 3)} for n in range(30)]
+    train, held_out = split(items, 0.25, seed=1)
+    assert [item for item in items if item in held_out] == held_out
+    assert len(held_out) == 9
+    assert len(train) == 21
+    assert not {item["image"] for item in train} & {item["image"] for item in held_out}
+    assert split(items, 0.25, seed=2)[1] != held_out
+    with pytest.raises(UserError, match=r"holdout 0.95 leaves none of 30 items to train on"):
+        split(items, 0.95, seed=1)
 
 
 def test_rows_that_cannot_be_used_keep_their_reason(judge, sft_rows):

@@ -16,8 +16,9 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from carevl.errors import UserError
+from carevl.training.progress import read_log
 from carevl.training.train import TrainingError, assign, train
-from carevl.training.worker import read_log
 
 
 def _losses(curve):
@@ -47,8 +48,50 @@ def test_a_killed_worker_goes_on_with_the_same_curve(ray_here, begin, judge, sft
     assert 6 <= killed[0] < 40
     assert [facts["step"] for facts in done.curve] == list(range(1, 41))
     assert _losses(done.curve) == pytest.approx(expected, abs=1e-6)
-    kept = [path for path in (out / "checkpoints").glob("checkpoint_*") if path.is_dir()]
-    assert len(kept) == training.keep_checkpoints
+    kept = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert kept == ["step-00000038", "step-00000040"]
+
+
+def _drive(rows, judge, out, training):
+    script = Path(__file__).with_name("train_driver.py")
+    command = [sys.executable, str(script), "sft", str(rows), str(judge), str(out), training.model_dump_json()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_training_whose_driver_is_killed_is_taken_up_by_the_next_call(begin, judge, sft_rows, write, quick, tmp_path):
+    training = quick(epochs=20, checkpoint_steps=4)
+    expected = _alone(begin, sft_rows, training)
+    rows, out = write(sft_rows), tmp_path / "killed"
+    first = _drive(rows, judge, out, training)
+    while len(read_log(out / "steps.jsonl")) < 10:
+        assert first.poll() is None
+        time.sleep(0.02)
+    family = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.wait()
+    steps = len(read_log(out / "steps.jsonl"))
+    second = _drive(rows, judge, out, training)
+    said, _ = second.communicate()
+    assert second.returncode == 0
+    assert 10 <= steps < 40
+    assert "step 40/40" in said.splitlines()[-1]
+    curve = read_log(out / "steps.jsonl")
+    assert [facts["step"] for facts in curve] == list(range(1, 41))
+    assert _losses(curve) == pytest.approx(expected, abs=1e-6)
+    assert psutil.wait_procs(family, timeout=60)[1] == []
+
+
+def test_a_finished_training_is_only_read(ray_here, judge, sft_rows, write, quick, tmp_path):
+    rows, out, said = write(sft_rows), tmp_path / "out", []
+    training = quick(epochs=2)
+    first = train("sft", [rows], judge, out, training, say=said.append)
+    assert said[-1].step == said[-1].steps == 4
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    again = train("sft", [rows], judge, out, training.model_copy(update={"checkpoint_steps": 1}), say=said.append)
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == files
+    with pytest.raises(UserError, match=r"holds another training \(settings.seed: 0 -> 1\)"):
+        train("sft", [rows], judge, out, training.model_copy(update={"seed": 1}))
 
 
 def test_two_workers_learn_what_one_learns(ray_here, begin, judge, sft_rows, write, quick, tmp_path):

@@ -1,0 +1,168 @@
+"""Who answers a benchmark's questions: a model in one of the engines, or an endpoint; and how verdicts are read off.
+
+Questions that ask the same thing in the same way (`strict` and `official_scorer` often do) are asked once.
+
+The engines draw from the whole distribution and put the image before the text. Where an official run cuts to a nucleus
+below one half (which is nearly always the one likeliest token) they decode greedily instead, and where it puts the text
+first they do not; an endpoint does both as the official run does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from carevl.benchmarks.asking import GREEDY, Decoding, Question, seeded
+from carevl.benchmarks.predictions import Prediction, record
+from carevl.benchmarks.protocol import Benchmark
+from carevl.benchmarks.verdict_tokens import CHOICES, WATCH, forced, stated
+from carevl.inference.engines import generator
+from carevl.inference.transformers_engine import Ask, Generation
+from carevl.judging.prompts import Task, write_judgment
+from carevl.tables import row_error
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from carevl.config import Judge
+
+Answer = Generation | str
+"""What a judge wrote, or why it could not be asked."""
+
+_BEGUN: dict[Task, str] = {
+    "pairwise": "Overall Judgment: Answer",
+    "pointwise": "Overall Judgment: Rating",
+    "ranking": "Overall Judgment: Ranking",
+}
+"""The verdict's own words up to its first number. The space is left to the judge: tokenizers put it on either side."""
+_FORCED_TOKENS = 2
+_TOKENS_PER_RANK = 6
+
+
+class Answerer(Protocol):
+    """A judge that can be asked."""
+
+    def decoding(self, wanted: Decoding) -> Decoding:
+        """How it generates when this is wanted."""
+
+    def answer(self, asks: Sequence[Ask], decoding: Decoding, watch: Sequence[str]) -> list[Answer]:
+        """One answer per ask, in their order."""
+
+
+def answerer(judge: Judge) -> Answerer:
+    """The judge that the settings name."""
+    if is_endpoint(judge.path):
+        from carevl.benchmarks.endpoint import Endpoint
+
+        return Endpoint(judge.path, judge.max_tokens, judge.pool.batch_size)
+    return EngineJudge(judge)
+
+
+def is_endpoint(path: str) -> bool:
+    """Whether a judge is asked over HTTP."""
+    return path.startswith(("http://", "https://"))
+
+
+class EngineJudge:
+    """A model in this process."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.engine, self.max_tokens = generator(judge), judge.max_tokens
+
+    def decoding(self, wanted: Decoding) -> Decoding:
+        return replace(wanted, temperature=wanted.temperature if wanted.top_p >= 0.5 else 0.0, top_p=1.0)
+
+    def answer(self, asks: Sequence[Ask], decoding: Decoding, watch: Sequence[str]) -> list[Answer]:
+        """An ask that the model refuses (a prompt over its length, an image of an odd shape) fails alone."""
+        try:
+            return [*self._generate(asks, decoding, watch)]
+        except ValueError:
+            return [self._alone(ask, decoding, watch) for ask in asks]
+
+    def _alone(self, ask: Ask, decoding: Decoding, watch: Sequence[str]) -> Answer:
+        try:
+            return self._generate([ask], decoding, watch)[0]
+        except ValueError as error:
+            return " ".join(str(error).split()) or type(error).__name__
+
+    def _generate(self, asks: Sequence[Ask], decoding: Decoding, watch: Sequence[str]) -> list[Generation]:
+        limit = decoding.max_tokens or self.max_tokens
+        return self.engine.generate(asks, max_tokens=limit, temperature=decoding.temperature, watch=watch)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One generation; equal calls are made once."""
+
+    prompt: str
+    image: str
+    begun: str
+    seed: int
+    decoding: Decoding
+
+
+def judge_questions(
+    judge: Answerer,
+    name: str,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    pictures: Mapping[str, Image | str],
+    seed: int,
+) -> list[Prediction]:
+    """Asks a judge, and returns a prediction per question.
+
+    Args:
+        name: of the judge in the predictions.
+        questions: each with an image.
+        pictures: image name to the picture, or to why there is none.
+        seed: of sampled judgments.
+    """
+    calls = [_call(judge, benchmark, question, seed) for question in questions]
+    answers: dict[_Call, Answer] = {}
+    batches: dict[Decoding, dict[_Call, Ask]] = {}
+    for call in dict.fromkeys(calls):
+        picture = pictures[call.image]
+        if isinstance(picture, str):
+            answers[call] = picture
+        else:
+            batches.setdefault(call.decoding, {})[call] = Ask(picture, call.prompt, call.begun, call.seed)
+    for decoding, asks in batches.items():
+        watch = () if decoding.temperature else WATCH
+        answers |= zip(asks, judge.answer([*asks.values()], decoding, watch), strict=True)
+    return [_read(benchmark, name, q, answers[call]) for q, call in zip(questions, calls, strict=True)]
+
+
+def _call(judge: Answerer, benchmark: Benchmark, question: Question, seed: int) -> _Call:
+    assert question.image is not None
+    begun, wanted = "", benchmark.DECODING if question.protocol == "official" else GREEDY
+    if question.protocol == "verdict_prob":
+        begun = _BEGUN[question.task]
+        tokens = _TOKENS_PER_RANK * len(question.order) if question.task == "ranking" else _FORCED_TOKENS
+        wanted = replace(wanted, max_tokens=tokens)
+    decoding = judge.decoding(wanted)
+    draw = seeded(seed, question.key, question.order, question.sample).getrandbits(32) if decoding.temperature else 0
+    return _Call(question.prompt, question.image.name, begun, draw, decoding)
+
+
+def _read(benchmark: Benchmark, name: str, question: Question, answer: Answer) -> Prediction:
+    """The prediction that an answer amounts to; one that was not given counts as no verdict."""
+    if isinstance(answer, str):
+        error = row_error("evaluate", "not answered", answer)
+        return record(question, name, "", benchmark.parse(question, ""), error=error)
+    text, truncated, chances = answer.text, answer.truncated, None
+    if question.protocol == "verdict_prob":
+        text, truncated = _BEGUN[question.task] + text, False
+        if question.task != "ranking":
+            chances = forced(answer.watched, 2 if question.task == "pairwise" else CHOICES)
+            text = text if chances is None else _verdict(question.task, 1 + int(chances.argmax()))
+    elif question.task == "pairwise" and question.protocol != "official":
+        chances = stated(answer.watched, text)
+    probability = None
+    if chances is not None and question.task == "pairwise":
+        probability = float(chances[question.order.index(min(question.order))])
+    return record(question, name, text, benchmark.parse(question, text, truncated=truncated), probability)
+
+
+def _verdict(task: Task, number: int) -> str:
+    return write_judgment("", winner=number) if task == "pairwise" else write_judgment("", rating=number)

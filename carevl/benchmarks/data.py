@@ -1,0 +1,85 @@
+"""A benchmark's rows from disk, and those of them that cannot be asked because their image is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from carevl.benchmarks import BENCHMARKS
+from carevl.benchmarks.asking import ProtocolName
+from carevl.benchmarks.protocol import Benchmark
+from carevl.benchmarks.rows import Row
+from carevl.errors import UserError
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Data:
+    """A benchmark's rows."""
+
+    benchmark: Benchmark
+    rows: list[Row]
+    excluded: tuple[str, ...] = ()
+    """Keys of rows left out because their image is missing."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the rows, or with size or age of an image file."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            facts = [row.key, row.group, row.task, row.question, row.responses, row.gold, row.image and row.image.name]
+            digest.update(json.dumps(facts).encode())
+            if row.image is not None and row.image.path is not None and row.image.present:
+                known = row.image.path.stat()
+                digest.update(f"{known.st_size} {known.st_mtime_ns}".encode())
+        return digest.hexdigest()[:16]
+
+    def without_missing_images(
+        self, protocols: Sequence[ProtocolName], needed: Callable[[Row], bool], *, allowed: bool
+    ) -> Data:
+        """The data without the rows that are asked about an image which is not there.
+
+        Args:
+            needed: whether a row has to be asked at all.
+            allowed: whether rows may be left out.
+
+        Raises:
+            UserError: there are such rows and they may not be left out, or none would remain.
+        """
+        keys = tuple(row.key for row in self.rows if needed(row) and self._lacks_image(row, protocols))
+        found = f"{self.benchmark.NAME}: {len(keys)} of {len(self.rows)} rows have no image: {some(keys)}"
+        if keys and not allowed:
+            raise UserError(f"{found}; give --images DIR, or leave them out with --allow-missing-images")
+        kept = [row for row in self.rows if row.key not in set(keys)]
+        if not kept:
+            raise UserError(f"{found}; nothing is left to evaluate")
+        return Data(self.benchmark, kept, keys)
+
+    def _lacks_image(self, row: Row, protocols: Sequence[ProtocolName]) -> bool:
+        if row.image is not None and row.image.present:
+            return False
+        asked = (q for protocol in protocols for q in self.benchmark.questions([row], protocol, draws=1))
+        return any(question.response is None for question in asked)
+
+
+def load(name: str, path: Path, images: Path | None = None) -> Data:
+    """A benchmark's rows from disk.
+
+    Raises:
+        UserError: there is no such benchmark, or it has no rows here.
+    """
+    if name not in BENCHMARKS:
+        raise UserError(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    rows = BENCHMARKS[name].load(path, images)
+    if not rows:
+        raise UserError(f"{name}: {path} has no rows")
+    return Data(BENCHMARKS[name], rows)
+
+
+def some(keys: Sequence[str]) -> str:
+    """The first keys, for a message."""
+    return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")

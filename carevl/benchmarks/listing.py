@@ -1,0 +1,66 @@
+"""Figures as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from carevl.benchmarks.asking import ProtocolName
+from carevl.benchmarks.comparison import Comparison
+from carevl.benchmarks.data import some
+from carevl.benchmarks.intervals import Figure
+
+_MANY = 16
+"""A longer list leaves out the figures of single data sets and categories (`NAME/…`); figures.json has them all."""
+
+
+def list_report(report: Mapping[str, Any]) -> Iterator[str]:
+    """A table per protocol: a column per judge and baseline, a row per figure, with 95 % intervals."""
+    yield f"{report['benchmark']}: {report['rows']} rows"
+    yield from _left_out(report["excluded"])
+    judges, baselines = report["judges"], report["baselines"]
+    for protocol in next(iter(baselines.values())):
+        asked = {name: found[protocol] for name, found in judges.items() if protocol in found}
+        columns = {name: {**found["figures"], **found["answers"]} for name, found in asked.items()}
+        columns |= {name: found[protocol] for name, found in baselines.items() if name not in columns}
+        yield ""
+        yield from _table(protocol, columns)
+        for name, found in asked.items():
+            counts = ", ".join(f"{number} {status}" for status, number in found["statuses"].items() if number)
+            yield f"{name}: {found['predictions']} judgments: {counts}; {found['errors']} errors"
+
+
+def list_comparison(
+    names: tuple[str, str], excluded: Sequence[str], compared: Mapping[ProtocolName, Comparison]
+) -> Iterator[str]:
+    """A table per protocol of the differences A - B, and the rows that only one got right."""
+    a, b = names
+    yield from _left_out(excluded)
+    for protocol, found in compared.items():
+        yield from _table(protocol, {f"{a} - {b}": found.differences})
+        yield f"right only by {a}: {found.only_a}; only by {b}: {found.only_b}; McNemar's exact p = {found.p_value:.3g}"
+
+
+def _left_out(keys: Sequence[str]) -> Iterator[str]:
+    if keys:
+        yield f"left out, their images are missing: {len(keys)} rows: {some(keys)}"
+
+
+def _table(title: str, columns: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
+    names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
+    if len(names) > _MANY:
+        names = [name for name in names if "/" not in name]
+    rows = [[title, *columns], *([name, *(_cell(each.get(name)) for each in columns.values())] for name in names)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *cells in rows:
+        line = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
+        yield "  ".join(line).rstrip()
+
+
+def _cell(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    if figure["value"] is None:
+        return "-"
+    interval = f" ({figure['low']:.3f} to {figure['high']:.3f})" if figure["low"] is not None else ""
+    return f"{figure['value']:.3f}{interval}"

@@ -1,0 +1,133 @@
+"""Every figure of a judge, computed from stored predictions alone."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+from carevl.benchmarks.asking import ProtocolName
+from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
+from carevl.benchmarks.comparison import Comparison, compare
+from carevl.benchmarks.diagnostics import diagnose, statuses
+from carevl.benchmarks.intervals import Figure, figures
+from carevl.benchmarks.predictions import Prediction
+from carevl.benchmarks.protocol import Benchmark
+from carevl.benchmarks.rows import Row
+
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+
+_HEADLINES = {
+    "vl-rewardbench": ("overall", "macro", "general", "hallucination", "reasoning"),
+    "mllm-judge": ("score", "pair_with_ties", "pair_without_ties", "batch"),
+}
+
+
+def by_protocol(predictions: Iterable[Prediction]) -> dict[ProtocolName, list[Prediction]]:
+    """Predictions of each protocol that has some, in the order of `PROTOCOLS`."""
+    found: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        found[prediction.protocol].append(prediction)
+    return {protocol: found[protocol] for protocol in PROTOCOLS if protocol in found}
+
+
+def judged(
+    benchmark: Benchmark, rows: Sequence[Row], predictions: Iterable[Prediction], *, draws: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """What one judge's predictions are worth, by protocol.
+
+    Args:
+        draws: samples per row that the official scorer uses; when absent the benchmark's own number, or as many as
+            every row has.
+
+    Returns:
+        Per protocol `figures` (the scorer's), `answers` (parse rate, first-position rate, order consistency, length
+        slope), `statuses` (predictions by parse status), and the numbers of `predictions` and
+        `errors` (questions that the judge could not be asked).
+
+    Raises:
+        ValueError: a row lacks a prediction, or there are several judges' predictions.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for protocol, given in by_protocol(predictions).items():
+        used = draws or min(benchmark.DRAWS, _fewest_draws(given))
+        scored = benchmark.score(rows, given, protocol, draws=used)
+        found[protocol] = {
+            "figures": figures(scored),
+            "answers": figures(diagnose(rows, given)),
+            "statuses": statuses(given),
+            "predictions": len(given),
+            "errors": sum(each.error is not None for each in given),
+        }
+    return found
+
+
+def _fewest_draws(predictions: Sequence[Prediction]) -> int:
+    samples = Counter({prediction.key: 0 for prediction in predictions})
+    for prediction in predictions:
+        samples[prediction.key] = max(samples[prediction.key], prediction.sample + 1)
+    return min(samples.values())
+
+
+def baselines(
+    benchmark: Benchmark, rows: Sequence[Row], protocols: Iterable[ProtocolName], *, draws: int | None = None
+) -> dict[str, dict[str, dict[str, Figure]]]:
+    """Figures of the trivial judges on the same rows: judge to protocol to figure."""
+    found: dict[str, dict[str, dict[str, Figure]]] = {name: {} for name in TRIVIAL_JUDGES}
+    used = draws or benchmark.DRAWS
+    for protocol in protocols:
+        asked = list(benchmark.questions(rows, protocol, draws=used))
+        for name, of_protocol in found.items():
+            given = judge_trivially(name, benchmark, rows, asked)
+            of_protocol[protocol] = figures(benchmark.score(rows, given, protocol, draws=used))
+    return found
+
+
+def compared(
+    benchmark: Benchmark,
+    rows: Sequence[Row],
+    a: Iterable[Prediction],
+    b: Iterable[Prediction],
+    *,
+    draws: int | None = None,
+) -> dict[ProtocolName, Comparison]:
+    """Judge A against judge B on the same rows, under every protocol that both answered."""
+    of_a, of_b = by_protocol(a), by_protocol(b)
+    found: dict[ProtocolName, Comparison] = {}
+    for protocol in of_a:
+        if protocol in of_b:
+            used = draws or min(benchmark.DRAWS, _fewest_draws(of_a[protocol]), _fewest_draws(of_b[protocol]))
+            both = (benchmark.score(rows, each[protocol], protocol, draws=used) for each in (of_a, of_b))
+            found[protocol] = compare(*both)
+    return found
+
+
+def summary(answered: Mapping[str, tuple[Benchmark, Sequence[Row], Sequence[Prediction]]]) -> dict[str, Any]:
+    """The headline figures of one judge over several benchmarks, each {value, low, high} with a 95 % interval.
+
+    Args:
+        answered: benchmark id to its module, its rows, and the judge's predictions under `official_scorer` and
+            `strict`.
+
+    Returns:
+        `vl_rewardbench`: {official_scorer, strict: {overall, macro, general, hallucination, reasoning}};
+        `mllm_judge`: {score, pair_with_ties, pair_without_ties, batch} by the official scorer; any other benchmark
+        like the first, with all its figures; `parse_rate` and `order_consistency` over the strict judgments of all.
+    """
+    found: dict[str, Any] = {}
+    rows: list[Row] = []
+    strict: list[Prediction] = []
+    for name, (benchmark, asked, predictions) in answered.items():
+        of_protocol = judged(benchmark, asked, predictions)
+        kept = {
+            protocol: {
+                key: each["figures"][key] for key in _HEADLINES.get(name, each["figures"]) if key in each["figures"]
+            }
+            for protocol, each in of_protocol.items()
+            if protocol in ("official_scorer", "strict")
+        }
+        found[name.replace("-", "_")] = kept["official_scorer"] if name == "mllm-judge" else kept
+        rows += asked
+        strict += by_protocol(predictions)["strict"]
+    how = figures(diagnose(rows, strict))
+    return {**found, "parse_rate": how["parse_rate"], "order_consistency": how["order_consistency"]}

@@ -1,0 +1,118 @@
+"""A run's rows as prompts with answers, part by part: what every export format is written from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from carevl.errors import UserError
+from carevl.runs import Run, Table
+from carevl.sources.turns import IMAGE_TAG
+from carevl.stages.ingest import Ingested
+
+What = Literal["items", "pairs", "judgments", "dpo"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt about an image with its answer, and the answer that it is preferred to (None: there is none)."""
+
+    item_id: str
+    split: str
+    image_id: str
+    prompt: str
+    chosen: str
+    rejected: str | None
+
+    @property
+    def has_tag(self) -> bool:
+        """Whether a text holds the tag that stands for an image in training formats."""
+        return any(IMAGE_TAG in text for text in (self.prompt, self.chosen, self.rejected or ""))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples, and the images that they name: image_id to (bytes, format)."""
+
+    examples: list[Example]
+    images: dict[str, tuple[bytes, str]]
+
+
+def parts(run: Run, what: What) -> Iterator[Part]:
+    """What a run made, in the memory of one part.
+
+    Args:
+        what: `items`: every pair of an item's responses that its labels, or else its sources' preference, put in an
+            order. `pairs`: the pairs of responses whose label the router trusts. `judgments`: the targets of phase 1.
+            `dpo`: the chosen and rejected judgments of phase 2.
+
+    Raises:
+        UserError: the run has not come so far.
+    """
+    stage, below, read = _TABLES[what]
+    manifest = run.latest(stage)
+    if manifest is None:
+        raise UserError(f"{run.root}: stage {stage} is not finished, so there are no {what} to export; `carevl run` it")
+    table = Table(run.root / stage / manifest["fingerprint"] / below)
+    ingested = Ingested(_ingested(run, manifest).directory)
+    for number in ingested.items.parts():
+        items = {item["item_id"]: item for item in ingested.items.read(number).to_pylist() if item["error"] is None}
+        rows = table.read(number).to_pylist() if what != "items" else list(items.values())
+        examples = [example for row in rows if row["item_id"] in items for example in read(items[row["item_id"]], row)]
+        named = {example.image_id for example in examples}
+        images = ingested.images.read(number, ["image_id", "bytes", "format"]).to_pylist() if named else []
+        yield Part(examples, {one["image_id"]: (one["bytes"], one["format"]) for one in images})
+
+
+def _ingested(run: Run, manifest: Row) -> Table:
+    """The ingest directory that a result was made from, however many stages before."""
+    while manifest["stage"] != "ingest":
+        inputs = manifest["cause"]["inputs"]
+        stage = "ingest" if "ingest" in inputs else next(iter(inputs))
+        table = Table(run.root / stage / inputs[stage])
+        found = table.manifest
+        if found is None:
+            raise UserError(f"{table.directory} is gone, but {manifest['stage']} was made from it; `carevl run` again")
+        manifest = found
+    return Table(run.root / "ingest" / manifest["fingerprint"])
+
+
+def _of_item(item: Row, _: Row) -> Iterator[Example]:
+    values = item["source_preference"] if item["gold"] is None else item["gold"]
+    for first in range(len(values or ())):
+        for second in range(first + 1, len(values)):
+            if values[first] != values[second]:
+                best, worst = (first, second) if values[first] > values[second] else (second, first)
+                yield _pair(item, best, worst)
+
+
+def _of_route(item: Row, route: Row) -> Iterator[Example]:
+    if route["route"] == "high":
+        yield _pair(item, route["winner"], route["first"] + route["second"] - route["winner"])
+
+
+def _pair(item: Row, best: int, worst: int) -> Example:
+    return _example(item, item["question"], item["responses"][best], item["responses"][worst])
+
+
+def _of_target(item: Row, target: Row) -> Iterator[Example]:
+    yield _example(item, target["prompt"], target["text"], None)
+
+
+def _of_judged_pair(item: Row, pair: Row) -> Iterator[Example]:
+    yield _example(item, pair["prompt"], pair["chosen"], pair["rejected"])
+
+
+def _example(item: Row, prompt: str, chosen: str, rejected: str | None) -> Example:
+    return Example(item["item_id"], item["split"], item["image_id"], prompt, chosen, rejected)
+
+
+_TABLES: dict[What, tuple[str, str, Callable[[Row, Row], Iterator[Example]]]] = {
+    "items": ("ingest", "", _of_item),
+    "pairs": ("route", "", _of_route),
+    "judgments": ("demonstrate", "targets", _of_target),
+    "dpo": ("select", "", _of_judged_pair),
+}
+"""What to the stage that makes it, the table below the stage's directory, and how a row is read."""

@@ -1,0 +1,170 @@
+"""Writers of public training formats. Each makes one file per split, which `datasets` loads.
+
+| format | file | images |
+|---|---|---|
+| trl | `SPLIT.parquet`: `images`, `prompt`, and `chosen` and `rejected`, or `completion` | inside |
+| llamafactory | `SPLIT.jsonl` in sharegpt form, `dataset_info.json` that names the files | `images/` |
+| ms-swift | `SPLIT.jsonl`: `messages`, `rejected_response`, `images` | `images/` |
+
+Image files keep their bytes. Their paths are relative to the directory that is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from carevl.export.examples import Example, Part
+from carevl.sources.turns import IMAGE_TAG
+
+_ENDINGS = {"JPEG": "jpg", "TIFF": "tif"}
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+_MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+
+
+class Writer(Protocol):
+    """Writes parts into a directory until it is closed."""
+
+    def write(self, part: Part) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Trl:
+    """TRL's conversational preference format, and prompt-completion for judgments, as Parquet."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._files: dict[str, pq.ParquetWriter] = {}
+
+    def write(self, part: Part) -> None:
+        """Appends the part's examples to their splits' files."""
+        by_split: dict[str, list[dict[str, Any]]] = {}
+        for example in part.examples:
+            data, kind = part.images[example.image_id]
+            image = {"bytes": data, "path": _file_name(example.image_id, kind)}
+            answers = {"chosen": example.chosen, "rejected": example.rejected}
+            if example.rejected is None:
+                answers = {"completion": example.chosen}
+            row = {"id": example.item_id, "images": [image], "prompt": [_said("user", example.prompt)]}
+            row |= {name: [_said("assistant", answer or "")] for name, answer in answers.items()}
+            by_split.setdefault(example.split, []).append(row)
+        for split, rows in by_split.items():
+            schema = _trl_schema(list(rows[0]))
+            if split not in self._files:
+                self._files[split] = pq.ParquetWriter(self._out / f"{split}.parquet", schema, compression="zstd")
+            self._files[split].write_table(pa.Table.from_pylist(rows, schema), row_group_size=100)
+
+    def close(self) -> None:
+        """Finishes the files."""
+        for file in self._files.values():
+            file.close()
+
+
+def _trl_schema(columns: list[str]) -> pa.Schema:
+    """With the note by which `datasets` decodes the images."""
+    text = {"dtype": "string", "_type": "Value"}
+    messages = [{"role": text, "content": text}]
+    features = {name: {"id": text, "images": [{"_type": "Image"}]}.get(name, messages) for name in columns}
+    types = {name: {"id": pa.string(), "images": pa.list_(_IMAGE)}.get(name, _MESSAGES) for name in columns}
+    return pa.schema(types, {"huggingface": json.dumps({"info": {"features": features}})})
+
+
+class _Lines:
+    """JSON Lines per split, with the image files beside them."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._stack = ExitStack()
+        self._files: dict[str, TextIO] = {}
+        (out / "images").mkdir()
+
+    def write(self, part: Part) -> None:
+        """Appends the part's examples to their splits' files, and writes their images."""
+        for example in part.examples:
+            data, kind = part.images[example.image_id]
+            image = f"images/{_file_name(example.image_id, kind)}"
+            if not (self._out / image).exists():
+                (self._out / image).write_bytes(data)
+            if example.split not in self._files:
+                file = (self._out / f"{example.split}.jsonl").open("w", encoding="utf-8")
+                self._files[example.split] = self._stack.enter_context(file)
+                self.begin(example)
+            row = {"id": example.item_id, **self.row(example), "images": [image]}
+            self._files[example.split].write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def begin(self, example: Example) -> None:
+        """Called with the first example of each split."""
+
+    def row(self, example: Example) -> dict[str, Any]:
+        """The example's row without its id and images."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Finishes the files."""
+        self._stack.close()
+
+
+class LlamaFactory(_Lines):
+    """LLaMA-Factory's sharegpt form: ranking for preferences, a conversation for judgments."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out)
+        self._info: dict[str, Any] = {}
+
+    def begin(self, example: Example) -> None:
+        """Notes the split's file in dataset_info.json's form."""
+        columns = {"messages": "conversations", "images": "images"}
+        entry: dict[str, Any] = {"file_name": f"{example.split}.jsonl", "formatting": "sharegpt", "columns": columns}
+        if example.rejected is not None:
+            entry["ranking"] = True
+            columns |= {"chosen": "chosen", "rejected": "rejected"}
+        self._info[f"carevl_{example.split}"] = entry
+
+    def row(self, example: Example) -> dict[str, Any]:
+        """Conversations, and chosen and rejected where there is a preference."""
+        asked = _from("human", IMAGE_TAG + example.prompt)
+        if example.rejected is None:
+            return {"conversations": [asked, _from("gpt", example.chosen)]}
+        return {
+            "conversations": [asked],
+            "chosen": _from("gpt", example.chosen),
+            "rejected": _from("gpt", example.rejected),
+        }
+
+    def close(self) -> None:
+        """Writes dataset_info.json and finishes the files."""
+        (self._out / "dataset_info.json").write_text(json.dumps(self._info, indent=2) + "\n")
+        super().close()
+
+
+class MsSwift(_Lines):
+    """ms-swift: messages, and the rejected response where there is a preference."""
+
+    def row(self, example: Example) -> dict[str, Any]:
+        """Messages that end with the answer."""
+        messages = [_said("user", IMAGE_TAG + example.prompt), _said("assistant", example.chosen)]
+        rejected = {} if example.rejected is None else {"rejected_response": example.rejected}
+        return {"messages": messages, **rejected}
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _from(name: str, value: str) -> dict[str, str]:
+    return {"from": name, "value": value}
+
+
+def _file_name(image_id: str, kind: str) -> str:
+    return f"{image_id}.{_ENDINGS.get(kind, kind.lower())}"
+
+
+WRITERS: dict[str, Callable[[Path], Writer]] = {"trl": Trl, "llamafactory": LlamaFactory, "ms-swift": MsSwift}
+"""Format to its writer."""

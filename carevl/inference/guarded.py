@@ -1,0 +1,94 @@
+"""Engines that fail: a batch is tried again, then split, until the one guilty row carries the error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from carevl.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a row has no result: a kind to count by, and a message for people."""
+
+    kind: str
+    message: str
+
+
+class SomeFailed(Exception, Generic[Out]):
+    """An engine could not do some of its rows.
+
+    `results` by position for the others, None where a row failed; `failures` by position.
+    """
+
+    def __init__(self, results: Sequence[Out | None], failures: Mapping[int, Failure]) -> None:
+        first, failure = next(iter(failures.items()))
+        super().__init__(f"{len(failures)} of {len(results)} rows failed; row {first}: {failure.message}")
+        self.results, self.failures = results, failures
+
+
+def guarded(
+    call: Callable[[Sequence[In]], Sequence[Out]], rows: Sequence[In], relieve: Callable[[], bool] = lambda: False
+) -> list[Out | Failure]:
+    """What an engine makes of every row, or why it made nothing of it.
+
+    A batch that raises is tried once more, then in halves. Where memory runs out, the engine is relieved and the
+    batch tried again.
+
+    Args:
+        call: one result per row, in their order; it may raise `SomeFailed` for rows that it refuses.
+        relieve: makes the engine need less memory at a time; False when it cannot.
+
+    Raises:
+        UserError: the engine says that its settings are wrong: no row is to blame.
+    """
+    if not rows:
+        return []
+    error: Exception | None = None
+    tries = 2
+    while tries:
+        try:
+            return _whole(call(rows), len(rows))
+        except SomeFailed as some:
+            return _merged(some)
+        except UserError:
+            raise
+        except Exception as raised:
+            error = raised
+            if not (_out_of_memory(raised) and relieve()):
+                tries -= 1
+    assert error is not None
+    if len(rows) == 1:
+        return [Failure("out of memory" if _out_of_memory(error) else "engine", _said(error))]
+    _log.warning("a batch of %d rows failed twice (%s); trying its halves", len(rows), _said(error))
+    half = len(rows) // 2
+    return guarded(call, rows[:half], relieve) + guarded(call, rows[half:], relieve)
+
+
+def _whole(results: Sequence[Out], wanted: int) -> list[Out | Failure]:
+    if len(results) != wanted:
+        raise ValueError(f"the engine gave {len(results)} results for {wanted} rows")
+    return list(results)
+
+
+def _merged(some: SomeFailed[Any]) -> list[Any]:
+    return [some.failures.get(i, result) for i, result in enumerate(some.results)]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, in Python, in torch on a GPU or in torch's allocator on a CPU."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _said(error: Exception) -> str:
+    first = next(iter(str(error).splitlines()), "")[:300]
+    return f"{type(error).__name__}: {first}"

@@ -1,0 +1,114 @@
+"""Loads a text reward model, and finds out what it is: where its head lies, whether it reads ahead.
+
+A head under another name in the weights (`v_head`, `reward_head`, `regression_layer`, …) is put in its place; without
+one, transformers would draw a head at random and say so only in a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from carevl.errors import UserError
+
+
+def load_reward_model(path: str | Path, dtype: str = "auto", **loading: Any) -> Any:
+    """A `…ForSequenceClassification` with one output, every weight of it read from safetensors.
+
+    Args:
+        loading: `revision` and `trust_remote_code`, handed to transformers.
+
+    Raises:
+        UserError: the model has another number of outputs, or its weights lack some that it needs.
+        OSError: the directory lacks weights or configuration.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(path, num_labels=1, **loading)
+    try:
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **loading
+        )
+    except RuntimeError as error:
+        if "size mismatch" not in str(error) and "mismatched" not in str(error):
+            raise
+        raise UserError(f"{path} has not one output; a reward model gives one score per conversation") from None
+    missing = set(found["missing_keys"])
+    heads = {name for name in missing if not name.startswith(f"{model.base_model_prefix}.")}
+    if missing - heads:
+        raise UserError(f"{path} lacks weights of its body, such as {min(missing - heads)}: it is not a whole model")
+    if heads:
+        _adopt_head(model, path, heads, set(found["unexpected_keys"]), loading.get("revision"))
+    return model.eval()
+
+
+def _adopt_head(model: Any, path: str | Path, missing: set[str], unused: set[str], revision: str | None) -> None:
+    """Puts the one [1, hidden] weight that has no place in the model where the model's head is missing."""
+    hidden = model.config.get_text_config().hidden_size
+    found = {
+        name: tensor for name, tensor in _tensors(path, unused, revision) if tensor.shape in ((1, hidden), (hidden,))
+    }
+    weights = [name for name in found if name.endswith(".weight")]
+    target = _single_head(model)
+    if len(weights) != 1 or target is None:
+        others = f"; it has {', '.join(sorted(unused)[:4])} instead" if unused else ""
+        raise UserError(f"{path} has no weights for its head {', '.join(sorted(missing))}{others}; a score needs one")
+    weight = found[weights[0]].reshape(1, hidden)
+    bias = dict(_tensors(path, unused, revision)).get(weights[0].removesuffix("weight") + "bias")
+    head = nn.Linear(hidden, 1, bias=bias is not None, dtype=model.dtype)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if bias is not None:
+            head.bias.copy_(bias.reshape(1))
+    model.set_submodule(target, head)
+
+
+def _tensors(path: str | Path, names: set[str], revision: str | None) -> Iterator[tuple[str, Tensor]]:
+    """Named tensors of a model's safetensors files."""
+    directory = Path(path)
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+
+        directory = Path(snapshot_download(str(path), revision=revision, allow_patterns="*.safetensors"))
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            for name in names.intersection(weights.keys()):
+                yield name, weights.get_tensor(name)
+
+
+def _single_head(model: Any) -> str | None:
+    """Name of the one linear module with one output that stands directly beside the body, if there is one."""
+    names = [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and isinstance(module, nn.Linear) and module.out_features == 1
+    ]
+    return names[0] if len(names) == 1 else None
+
+
+def head(model: Any) -> nn.Module | None:
+    """The linear map from a hidden state to the score, None where the model has something else between them."""
+    name = _single_head(model)
+    return None if name is None else model.get_submodule(name)
+
+
+def probe_ids(model: Any, tokens: int, n: int) -> Tensor:
+    """int64 [n, tokens]: arbitrary ids, none of them the padding; the same ones every time."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(0, vocabulary, (n, tokens), generator=torch.Generator().manual_seed(0))
+    padding = model.config.get_text_config().pad_token_id
+    return torch.where(ids == padding, (ids + 1) % vocabulary, ids).to(model.device)
+
+
+@torch.inference_mode()
+def reads_ahead(model: Any) -> bool:
+    """Whether the first token's state depends on the tokens after it: bidirectional attention, found by trying."""
+    ids = probe_ids(model, 12, 2)
+    ids[1, 0] = ids[0, 0]
+    first, second = model.base_model(input_ids=ids).last_hidden_state[:, 0].float()
+    return bool((first - second).abs().max() > 1e-3 * first.abs().max())

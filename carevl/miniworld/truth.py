@@ -1,0 +1,31 @@
+"""The exact truth of a drawn world, for reports only: nothing that is trained or routed reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of an item."""
+
+    kind: str
+    decidable: bool
+    """Whether a caption without positions and sizes tells right from wrong."""
+    ratings: Mapping[str, int]
+    """Text of a response to its rating, 5 when it is right."""
+
+
+def read_truth(world: Path) -> dict[tuple[str, str], Truth]:
+    """The truth of every item of a world that `publish` wrote, by image_id and question; empty where it wrote none."""
+    found = {}
+    for file in sorted((world / "truth").glob("*.parquet")):
+        columns = ["image_sha256", "question", "kind", "decidable", "responses"]
+        for row in pq.read_table(file, columns=columns).to_pylist():
+            ratings = {response["text"]: response["rating"] for response in row["responses"]}
+            found[row["image_sha256"], row["question"]] = Truth(row["kind"], row["decidable"], ratings)
+    return found

@@ -1,0 +1,60 @@
+"""What an image looks like, in 200 bytes: enough to find its near-duplicates, and to rule out most others.
+
+The hash is the DCT hash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010), as
+the library imagehash computes it (`phash`): brightness on 32 x 32 cells, the 8 x 8 lowest frequencies of its cosine
+transform, one bit for each that is above their median. It knows no colour and no small parts, so the mean colours of
+8 x 8 cells have to agree as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+CELLS = 8
+"""Rows and columns of the thumbnail."""
+MOST_BITS = 6
+"""Hashes of near-duplicates differ in at most this many of 64 bits."""
+MOST_COLOUR = 24
+"""No channel of any cell of near-duplicates differs by more, of 255."""
+
+_SIDE = 32
+_FREQUENCIES = np.cos(np.pi * np.outer(np.arange(CELLS), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE)).astype(np.float32)
+_BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Width and height in pixels, a 64-bit perceptual hash, and the mean colours of 8 x 8 cells (192 bytes of RGB)."""
+
+    width: int
+    height: int
+    hash: int
+    thumbnail: bytes
+
+
+def look_at(image: Image.Image) -> Look:
+    """The look of an RGB image that stands upright. Equal pixels have equal looks."""
+    small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    brightness = np.asarray(small, np.float32) @ _BRIGHTNESS
+    low = (_FREQUENCIES @ brightness @ _FREQUENCIES.T).ravel()
+    bits = np.packbits(low > np.median(low)).tobytes()
+    thumbnail = small.resize((CELLS, CELLS), Image.Resampling.BOX).tobytes()
+    return Look(*image.size, int.from_bytes(bits), thumbnail)
+
+
+def near(one: Look, two: Look) -> bool:
+    """Whether two images are near-duplicates: one resized, compressed anew or lightly retouched."""
+    if (one.hash ^ two.hash).bit_count() > MOST_BITS:
+        return False
+    return bool(alike(np.frombuffer(one.thumbnail, np.uint8), np.frombuffer(two.thumbnail, np.uint8)))
+
+
+def alike(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether thumbnails agree; the last axis holds one thumbnail each."""
+    difference = np.maximum(one, two) - np.minimum(one, two)
+    agree: NDArray[np.bool_] = difference.max(axis=-1) <= MOST_COLOUR
+    return agree

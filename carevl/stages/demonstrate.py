@@ -1,0 +1,126 @@
+"""Stage `demonstrate`: the base judge judges the high-confidence items; where it agrees with the label, it is a target.
+
+A pair becomes targets only if judgments in both orders agree with its label: evidence that leads to the label whatever
+stands first. Ratings and rankings are asked of a share of the items, so that one judge learns all three tasks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from carevl.judging.prompts import write_judgment
+from carevl.stages.judgments import Asking, Item, Prompted, both_orders, by_item, chance, typical
+from carevl.tables import DEMONSTRATIONS
+
+if TYPE_CHECKING:
+    from carevl.config import Demonstrate, Settings
+
+VERSION = 1
+GOOD, BAD = 4, 2
+"""Least rating of a pair's winner, and greatest of its loser, that agree with the label."""
+
+
+def asking(settings: Settings) -> Asking:
+    """What the base judge is asked."""
+    demonstrate = settings.demonstrate
+    return Asking(_Prompts(demonstrate, settings.seed), demonstrate.samples, demonstrate.temperature, settings.seed)
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    demonstrate: Demonstrate
+    seed: int
+
+    def __call__(self, item: Item, routes: Sequence[dict[str, Any]]) -> list[Prompted]:
+        high = [route for route in routes if route["route"] == "high"]
+        prompts = [prompted for route in high for prompted in both_orders(route["first"], route["second"])]
+        if high and self._chosen(item, "pointwise", self.demonstrate.pointwise_share):
+            prompts += [Prompted("pointwise", (i,)) for i in (high[0]["first"], high[0]["second"])]
+        if ranking(routes) and self._chosen(item, "ranking", self.demonstrate.ranking_share):
+            order = sorted(range(len(item["responses"])), key=lambda i: chance(self.seed, item["item_id"], "shown", i))
+            prompts.append(Prompted("ranking", tuple(order)))
+        return prompts
+
+    def _chosen(self, item: Item, task: str, share: float) -> bool:
+        return chance(self.seed, item["item_id"], task) < share
+
+
+def ranking(routes: Sequence[dict[str, Any]]) -> tuple[int, ...] | None:
+    """The order, best first, that an item's routes agree on; None unless every pair is high and they make no circle."""
+    if not routes or any(route["route"] != "high" for route in routes):
+        return None
+    wins: dict[int, int] = defaultdict(int)
+    for route in routes:
+        wins[route["winner"]] += 1
+        wins[route["first"] + route["second"] - route["winner"]] += 0
+    order = tuple(sorted(wins, key=lambda i: -wins[i]))
+    return order if [wins[i] for i in order] == list(range(len(order) - 1, -1, -1)) else None
+
+
+def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.Table) -> pa.Table:
+    """The targets of phase 1, a pure function of stored rows: DEMONSTRATIONS."""
+    share = settings.demonstrate.verdict_only_share
+    written: dict[tuple[str, str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
+    for row in judgments.to_pylist():
+        written[row["item_id"], row["task"], tuple(row["order"])].append(row)
+    targets: list[dict[str, Any]] = []
+    bare: list[dict[str, Any]] = []
+    for item, of_item in by_item(items, routes):
+        prompts = asking(settings).prompts(item, of_item)
+        for group in _groups(prompts):
+            agreeing = [
+                [row for row in written[item["item_id"], p.task, p.order] if _agrees(row, p, of_item)] for p in group
+            ]
+            if all(agreeing):
+                among = [row for rows in agreeing for row in rows]
+                texts = [typical(rows, among)["text"] for rows in agreeing]
+                targets += [_target(item, p, text, evidence=True) for p, text in zip(group, texts, strict=True)]
+            elif group[0].task == "pairwise":
+                bare += [_target(item, p, _verdict(p, of_item), evidence=False) for p in group]
+    keep = round(len(targets) * share / (1 - share))
+    bare.sort(key=lambda row: chance(settings.seed, row["item_id"], "bare"))
+    return pa.Table.from_pylist([*targets, *bare[:keep]], DEMONSTRATIONS)
+
+
+def _groups(prompts: Sequence[Prompted]) -> Iterator[list[Prompted]]:
+    """Prompts that stand or fall together: both orders of a pair, both ratings of a pair."""
+    groups: dict[tuple[Any, ...], list[Prompted]] = defaultdict(list)
+    for prompted in prompts:
+        groups[prompted.task, tuple(sorted(prompted.order)) if prompted.task == "pairwise" else ()].append(prompted)
+    yield from groups.values()
+
+
+def _label(order: tuple[int, ...], routes: Sequence[dict[str, Any]]) -> int:
+    [winner] = [route["winner"] for route in routes if {route["first"], route["second"]} == set(order)]
+    return int(winner)
+
+
+def _agrees(row: dict[str, Any], prompted: Prompted, routes: Sequence[dict[str, Any]]) -> bool:
+    if row["status"] != "ok":
+        return False
+    if prompted.task == "pairwise":
+        return bool(row["winner"] == _label(prompted.order, routes))
+    if prompted.task == "ranking":
+        return tuple(row["ranking"]) == ranking(routes)
+    winner = next(route["winner"] for route in routes if route["route"] == "high")
+    return bool(row["rating"] >= GOOD if prompted.order[0] == winner else row["rating"] <= BAD)
+
+
+def _verdict(prompted: Prompted, routes: Sequence[dict[str, Any]]) -> str:
+    return write_judgment("", winner=prompted.order.index(_label(prompted.order, routes)) + 1)
+
+
+def _target(item: Item, prompted: Prompted, text: str, *, evidence: bool) -> dict[str, Any]:
+    return {
+        "item_id": item["item_id"],
+        "task": prompted.task,
+        "order": prompted.order,
+        "prompt": prompted.write(item),
+        "text": text,
+        "evidence": evidence,
+    }

@@ -1,0 +1,198 @@
+"""How each stage is made from the tables before it: the path of a row through the program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from carevl.inference.pools import Task
+from carevl.runs import RunError, Table
+from carevl.stages import caption, demonstrate, evaluation, ingest, judgments, phases, route, sample, score, select
+from carevl.stages.context import Context, Counts
+
+if TYPE_CHECKING:
+    from carevl.config import Judge, Settings
+
+Maker = Callable[[Context, list[str]], Counts]
+"""Makes the named stages and returns the counts of each."""
+
+_JUDGMENT = ("task", "order", "sample")
+
+
+def _ingest(context: Context, pending: list[str]) -> Counts:
+    [name] = pending
+
+    def progress(rows: int, errors: int) -> None:
+        context.say(f"{name:16s} {rows} rows read, {errors} errors")
+
+    return {name: ingest.run_ingest(context.settings, context.where, context.ingested.directory, progress)}
+
+
+def caption_tasks(context: Context) -> list[Task]:
+    """The captioner's task."""
+    captioner = context.settings.captioner
+    task = Task(
+        name="caption",
+        make=caption.work,
+        arguments={"captioner": captioner},
+        sources={"images": context.ingested.images},
+        target=context.table("caption"),
+        pool=captioner.pool,
+        key="image_id",
+        identity=("view",),
+    )
+    return [task]
+
+
+def score_tasks(context: Context) -> list[Task]:
+    """Every expert's task."""
+    return [
+        Task(
+            name=f"score/{expert.name}",
+            make=score.work,
+            arguments={"expert": expert},
+            sources={"items": context.ingested.items, "captions": context.table("caption")},
+            target=context.table(f"score/{expert.name}"),
+            pool=expert.pool,
+            key="item_id",
+            identity=("view",),
+        )
+        for expert in context.settings.experts
+    ]
+
+
+def _caption(context: Context, pending: list[str]) -> Counts:
+    del pending
+    return context.pools(caption_tasks(context))
+
+
+def _score(context: Context, pending: list[str]) -> Counts:
+    return context.pools([task for task in score_tasks(context) if task.name in pending])
+
+
+def _route(context: Context, pending: list[str]) -> Counts:
+    [name] = pending
+    scores = [context.table(f"score/{expert.name}") for expert in context.settings.experts]
+    return {name: route.run_route(context.settings, context.ingested.items, scores, context.table(name))}
+
+
+def _judged(context: Context, name: str, judge: Judge, asking: judgments.Asking, target: Table) -> Mapping[str, Any]:
+    """Asks a judge about every item in the pools."""
+    images, items = context.ingested.images, context.ingested.items
+    task = Task(
+        name=name,
+        make=judgments.work,
+        arguments={"judge": judge, "asking": asking},
+        sources={"items": items, "images": images, "routes": context.table("route")},
+        target=target,
+        pool=judge.pool,
+        key="item_id",
+        identity=_JUDGMENT,
+        wanted=asking.wanted,
+    )
+    return context.pools([task])[name]
+
+
+def _demonstrate(context: Context, pending: list[str]) -> Counts:
+    [name] = pending
+    settings, judged = context.settings, context.table(name, "judgments")
+    counts = _judged(context, name, settings.judge, demonstrate.asking(settings), judged)
+    targets = _chosen(context, demonstrate.choose, judged, context.table(name, "targets"))
+    return {name: {**counts, "targets": targets.num_rows, "with_evidence": sum(targets["evidence"].to_pylist())}}
+
+
+def _sample(context: Context, pending: list[str]) -> Counts:
+    [name] = pending
+    judge = trained_judge(context, "sft")
+    return {name: _judged(context, name, judge, sample.asking(context.settings), context.table(name))}
+
+
+def _select(context: Context, pending: list[str]) -> Counts:
+    [name] = pending
+    sampled = context.table("sample")
+    pairs = _chosen(context, select.choose, sampled, context.table(name))
+    manifest = sampled.manifest or {}
+    return {name: {"rows_in": manifest.get("rows_out", 0), "rows_out": pairs.num_rows, "errors": 0}}
+
+
+def _chosen(
+    context: Context,
+    choose: Callable[[Settings, pa.Table, pa.Table, pa.Table], pa.Table],
+    judged: Table,
+    target: Table,
+) -> pa.Table:
+    """Applies a pure function to every part; returns all that it chose."""
+    items, routes = context.ingested.items, context.table("route")
+    for number in items.parts():
+        chosen = choose(context.settings, items.read(number), routes.read(number), judged.read(number))
+        target.write(number, chosen)
+    return target.read()
+
+
+def _sft(context: Context, pending: list[str]) -> Counts:
+    [name] = pending
+    targets, directory = context.table("demonstrate", "targets"), context.table(name).directory
+    counts = phases.run_sft(context.settings, context.ingested, targets, directory, context.training(name))
+    return {name: counts}
+
+
+def _dpo(context: Context, pending: list[str]) -> Counts:
+    [name] = pending
+    settings, directory = context.settings, context.table(name).directory
+    columns = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    rows, referenced = Table(directory / "rows"), Table(directory / "reference")
+    filled = phases.write_rows(context.table("select"), columns, context.ingested, rows)
+    if not filled:
+        raise RunError(
+            "dpo: no pair of judgments was selected, so there is nothing to prefer; lower select.min_gap, or raise "
+            "sample.samples or sample.temperature so that judgments differ"
+        )
+    judge = Path(trained_judge(context, "sft").path)
+    task = Task(
+        name="reference",
+        make=phases.reference_work,
+        arguments={"judge": judge, "training": settings.dpo},
+        sources={"pairs": rows},
+        target=referenced,
+        pool=settings.judge.pool,
+        key="item_id",
+        identity=("prompt", "chosen", "rejected"),
+    )
+    context.pools([task], filled)
+    targets = Table(context.table("sft").directory / "rows")
+    replay = [targets.part(number) for number in targets.parts()]
+    files = [referenced.part(number) for number in filled]
+    return {name: phases.run_dpo(settings, judge, files, replay, directory, context.training(name))}
+
+
+def trained_judge(context: Context, stage: str | None) -> Judge:
+    """The judge that a phase made, or the base; with the settings of the base."""
+    judge = context.settings.judge
+    if stage is None:
+        return judge
+    return judge.model_copy(update={"path": str((context.table(stage).directory / "judge").absolute())})
+
+
+def _evaluate(context: Context, pending: list[str]) -> Counts:
+    counts = {}
+    for name in pending:
+        trained = evaluation.JUDGES[name.removeprefix("evaluate/")]
+        counts[name] = evaluation.run_evaluation(context, name, trained_judge(context, trained))
+    return counts
+
+
+MAKERS: dict[str, Maker] = {
+    "ingest": _ingest,
+    "caption": _caption,
+    "score": _score,
+    "route": _route,
+    "demonstrate": _demonstrate,
+    "sft": _sft,
+    "sample": _sample,
+    "select": _select,
+    "dpo": _dpo,
+    "evaluate": _evaluate,
+}

@@ -1,0 +1,108 @@
+"""Stages `sft` and `dpo`: stored targets and pairs become rows with images, and the judge is trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from carevl.runs import RunError, Table
+from carevl.training.progress import Progress
+from carevl.training.reference import Reference
+from carevl.training.train import Trained, train
+
+if TYPE_CHECKING:
+    from carevl.config import Settings
+    from carevl.inference.pools import Work
+    from carevl.stages.ingest import Ingested
+    from carevl.training.settings import Training
+
+VERSION = 1
+_NOT_LEARNED = {"workers", "checkpoint_steps", "keep_checkpoints"}
+
+
+def facts(training: Training) -> dict[str, Any]:
+    """What a phase depends on, apart from its rows and the judge it begins with."""
+    return {"version": VERSION, **training.model_dump(mode="json", exclude=_NOT_LEARNED)}
+
+
+def write_rows(learned: Table, columns: Mapping[str, str], ingested: Ingested, target: Table) -> list[int]:
+    """Joins images to the parts of a table; returns the parts that have rows.
+
+    Args:
+        learned: DEMONSTRATIONS or PAIRS.
+        columns: name in training to name in the table.
+        target: receives `item_id`, `image` (bytes) and `columns`.
+    """
+    filled = []
+    for number in learned.parts():
+        rows = learned.read(number)
+        if not rows.num_rows:
+            continue
+        filled.append(number)
+        if target.part(number).exists():
+            continue
+        items = ingested.items.read(number, ["item_id", "image_id"]).to_pylist()
+        image_of = {row["item_id"]: row["image_id"] for row in items}
+        images = ingested.images.read(number, ["image_id", "bytes"])
+        place = {image_id: i for i, image_id in enumerate(images["image_id"].to_pylist())}
+        taken = pa.array([place[image_of[item_id]] for item_id in rows["item_id"].to_pylist()], pa.int64())
+        joined = {"item_id": rows["item_id"], "image": images["bytes"].take(taken)}
+        target.write(number, pa.table(joined | {name: rows[column] for name, column in columns.items()}))
+    return filled
+
+
+def run_sft(
+    settings: Settings, ingested: Ingested, targets: Table, directory: Path, say: Callable[[Progress], None]
+) -> dict[str, Any]:
+    """Phase 1.
+
+    Raises:
+        RunError: there is no target at all.
+    """
+    rows = Table(directory / "rows")
+    filled = write_rows(targets, {"prompt": "prompt", "target": "text"}, ingested, rows)
+    if not filled:
+        raise RunError(
+            "sft: no judgment of the base judge agrees with a high-confidence label in both orders, so there is "
+            "nothing to learn from; raise demonstrate.samples, or set demonstrate.verdict_only_share above 0"
+        )
+    files = [rows.part(number) for number in filled]
+    return _counts(train("sft", files, Path(settings.judge.path), directory, settings.sft, say=say))
+
+
+def reference_work(judge: Path, training: Training) -> Work:
+    """Loads the phase-1 judge; returns what adds its log-probabilities to a part of phase 2's rows."""
+    reference = Reference(judge, training)
+
+    def add(tables: Mapping[str, pa.Table]) -> pa.Table:
+        rows = reference(tables["pairs"])
+        return rows.append_column("error", pa.nulls(rows.num_rows))
+
+    return add
+
+
+def run_dpo(
+    settings: Settings,
+    judge: Path,
+    rows: Iterable[Path],
+    replay: Iterable[Path],
+    directory: Path,
+    say: Callable[[Progress], None],
+) -> dict[str, Any]:
+    """Phase 2, from the phase-1 judge, on rows that have the reference's log-probabilities."""
+    return _counts(train("dpo", list(rows), judge, directory, settings.dpo, replay=list(replay), say=say))
+
+
+def _counts(trained: Trained) -> dict[str, Any]:
+    last = trained.curve[-1]
+    facts = {name: value for name, value in last.items() if name not in ("seconds", "step", "items", "broken")}
+    return {
+        "rows_in": trained.items + len(trained.errors),
+        "rows_out": trained.items,
+        "errors": len(trained.errors),
+        "steps": len(trained.curve),
+        "last_step": facts,
+    }

@@ -1,0 +1,24 @@
+"""Stage `sample`: the phase-1 judge judges every low-confidence pair several times, in both orders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from carevl.stages.judgments import Asking, Item, Prompted, both_orders
+
+if TYPE_CHECKING:
+    from carevl.config import Settings
+
+VERSION = 1
+
+
+def asking(settings: Settings) -> Asking:
+    """What the phase-1 judge is asked."""
+    return Asking(_low_pairs, settings.sample.samples, settings.sample.temperature, settings.seed)
+
+
+def _low_pairs(item: Item, routes: Sequence[dict[str, Any]]) -> list[Prompted]:
+    del item
+    low = [route for route in routes if route["route"] == "low"]
+    return [prompted for route in low for prompted in both_orders(route["first"], route["second"])]

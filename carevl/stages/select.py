@@ -1,0 +1,103 @@
+"""Stage `select`: sampled judgments become chosen and rejected pairs. A pure function of stored rows.
+
+A verdict's score is the weighted mean of the share of the pair's judgments, in both orders, that agree with it, and of
+the probability that the experts give it. In each order the best judgment of the better verdict is chosen, and one of
+the other verdict (or without any) rejected. Pairs of responses on which all judgments agree give nothing to learn.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from carevl.stages.judgments import Item, Prompted, both_orders, by_item, chance, typical
+from carevl.tables import PAIRS
+
+if TYPE_CHECKING:
+    from carevl.config import Select, Settings
+
+VERSION = 1
+
+
+def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.Table) -> pa.Table:
+    """The pairs of phase 2: PAIRS."""
+    select = settings.select
+    written: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
+    for row in judgments.to_pylist():
+        written[row["item_id"], tuple(row["order"])].append(row)
+    pairs: list[dict[str, Any]] = []
+    for item, of_item in by_item(items, routes):
+        for route in of_item:
+            if route["route"] == "low":
+                prompts = both_orders(route["first"], route["second"])
+                judged = [written[item["item_id"], prompted.order] for prompted in prompts]
+                scores = verdict_scores(select, route, [row for rows in judged for row in rows])
+                for prompted, rows in zip(prompts, judged, strict=True):
+                    pairs += _pairs(select, item, prompted, rows, scores)
+    if select.balance:
+        pairs = _balanced(pairs, settings.seed)
+    return pa.Table.from_pylist(pairs, PAIRS)
+
+
+def verdict_scores(
+    select: Select, route: dict[str, Any], judgments: Sequence[dict[str, Any]]
+) -> dict[int | None, float]:
+    """The score of either winner, from 0 to 1; 0 for a judgment without a verdict (None)."""
+    probability = 0.5 if route["probability"] is None else route["probability"]
+    total = select.consistency_weight + select.expert_weight
+    scores: dict[int | None, float] = {None: 0.0}
+    for winner, expected in ((route["first"], probability), (route["second"], 1.0 - probability)):
+        agreeing = sum(row["winner"] == winner for row in judgments) / max(1, len(judgments))
+        scores[winner] = (select.consistency_weight * agreeing + select.expert_weight * expected) / max(total, 1e-9)
+    return scores
+
+
+def _pairs(
+    select: Select,
+    item: Item,
+    prompted: Prompted,
+    rows: Sequence[dict[str, Any]],
+    scores: dict[int | None, float],
+) -> Iterator[dict[str, Any]]:
+    best = max(prompted.order, key=lambda winner: scores[winner])
+    chosen = [row for row in rows if row["winner"] == best]
+    rejected = [row for row in rows if scores[best] - scores[row["winner"]] >= select.min_gap]
+    if not chosen:
+        return
+    kept: set[tuple[str, str]] = set()
+    for loser in sorted(rejected, key=lambda row: (scores[row["winner"]], row["sample"])):
+        winner = typical(chosen, rows)
+        lengths = sorted((len(winner["text"]), len(loser["text"])))
+        if lengths[1] > select.max_length_ratio * lengths[0] or (winner["text"], loser["text"]) in kept:
+            continue
+        if len(kept) == select.pairs_per_order:
+            return
+        yield {
+            "item_id": item["item_id"],
+            "order": prompted.order,
+            "rank": len(kept),
+            "prompt": prompted.write(item),
+            "chosen": winner["text"],
+            "rejected": loser["text"],
+            "winner": best,
+            "score_chosen": scores[best],
+            "score_rejected": scores[loser["winner"]],
+        }
+        kept.add((winner["text"], loser["text"]))
+
+
+def _balanced(pairs: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """As many pairs whose chosen verdict names the first response shown as the second: the narrowest gaps go."""
+    sides: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for pair in pairs:
+        sides[pair["winner"] == pair["order"][0]].append(pair)
+    size = min(map(len, sides.values()))
+
+    def rank(pair: dict[str, Any]) -> tuple[float, float]:
+        return pair["score_rejected"] - pair["score_chosen"], chance(seed, pair["item_id"], pair["order"])
+
+    dropped = {id(pair) for side in sides.values() for pair in sorted(side, key=rank)[size:]}
+    return [pair for pair in pairs if id(pair) not in dropped]

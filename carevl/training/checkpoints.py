@@ -1,0 +1,128 @@
+"""Checkpoints on disk: each appears whole, by rename, and the last few are kept.
+
+`checkpoints/step-00000050/` holds the state after 50 steps. Worker 0 names, renames and removes; the others only write
+their part.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from carevl.errors import UserError
+from carevl.training.steps import over_workers
+
+if TYPE_CHECKING:
+    from carevl.training.loop import Loop
+
+_PATTERN = "step-*"
+
+
+class Checkpoints:
+    """The checkpoints of a training in a directory that all its workers see."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory, self.keep = directory, keep
+
+    def steps(self) -> list[int]:
+        """Steps done at each whole checkpoint, ascending."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.directory.glob(_PATTERN))
+
+    def restore(self, loop: Loop) -> int:
+        """Brings every worker back to the last checkpoint; returns the steps done, 0 when there is none."""
+        if loop.rank == 0:
+            self._remove_unfinished()
+        last: int | None = over_workers(self.steps()[-1] if self.steps() else None, loop.world)[0]
+        return 0 if last is None else self.load(loop, last)
+
+    def load(self, loop: Loop, steps_done: int) -> int:
+        """Goes back to one checkpoint; returns the steps done."""
+        return loop.load(str(self._path(steps_done)))
+
+    def save(self, loop: Loop, steps_done: int, best: int | None = None) -> None:
+        """Writes a checkpoint; every worker has to call it. When it fails, those that were there stay as they are.
+
+        Args:
+            best: steps done at a checkpoint that is kept however old it is.
+
+        Raises:
+            OSError, RuntimeError: a worker could not write its part, for example because the disk is full.
+        """
+        unfinished = self._path(steps_done, ".unfinished-")
+        try:
+            loop.save(str(unfinished), steps_done)
+            if loop.rank == 0:
+                _flush(unfinished)
+                whole = self._path(steps_done)
+                shutil.rmtree(whole, ignore_errors=True)
+                unfinished.replace(whole)
+        except (OSError, RuntimeError):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        if loop.rank == 0:
+            for old in self.steps()[: -self.keep]:
+                if old != best:
+                    shutil.rmtree(self._path(old))
+        over_workers(None, loop.world)
+
+    def _path(self, steps_done: int, prefix: str = "") -> Path:
+        return self.directory / f"{prefix}step-{steps_done:08d}"
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a killed worker was writing."""
+        for path in self.directory.glob(f".unfinished-{_PATTERN}"):
+            shutil.rmtree(path)
+
+
+@dataclass
+class HeldOut:
+    """The loss on what is held out, by steps done; `patience` as in the settings."""
+
+    patience: int
+    losses: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def best(self) -> int | None:
+        """Steps done at the checkpoint with the smallest loss, the earliest of several; None without any."""
+        return min(self.losses, key=lambda step: (self.losses[step], step), default=None)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether training should end: the last `patience` checkpoints brought nothing better."""
+        best = self.best
+        return best is not None and 0 < self.patience <= sum(step > best for step in self.losses)
+
+
+def _flush(directory: Path) -> None:
+    for file in directory.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+
+@contextmanager
+def held(out: Path, patience: float = 120.0) -> Iterator[None]:
+    """Holds `out` for one training; the worker of a driver that was killed may need some seconds to let it go.
+
+    Raises:
+        UserError: another training holds it for more than `patience` seconds.
+    """
+    with (out / "training.lock").open("w") as stream:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"another training writes to {out}; wait for it, or end it") from None
+                time.sleep(0.2)
+        yield

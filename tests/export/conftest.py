@@ -1,0 +1,87 @@
+"""A run whose ingest is real, with tables of the later stages written by hand in their schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from carevl import config
+from carevl.confidence.routing import SCHEMA as ROUTES
+from carevl.judging.prompts import judge_prompt, write_judgment
+from carevl.runs import Cause, Run, Table
+from carevl.stages import ingest
+from carevl.tables import DEMONSTRATIONS, PAIRS
+
+WORLD = ["miniworld.items=60", "miniworld.calibration_images=15", "data.parts=3"]
+Row = dict[str, Any]
+
+
+def routes(item: Row) -> list[Row]:
+    """The first pair of every item; high for two of three, for the longer response."""
+    winner = int(len(item["responses"][1]) > len(item["responses"][0]))
+    high = int(item["item_id"][:4], 16) % 3 > 0
+    facts = {"item_id": item["item_id"], "first": 0, "second": 1, "winner": winner}
+    return [facts | {"route": "high" if high else "low", "reason": "above_threshold" if high else "below_threshold"}]
+
+
+def targets(item: Row) -> list[Row]:
+    """A judgment of the first pair."""
+    prompt = judge_prompt("pairwise", item["question"], item["responses"], (1, 0))
+    text = write_judgment("It shows so.", winner=1)
+    facts = {"item_id": item["item_id"], "task": "pairwise", "order": [1, 0]}
+    return [facts | {"prompt": prompt, "text": text, "evidence": True}]
+
+
+def judged(item: Row) -> list[Row]:
+    """Two judgments of the first pair that contradict each other."""
+    prompt = judge_prompt("pairwise", item["question"], item["responses"], (0, 1))
+    texts = {name: write_judgment("It shows so.", winner=n) for n, name in enumerate(("chosen", "rejected"), 1)}
+    facts = {"item_id": item["item_id"], "order": [0, 1], "rank": 0, "winner": 0}
+    return [facts | {"prompt": prompt, **texts, "score_chosen": 0.9, "score_rejected": 0.1}]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run, settings = Run(tmp_path_factory.mktemp("run")), config.load("mini", WORLD)
+    cause = Cause("ingest", ingest.facts(settings, run))
+    counts = ingest.run_ingest(settings, run, run.table(cause).directory, lambda *_: None)
+    run.table(cause).finish({"stage": "ingest", "fingerprint": cause.fingerprint, "cause": dict(cause.facts), **counts})
+    items = ingest.Ingested(run.table(cause).directory).items
+
+    def make(stage: str, inputs: Row, below: str, of_item: Callable[[Row], list[Row]], schema: pa.Schema) -> str:
+        made = Cause(stage, {"inputs": inputs})
+        table = Table(run.table(made).directory / below)
+        for number in items.parts():
+            rows = [row for item in items.read(number).to_pylist() if not item["error"] for row in of_item(item)]
+            table.write(number, pa.Table.from_pylist(rows, schema))
+        facts = {"stage": stage, "fingerprint": made.fingerprint, "cause": {"inputs": inputs}}
+        run.table(made).finish(facts)
+        return made.fingerprint
+
+    read = {"ingest": cause.fingerprint}
+    routed = make("route", read, "", routes, ROUTES)
+    make("demonstrate", read | {"route": routed}, "targets", targets, DEMONSTRATIONS)
+    sampled = make("sample", read | {"route": routed}, "", judged, PAIRS)
+    make("select", {"sample": sampled}, "", judged, PAIRS)
+    return run
+
+
+@pytest.fixture
+def items(run: Run) -> dict[str, Row]:
+    """The run's items by id."""
+    manifest = run.latest("ingest")
+    assert manifest is not None
+    table = ingest.Ingested(run.root / "ingest" / manifest["fingerprint"]).items
+    return {row["item_id"]: row for row in table.read().to_pylist()}
+
+
+@pytest.fixture
+def judge() -> Path:
+    """The shipped base judge."""
+    from carevl.miniworld.weights import WEIGHTS
+
+    return WEIGHTS / "judge"

@@ -1,0 +1,253 @@
+"""The shipped judge, asked through real pools: every question once, resumed after a kill, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from carevl.benchmarks import BENCHMARKS
+from carevl.benchmarks.answering import EngineJudge, judge_questions
+from carevl.benchmarks.predictions import from_table
+from carevl.benchmarks.results import judged, summary
+from carevl.benchmarks.rows import Image
+from carevl.cluster import ray_cluster
+from carevl.config import Cluster, Judge
+from carevl.errors import UserError
+from carevl.miniworld.publish import publish
+from carevl.runs import RunError, Table
+from carevl.sources.images import ImageLimits, decode_rgb
+from carevl.stages.evaluate import predict
+
+JUDGE = Judge(path="miniworld:judge", engine="transformers", max_tokens=80)
+BOTH = ["official_scorer", "strict"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    out = tmp_path_factory.mktemp("world")
+    publish(out, n_items=8, seed=3, calibration_images=4)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pairs(world):
+    return BENCHMARKS["vl-rewardbench"].load(world / "dev/vl_rewardbench.parquet")[:12]
+
+
+@pytest.fixture(scope="module")
+def mixed(world):
+    return BENCHMARKS["mllm-judge"].load(world / "dev/mllm_judge")[::40]
+
+
+@pytest.fixture(scope="module")
+def ray():
+    with ray_cluster(Cluster(num_cpus=2)):
+        yield
+
+
+def _predict(rows, protocols, target, name="vl-rewardbench", judge=JUDGE, **options):
+    told = []
+    counts = predict(judge, BENCHMARKS[name], rows, protocols, target, lambda *said: told.append(said), **options)
+    return counts, from_table(target.read()), told
+
+
+@pytest.fixture(scope="module")
+def first(ray, pairs, tmp_path_factory):
+    target = Table(tmp_path_factory.mktemp("predictions"))
+    return target, *_predict(pairs, [*BOTH, "verdict_prob"], target, part_questions=40)
+
+
+class Counting(EngineJudge):
+    """The real judge, with a count of what it was asked."""
+
+    def __init__(self, judge):
+        super().__init__(judge)
+        self.asked = Counter()
+
+    def answer(self, asks, decoding, watch):
+        self.asked.update((ask.prompt, ask.begun) for ask in asks)
+        return super().answer(asks, decoding, watch)
+
+
+@pytest.fixture(scope="module")
+def counting():
+    return Counting(JUDGE)
+
+
+def _questions(name, rows, protocols):
+    return [question for protocol in protocols for question in BENCHMARKS[name].questions(rows, protocol)]
+
+
+def _pictures(rows):
+    return {row.image.name: decode_rgb(row.image.read(), ImageLimits()) for row in rows}
+
+
+def test_every_question_has_one_prediction(first, pairs):
+    target, counts, predictions, told = first
+    asked = _questions("vl-rewardbench", pairs, [*BOTH, "verdict_prob"])
+    assert Counter((p.protocol, p.key, p.order, p.sample) for p in predictions) == Counter(
+        (q.protocol, q.key, q.order, q.sample) for q in asked
+    )
+    assert counts == {"rows_in": len(asked), "rows_out": len(asked), "errors": 0}
+    assert len(told) == len(target.parts()) > 1
+    assert sorted(path.name for path in target.directory.iterdir()) == [path.part_name for path in []] + [
+        target.part(number).name for number in target.parts()
+    ]
+
+
+def test_questions_about_an_image_share_a_part(first):
+    target, *_ = first
+    parts = [{row["key"] for row in target.read(number).to_pylist()} for number in target.parts()]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+
+
+def test_equal_judgments_are_made_once_and_stored_for_every_protocol(counting, pairs):
+    asked = _questions("vl-rewardbench", pairs, BOTH)
+    counting.asked.clear()
+    benchmark = BENCHMARKS["vl-rewardbench"]
+    predictions = judge_questions(counting, "j", benchmark, asked, _pictures(pairs), seed=0)
+    assert set(counting.asked.values()) == {1}
+    assert len(counting.asked) == 2 * len(pairs) < len(asked)
+    texts = {(p.key, p.order): p.text for p in predictions if p.protocol == "strict"}
+    assert all(p.text == texts[p.key, p.order] for p in predictions if p.protocol == "official_scorer")
+
+
+def test_the_probability_agrees_with_the_verdict_and_with_a_second_look(first, counting, pairs):
+    _, _, predictions, _ = first
+    greedy = [p for p in predictions if p.protocol == "strict" and p.status == "ok"]
+    assert len(greedy) > len(pairs)
+    assert all((p.probability > 0.5) == (p.winner == 0) for p in greedy)
+    prompts = {(q.key, q.order): q for q in _questions("vl-rewardbench", pairs, ["strict"])}
+    pictures = _pictures(pairs)
+    for p in greedy[:6]:
+        question = prompts[p.key, p.order]
+        begun = p.text[: p.text.rindex("Answer") + len("Answer ")]
+        ask = counting.engine.generate.__self__ and _ask(question, pictures, begun)
+        [looked] = counting.engine.generate([ask], max_tokens=1, watch=["1", "2"])
+        one, two = looked.watched[0]
+        share = 1 / (1 + 2.718281828459045 ** (two - one))
+        assert p.probability == pytest.approx(share if p.order == (0, 1) else 1 - share, abs=1e-3)
+
+
+def _ask(question, pictures, begun):
+    from carevl.inference.transformers_engine import Ask
+
+    return Ask(pictures[question.image.name], question.prompt, begun)
+
+
+def test_a_forced_verdict_has_no_evidence_and_a_probability(first):
+    _, _, predictions, _ = first
+    given = [p for p in predictions if p.protocol == "verdict_prob"]
+    assert {p.text for p in given} <= {f"Overall Judgment: Answer {n} is better." for n in (1, 2)}
+    assert all((p.probability > 0.5) == (p.winner == 0) for p in given)
+    assert len({p.probability for p in given}) > len(given) / 2
+
+
+def test_ratings_and_rankings_are_judged_too(counting, mixed):
+    benchmark = BENCHMARKS["mllm-judge"]
+    asked = _questions("mllm-judge", mixed, [*BOTH, "verdict_prob", "official"])
+    predictions = judge_questions(counting, "j", benchmark, asked, _pictures(mixed), seed=0)
+    forced = [p for p in predictions if p.protocol == "verdict_prob"]
+    assert {p.status for p in forced} == {"ok"}
+    assert any(p.rating for p in forced)
+    assert any(p.ranking for p in forced)
+    assert all(p.probability is None for p in predictions if p.protocol == "official")
+    found = judged(benchmark, mixed, predictions)
+    assert list(found) == ["official", "official_scorer", "strict", "verdict_prob"]
+    shape = summary({"mllm-judge": (benchmark, mixed, predictions)})
+    assert list(shape) == ["mllm_judge", "parse_rate", "order_consistency"]
+    assert list(shape["mllm_judge"]) == ["score", "pair_with_ties", "pair_without_ties", "batch"]
+    json.dumps(shape)
+
+
+def test_the_summary_has_the_names_that_results_rely_on(first, pairs):
+    found = summary({"vl-rewardbench": (BENCHMARKS["vl-rewardbench"], pairs, first[2])})
+    names = ["overall", "macro", "general", "hallucination", "reasoning"]
+    assert list(found["vl_rewardbench"]) == ["official_scorer", "strict"]
+    assert all(sorted(figures) == sorted(names) for figures in found["vl_rewardbench"].values())
+    assert all(set(found[name]) == {"value", "low", "high"} for name in ("parse_rate", "order_consistency"))
+
+
+def test_a_broken_image_is_an_error_of_its_rows(ray, pairs, tmp_path):
+    rows = [
+        replace(pairs[0], image=Image("broken", data=b"<svg/>")),
+        replace(pairs[1], image=Image("gone")),
+        *pairs[2:5],
+    ]
+    counts, predictions, _ = _predict(rows, ["strict"], Table(tmp_path), max_error_fraction=0.5)
+    assert counts == {"rows_in": 10, "rows_out": 10, "errors": 4}
+    failed = [p for p in predictions if p.error]
+    assert {p.key for p in failed} == {pairs[0].key, pairs[1].key}
+    assert {p.status for p in failed} == {"none"}
+    assert judged(BENCHMARKS["vl-rewardbench"], rows, predictions)["strict"]["errors"] == 4
+    with pytest.raises(RunError, match=r"4 of 10 questions failed.* the first: .*not an image"):
+        _predict(rows, ["strict"], Table(tmp_path), max_error_fraction=0.1)
+
+
+def test_what_the_model_refuses_fails_alone(counting, pairs):
+    """A Qwen2-VL processor raises ValueError on an image 200 times as wide as high, whatever else is in the batch."""
+    benchmark, pictures = BENCHMARKS["vl-rewardbench"], _pictures(pairs[:3])
+    pictures[pairs[1].image.name] = pictures[pairs[1].image.name].resize((4200, 20))
+    asked = _questions("vl-rewardbench", pairs[:3], ["strict"])
+    predictions = judge_questions(counting, "j", benchmark, asked, pictures, seed=0)
+    assert {p.key for p in predictions if p.error} == {pairs[1].key}
+    assert all("aspect ratio" in p.error["message"] for p in predictions if p.error)
+
+
+def test_a_row_without_image_is_refused_not_guessed(pairs, tmp_path):
+    with pytest.raises(UserError, match="has no image and a vision-language judge needs one"):
+        _predict([replace(pairs[0], image=None)], ["strict"], Table(tmp_path))
+
+
+def test_a_reward_model_scores_the_responses(ray, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    row = {"id": 1, "subset": "Math", "prompt": "How many?", "chosen": ["Two."], "rejected": ["Four.", "Ten."]}
+    file.write_text(json.dumps(row))
+    rows = BENCHMARKS["rewardbench2"].load(file)
+    expert = JUDGE.model_copy(update={"path": "miniworld:expert-llama"})
+    _, predictions, _ = _predict(rows, ["official"], Table(tmp_path / "t"), "rewardbench2", expert)
+    assert sorted(p.order for p in predictions) == [(0,), (1,), (2,)]
+    assert len({p.rating for p in predictions}) == 3
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(first, pairs, world, tmp_path):
+    target = Table(tmp_path / "killed")
+    script = f"""
+from carevl.benchmarks import BENCHMARKS
+from carevl.cluster import ray_cluster
+from carevl.config import Cluster, Judge
+from carevl.runs import Table
+from carevl.stages.evaluate import predict
+from pathlib import Path
+benchmark = BENCHMARKS["vl-rewardbench"]
+rows = benchmark.load(Path({str(world / "dev/vl_rewardbench.parquet")!r}))[:12]
+judge = Judge.model_validate_json({JUDGE.model_dump_json()!r})
+with ray_cluster(Cluster(num_cpus=2)):
+    predict(judge, benchmark, rows, {[*BOTH, "verdict_prob"]!r}, Table(Path({str(target.directory)!r})),
+            lambda *_: None, part_questions=10)
+"""
+    killed = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while len(target.parts()) < 2:
+        assert killed.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    kept = {number: target.part(number).stat().st_mtime_ns for number in target.parts()}
+    assert len(kept) < 12
+    _, predictions, told = _predict(pairs, [*BOTH, "verdict_prob"], target, part_questions=10)
+    assert all(target.part(number).stat().st_mtime_ns == before for number, before in kept.items())
+    assert len(told) == 12 - len(kept)
+    whole = {(p.protocol, p.key, p.order, p.sample): (p.text, p.winner, p.status) for p in first[2]}
+    assert {(p.protocol, p.key, p.order, p.sample): (p.text, p.winner, p.status) for p in predictions} == whole
+    assert len(predictions) == len(whole)

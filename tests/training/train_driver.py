@@ -1,0 +1,36 @@
+"""A script: the driver of one training, on a Ray of its own.
+
+Arguments: phase, rows, judge, out, settings as JSON. Prints a line per piece of progress.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import ray
+
+from carevl.training.settings import Training
+from carevl.training.train import train
+
+
+def main(phase: str, rows: str, judge: str, out: str, settings: str) -> None:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+        _node_ip_address="127.0.0.1",
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}},
+    )
+    training = Training.model_validate_json(settings)
+    train(
+        phase, [Path(rows)], Path(judge), Path(out), training, say=lambda progress: print(progress.line(), flush=True)
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
