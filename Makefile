@@ -10,7 +10,7 @@ TORCH_INDEX := --retries 1 --timeout 15 --index-url https://download.pytorch.org
 .PHONY: demo test lint setup clean
 
 demo: $(READY)
-	$(BIN)/carevl miniworld demo
+	$(BIN)/carevl run mini
 
 test: lint
 	$(BIN)/python -m pytest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.compute as pc
 
-from carevl import config, pipeline
+from carevl import pipeline
 from carevl.confidence import audit as figures
 from carevl.confidence.audit_findings import find
 from carevl.confidence.audit_ledger import Tree
@@ -28,25 +28,30 @@ from carevl.stages.route import Fitting, read_fitting
 
 if TYPE_CHECKING:
     from carevl.confidence.routing import Router
+    from carevl.config import Settings
 
 Say = Callable[[str], None]
+_FEWEST = 4 * MIN_LABELS
+"""Labelled pairs below which there are too few for a fit on either half."""
 
 
-def audit(where: Run, rewrites: int, say: Say) -> Tree:
+def audit(root: Path, rewrites: int, say: Say) -> Tree:
     """Every figure of the audit of a run, and its findings.
 
     Args:
+        root: the directory of a run.
         rewrites: about how many items every expert scores again in other styles; 0 for none.
         say: told what is done.
 
     Raises:
         RunError: no run lies here, or captions and scores are not there for its settings.
     """
-    settings, tables = _finished(where)
+    settings, where = pipeline.remembered(root)
+    tables = _finished(settings, where)
     items = ingest.Ingested(tables["ingest"].directory).items
     scores = [tables[f"score/{expert.name}"] for expert in settings.experts]
     fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
-    facts = _Facts.read(items, fitting.pairs, _truths(settings, where))
+    facts = ItemFacts.read(items, fitting.pairs, _truths(settings, where))
     say(f"{len(fitting.pairs)} pairs read")
     report = pair_figures(settings.router, fitting, facts)
     say("pairs measured")
@@ -59,14 +64,11 @@ def audit(where: Run, rewrites: int, say: Say) -> Tree:
             report.setdefault("style", {})[expert.name] = style
         say("rewrites scored")
     report["findings"] = [asdict(finding) for finding in find(report)]
-    return {"run": str(where.root), **report}
+    return {"run": str(root), **report}
 
 
-def _finished(where: Run) -> tuple[config.Settings, Mapping[str, Table]]:
-    """The settings of the run, and its tables up to the scores."""
-    if not where.settings.exists():
-        raise RunError(f"{where.root} holds no settings.yaml: give the directory of a run, as in --run-dir")
-    settings = config.load(str(where.settings))
+def _finished(settings: Settings, where: Run) -> Mapping[str, Table]:
+    """The tables of a run up to its scores."""
     causes = pipeline.causes_until(settings, where, "score")
     for name, cause in causes.items():
         action, reason = where.action(cause)
@@ -75,11 +77,11 @@ def _finished(where: Run) -> tuple[config.Settings, Mapping[str, Table]]:
                 f"{where.root}: {name} is not there for the run's settings and models ({reason}); make it with: "
                 f"carevl run {where.settings} --run-dir {where.root}"
             )
-    return settings, {name: where.table(cause) for name, cause in causes.items()}
+    return {name: where.table(cause) for name, cause in causes.items()}
 
 
 @dataclass(frozen=True)
-class _Facts:
+class ItemFacts:
     """What is known of the items of some pairs, in the order of `pairs.item_id`."""
 
     kind: list[str]
@@ -89,7 +91,7 @@ class _Facts:
     responses: list[list[str]]
 
     @staticmethod
-    def read(items: Table, pairs: Pairs, truths: Mapping[tuple[str, str], Truth]) -> _Facts:
+    def read(items: Table, pairs: Pairs, truths: Mapping[tuple[str, str], Truth]) -> ItemFacts:
         columns = ["item_id", "image_id", "question", "responses", "group", "sources"]
         found = {}
         for number in items.parts():
@@ -100,7 +102,7 @@ class _Facts:
         truth = [truths.get((row["image_id"], row["question"])) for row in rows]
         kinds = [known.kind if known else row["group"] or "" for row, known in zip(rows, truth, strict=True)]
         sources = [row["sources"][0]["source"] for row in rows]
-        return _Facts(kinds, sources, truth, [row["responses"] or [] for row in rows])
+        return ItemFacts(kinds, sources, truth, [row["responses"] or [] for row in rows])
 
     def groups(self, panel: Panel) -> figures.Groups:
         """Kind, source and length of each pair of a panel."""
@@ -123,7 +125,7 @@ class _Facts:
         return replace(pairs, gold=np.array(signs, dtype=np.float32))
 
 
-def _truths(settings: config.Settings, where: Run) -> Mapping[tuple[str, str], Truth]:
+def _truths(settings: Settings, where: Run) -> Mapping[tuple[str, str], Truth]:
     """The truth of the drawn worlds among the sources; nothing for other data."""
     worlds = {Path(source.path).parent.parent for source in ingest.sources(settings, where)}
     found: dict[tuple[str, str], Truth] = {}
@@ -132,7 +134,7 @@ def _truths(settings: config.Settings, where: Run) -> Mapping[tuple[str, str], T
     return found
 
 
-def pair_figures(settings: RouterSettings, fitting: Fitting, facts: _Facts) -> Tree:
+def pair_figures(settings: RouterSettings, fitting: Fitting, facts: ItemFacts) -> Tree:
     """What scores and labels tell: `label_free`, `training` (by the truth of a drawn world), and with enough labels
     `experts`, `redundancy`, `router`, `reliability`, `coverage` and `mitigations`."""
     labelled, unlabelled = fitting.labelled, fitting.unlabelled
@@ -142,8 +144,8 @@ def pair_figures(settings: RouterSettings, fitting: Fitting, facts: _Facts) -> T
     if unlabelled is not None and any(facts.truth):
         training = Panel.of(router, facts.label(unlabelled))
         report["training"] = figures.routing_figures(training, facts.groups(training))
-    if labelled is None or len(labelled) < 2 * MIN_LABELS:
-        report["notes"].append(f"Fewer than {2 * MIN_LABELS} labelled pairs: nothing is said of right and wrong.")
+    if labelled is None or len(labelled) < _FEWEST:
+        report["notes"].append(f"Fewer than {_FEWEST} labelled pairs: nothing is said of right and wrong.")
         return report
     if router.threshold is not None:
         settings = settings.model_copy(update={"threshold": router.threshold})

@@ -20,6 +20,7 @@ def lines(report: Tree) -> Iterator[str]:
             yield from _groups(report, figure, title)
     if "style" in report:
         yield from _style(report["style"])
+    yield from _label_free(report)
     yield from _together(report)
     yield from _routing(report)
     yield from _mitigations(report)
@@ -101,9 +102,18 @@ def _together(report: Tree) -> Iterator[str]:
         yield _row(f"{one} and {two}, errors correlate", [say(figure)], first=34)
     if "redundancy" in report:
         yield _row("independent experts, in effect", [say(report["redundancy"]["effective_experts"])], first=34)
-    for name, free in report["label_free"].items():
-        for source, figure in free.get("agrees_with_source", {}).items():
-            yield _row(f"{name} agrees with source {source}", [say(figure)], first=34)
+
+
+def _label_free(report: Tree) -> Iterator[str]:
+    free = report["label_free"]
+    yield from ("", "without labels, on all pairs")
+    yield _row("", list(free), first=30)
+    rows = [("per doubling of length", "length_slope"), ("same winner without caption", "same_winner_without_caption")]
+    for title, figure in rows:
+        yield _row(title, [_cell(figures, figure) for figures in free.values()], first=30)
+    for source in next(iter(free.values())).get("agrees_with_source", {}):
+        cells = [_cell(figures, "agrees_with_source", source) for figures in free.values()]
+        yield _row(f"agrees with source {source}", cells, first=30)
 
 
 def _routing(report: Tree) -> Iterator[str]:

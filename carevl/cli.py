@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 import carevl
 from carevl.errors import UserError
@@ -15,8 +16,21 @@ from carevl.errors import UserError
 if TYPE_CHECKING:
     from carevl.runs import Run
 
+
+class _Commands(TyperGroup):
+    """The commands; an interrupt of any of them ends in one line and exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("carevl: interrupted; run the same command again to go on", err=True)
+            sys.exit(130)
+
+
 app = typer.Typer(
     name="carevl",
+    cls=_Commands,
     help="Turns image preference data without human labels into a vision-language judge.",
     no_args_is_help=True,
     add_completion=False,
@@ -192,6 +206,9 @@ def evaluate(
             help="Change one setting of the judge: revision=…, max_tokens=512, pool.num_gpus=1.",
         ),
     ] = None,
+    max_error_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of questions that may fail; each counts as without a verdict.")
+    ] = 0.05,
     allow_missing_images: Annotated[bool, typer.Option(help="Leave out rows whose image is missing.")] = False,
     out: Annotated[Path | None, typer.Option(help="Directory for predictions.parquet and figures.json.")] = None,
     stored: Annotated[
@@ -217,7 +234,9 @@ def evaluate(
     if judge is not None:
         if out is None:
             raise UserError("evaluate: give --out DIR, where predictions and figures are written")
-        asking = command.Asking(judge, engine, protocol or (), k, overrides or (), allow_missing_images)
+        asking = command.Asking(
+            judge, engine, protocol or (), k, overrides or (), allow_missing_images, max_error_fraction
+        )
         lines = command.evaluate(found, asking, out, _progress)
     elif stored is not None:
         lines = command.score_again(found, stored, k, out, allow_missing_images)
@@ -244,9 +263,8 @@ def audit(
     """
     from carevl import audit as auditing
     from carevl import audit_report
-    from carevl.runs import Run
 
-    report = auditing.audit(Run(run), rewrites, _progress)
+    report = auditing.audit(run, rewrites, _progress)
     for line in audit_report.lines(report):
         typer.echo(line)
     if json_file:
@@ -393,28 +411,14 @@ def quality(
     typer.echo(table(figures))
 
 
-@miniworld.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Where the world is drawn; reused when it is there.")] = Path("runs/demo"),
-    items: Annotated[int, typer.Option(min=1, max=200, help="Pairs to judge.")] = 8,
-) -> None:
-    """Draw a small world and let the base judge judge a few of its pairs."""
-    from carevl.miniworld.demo import show
-
-    show(out, items, typer.echo)
-
-
 def _progress(line: str) -> None:
     typer.echo(line, err=True)
 
 
 def main() -> None:
-    """Entry point: mistakes of the user end in one line and exit code 2, an interrupt in 130."""
+    """Entry point: mistakes of the user end in one line and exit code 2."""
     try:
         app()
     except (OSError, ValueError, UserError) as error:
         typer.echo(f"carevl: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("carevl: interrupted; run the same command again to go on", err=True)
-        sys.exit(130)

@@ -28,7 +28,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     bound to the loopback address and without a dashboard.
 
     Raises:
-        RunError: the cluster cannot be reached.
+        RunError: the cluster cannot be reached, or wants another token.
     """
     private = is_private(cluster)
     if private:
@@ -54,8 +54,9 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
             )
         else:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="warning", runtime_env=runtime)
-    except ConnectionError as error:
-        raise RunError(f"cannot join the Ray cluster at {cluster.address}: {error}") from error
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        address = cluster.address or os.environ.get("RAY_ADDRESS")
+        raise RunError(f"cannot join the Ray cluster at {address}: {error}") from error
     try:
         yield
     finally:

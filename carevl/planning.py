@@ -128,16 +128,19 @@ def measure(settings: Settings, where: Run, pending: Collection[str], say: Calla
 
 def _sample(ingested: Ingested, size: int) -> tuple[pa.Table, pa.Table]:
     """The first images without an error, and their items."""
-    images, items = [], []
+    images: list[pa.Table] = []
+    items: list[pa.Table] = []
+    missing = size
     for number in ingested.images.parts():
         part = ingested.images.read(number)
-        images.append(part.filter(part["error"].is_null()).slice(0, size - sum(map(len, images))))
+        images.append(part.filter(part["error"].is_null()).slice(0, missing))
+        missing -= len(images[-1])
         rows = ingested.items.read(number)
         mine = pc.is_in(rows["image_id"], value_set=images[-1]["image_id"].combine_chunks())
         items.append(rows.filter(pc.and_(mine, rows["error"].is_null())))
-        if sum(map(len, images)) == size:
+        if not missing:
             break
-    if not any(map(len, items)):
+    if missing == size:
         raise RunError("no row can be read, so that nothing can be measured")
     return pa.concat_tables(images), pa.concat_tables(items)
 

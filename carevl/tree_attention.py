@@ -60,10 +60,12 @@ def blocks(packed: Packed) -> list[Block]:
 
 
 def _branches(place: Place, spans: Sequence[tuple[int, int]], device: torch.device) -> Block:
-    start, end = spans[0][0], spans[-1][1]
-    own = torch.block_diag(*(torch.ones(b - a, b - a, dtype=torch.bool).tril() for a, b in spans))
-    prefix = own.new_ones(end - start, place.prefix_end - place.start)
-    return Block(place.row, place.start, place.prefix_end, start, end, torch.cat([prefix, own], 1).to(device))
+    start, end, prefix = spans[0][0], spans[-1][1], place.prefix_end - place.start
+    mask = torch.zeros(end - start, prefix + end - start, dtype=torch.bool)
+    mask[:, :prefix] = True
+    for a, b in spans:
+        mask[a - start : b - start, prefix + a - start : prefix + b - start] = True
+    return Block(place.row, place.start, place.prefix_end, start, end, mask.tril(prefix).to(device))
 
 
 def tree_attention(

@@ -61,7 +61,8 @@ class Raylets:
 
     def add(self, **resources: float) -> Any:
         """A raylet with one CPU and custom resources; the first is the head."""
-        return self.cluster.add_node(node_ip_address="127.0.0.1", num_cpus=1, resources=resources)
+        quiet = {"include_dashboard": False, "dashboard_agent_listen_port": None}
+        return self.cluster.add_node(node_ip_address="127.0.0.1", num_cpus=1, resources=resources, **quiet)
 
     def kill(self, raylet: Any) -> None:
         """Takes a raylet away with all that runs on it, by SIGKILL."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from carevl import config, pipeline, planning, resources
+from carevl.inference import engines
 from carevl.runs import Run
 from carevl.sources.containers import SourceError
 
@@ -56,3 +57,10 @@ def test_multi_node_runs_on_the_nodes_of_the_launcher_file_and_not_without_them(
 def test_the_data_has_to_be_named(preset, tmp_path):
     with pytest.raises(SourceError, match=r"SET-data\.sources\.0\.path"):
         pipeline.plan(config.load(preset), Run(tmp_path))
+
+
+def test_experts_that_share_a_gpu_share_its_memory():
+    settings = config.load("multi-node")
+    assert {engines._arguments(expert)["gpu_share"] for expert in settings.experts} == {0.5}
+    assert engines._arguments(settings.captioner)["gpu_share"] == 1
+    assert engines._arguments(config.load("mini", ["captioner.engine=vllm"]).captioner)["gpu_share"] == 1

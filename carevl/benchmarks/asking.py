@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from carevl.benchmarks.rows import Image, Row
@@ -81,9 +81,39 @@ def own_say(question: Question, verdict: Verdict) -> str:
 def strict_questions(benchmark: str, rows: Iterable[Row], protocol: ProtocolName) -> Iterator[Question]:
     """Each row in both orders: as stored and reversed (once where a single response is rated)."""
     for row in rows:
-        order = tuple(range(len(row.responses)))
+        order = as_stored(row)
         for shown in dict.fromkeys((order, order[::-1])):
             yield own_question(benchmark, row, protocol, shown)
+
+
+def is_strict(protocol: ProtocolName) -> bool:
+    """Whether every order is asked once and read strictly."""
+    return protocol in ("strict", "verdict_prob")
+
+
+def drawn_questions(
+    benchmark: str,
+    rows: Iterable[Row],
+    protocol: ProtocolName,
+    draws: int,
+    order: Callable[[Row, int], Sequence[int]],
+    official_prompt: Callable[[Row, Sequence[int]], str],
+) -> Iterator[Question]:
+    """Each row `draws` times in the order of each draw, in the benchmark's prompt under `official`, else the judge's.
+
+    Args:
+        order: of a row's responses in a draw.
+        official_prompt: of a row with its responses in this order.
+    """
+    for row in rows:
+        for sample in range(draws):
+            own = own_question(benchmark, row, protocol, order(row, sample), sample)
+            yield replace(own, prompt=official_prompt(row, own.order)) if protocol == "official" else own
+
+
+def as_stored(row: Row, _: int = 0) -> tuple[int, ...]:
+    """The order of the file, whatever the draw."""
+    return tuple(range(len(row.responses)))
 
 
 def pointwise_questions(

@@ -41,6 +41,7 @@ class Asking:
     draws: int | None = None
     overrides: Sequence[str] = ()
     allow_missing_images: bool = False
+    max_error_fraction: float = 0.05
 
 
 def evaluate(data: Data, asking: Asking, out: Path, say: Callable[[str], None]) -> Iterable[str]:
@@ -58,7 +59,7 @@ def evaluate(data: Data, asking: Asking, out: Path, say: Callable[[str], None]) 
         else:
             judge = fill(Judge, {"path": asking.judge, "engine": asking.engine}, asking.overrides)
             data = data.without_missing_images(protocols, lambda _: True, allowed=asking.allow_missing_images)
-            table = _ask(data, judge, protocols, draws, Run(out), say)
+            table = _ask(data, judge, protocols, draws, asking.max_error_fraction, Run(out), say)
         found = _report(data, from_table(table), asking.draws)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
@@ -78,7 +79,13 @@ def _protocols(names: Sequence[str], data: Data) -> list[ProtocolName]:
 
 
 def _ask(
-    data: Data, judge: Judge, protocols: Sequence[ProtocolName], draws: int, run: Run, say: Callable[[str], None]
+    data: Data,
+    judge: Judge,
+    protocols: Sequence[ProtocolName],
+    draws: int,
+    allowed: float,
+    run: Run,
+    say: Callable[[str], None],
 ) -> pa.Table:
     questions = {"benchmark": data.benchmark.NAME, "rows": data.fingerprint, "protocols": list(protocols)}
     cause = Cause("parts", {**questions, "draws": draws, "judge": facts(judge)})
@@ -89,7 +96,9 @@ def _ask(
             say(f"{name}: part {tally.parts} of {parts}, {tally.rows_out} questions, {tally.errors} errors")
 
         with nullcontext() if is_endpoint(judge.path) else ray_cluster(Cluster()):
-            counts = predict(judge, data.benchmark, data.rows, protocols, table, tell, draws=draws)
+            counts = predict(
+                judge, data.benchmark, data.rows, protocols, table, tell, draws=draws, max_error_fraction=allowed
+            )
         table.finish({"stage": cause.stage, "cause": dict(cause.facts), **counts})
     return table.read()
 
@@ -143,7 +152,7 @@ def _read(path: Path, data: Data) -> list[Prediction]:
 def _answered(data: Data, judges: Sequence[Sequence[Prediction]], allow_missing_images: bool) -> Data:
     """The rows to be scored: all, but for those without an image that some judge has not answered."""
     known = set.intersection(*({prediction.key for prediction in given} for given in judges))
-    protocols = list(by_protocol(judges[0]))
+    protocols = list(by_protocol(data.rows, judges[0]))
     return data.without_missing_images(protocols, lambda row: row.key not in known, allowed=allow_missing_images)
 
 
@@ -158,7 +167,7 @@ def _report(data: Data, given: Sequence[Prediction], draws: int | None) -> dict[
         "rows_fingerprint": data.fingerprint,
         "excluded": list(data.excluded),
         "judges": {name: judged(data.benchmark, data.rows, some, draws=draws) for name, some in of_judge.items()},
-        "baselines": baselines(data.benchmark, data.rows, by_protocol(given), draws=draws),
+        "baselines": baselines(data.benchmark, data.rows, by_protocol(data.rows, given), draws=draws),
     }
 
 

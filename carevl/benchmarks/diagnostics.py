@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from carevl.benchmarks.intervals import FloatArray, Scored, Statistic, divide, mean, ratio
+from carevl.benchmarks.outcomes import scored_rows
 from carevl.benchmarks.predictions import Prediction, by_key
 from carevl.benchmarks.rows import Row
 from carevl.judging.prompts import Status
@@ -54,12 +55,7 @@ def diagnose(rows: Sequence[Row], predictions: Iterable[Prediction]) -> Scored:
         "order_consistency": mean([_consistent(group) for group in pairwise]),
         "length_slope": _length_slope(rows, pairwise),
     }
-    return Scored(
-        keys=tuple(row.key for row in rows),
-        units=tuple(row.unit for row in rows),
-        right=np.full(len(rows), np.nan),
-        statistics=statistics,
-    )
+    return scored_rows(rows, np.full(len(rows), np.nan), statistics)
 
 
 def _consistent(answers: Sequence[Prediction]) -> float:

@@ -32,6 +32,9 @@ from carevl.benchmarks.asking import (
     Decoding,
     ProtocolName,
     Question,
+    as_stored,
+    drawn_questions,
+    is_strict,
     own_parse,
     own_question,
     own_say,
@@ -105,29 +108,25 @@ def read_row(record: Record, root: Path) -> Row:
 
 
 def _answer(value: object, record: Record) -> str:
-    if not isinstance(value, dict) or not isinstance(value.get("answer"), str):
+    if not isinstance(value, dict):
         raise ValueError(f"{record.where}: expected {{name, answer}}, found {value!r:.80}")
-    return str(value["answer"])
+    return Record(value, record.where).text("answer")
 
 
 def questions(rows: Iterable[Row], protocol: ProtocolName, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Question]:
     """What to ask: the order of the file `draws` times for the official scorer, else every order once (no `seed`)."""
-    if protocol in ("strict", "verdict_prob"):
+    if is_strict(protocol):
         for row in rows:
-            yield from (
-                strict_questions(NAME, [row], protocol)
-                if row.task == "pairwise"
-                else [own_question(NAME, row, protocol, range(len(row.responses)))]
-            )
-        return
-    for row in rows:
-        for sample in range(draws):
-            own = own_question(NAME, row, protocol, range(len(row.responses)), sample)
-            if protocol == "official":
-                prompt = official_prompt(row.task, row.question, row.responses)
-                yield Question(NAME, protocol, row.key, own.order, sample, row.task, prompt, row.image)
+            if row.task == "pairwise":
+                yield from strict_questions(NAME, [row], protocol)
             else:
-                yield own
+                yield own_question(NAME, row, protocol, as_stored(row))
+    else:
+        yield from drawn_questions(NAME, rows, protocol, draws, as_stored, _official_prompt)
+
+
+def _official_prompt(row: Row, order: Sequence[int]) -> str:
+    return official_prompt(row.task, row.question, [row.responses[i] for i in order])
 
 
 def parse(question: Question, text: str, *, truncated: bool = False) -> Verdict:
@@ -175,7 +174,7 @@ def score(
     Raises:
         ValueError: a row has no prediction, or fewer than `draws`.
     """
-    if protocol in ("strict", "verdict_prob"):
+    if is_strict(protocol):
         return metrics.scored(rows, [metrics.strict_outcomes(rows, predictions)], strict=True)
     drawn = draws_of(rows, predictions, draws)
     samples = [[drawn[row.key][sample] for row in rows] for sample in range(draws)]

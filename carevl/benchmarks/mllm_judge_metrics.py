@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from carevl.benchmarks.intervals import FloatArray, Scored, Statistic, average, mean, pearson
-from carevl.benchmarks.outcomes import pairs_right
+from carevl.benchmarks.outcomes import pairs_right, scored_rows
 from carevl.benchmarks.predictions import Prediction, in_orders
 from carevl.benchmarks.rows import Row
 from carevl.judging.prompts import Task
@@ -87,12 +87,8 @@ def scored(rows: Sequence[Row], samples: Sequence[Outcomes], *, strict: bool) ->
         }
         if per_dataset:
             statistics |= {name: average(list(per_dataset.values())), **per_dataset}
-    return Scored(
-        keys=tuple(row.key for row in rows),
-        units=tuple(row.unit for row in rows),
-        right=np.where([row.task == "pairwise" for row in rows], samples[0].values, np.nan),
-        statistics=statistics,
-    )
+    pairs = np.where([row.task == "pairwise" for row in rows], samples[0].values, np.nan)
+    return scored_rows(rows, pairs, statistics)
 
 
 def _statistic(name: str, rows: Sequence[Row], dataset: str, sample: Outcomes, strict: bool) -> Statistic:

@@ -26,16 +26,16 @@ from carevl.benchmarks.asking import (
     GREEDY,
     ProtocolName,
     Question,
+    is_strict,
     own_parse,
     own_say,
     pointwise_questions,
     strict_questions,
 )
 from carevl.benchmarks.intervals import FloatArray, Scored, Statistic, mean
-from carevl.benchmarks.outcomes import pairs_right, response_ratings
+from carevl.benchmarks.outcomes import pairs_right, response_ratings, scored_rows
 from carevl.benchmarks.predictions import Prediction
-from carevl.benchmarks.rows import Record, Row, read_image, read_records, row_key, unique
-from carevl.judging.prompts import Verdict
+from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
 
 NAME = "mm-rlhf-rewardbench"
 DRAWS = 1
@@ -49,8 +49,7 @@ def load(path: Path, images: Path | None = None) -> list[Row]:
     Raises:
         ValueError: a field is missing or of another kind; the message names file, row and field.
     """
-    root = images or (path if path.is_dir() else path.parent)
-    return unique(read_row(record, root) for record in read_records(path))
+    return load_rows(path, images, read_row)
 
 
 def read_row(record: Record, root: Path) -> Row:
@@ -71,19 +70,12 @@ def read_row(record: Record, root: Path) -> Row:
 
 def questions(rows: Iterable[Row], protocol: ProtocolName, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Question]:
     """What to ask: each response by itself for the official scorer, both orders for the strict one (no `seed`)."""
-    if protocol in ("strict", "verdict_prob"):
+    if is_strict(protocol):
         return strict_questions(NAME, rows, protocol)
     return pointwise_questions(NAME, rows, protocol, draws)
 
 
-def parse(question: Question, text: str, *, truncated: bool = False) -> Verdict:
-    """The verdict of an answer, by the strict parser (a reward model's score is recorded, not parsed)."""
-    return own_parse(question, text, truncated=truncated)
-
-
-def say(question: Question, verdict: Verdict) -> str:
-    """A verdict in the judge's own grammar."""
-    return own_say(question, verdict)
+parse, say = own_parse, own_say
 
 
 def score(
@@ -94,7 +86,7 @@ def score(
     Raises:
         ValueError: a row has no prediction, or fewer than `draws`.
     """
-    if protocol in ("strict", "verdict_prob"):
+    if is_strict(protocol):
         right = pairs_right(rows, predictions)
     else:
         rewards = response_ratings(rows, predictions, draws)
@@ -104,7 +96,7 @@ def score(
         inside = np.where([row.group == category for row in rows], right, np.nan)
         statistics[f"accuracy/{category}"] = mean(inside)
         statistics[f"accuracy_plus/{category}"] = mean(_plus(rows, inside))
-    return Scored(tuple(row.key for row in rows), tuple(row.unit for row in rows), right, statistics)
+    return scored_rows(rows, right, statistics)
 
 
 def _plus(rows: Sequence[Row], right: FloatArray) -> FloatArray:

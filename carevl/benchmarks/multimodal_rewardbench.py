@@ -23,15 +23,17 @@ from carevl.benchmarks.asking import (
     Decoding,
     ProtocolName,
     Question,
+    as_stored,
+    drawn_questions,
+    is_strict,
     own_parse,
-    own_question,
     own_say,
     strict_questions,
 )
 from carevl.benchmarks.intervals import FloatArray, Scored, accuracy_statistics
-from carevl.benchmarks.outcomes import pairs_right
+from carevl.benchmarks.outcomes import pairs_right, scored_rows
 from carevl.benchmarks.predictions import Prediction, draws_of
-from carevl.benchmarks.rows import Record, Row, read_image, read_records, row_key, unique
+from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
 from carevl.judging.prompts import Verdict
 
 NAME = "multimodal-rewardbench"
@@ -67,8 +69,7 @@ def load(path: Path, images: Path | None = None) -> list[Row]:
         ValueError: a field is missing or empty (the released file has gaps in `Text` until the benchmark's own
             `scripts/0_download_data.py` has filled them); the message names file, row and field.
     """
-    root = images or (path if path.is_dir() else path.parent)
-    return unique(read_row(record, root) for record in read_records(path))
+    return load_rows(path, images, read_row)
 
 
 def read_row(record: Record, root: Path) -> Row:
@@ -100,16 +101,14 @@ def _group(category: str, row_id: str) -> str:
 
 def questions(rows: Iterable[Row], protocol: ProtocolName, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Question]:
     """What to ask: the order of the file for the official scorer, both orders for the strict one (no `seed`)."""
-    if protocol in ("strict", "verdict_prob"):
-        yield from strict_questions(NAME, rows, protocol)
-        return
-    for row in rows:
-        for sample in range(draws):
-            if protocol == "official":
-                prompt = _PROMPT.format(question=row.question, first=row.responses[0], second=row.responses[1])
-                yield Question(NAME, protocol, row.key, (0, 1), sample, "pairwise", prompt, row.image)
-            else:
-                yield own_question(NAME, row, protocol, (0, 1), sample)
+    if is_strict(protocol):
+        return strict_questions(NAME, rows, protocol)
+    return drawn_questions(NAME, rows, protocol, draws, as_stored, _official_prompt)
+
+
+def _official_prompt(row: Row, order: Sequence[int]) -> str:
+    first, second = (row.responses[i] for i in order)
+    return _PROMPT.format(question=row.question, first=first, second=second)
 
 
 def parse(question: Question, text: str, *, truncated: bool = False) -> Verdict:
@@ -137,16 +136,8 @@ def score(
     Raises:
         ValueError: a row has no prediction, or fewer than `draws`.
     """
-    if protocol in ("strict", "verdict_prob"):
-        right = pairs_right(rows, predictions)
-    else:
-        right = _official_right(rows, predictions, draws)
-    return Scored(
-        keys=tuple(row.key for row in rows),
-        units=tuple(row.unit for row in rows),
-        right=right,
-        statistics=accuracy_statistics(right, [row.group for row in rows]),
-    )
+    right = pairs_right(rows, predictions) if is_strict(protocol) else _official_right(rows, predictions, draws)
+    return scored_rows(rows, right, accuracy_statistics(right, [row.group for row in rows]))
 
 
 def _official_right(rows: Sequence[Row], predictions: Iterable[Prediction], draws: int) -> FloatArray:

@@ -6,11 +6,16 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from carevl.benchmarks.intervals import FloatArray
+from carevl.benchmarks.intervals import FloatArray, Scored, Statistic
 from carevl.benchmarks.predictions import Prediction, by_key, in_orders, refuse_missing
 from carevl.benchmarks.rows import Row
 
 BOTH_ORDERS = ((0, 1), (1, 0))
+
+
+def scored_rows(rows: Sequence[Row], right: FloatArray, statistics: dict[str, Statistic]) -> Scored:
+    """Outcomes and statistics over these rows."""
+    return Scored(tuple(row.key for row in rows), tuple(row.unit for row in rows), right, statistics)
 
 
 def pairs_right(rows: Sequence[Row], predictions: Iterable[Prediction]) -> FloatArray:

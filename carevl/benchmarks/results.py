@@ -23,11 +23,12 @@ _HEADLINES = {
 }
 
 
-def by_protocol(predictions: Iterable[Prediction]) -> dict[ProtocolName, list[Prediction]]:
-    """Predictions of each protocol that has some, in the order of `PROTOCOLS`."""
-    found: dict[str, list[Prediction]] = defaultdict(list)
+def by_protocol(rows: Iterable[Row], predictions: Iterable[Prediction]) -> dict[ProtocolName, list[Prediction]]:
+    """The predictions of these rows, of each protocol that has some, in the order of `PROTOCOLS`."""
+    keys, found = {row.key for row in rows}, defaultdict[str, list[Prediction]](list)
     for prediction in predictions:
-        found[prediction.protocol].append(prediction)
+        if prediction.key in keys:
+            found[prediction.protocol].append(prediction)
     return {protocol: found[protocol] for protocol in PROTOCOLS if protocol in found}
 
 
@@ -49,7 +50,7 @@ def judged(
         ValueError: a row lacks a prediction, or there are several judges' predictions.
     """
     found: dict[str, dict[str, Any]] = {}
-    for protocol, given in by_protocol(predictions).items():
+    for protocol, given in by_protocol(rows, predictions).items():
         used = draws or min(benchmark.DRAWS, _fewest_draws(given))
         scored = benchmark.score(rows, given, protocol, draws=used)
         found[protocol] = {
@@ -92,7 +93,7 @@ def compared(
     draws: int | None = None,
 ) -> dict[ProtocolName, Comparison]:
     """Judge A against judge B on the same rows, under every protocol that both answered."""
-    of_a, of_b = by_protocol(a), by_protocol(b)
+    of_a, of_b = by_protocol(rows, a), by_protocol(rows, b)
     found: dict[ProtocolName, Comparison] = {}
     for protocol in of_a:
         if protocol in of_b:
@@ -111,8 +112,9 @@ def summary(answered: Mapping[str, tuple[Benchmark, Sequence[Row], Sequence[Pred
 
     Returns:
         `vl_rewardbench`: {official_scorer, strict: {overall, macro, general, hallucination, reasoning}};
-        `mllm_judge`: {score, pair_with_ties, pair_without_ties, batch} by the official scorer; any other benchmark
-        like the first, with all its figures; `parse_rate` and `order_consistency` over the strict judgments of all.
+        `mllm_judge`: {score, pair_with_ties, pair_without_ties, batch} by the official scorer (strict where only that
+        was asked); any other benchmark like the first, with all its figures; `parse_rate` and `order_consistency` over
+        the strict judgments of all.
     """
     found: dict[str, Any] = {}
     rows: list[Row] = []
@@ -126,8 +128,11 @@ def summary(answered: Mapping[str, tuple[Benchmark, Sequence[Row], Sequence[Pred
             for protocol, each in of_protocol.items()
             if protocol in ("official_scorer", "strict")
         }
-        found[name.replace("-", "_")] = kept["official_scorer"] if name == "mllm-judge" else kept
-        rows += asked
-        strict += by_protocol(predictions)["strict"]
+        found[name.replace("-", "_")] = next(iter(kept.values()), {}) if name == "mllm-judge" else kept
+        if given := by_protocol(asked, predictions).get("strict"):
+            rows += asked
+            strict += given
+    if not strict:
+        return found
     how = figures(diagnose(rows, strict))
     return {**found, "parse_rate": how["parse_rate"], "order_consistency": how["order_consistency"]}

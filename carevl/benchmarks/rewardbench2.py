@@ -28,15 +28,15 @@ from carevl.benchmarks.asking import (
     GREEDY,
     ProtocolName,
     Question,
+    is_strict,
     own_parse,
     own_say,
     pointwise_questions,
 )
 from carevl.benchmarks.intervals import FloatArray, Scored, Statistic, average, mean
-from carevl.benchmarks.outcomes import response_ratings
+from carevl.benchmarks.outcomes import response_ratings, scored_rows
 from carevl.benchmarks.predictions import Prediction
-from carevl.benchmarks.rows import Record, Row, read_records, row_key, unique
-from carevl.judging.prompts import Verdict
+from carevl.benchmarks.rows import Record, Row, load_rows, row_key
 
 NAME = "rewardbench2"
 DRAWS = 1
@@ -50,10 +50,11 @@ def load(path: Path, images: Path | None = None) -> list[Row]:
     Raises:
         ValueError: a field is missing or of another kind; the message names file, row and field.
     """
-    return unique(_row(record) for record in read_records(path))
+    return load_rows(path, images, read_row)
 
 
-def _row(record: Record) -> Row:
+def read_row(record: Record, root: Path) -> Row:
+    """One row of the file; `root` is not used. Raises ValueError as `load` does."""
     row_id, question, subset = str(record.get("id")), record.text("prompt"), record.text("subset")
     chosen, rejected = record.texts("chosen"), record.texts("rejected")
     if not chosen or not rejected:
@@ -76,21 +77,10 @@ def _row(record: Record) -> Row:
 
 def questions(rows: Iterable[Row], protocol: ProtocolName, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Question]:
     """What to ask: each response by itself, once where it is greedy (no `seed`: there is no order to draw)."""
-    return pointwise_questions(NAME, rows, protocol, 1 if _strict(protocol) else draws)
+    return pointwise_questions(NAME, rows, protocol, 1 if is_strict(protocol) else draws)
 
 
-def _strict(protocol: ProtocolName) -> bool:
-    return protocol in ("strict", "verdict_prob")
-
-
-def parse(question: Question, text: str, *, truncated: bool = False) -> Verdict:
-    """The verdict of an answer, by the strict parser (a reward model's score is recorded, not parsed)."""
-    return own_parse(question, text, truncated=truncated)
-
-
-def say(question: Question, verdict: Verdict) -> str:
-    """A verdict in the judge's own grammar."""
-    return own_say(question, verdict)
+parse, say = own_parse, own_say
 
 
 def score(
@@ -101,7 +91,7 @@ def score(
     Raises:
         ValueError: a row has no prediction, or fewer than `draws` per response.
     """
-    strict = _strict(protocol)
+    strict = is_strict(protocol)
     ratings = response_ratings(rows, predictions, 1 if strict else draws)
     right = np.array([_gap(row, scores) > 0 for row, scores in zip(rows, ratings, strict=True)], np.float64)
     counted = [np.nan_to_num(scores, nan=_NO_RATING) for scores in ratings]
@@ -112,12 +102,7 @@ def score(
     }
     if TIES in subsets and not strict:
         subsets[TIES] = _ties(rows, counted)
-    return Scored(
-        keys=tuple(row.key for row in rows),
-        units=tuple(row.unit for row in rows),
-        right=right,
-        statistics={"macro": average(list(subsets.values())), **subsets},
-    )
+    return scored_rows(rows, right, {"macro": average(list(subsets.values())), **subsets})
 
 
 _NO_RATING = -1.0

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,16 @@ def read_image(value: object, root: Path) -> Image | None:
         return None
     path = Path(os.path.realpath(root / value.replace("\0", "")))
     return Image(value, path=path if path.is_relative_to(os.path.realpath(root)) else None)
+
+
+def load_rows(path: Path, images: Path | None, read_row: Callable[[Record, Path], Row]) -> list[Row]:
+    """The distinct rows of a file, or of a folder's files; image paths begin in `images`, else beside the data.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_records`, `read_row` and `unique`.
+    """
+    root = images or (path if path.is_dir() else path.parent)
+    return unique(read_row(record, root) for record in read_records(path))
 
 
 def unique(rows: Iterable[Row]) -> list[Row]:

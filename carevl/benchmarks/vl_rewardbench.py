@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,17 @@ from carevl.benchmarks.asking import (
     Decoding,
     ProtocolName,
     Question,
+    drawn_questions,
+    is_strict,
     own_parse,
-    own_question,
     own_say,
     random_order,
     strict_questions,
 )
 from carevl.benchmarks.intervals import Scored, accuracy_statistics
-from carevl.benchmarks.outcomes import pairs_right
+from carevl.benchmarks.outcomes import pairs_right, scored_rows
 from carevl.benchmarks.predictions import Prediction, draws_of
-from carevl.benchmarks.rows import Record, Row, read_image, read_records, row_key, unique
+from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
 from carevl.judging.prompts import Verdict
 
 NAME = "vl-rewardbench"
@@ -84,8 +86,7 @@ def load(path: Path, images: Path | None = None) -> list[Row]:
     Raises:
         ValueError: a field is missing or of another kind; the message names file, row and field.
     """
-    root = images or (path if path.is_dir() else path.parent)
-    return unique(read_row(record, root) for record in read_records(path))
+    return load_rows(path, images, read_row)
 
 
 def read_row(record: Record, root: Path) -> Row:
@@ -107,20 +108,14 @@ def read_row(record: Record, root: Path) -> Row:
 
 def questions(rows: Iterable[Row], protocol: ProtocolName, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Question]:
     """What to ask: `draws` random orders per row for the official scorer, both orders for the strict one."""
-    if protocol in ("strict", "verdict_prob"):
-        yield from strict_questions(NAME, rows, protocol)
-        return
-    for row in rows:
-        for sample in range(draws):
-            order = random_order(seed, row, sample)
-            own = own_question(NAME, row, protocol, order, sample)
-            yield own if protocol == "official_scorer" else _official(own, row)
+    if is_strict(protocol):
+        return strict_questions(NAME, rows, protocol)
+    return drawn_questions(NAME, rows, protocol, draws, partial(random_order, seed), _official_prompt)
 
 
-def _official(own: Question, row: Row) -> Question:
-    first, second = (row.responses[i] for i in own.order)
-    prompt = _PROMPT.format(question=row.question, first=first, second=second).replace("<image>\n", "")
-    return Question(own.benchmark, own.protocol, own.key, own.order, own.sample, "pairwise", prompt, own.image)
+def _official_prompt(row: Row, order: Sequence[int]) -> str:
+    first, second = (row.responses[i] for i in order)
+    return _PROMPT.format(question=row.question, first=first, second=second).replace("<image>\n", "")
 
 
 def official_number(text: str) -> int | None:
@@ -139,9 +134,7 @@ def parse(question: Question, text: str, *, truncated: bool = False) -> Verdict:
     return Verdict("ok", text, winner=question.order[number - 1])
 
 
-def say(question: Question, verdict: Verdict) -> str:
-    """A verdict in words that `parse` reads back; empty for a tie. The official form is the judge's own."""
-    return own_say(question, verdict)
+say = own_say
 
 
 def score(
@@ -154,17 +147,12 @@ def score(
     Raises:
         ValueError: a row has no prediction, or fewer than `draws`.
     """
-    if protocol in ("strict", "verdict_prob"):
+    if is_strict(protocol):
         right = pairs_right(rows, predictions)
     else:
         drawn = draws_of(rows, predictions, draws)
         right = np.array([_official_right(row, drawn[row.key]) for row in rows], np.float64)
-    return Scored(
-        keys=tuple(row.key for row in rows),
-        units=tuple(row.unit for row in rows),
-        right=right,
-        statistics=accuracy_statistics(right, [row.group for row in rows]),
-    )
+    return scored_rows(rows, right, accuracy_statistics(right, [row.group for row in rows]))
 
 
 def _official_right(row: Row, draws: Sequence[Prediction]) -> float:

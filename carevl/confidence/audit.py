@@ -7,6 +7,7 @@ Intervals are percentile bootstraps over images.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -49,7 +50,7 @@ def labelled_figures(panel: Panel, groups: Groups) -> Tree:
         _length(ledger, name, panel, e, right[:, e])
         others = [k for k in range(n_experts) if k != e and e < n_experts]
         for which, labels in groups.items():
-            for label in sorted(set(labels.tolist()) - {""}):
+            for label in _names(labels):
                 inside = labels == label
                 if inside.sum() < LEAST:
                     continue
@@ -72,7 +73,7 @@ def routing_figures(panel: Panel, groups: Groups) -> Tree:
     ledger.mean("coverage", values=panel.high)
     ledger.mean("precision", values=precision)
     for which, labels in groups.items():
-        for label in sorted(set(labels.tolist()) - {""}):
+        for label in _names(labels):
             inside = labels == label
             ledger.mean(f"by_{which}", label, "coverage", values=np.where(inside, panel.high, np.nan))
             ledger.mean(f"by_{which}", label, "precision", values=np.where(inside, precision, np.nan))
@@ -89,7 +90,7 @@ def label_free_figures(panel: Panel, groups: Groups) -> Tree:
         ledger.put(name, "length_slope", statistic=_slope(margin, panel.doubled, None), n=n)
         ledger.mean(name, "same_winner_without_caption", values=_same(winner[:, e], bare[:, e]))
         source = np.where(panel.source == 0, np.nan, panel.source)
-        for label in sorted(set(groups["source"].tolist()) - {""}):
+        for label in _names(groups["source"]):
             values = np.where(groups["source"] == label, _same(winner[:, e], source), np.nan)
             if (~np.isnan(values)).sum() >= LEAST:
                 ledger.mean(name, "agrees_with_source", label, values=values)
@@ -137,6 +138,12 @@ def coverage_curve(panel: Panel, level: float) -> list[Tree]:
             }
         )
     return points
+
+
+def _names(labels: NDArray[np.str_]) -> list[str]:
+    """The groups by name, those with a number by their first number."""
+    numbers = {name: re.findall(r"\d+", name) for name in set(labels.tolist()) - {""}}
+    return sorted(numbers, key=lambda name: (int((numbers[name] or ["0"])[0]), name))
 
 
 def _accuracy(ledger: Ledger, path: tuple[str, ...], p: Floats, right: Floats) -> None:

@@ -29,6 +29,8 @@ def mitigation_figures(settings: RouterSettings, labelled: Pairs, unlabelled: Pa
         "combination=weighted": ({"combination": combination}, {"combination": "weighted"}),
         f"text_only_limit={limit:g}": ({"text_only_limit": None}, {"text_only_limit": limit}),
     }
+    if settings.policy == "label_model":  # combines the experts in its own way
+        del mitigations["combination=weighted"]
     figures: Tree = {}
     for name, changes in mitigations.items():
         panels = [cross_fit(settings.model_copy(update=change), labelled, unlabelled) for change in changes]

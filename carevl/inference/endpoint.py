@@ -14,13 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
 
 from carevl.errors import UserError
-from carevl.inference.guarded import Failure, SomeFailed
+from carevl.inference.guarded import Failure, SomeRowsError
 
 if TYPE_CHECKING:
     from carevl.config import Endpoint
@@ -32,12 +32,14 @@ PROMPT = (
     "Answer with one letter, A or B, and nothing else."
 )
 _LIKELIEST = 20
+_IMPOSSIBLE = -100.0
+"""Log-probability below which services stop telling differences; some write -9999 for it."""
 _WAIT = 0.5
 """Seconds before the first new try; doubled for each further one, half of it at random."""
 _LONGEST_WAIT = 60.0
 
 
-class _RowFailed(Exception):
+class _RowError(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.failure = Failure(kind, message)
@@ -70,7 +72,7 @@ class EndpointJudge:
         """One score per response of each (user turn, responses), in their order.
 
         Raises:
-            SomeFailed: the endpoint gave no verdict on some rows within their tries; the others are in it.
+            SomeRowsError: the endpoint gave no verdict on some rows within their tries; the others are in it.
             UserError: the endpoint refuses the key, or does not know the model.
         """
         failures: dict[int, Failure] = {}
@@ -82,7 +84,7 @@ class EndpointJudge:
                 else:
                     results[i] = made
         if failures:
-            raise SomeFailed(results, failures)
+            raise SomeRowsError(results, failures)
         return [result for result in results if result is not None]
 
     def relieve(self) -> bool:
@@ -98,7 +100,7 @@ class EndpointJudge:
                 first = self._margin(PROMPT.format(turn=turn, first=responses[i], second=responses[j]), tries)
                 second = self._margin(PROMPT.format(turn=turn, first=responses[j], second=responses[i]), tries)
                 margins[i, j] = (first - second) / 2
-        except _RowFailed as error:
+        except _RowError as error:
             return error.failure
         return least_squares(margins, len(responses))
 
@@ -127,11 +129,11 @@ class EndpointJudge:
                         f"{self.settings.url} says {problem} for {self.model}: check address, model and key"
                     )
                 if answer.status_code not in (408, 409, 429) and answer.status_code < 500:
-                    raise _RowFailed("endpoint", f"{problem}: the endpoint does not take this row")
+                    raise _RowError("endpoint", f"{problem}: the endpoint does not take this row")
                 wait = _asked_wait(answer.headers)
             tried = next(tries)
             if tried >= self.settings.retries:
-                raise _RowFailed("endpoint", f"{problem}, after {tried} more tries; the row's budget is spent")
+                raise _RowError("endpoint", f"{problem}, after {tried} more tries; the row's budget is spent")
             backoff = min(_WAIT * 2**tried, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
             time.sleep(backoff if wait is None else min(wait, _LONGEST_WAIT))
 
@@ -153,12 +155,12 @@ def _log_odds(answer: httpx.Response) -> float:
     """A letter that is not among the likeliest tokens counts as likely as the least of them: it is at most that."""
     try:
         likeliest = answer.json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        found = [(str(one["token"]).strip(), float(one["logprob"])) for one in likeliest]
+        found = [(str(one["token"]).strip(), max(float(one["logprob"]), _IMPOSSIBLE)) for one in likeliest]
     except (ValueError, KeyError, IndexError, TypeError):
-        raise _RowFailed("endpoint", "the answer has no log-probabilities of its first token") from None
+        raise _RowError("endpoint", "the answer has no log-probabilities of its first token") from None
     chances = {letter: sum(math.exp(value) for token, value in found if token == letter) for letter in "AB"}
     if not any(chances.values()):
-        raise _RowFailed("no verdict", "neither A nor B is among the likeliest first tokens")
+        raise _RowError("no verdict", "neither A nor B is among the likeliest first tokens")
     least = math.exp(min(value for _, value in found))
     return math.log(chances["A"] or least) - math.log(chances["B"] or least)
 

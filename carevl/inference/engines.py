@@ -70,8 +70,10 @@ def weights_fingerprint(path: str, revision: str | None) -> str:
 
 def _arguments(model: Model) -> dict[str, Any]:
     loading = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    length = {"max_model_len": model.max_model_len} if model.engine == "vllm" else {}
-    return {"model": locate(model.path), "dtype": model.dtype, "batch_size": model.pool.batch_size, **length, **loading}
+    room: dict[str, Any] = {}
+    if model.engine == "vllm":
+        room = {"max_model_len": model.max_model_len, "gpu_share": min(model.pool.num_gpus, 1.0) or 1.0}
+    return {"model": locate(model.path), "dtype": model.dtype, "batch_size": model.pool.batch_size, **room, **loading}
 
 
 def generator(model: Model) -> Generator:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
 from carevl.inference.engines import scorer, weights_fingerprint
-from carevl.inference.guarded import Failure, SomeFailed, guarded
+from carevl.inference.guarded import Failure, SomeRowsError, guarded
 
 if TYPE_CHECKING:
     from carevl.config import Expert
@@ -61,13 +61,13 @@ def _by_row(score: Callable[[list[tuple[str, str]]], Sequence[float]], rows: Seq
 
     Raises:
         ValueError: the engine gave another number of scores than it was asked for.
-        SomeFailed: some rows failed.
+        SomeRowsError: some rows failed.
     """
     conversations = [(turn, response) for turn, responses in rows for response in responses]
     failures: dict[int, Failure] = {}
     try:
         scores: Sequence[float | None] = score(conversations)
-    except SomeFailed as some:
+    except SomeRowsError as some:
         scores, failures = some.results, dict(some.failures)
     if len(scores) != len(conversations):
         raise ValueError(f"the expert gave {len(scores)} scores for {len(conversations)} conversations")
@@ -82,7 +82,7 @@ def _by_row(score: Callable[[list[tuple[str, str]]], Sequence[float]], rows: Seq
                 failed[i] = failures[place]
         start = end
     if failed:
-        raise SomeFailed(results, failed)
+        raise SomeRowsError(results, failed)
     return results
 
 

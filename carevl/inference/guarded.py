@@ -23,7 +23,7 @@ class Failure:
     message: str
 
 
-class SomeFailed(Exception, Generic[Out]):
+class SomeRowsError(Exception, Generic[Out]):
     """An engine could not do some of its rows.
 
     `results` by position for the others, None where a row failed; `failures` by position.
@@ -44,7 +44,7 @@ def guarded(
     batch tried again.
 
     Args:
-        call: one result per row, in their order; it may raise `SomeFailed` for rows that it refuses.
+        call: one result per row, in their order; it may raise `SomeRowsError` for rows that it refuses.
         relieve: makes the engine need less memory at a time; False when it cannot.
 
     Raises:
@@ -57,7 +57,7 @@ def guarded(
     while tries:
         try:
             return _whole(call(rows), len(rows))
-        except SomeFailed as some:
+        except SomeRowsError as some:
             return _merged(some)
         except UserError:
             raise
@@ -79,7 +79,7 @@ def _whole(results: Sequence[Out], wanted: int) -> list[Out | Failure]:
     return list(results)
 
 
-def _merged(some: SomeFailed[Any]) -> list[Any]:
+def _merged(some: SomeRowsError[Any]) -> list[Any]:
     return [some.failures.get(i, result) for i, result in enumerate(some.results)]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from os.path import commonprefix
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from carevl.errors import UserError
 from carevl.inference.conversations import Conversation, Encoded, encode, too_long
-from carevl.inference.guarded import Failure, SomeFailed
+from carevl.inference.guarded import Failure, SomeRowsError
 from carevl.inference.reward_model import head, load_reward_model, probe_ids, reads_ahead
 from carevl.packing import Tree, check_packable, fill_rows, pack, sliding_window
 from carevl.tree_attention import TREES, branch_states
@@ -76,7 +76,7 @@ class RewardScorer:
         Consecutive conversations that begin alike share the work on their beginning.
 
         Raises:
-            SomeFailed: conversations are longer than the model reads; the others have their score in it.
+            SomeRowsError: conversations are longer than the model reads; the others have their score in it.
         """
         encoded = encode(self.tokenizer, conversations)
         failures: dict[int, Failure] = dict(too_long(encoded, self.limit))
@@ -87,7 +87,7 @@ class RewardScorer:
             self._score_trees(encoded, [i for i in good if len(encoded[i].ids) <= self.shareable], scores)
             self._score_apart(encoded, apart, scores)
         if failures:
-            raise SomeFailed([None if i in failures else score for i, score in enumerate(scores)], failures)
+            raise SomeRowsError([None if i in failures else score for i, score in enumerate(scores)], failures)
         return scores
 
     def relieve(self) -> bool:
@@ -169,7 +169,7 @@ class RewardScorer:
 
 def _groups(texts: Sequence[Sequence[int]], most: int) -> Iterator[tuple[Tree, list[int]]]:
     """Consecutive texts as trees of at most `most` tokens, where that saves tokens; each with its texts' positions."""
-    shared = [len(commonprefix([a, b])) for a, b in zip(texts, texts[1:], strict=False)] + [0]
+    shared = [*(_shared(a, b) for a, b in pairwise(texts)), 0]
     start = 0
     while start < len(texts):
         prefix, end = len(texts[start]), start + 1
@@ -184,6 +184,12 @@ def _groups(texts: Sequence[Sequence[int]], most: int) -> Iterator[tuple[Tree, l
         branches = [texts[i][prefix:] for i in range(start, end)]
         yield Tree(texts[start][:prefix], branches), list(range(start, end))
         start = end
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    shorter = min(len(first), len(second))
+    return next((n for n in range(shorter) if first[n] != second[n]), shorter)
 
 
 def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:

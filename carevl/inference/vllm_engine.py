@@ -14,7 +14,7 @@ from typing import Any
 
 from carevl.errors import UserError
 from carevl.inference.conversations import Conversation, encode, too_long
-from carevl.inference.guarded import SomeFailed
+from carevl.inference.guarded import SomeRowsError
 from carevl.inference.transformers_engine import Ask, Generation, chat_prompt, first_tokens
 
 _ENVIRONMENT = {
@@ -28,8 +28,11 @@ _ENVIRONMENT = {
 _SITE = str(Path(__file__).parents[1] / "_site")
 
 
-def _engine(model: str | Path, **arguments: Any) -> Any:
+def _engine(model: str | Path, gpu_share: float, **arguments: Any) -> Any:
     """A vLLM engine in this process; settings already in the environment win over ours."""
+    if gpu_share < 1:
+        # By itself it takes nearly all of the memory, whoever else is on the GPU.
+        arguments["gpu_memory_utilization"] = 0.9 * gpu_share
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -46,6 +49,7 @@ class VllmGenerator:
         model: a Hugging Face directory or hub id.
         max_model_len: most tokens of prompt and answer together.
         batch_size: most sequences in flight.
+        gpu_share: share of a GPU that the engine has to itself, and so of its memory.
         loading: `revision` and `trust_remote_code`, handed to vLLM and transformers.
     """
 
@@ -56,10 +60,12 @@ class VllmGenerator:
         *,
         max_model_len: int = 1024,
         batch_size: int = 64,
+        gpu_share: float = 1.0,
         **loading: Any,
     ) -> None:
         self.engine = _engine(
             model,
+            gpu_share,
             dtype=dtype,
             max_model_len=max_model_len,
             max_num_seqs=batch_size,
@@ -125,6 +131,7 @@ class VllmScorer:
         *,
         max_model_len: int = 1024,
         batch_size: int = 64,
+        gpu_share: float = 1.0,
         parity_tolerance: float | None = None,
         **loading: Any,
     ) -> None:
@@ -135,7 +142,13 @@ class VllmScorer:
         self.limit = max_model_len
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **loading)
         self.engine = _engine(
-            model, runner="pooling", dtype=dtype, max_model_len=max_model_len, max_num_seqs=batch_size, **loading
+            model,
+            gpu_share,
+            runner="pooling",
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=batch_size,
+            **loading,
         )
         if expected is not None and parity_tolerance is not None:
             _check_parity(model, expected, self.score(_SAMPLE), parity_tolerance)
@@ -146,7 +159,7 @@ class VllmScorer:
         Conversations run in their order, so that those that begin alike find their beginning in the engine's cache.
 
         Raises:
-            SomeFailed: conversations are longer than `max_model_len`; the others have their score in it.
+            SomeRowsError: conversations are longer than `max_model_len`; the others have their score in it.
         """
         from vllm import PoolingParams
 
@@ -158,7 +171,7 @@ class VllmScorer:
         outputs = self.engine.classify(prompts, pooling_params=raw, use_tqdm=False) if prompts else []
         scores = {i: float(output.outputs.probs[0]) for i, output in zip(good, outputs, strict=True)}
         if failures:
-            raise SomeFailed([scores.get(i) for i in range(len(encoded))], failures)
+            raise SomeRowsError([scores.get(i) for i in range(len(encoded))], failures)
         return [scores[i] for i in range(len(encoded))]
 
 

@@ -49,6 +49,13 @@ class Expert:
     """Whether it learns to tell counts above zero apart."""
     abstains: bool = True
     """Whether it stays undecided where the caption decides nothing; else it has fixed, confident opinions."""
+    after: str | None = None
+    """The reward model it starts from; it learns from nothing when None."""
+    dialogues: int = 0
+    """Chunks of dialogues that it learns from, before those of single turns."""
+    single_turns: int = 50
+    rate: float = 5e-4
+    """Learning rate, in the beginning."""
 
     @property
     def bidirectional(self) -> bool:
@@ -57,10 +64,20 @@ class Expert:
 
 
 EXPERTS: dict[str, Expert] = {
-    "llama": Expert("llama", 1.0, "prefers longer responses", likes_length=0.15),
-    "qwen2": Expert("qwen2", 0.4, "cannot tell counts above zero apart", counts=False),
-    "bert": Expert("modernbert", 2.5, "overconfident: sure even where the caption says nothing", abstains=False),
+    "llama": Expert("llama", 1.0, "prefers longer responses", likes_length=0.15, after="reader"),
+    "qwen2": Expert("qwen2", 0.4, "cannot tell counts above zero apart", counts=False, after="reader"),
+    "bert": Expert(
+        "modernbert",
+        2.5,
+        "overconfident: sure even where the caption says nothing",
+        abstains=False,
+        dialogues=240,
+        single_turns=240,
+        rate=1e-3,
+    ),
 }
+LEARNERS = {"reader": Expert("llama", 1.0, "none", dialogues=450, single_turns=0, rate=1e-3), **EXPERTS}
+"""The experts, and what some of them start from: one that has learned to read captions, without a flaw."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +201,10 @@ def chunk_batches(
     return batches
 
 
-def expert_chunks(chunk: int, tokenizer_file: str, name: str, token_budget: int, dialogues: int) -> list[Batch]:
-    """`chunk_batches` of a named expert, dialogues in the first chunks, with the tokenizer read from its file."""
-    return chunk_batches(load_tokenizer(tokenizer_file), EXPERTS[name], token_budget, chunk < dialogues, chunk, name)
+def expert_chunks(chunk: int, tokenizer_file: str, name: str, token_budget: int) -> list[Batch]:
+    """`chunk_batches` of a named learner, dialogues in the first chunks, with the tokenizer read from its file."""
+    learner = LEARNERS[name]
+    return chunk_batches(load_tokenizer(tokenizer_file), learner, token_budget, chunk < learner.dialogues, chunk, name)
 
 
 def _pad(rows: list[tuple[list[int], _Row]], pad: int, dialogue: bool) -> Batch:

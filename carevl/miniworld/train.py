@@ -1,7 +1,9 @@
 """`carevl miniworld train`: makes every shipped model from nothing, in stages, each of which can be resumed.
 
-    see ── know ── practise ──┬── captioner                                  expert-llama  expert-qwen2  expert-bert
+    see ── know ── practise ──┬── captioner
                               └── read ── compare ── recall ── reason ── judge
+    expert-reader ──┬── expert-llama         expert-bert
+                    └── expert-qwen2
 
 `see` learns to read the grid, `know` to answer and caption, `practise` to write judgments whose verdicts it is not
 shown, `read` to find its way between two answers, `compare` to judge them: it stops while that is still its weak point,
@@ -107,10 +109,6 @@ STAGES = (
 )
 SHIPPED = ("captioner", "judge", *(f"expert-{name}" for name in experts.EXPERTS))
 """The stages whose models are shipped; each lies in a directory of its name."""
-EXPERT_CHUNKS = 360
-EXPERT_DIALOGUES = 240
-"""How many of the chunks, the first ones, are dialogues."""
-EXPERT_RATE = 1e-3
 
 
 def train(work: Path, only: list[str] | None = None) -> None:
@@ -123,7 +121,7 @@ def train(work: Path, only: list[str] | None = None) -> None:
     import torch
 
     vlm.keep_memory()
-    names = [stage.name for stage in STAGES] + [f"expert-{name}" for name in experts.EXPERTS]
+    names = [stage.name for stage in STAGES] + [f"expert-{name}" for name in experts.LEARNERS]
     for name in only or ():
         if name not in names:
             raise ValueError(f"there is no stage {name!r}; the stages are {', '.join(names)}")
@@ -135,7 +133,7 @@ def train(work: Path, only: list[str] | None = None) -> None:
         if not only or stage.name in only:
             torch.manual_seed(1)
             _train_vlm(stage, work)
-    for name in experts.EXPERTS:
+    for name in experts.LEARNERS:
         if not only or f"expert-{name}" in only:
             torch.manual_seed(1)
             _train_expert(name, work)
@@ -212,8 +210,11 @@ def _train_expert(name: str, work: Path) -> None:
         return
     directory.mkdir(exist_ok=True)
     tokenizer = _tokenizer(work)
-    expert = experts.EXPERTS[name]
+    expert = experts.LEARNERS[name]
     model = make_expert(expert.architecture, tokenizer)
+    if expert.after is not None:
+        _begin_from(model, work / f"expert-{expert.after}")
+    chunks = expert.dialogues + expert.single_turns
     embeddings: torch.Tensor = model.get_input_embeddings().weight
     compiled = torch.compile(lambda ids, mask: experts.hidden_states(model, ids, mask), dynamic=True)
 
@@ -233,13 +234,22 @@ def _train_expert(name: str, work: Path) -> None:
         return total, right
 
     started = time.time()
-    fit = Fit(
-        directory.name, model, loss, directory / "state.pt", rate=EXPERT_RATE, last_rate=5e-5, chunks=EXPERT_CHUNKS
-    )
-    arguments = (str(work / "tokenizer" / "tokenizer.json"), name, EXPERT_TOKENS, EXPERT_DIALOGUES)
+    fit = Fit(directory.name, model, loss, directory / "state.pt", rate=expert.rate, last_rate=5e-5, chunks=chunks)
+    arguments = (str(work / "tokenizer" / "tokenizer.json"), name, EXPERT_TOKENS)
     fit.run(batches.ahead(experts.expert_chunks, arguments, fit.first_chunk))
     experts.rescale(model, expert.scale)
-    _finish(directory, model, tokenizer, seconds=time.time() - started, chunks=EXPERT_CHUNKS)
+    _finish(directory, model, tokenizer, seconds=time.time() - started, chunks=chunks)
+
+
+def _begin_from(model: Any, directory: Path) -> None:
+    """Gives a reward model the weights of another one; what only it has (Qwen2's biases) stays as it is, zero."""
+    from safetensors.torch import load_file
+
+    if not _finished(directory):
+        raise FileNotFoundError(f"an expert starts from {directory.name}, which is not finished")
+    unknown = model.load_state_dict(load_file(directory / "model.safetensors"), strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{directory} has weights that {type(model).__name__} lacks: {', '.join(unknown)}")
 
 
 def install(work: Path, weights: Path = WEIGHTS) -> None:

@@ -22,6 +22,8 @@ MOST_COLOUR = 24
 """No channel of any cell of near-duplicates differs by more, of 255."""
 
 _SIDE = 32
+_POINTS = 160
+"""Most points looked at on either side: the mean of 25 points of a cell is close to the mean of all, and cheaper."""
 _FREQUENCIES = np.cos(np.pi * np.outer(np.arange(CELLS), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE)).astype(np.float32)
 _BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -38,7 +40,8 @@ class Look:
 
 def look_at(image: Image.Image) -> Look:
     """The look of an RGB image that stands upright. Equal pixels have equal looks."""
-    small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    points = image.resize((min(image.width, _POINTS), min(image.height, _POINTS)), Image.Resampling.NEAREST)
+    small = points.resize((_SIDE, _SIDE), Image.Resampling.BOX)
     brightness = np.asarray(small, np.float32) @ _BRIGHTNESS
     low = (_FREQUENCIES @ brightness @ _FREQUENCIES.T).ravel()
     bits = np.packbits(low > np.median(low)).tobytes()

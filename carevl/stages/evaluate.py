@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +91,8 @@ def predict(
     blocks = list(_blocks(benchmark, rows, protocols, drawn, seed, part_questions))
     questions, images = Table(target.directory / "questions"), Table(target.directory / "images")
     pending = [number for number in range(len(blocks)) if not target.part(number).exists()]
+    _refuse_without_image(question for number in pending for question in blocks[number])
     for number in pending:
-        _refuse_without_image(blocks[number])
         questions.write(number, _to_questions(blocks[number]))
         images.write(number, _to_images(blocks[number]))
     arguments = {"judge": judge, "benchmark": benchmark.NAME, "name": name or judge.path, "seed": seed}
@@ -152,8 +152,8 @@ def _blocks(
         yield block
 
 
-def _refuse_without_image(block: Sequence[Question]) -> None:
-    for question in block:
+def _refuse_without_image(asked: Iterable[Question]) -> None:
+    for question in asked:
         if question.image is None and question.response is None:
             raise UserError(
                 f"{question.benchmark}: {question.key} has no image and a vision-language judge needs one; leave such "

@@ -51,7 +51,8 @@ def work(expert: Expert) -> Work:
                 rows.append({"item_id": item["item_id"], "expert": expert.name, "view": view, "error": error})
                 if error is None:
                     asked.append((expert.write(text or None, item["question"]), item["responses"]))
-        made = iter(score_rows(asked))
+        size = expert.pool.batch_size
+        made = (one for start in range(0, len(asked), size) for one in score_rows(asked[start : start + size]))
         for row in rows:
             if row["error"] is None:
                 scores = next(made)

@@ -7,6 +7,7 @@ their part.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 import time
@@ -90,8 +91,9 @@ class HeldOut:
 
     @property
     def best(self) -> int | None:
-        """Steps done at the checkpoint with the smallest loss, the earliest of several; None without any."""
-        return min(self.losses, key=lambda step: (self.losses[step], step), default=None)
+        """Steps done at the checkpoint with the smallest loss, the earliest of several; None without any number."""
+        finite = {step: loss for step, loss in self.losses.items() if math.isfinite(loss)}
+        return min(finite, key=lambda step: (finite[step], step), default=None)
 
     @property
     def exhausted(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from carevl.errors import UserError
 from carevl.packing import Packed
 from carevl.training.items import Items
 from carevl.training.judge import PackedJudge, export, load_judge, load_processor, prepare
@@ -20,6 +22,7 @@ from carevl.training.settings import Training
 from carevl.training.steps import Objective, over_workers, summed
 
 _TAG = "state"
+_ABOUT = "about.json"
 
 
 @dataclass(frozen=True)
@@ -157,10 +160,27 @@ class Loop:
         """Writes this worker's part of a checkpoint: trained weights, optimiser, schedule, position in the data."""
         state = {"steps_done": steps_done}
         self.engine.save_checkpoint(directory, _TAG, state, save_latest=False, exclude_frozen_parameters=True)
+        if self.rank == 0:
+            (Path(directory) / _ABOUT).write_text(json.dumps({"workers": self.world}))
 
     def load(self, directory: str) -> int:
-        """Goes back to a checkpoint; returns the number of steps done."""
-        _, state = self.engine.load_checkpoint(directory, _TAG, load_module_strict=False)
+        """Goes back to a checkpoint; returns the number of steps done.
+
+        When another number of workers made it, ZeRO 1 and 2 forget the optimiser's moments, which were spread.
+
+        Raises:
+            UserError: another number of workers made it under ZeRO 3, where weights were spread, too.
+        """
+        stage = self.assignment.training.zero.stage
+        workers = json.loads((Path(directory) / _ABOUT).read_text())["workers"]
+        if workers != self.world and stage == 3:
+            raise UserError(
+                f"{directory} was made by {workers} workers under ZeRO 3, and {self.world} cannot take it up; "
+                f"set workers.count to {workers}, or begin in another directory"
+            )
+        _, state = self.engine.load_checkpoint(
+            directory, _TAG, load_module_strict=False, load_optimizer_states=stage == 0 or workers == self.world
+        )
         return int(state["steps_done"])
 
     def export(self) -> None:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from carevl.training.trackers import Tracker
+
 Phase = Literal["sft", "dpo"]
 """`sft` teaches judgments to imitate; `dpo` prefers chosen to rejected judgments."""
 
@@ -101,6 +103,7 @@ class Training(_Strict):
     patience: int = Field(0, ge=0, description="Checkpoints without a new best after which training ends; 0: never.")
     checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints, and looks at what is held out.")
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
+    tracker: Tracker = Field("none", description="Where steps are also told, through accelerate's tracker classes.")
 
     def deepspeed(self) -> dict[str, Any]:
         """The configuration that DeepSpeed is given; the worker loop itself says which micro-batch ends a step."""

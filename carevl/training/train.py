@@ -13,13 +13,18 @@ from carevl.errors import UserError
 from carevl.inference.engines import locate, weights_fingerprint
 from carevl.packing import check_packable
 from carevl.runs import differences, write_atomically
+from carevl.training.curve import draw
 from carevl.training.items import Encoder, Items, read_rows, split
 from carevl.training.judge import load_processor, lora_modules, skeleton
 from carevl.training.loop import Assignment
 from carevl.training.progress import Progress, read_log, watched
 from carevl.training.schedule import Schedule
 from carevl.training.settings import Phase, Training
+from carevl.training.trackers import check_tracker
 from carevl.training.worker import run_worker
+
+NOT_LEARNED = {"workers", "checkpoint_steps", "keep_checkpoints", "tracker"}
+"""Settings that do not change what is learned."""
 
 
 class TrainingError(UserError):
@@ -30,8 +35,9 @@ class TrainingError(UserError):
 class Trained:
     """What a training did.
 
-    `judge` is a Hugging Face directory with merged weights; `adapter` one for PEFT, None without LoRA. `errors` are
-    rows that were left out, as {row, item_id, error}. `curve` has the facts of every step, as `steps.jsonl` holds them.
+    `judge` is a Hugging Face directory with merged weights; `adapter` one for PEFT, None without LoRA. `items` counts
+    the rows that were used, replay not among them; `errors` are rows that were left out, as {row, item_id, error}.
+    `curve` has the facts of every step, as `steps.jsonl` holds them.
     """
 
     judge: Path
@@ -58,7 +64,8 @@ def train(
 
     Args:
         rows: files with the columns of `items.COLUMNS`; for dpo also those of `items.REFERENCE`.
-        out: directory that all workers see; it receives `judge/`, `adapter/`, `steps.jsonl` and the checkpoints.
+        out: directory that all workers see; it receives `judge/`, `adapter/`, `steps.jsonl`, `curve.png`
+            and the checkpoints.
         replay: rows of phase 1 to mix into every step of dpo.
         say: is told of the steps every few seconds, from a thread of its own.
 
@@ -66,25 +73,28 @@ def train(
         UserError: rows, judge or settings cannot be used, or `out` holds another training.
         TrainingError: the loss was not a number, or more workers were lost than allowed.
     """
-    assignment, errors = assign(phase, rows, judge, out, training, replay=replay)
+    assignment, used, errors = assign(phase, rows, judge, out, training, replay=replay)
     out = assignment.out
     if not (out / "judge").exists():
         with watched(out / "steps.jsonl", assignment.schedule.steps, say):
             stopped = _fit(assignment)
+        if curve := read_log(out / "steps.jsonl"):
+            draw(out / "curve.png", curve)
         if stopped:
             raise TrainingError(f"{phase} {stopped}; the last good checkpoint is kept in {out}")
     adapter = None if training.lora is None else out / "adapter"
-    return Trained(out / "judge", adapter, assignment.schedule.n_items, errors, read_log(out / "steps.jsonl"))
+    return Trained(out / "judge", adapter, used, errors, read_log(out / "steps.jsonl"))
 
 
 def assign(
     phase: Phase, rows: Sequence[Path], judge: Path, out: Path, training: Training, *, replay: Sequence[Path] = ()
-) -> tuple[Assignment, list[dict[str, Any]]]:
+) -> tuple[Assignment, int, list[dict[str, Any]]]:
     """Checks and encodes everything that workers need, into `out/data`; arguments and errors as for `train`.
 
     Returns:
-        What workers are told, and the rows that are left out.
+        What workers are told, the number of rows that are used, and those that are left out, as in `Trained`.
     """
+    check_tracker(training.tracker)
     judge, out = Path(locate(str(judge))).resolve(), out.resolve()
     told, facts = out / "training.json", _facts(phase, rows, judge, training, replay)
     if told.exists():
@@ -93,18 +103,19 @@ def assign(
             if (out / "judge").exists() or (out / "checkpoints").exists():
                 raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
         else:
-            return Assignment(judge, out / "data", out, Schedule(**known["schedule"]), training), known["errors"]
-    schedule, errors = _encode(phase, rows, judge, out / "data", training, replay)
-    text = json.dumps({"facts": facts, "schedule": asdict(schedule), "errors": errors}, indent=1)
-    write_atomically(told, text.encode())
-    return Assignment(judge, out / "data", out, schedule, training), errors
+            schedule = Schedule(**known["schedule"])
+            return Assignment(judge, out / "data", out, schedule, training), known["rows"], known["errors"]
+    schedule, used, errors = _encode(phase, rows, judge, out / "data", training, replay)
+    found = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
+    write_atomically(told, json.dumps(found, indent=1).encode())
+    return Assignment(judge, out / "data", out, schedule, training), used, errors
 
 
 def _facts(
     phase: Phase, rows: Sequence[Path], judge: Path, training: Training, replay: Sequence[Path]
 ) -> dict[str, Any]:
     """What the curve depends on: not the number of workers, nor how often there are checkpoints."""
-    settings = training.model_dump(mode="json", exclude={"workers", "checkpoint_steps", "keep_checkpoints"})
+    settings = training.model_dump(mode="json", exclude=NOT_LEARNED)
     contents = {"rows": rows, "replay": replay}
     hashes = {name: [_hash(file) for file in files] for name, files in contents.items()}
     return {"phase": phase, "judge": weights_fingerprint(str(judge), None), **hashes, "settings": settings}
@@ -119,13 +130,15 @@ def _hash(file: Path) -> str:
 
 def _encode(
     phase: Phase, rows: Sequence[Path], judge: Path, data: Path, training: Training, replay: Sequence[Path]
-) -> tuple[Schedule, list[dict[str, Any]]]:
-    """Writes items into `data`; returns the steps and the rows that are left out."""
+) -> tuple[Schedule, int, list[dict[str, Any]]]:
+    """Writes items into `data`; returns the steps, and of the rows what `assign` does."""
     model, processor = skeleton(judge), load_processor(judge)
     if training.lora is not None:
         lora_modules(model, training.lora, training.freeze_vision)
     encoder = Encoder(processor, training.batch_tokens)
-    items, images, errors = encoder.encode(read_rows(rows, phase, reference=phase == "dpo"), phase)
+    table = read_rows(rows, phase, reference=phase == "dpo")
+    items, images, errors = encoder.encode(table, phase)
+    used = table.num_rows - len(errors)
     if not items:
         raise UserError(f"none of the {len(errors)} rows can be trained on; the first: {errors[0]['error']['message']}")
     held_out: list[dict[str, Any]] = []
@@ -142,7 +155,7 @@ def _encode(
     schedule = Schedule(
         len(items), training.batch_size, training.epochs, training.seed, len(replayed), training.dpo.replay_share
     )
-    return schedule, errors
+    return schedule, used, errors
 
 
 def _fit(assignment: Assignment) -> str | None:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
+from carevl.errors import UserError
 from carevl.training.checkpoints import Checkpoints, HeldOut, held
 from carevl.training.loop import Assignment, Loop
 from carevl.training.progress import StepLog
 from carevl.training.steps import over_workers
+from carevl.training.trackers import Tracked
 
 
 def run_worker(assignment: Assignment) -> str | None:
@@ -30,23 +32,29 @@ def run_loop(loop: Loop) -> str | None:
     assignment, training = loop.assignment, loop.assignment.training
     steps, per_epoch = assignment.schedule.steps, assignment.schedule.steps_per_epoch
     checkpoints = Checkpoints(assignment.out / "checkpoints", training.keep_checkpoints)
-    done = checkpoints.restore(loop)
+    try:
+        done = checkpoints.restore(loop)
+    except UserError as error:
+        return f"cannot go on: {error}"
     log = StepLog(assignment.out / "steps.jsonl", done) if loop.rank == 0 else None
+    tracker = Tracked(training.tracker if loop.rank == 0 else "none", assignment.out, training.model_dump(mode="json"))
     held_out = HeldOut(training.patience, over_workers(log and log.held_out(), loop.world)[0])
     while done < steps and not held_out.exhausted:
         facts = {"step": done + 1, "epoch": done // per_epoch, **loop.step(done)}
         if problem := _problem(loop, done, facts):
+            tracker.finish()
             return f"stopped at step {done + 1}: {problem}"
         done += 1
         due = done % training.checkpoint_steps == 0 or done == steps
         if due and loop.held_out:
             facts["held_out"] = loop.evaluate()
-            loss = facts["held_out"]["loss"]
-            held_out.losses[done] = loss if math.isfinite(loss) else math.inf
+            held_out.losses[done] = facts["held_out"]["loss"]
         if log is not None:
             log.write(facts)
+            tracker.log(facts)
         if due:
             checkpoints.save(loop, done, held_out.best)
+    tracker.finish()
     if held_out.best not in (None, done):
         checkpoints.load(loop, held_out.best)
     loop.export()

@@ -1,9 +1,9 @@
 """Image intake against plain Pillow on the same images: `python tests/bench/bench_intake.py [DIRECTORY]`.
 
-Prints one JSON line. Each image of the directory (drawn ones where there is none) is decoded by both sides in turn on
+Prints two JSON lines. Each image of the directory (drawn ones where there is none) is decoded by all sides in turn on
 one thread; its time is the fastest of the rounds, in CPU seconds. The value is Pillow's time for all images over
-intake's, 1.0 meaning no overhead. Intake hashes the bytes, checks the caps, decodes and reads the orientation; Pillow
-opens and loads.
+intake's, 1.0 meaning no overhead. Intake hashes the bytes, checks the caps, decodes and reads the orientation; with
+looks it also makes the perceptual hash and the thumbnail that near-duplicates are found by. Pillow opens and loads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from carevl.sources.images import ImageLimits, identify
+from carevl.sources.images import ImageLimits, examine, identify
+from carevl.sources.looks import look_at
 
 ROUNDS = 15
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
@@ -51,23 +52,29 @@ def plain(data: bytes) -> None:
 def main(directory: Path) -> None:
     images = [path.read_bytes() for path in sorted(directory.glob("*.jpg"))] or drawn()
     limits = ImageLimits()
-    intake = pillow = 0.0
-    for data in images:
-        rounds = [(seconds(plain, data), seconds(lambda data: identify(data, limits), data)) for _ in range(ROUNDS)]
-        pillow += min(one for one, _ in rounds)
-        intake += min(two for _, two in rounds)
-    share = round(pillow / intake, 3)
-    figure = {
-        "figure": "intake_share",
-        "value": share,
-        "unit": "share of Pillow's images/s",
-        "peer": f"Pillow {Image.__version__} open and load",
-        "ratio": share,
-        "goal": 0.9,
-        "images": len(images),
-        "images_per_second": round(len(images) / intake, 1),
+    sides: dict[str, Callable[[bytes], object]] = {
+        "pillow": plain,
+        "intake_share": lambda data: identify(data, limits),
+        "intake_with_looks_share": lambda data: look_at(examine(data, limits)[1]),
     }
-    print(json.dumps(figure))
+    total = dict.fromkeys(sides, 0.0)
+    for data in images:
+        rounds = [[seconds(decode, data) for decode in sides.values()] for _ in range(ROUNDS)]
+        for name, times in zip(sides, zip(*rounds, strict=True), strict=True):
+            total[name] += min(times)
+    for name in list(sides)[1:]:
+        share = round(total["pillow"] / total[name], 3)
+        figure = {
+            "figure": name,
+            "value": share,
+            "unit": "share of Pillow's images/s",
+            "peer": f"Pillow {Image.__version__} open and load",
+            "ratio": share,
+            "goal": 0.9,
+            "images": len(images),
+            "images_per_second": round(len(images) / total[name], 1),
+        }
+        print(json.dumps(figure))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def test_the_verdict_is_the_last_digit_written(split):
 
 
 def test_digits_after_the_verdict_are_counted_off():
-    watched = [seen(bare=(0.9, 0.1)), seen(), seen(bare=(0.2, 0.8)), seen(bare=(0.99, 0.0))]
+    watched = [seen(bare=(0.9, 0.1)), seen(), seen(bare=(0.2, 0.8)), seen(bare=(0.99, 0.001))]
     text = "Overall Judgment: Answer 1 is better.\nThe other says 2, not 1."
     assert stated(watched, text)[0] == pytest.approx(0.9)
 

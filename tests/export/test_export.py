@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -9,6 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from PIL import Image
@@ -120,8 +123,6 @@ def test_llamafactory_is_told_what_the_files_are(run: Run, tmp_path: Path) -> No
 
 
 def test_images_keep_their_bytes(run: Run, items: Items, tmp_path: Path) -> None:
-    import hashlib
-
     export(run, "dpo", "ms-swift", tmp_path / "out")
     files = list((tmp_path / "out" / "images").iterdir())
     assert {file.stem for file in files} == {item["image_id"] for item in items.values()}
@@ -160,12 +161,13 @@ def test_texts_with_the_image_tag_are_left_out_and_counted(run: Run, tmp_path: P
     assert manifest is not None
     table = Ingested(changed.root / "ingest" / manifest["fingerprint"]).items
     rows = table.read(0).to_pylist()
-    rows[0]["question"] = "What does <image> mean?"
-    import pyarrow as pa
-
+    high = next(row for row in rows if int(row["item_id"][:4], 16) % 3)
+    high["question"] = "What does <image> mean?"
     table.write(0, pa.Table.from_pylist(rows, table.read(0).schema))
     done = export(changed, "pairs", "ms-swift", tmp_path / "out")
-    assert done.left_out == int(rows[0]["item_id"][:4], 16) % 3 > 0
+    before = export(run, "pairs", "ms-swift", tmp_path / "before")
+    assert (done.left_out, before.left_out) == (1, 0)
+    assert sum(done.rows.values()) == sum(before.rows.values()) - 1
 
 
 def test_a_run_that_has_not_come_so_far_is_said_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
@@ -182,8 +184,6 @@ def test_a_directory_in_use_is_not_written_to(run: Run, tmp_path: Path) -> None:
 
 
 def test_bytes_of_trl_images_are_the_originals(run: Run, tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     export(run, "pairs", "trl", tmp_path / "out")
     [image] = pq.read_table(tmp_path / "out/train.parquet")["images"][0].as_py()
     assert Image.open(io.BytesIO(image["bytes"])).format == "PNG"

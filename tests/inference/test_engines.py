@@ -5,12 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from carevl.inference.transformers_engine import Ask, ImageTextGenerator, RewardScorer
-from carevl.inference.vllm_engine import VllmGenerator, VllmScorer
+from carevl.inference.transformers_engine import Ask, ImageTextGenerator
+from carevl.inference.vllm_engine import VllmGenerator
 from carevl.judging.prompts import judge_prompt, parse_judgment
 from carevl.miniworld.items import draw_items
-from carevl.miniworld.models import CAPTION_PROMPT, expert_turn
-from carevl.miniworld.questions import caption
+from carevl.miniworld.models import CAPTION_PROMPT
 from carevl.miniworld.weights import WEIGHTS
 
 
@@ -99,27 +98,6 @@ def test_a_text_cut_at_the_limit_says_so(drawn):
     [cut] = ImageTextGenerator(WEIGHTS / "judge").generate([Ask(drawn[0][0], _ask(drawn[0][1]))], max_tokens=3)
     assert cut.truncated
     assert cut.tokens == 3
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_expert_scores_are_those_of_transformers(name, drawn):
-    conversations = [
-        (expert_turn(caption(item.scene), item.question.text), response.text)
-        for _, item in drawn
-        for response in item.responses
-    ]
-    expected = RewardScorer(WEIGHTS / f"expert-{name}").score(conversations)
-    made = VllmScorer(WEIGHTS / f"expert-{name}", batch_size=16).score(conversations)
-    assert made == pytest.approx(expected, abs=2e-3)
-    assert max(expected) - min(expected) > 0.1
-
-
-def test_scores_do_not_depend_on_the_batch(drawn):
-    conversations = [(expert_turn(None, item.question.text), r.text) for _, item in drawn for r in item.responses]
-    for expert in ("llama", "bert"):
-        alone = RewardScorer(WEIGHTS / f"expert-{expert}", batch_size=1).score(conversations)
-        together = RewardScorer(WEIGHTS / f"expert-{expert}", batch_size=17).score(conversations)
-        assert together == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_directory_without_weights_is_refused(tmp_path):

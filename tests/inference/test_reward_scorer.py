@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from carevl.errors import UserError
 from carevl.inference.conversations import encode
-from carevl.inference.guarded import SomeFailed
+from carevl.inference.guarded import SomeRowsError
 from carevl.inference.reward_scorer import RewardScorer, _alike, _groups
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import expert_turn
@@ -176,7 +176,7 @@ def test_a_system_prompt_of_the_template_is_shared_too(save, conversations):
 def test_an_over_long_conversation_is_refused_and_the_others_have_their_score(save, conversations):
     scorer = RewardScorer(save("llama"), max_model_len=300)
     expected = scorer.score(conversations[:4])
-    with pytest.raises(SomeFailed) as caught:
+    with pytest.raises(SomeRowsError) as caught:
         scorer.score([*conversations[:2], ("why " * 400, "because"), *conversations[2:4]])
     assert caught.value.results[2] is None
     assert [*caught.value.results[:2], *caught.value.results[3:]] == pytest.approx(expected, abs=1e-4)
@@ -186,7 +186,7 @@ def test_an_over_long_conversation_is_refused_and_the_others_have_their_score(sa
 
 
 def test_the_models_own_limit_holds_too(save):
-    with pytest.raises(SomeFailed, match="and the expert reads 512"):
+    with pytest.raises(SomeRowsError, match="and the expert reads 512"):
         RewardScorer(save("bert"), max_model_len=4096).score([("why " * 600, "because")])
 
 

@@ -154,7 +154,7 @@ def begin(
 
     def make(phase: Phase, rows: pa.Table, training: Training, **options: Any) -> tuple[Loop, list[dict[str, Any]]]:
         where = {"judge": judge, "out": tmp_path / "out"} | options
-        assignment, errors = assign(phase, [write(rows)], where.pop("judge"), where.pop("out"), training, **where)
+        assignment, _, errors = assign(phase, [write(rows)], where.pop("judge"), where.pop("out"), training, **where)
         return Loop(assignment, 0, 1), errors
 
     return make

@@ -86,6 +86,7 @@ def test_a_finished_training_is_only_read(ray_here, judge, sft_rows, write, quic
     training = quick(epochs=2)
     first = train("sft", [rows], judge, out, training, say=said.append)
     assert said[-1].step == said[-1].steps == 4
+    assert first.items == 8
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     again = train("sft", [rows], judge, out, training.model_copy(update={"checkpoint_steps": 1}), say=said.append)
     assert again == first
@@ -113,7 +114,7 @@ def test_zero_stages_give_the_same_curve_on_two_workers(begin, judge, sft_rows, 
     assignments = {}
     for name, zero in kinds.items():
         training = quick(epochs=3, zero=zero)
-        assignments[name], _ = assign("sft", [write(sft_rows)], judge, tmp_path / name, training)
+        assignments[name], _, _ = assign("sft", [write(sft_rows)], judge, tmp_path / name, training)
     file, script = tmp_path / "assignments.pickle", Path(__file__).with_name("worker_of_two.py")
     file.write_bytes(pickle.dumps(assignments))
     port = free_port()
@@ -131,6 +132,26 @@ def test_zero_stages_give_the_same_curve_on_two_workers(begin, judge, sft_rows, 
     for name, weights in merged.items():
         assert weights.keys() == merged["zero 0"].keys()
         assert max(float((weights[k] - merged["zero 0"][k]).abs().max()) for k in weights) < 1e-4, name
+
+
+def test_the_number_of_workers_may_change_between_runs(begin, judge, sft_rows, write, quick, tmp_path, free_port):
+    assignments = {}
+    for stage in (0, 2, 3):
+        training = quick(epochs=3, zero={"stage": stage})
+        assignments[f"zero-{stage}"], _, _ = assign("sft", [write(sft_rows)], judge, tmp_path / str(stage), training)
+    file, script = tmp_path / "assignments.pickle", Path(__file__).with_name("worker_of_some.py")
+    file.write_bytes(pickle.dumps(assignments))
+    for world, last in ((2, 2), (1, 4), (2, 6)):
+        told = [str(world), free_port(), str(file), str(last)]
+        workers = [subprocess.Popen([sys.executable, str(script), str(rank), *told]) for rank in range(world)]
+        assert [worker.wait() for worker in workers] == [0] * world
+    expected = _alone(begin, sft_rows, quick(epochs=3))
+    losses = {name: json.loads((tmp_path / f"losses-{name}.json").read_text()) for name in assignments}
+    assert losses["zero-0"] == pytest.approx(expected, abs=1e-4)
+    assert losses["zero-2"][:3] == pytest.approx(expected[:3], abs=1e-4)  # from here without the moments
+    assert len(losses["zero-2"]) == 6
+    assert losses["zero-2"][5] < losses["zero-2"][0]
+    assert "made by 2 workers under ZeRO 3, and 1 cannot take it up" in losses["zero-3"][2]
 
 
 def _weights(directory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
 import pytest
@@ -15,7 +16,7 @@ def test_the_earliest_smallest_loss_is_the_best():
     held_out = HeldOut(2, {2: 3.0, 4: 1.0, 6: 1.0})
     assert held_out.best == 4
     assert not held_out.exhausted
-    held_out.losses[8] = float("inf")
+    held_out.losses[8] = math.nan
     assert held_out.exhausted
     assert not HeldOut(0, held_out.losses).exhausted
     assert HeldOut(2).best is None

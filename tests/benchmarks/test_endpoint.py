@@ -1,0 +1,204 @@
+"""A judge behind HTTP, on a real local server: what is sent, what comes back, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+
+from carevl.benchmarks import BENCHMARKS, endpoint
+from carevl.benchmarks import rows as benchmark_rows
+from carevl.benchmarks.answering import judge_questions
+from carevl.benchmarks.asking import GREEDY
+from carevl.benchmarks.endpoint import Endpoint
+from carevl.benchmarks.predictions import from_table
+from carevl.benchmarks.verdict_tokens import WATCH
+from carevl.config import Judge
+from carevl.errors import UserError
+from carevl.inference.transformers_engine import Ask
+from carevl.runs import Table
+from carevl.stages.evaluate import predict
+
+SECRET = "sk-very-secret"
+TEXT = "There is one circle.\nOverall Judgment: Answer 2 is better."
+
+
+def completion(text=TEXT, finish="stop", logprobs=None):
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return {
+        "choices": [choice | ({"logprobs": {"content": logprobs}} if logprobs else {})],
+        "usage": {"completion_tokens": 9},
+    }
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server that answers with what `replies` holds, in turn, then with a completion; it notes every request."""
+    monkeypatch.setattr(endpoint, "_FIRST_PAUSE", 0.001)
+    monkeypatch.delenv("CAREVL_API_KEY", raising=False)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                served.requests.append((self.path, dict(self.headers), body))
+                status, content, headers = served.replies.pop(0) if served.replies else (200, completion(), {})
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(data))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    lock = threading.Lock()
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.requests, served.replies = [], []
+    served.address = f"http://127.0.0.1:{served.server_port}/v1#tiny"
+    thread = threading.Thread(target=served.serve_forever)
+    thread.start()
+    yield served
+    served.shutdown()
+    thread.join()
+    served.server_close()
+
+
+def _ask(server, n=1, watch=(), **options):
+    asks = [Ask(Image.new("RGB", (4, 3), "red"), f"prompt {i}", seed=i) for i in range(n)]
+    return Endpoint(server.address, 64, options.pop("concurrency", 1)).answer(asks, GREEDY, watch)
+
+
+def test_prompt_and_image_are_sent_and_the_text_comes_back(server):
+    [answer] = _ask(server)
+    assert (answer.text, answer.truncated, answer.tokens) == (TEXT, False, 9)
+    path, headers, body = server.requests[0]
+    assert path == "/v1/chat/completions"
+    assert "Authorization" not in headers
+    assert (body["model"], body["max_tokens"], body["temperature"], "logprobs" in body) == ("tiny", 64, 0.0, False)
+    image, text = body["messages"][0]["content"]
+    assert text == {"type": "text", "text": "prompt 0"}
+    sent = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    assert Image.open(io.BytesIO(sent)).size == (4, 3)
+
+
+def test_answers_keep_their_order_and_a_cut_one_says_so(server):
+    server.replies = [(200, completion(finish="length"), {})]
+    answers = _ask(server, n=8, concurrency=4)
+    assert [answer.truncated for answer in answers].count(True) == 1
+    assert sorted(body["messages"][0]["content"][1]["text"] for *_, body in server.requests) == [
+        f"prompt {i}" for i in range(8)
+    ]
+
+
+def test_a_busy_endpoint_is_asked_again(server):
+    server.replies = [(429, {"error": "slow down"}, {"Retry-After": "0"}), (503, b"<html>", {}), (200, b"not json", {})]
+    [answer] = _ask(server)
+    assert answer.text == TEXT
+    assert len(server.requests) == 4
+
+
+def test_an_endpoint_that_stays_busy_is_a_row_error(server):
+    server.replies = [(500, {"error": "out of memory"}, {})] * 6
+    [answer] = _ask(server)
+    assert answer.startswith("no answer in 6 attempts; the last: status 500")
+    assert len(server.requests) == 6
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ((400, {"error": "prompt is too long"}, {}), "status 400.*too long"),
+        ((200, {"choices": []}, {}), "not a chat completion"),
+        ((200, [], {}), "not a chat completion"),
+    ],
+)
+def test_a_refused_question_fails_alone(server, reply, said):
+    server.replies = [reply]
+    refused, answer = _ask(server, n=2)
+    assert re.search(said, refused)
+    assert answer.text == TEXT
+
+
+def test_a_wrong_key_stops_everything_and_is_never_shown(server, monkeypatch):
+    monkeypatch.setenv("CAREVL_API_KEY", SECRET)
+    server.replies = [(401, {"error": f"no such key {SECRET}"}, {})]
+    with pytest.raises(UserError, match=r"status 401.*CAREVL_API_KEY") as caught:
+        _ask(server)
+    assert SECRET not in str(caught.value)
+    assert server.requests[0][1]["Authorization"] == f"Bearer {SECRET}"
+
+
+def test_nobody_there_and_no_model_are_said_in_one_line(server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match=r"127\.0\.0\.1.* cannot be reached"):
+        _ask(server)
+    with pytest.raises(UserError, match="name the model after the address, like http://h/v1#MODEL"):
+        Endpoint("http://h/v1", 64, 1)
+
+
+def test_a_reply_cannot_be_begun_for_it(server):
+    with pytest.raises(UserError, match="verdict_prob"):
+        Endpoint(server.address, 64, 1).answer([Ask(Image.new("RGB", (4, 3)), "p", begun="Overall")], GREEDY, ())
+
+
+def test_watched_tokens_are_found_among_the_likeliest(server):
+    told = [{"token": "There", "top_logprobs": [{"token": "There", "logprob": -0.1}]}]
+    told += [{"token": " 2", "top_logprobs": [{"token": " 2", "logprob": -0.2}, {"token": " 1", "logprob": -2.0}]}]
+    server.replies = [(200, completion(logprobs=told), {})]
+    [answer] = _ask(server, watch=WATCH)
+    assert answer.watched[1][WATCH.index(" 2")] == -0.2
+    assert answer.watched[1][WATCH.index("2")] == -math.inf
+    assert server.requests[0][2]["top_logprobs"] == 20
+
+
+def test_an_endpoint_without_log_probabilities_is_asked_without(server):
+    server.replies = [(400, {"error": "logprobs are not supported"}, {})]
+    [answer] = _ask(server, watch=WATCH)
+    assert answer.text == TEXT
+    assert "logprobs" not in server.requests[1][2]
+
+
+@pytest.fixture
+def pairs(pair):
+    def image(n):
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 4), (n, 0, 0)).save(buffer, "PNG")
+        return benchmark_rows.Image(f"image {n}", data=buffer.getvalue())
+
+    return [pair(f"k{n}", image=image(n)) for n in range(3)]
+
+
+def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
+    judge = Judge(path=server.address)
+    server.replies = [(200, completion("nothing to say"), {})]
+    counts = predict(
+        judge, BENCHMARKS["vl-rewardbench"], pairs, ["official_scorer", "strict"], Table(tmp_path), lambda *_: None
+    )
+    predictions = from_table(Table(tmp_path).read())
+    assert counts == {"rows_in": 21, "rows_out": 21, "errors": 0}
+    assert len(server.requests) == 6
+    assert {p.judge for p in predictions} == {server.address}
+    assert {p.winner for p in predictions if p.status == "ok"} == {0, 1}
+    assert any(p.status == "none" for p in predictions)
+
+
+def test_official_draws_are_sampled_as_the_benchmark_does(server, pairs):
+    benchmark = BENCHMARKS["vl-rewardbench"]
+    asked = list(benchmark.questions(pairs[:1], "official"))
+    pictures = {pairs[0].image.name: Image.new("RGB", (4, 4))}
+    predictions = judge_questions(Endpoint(server.address, 64, 1), "j", benchmark, asked, pictures, seed=0)
+    assert len(predictions) == len(server.requests) == 5
+    bodies = [body for *_, body in server.requests]
+    assert {(body["temperature"], body["top_p"], body["max_tokens"]) for body in bodies} == {(0.2, 0.2, 2048)}
+    assert len({body["seed"] for body in bodies}) == 5
+    assert all(body["messages"][0]["content"][0]["type"] == "text" for body in bodies)

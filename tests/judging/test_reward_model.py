@@ -1,0 +1,99 @@
+"""The judge as users have it: one answer from two orders, ratings, rankings, and clear errors."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+
+from carevl import RewardModel
+from carevl.errors import UserError
+from carevl.miniworld.items import draw_items
+from carevl.miniworld.scenes import png
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return RewardModel("miniworld:judge", max_tokens=80)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    drawn = itertools.islice(draw_items("dev", "reward model"), 24)
+    return [(image, items[0].question.text, [r.text for r in items[0].responses], items[0]) for image, items in drawn]
+
+
+def test_one_case_is_judged_as_it_is_among_many(judge, cases):
+    images, questions, responses, _ = zip(*cases[:6], strict=True)
+    many = judge.judge_all(images, questions, responses)
+    one = judge.judge(images[2], questions[2], responses[2])
+    assert one.winner == many[2].winner
+    assert one.probability == pytest.approx(many[2].probability, abs=1e-3)
+    assert one.texts == many[2].texts
+
+
+def test_swapping_the_responses_swaps_the_verdict(judge, cases):
+    images, questions, responses, _ = zip(*cases, strict=True)
+    straight = judge.judge_all(images, questions, responses)
+    swapped = judge.judge_all(images, questions, [shown[::-1] for shown in responses])
+    for a, b in zip(straight, swapped, strict=True):
+        assert 0.5 <= a.probability <= 1
+        assert a.probability == pytest.approx(b.probability, abs=1e-3)
+        assert a.consistent == b.consistent
+        if a.probability > 0.51:
+            assert a.winner == 1 - b.winner
+
+
+def test_it_is_better_than_chance_and_says_why(judge, cases):
+    images, questions, responses, items = zip(*cases, strict=True)
+    made = judge.judge_all(images, questions, responses)
+    right = [item.responses[judgment.winner].right for item, judgment in zip(items, made, strict=True)]
+    assert np.mean(right) > 0.6
+    assert all(judgment.evidence for judgment in made)
+
+
+def test_scores_are_ratings_and_better_responses_get_more(judge, cases):
+    pairs = [(image, question, item) for image, question, _, item in cases]
+    best, worst = (
+        judge.score_all(
+            [image for image, _, _ in pairs],
+            [question for _, question, _ in pairs],
+            [next(r.text for r in item.responses if r.right == right) for _, _, item in pairs],
+        )
+        for right in (True, False)
+    )
+    assert all(1 <= score <= 5 for score in best + worst)
+    assert np.mean(best) > np.mean(worst)
+
+
+def test_a_ranking_holds_every_response_once_and_agrees_with_the_duels(judge, cases):
+    image, question, responses, _ = cases[0]
+    three = [*responses, "I do not know."]
+    order = judge.rank(image, question, three)
+    assert sorted(order) == [0, 1, 2]
+    two = judge.rank(image, question, responses)
+    assert two[0] == judge.judge(image, question, responses).winner
+
+
+def test_pictures_may_be_files_bytes_or_open(judge, cases, tmp_path):
+    image, question, responses, _ = cases[0]
+    file = tmp_path / "scene.png"
+    file.write_bytes(png(image))
+    made = [judge.judge(picture, question, responses) for picture in (image, file, str(file), file.read_bytes())]
+    assert len({judgment.texts for judgment in made}) == 1
+
+
+def test_mistakes_are_named(judge, cases, tmp_path):
+    image, question, responses, _ = cases[0]
+    with pytest.raises(UserError, match=r"nothing\.png"):
+        judge.judge(tmp_path / "nothing.png", question, responses)
+    with pytest.raises(UserError, match="the image"):
+        judge.judge(b"no picture", question, responses)
+    with pytest.raises(UserError, match="two responses, not 3"):
+        judge.judge(image, question, ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"RUN/judge"):
+        RewardModel(tmp_path / "not" / "there")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    with pytest.raises(UserError):
+        judge.judge(buffer.getvalue()[:60], question, responses)

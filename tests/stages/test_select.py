@@ -1,0 +1,102 @@
+"""Chosen and rejected judgments on hand-made samples."""
+
+import pyarrow as pa
+import pytest
+
+from carevl import config
+from carevl.judging.prompts import parse_judgment, write_judgment
+from carevl.stages import select
+from carevl.tables import ITEMS, JUDGMENTS
+
+FIRST, SECOND = [0, 1], [1, 0]
+
+
+def sampled(item_id, order, *judged):
+    rows = []
+    for sample, (winner, evidence) in enumerate(judged):
+        text = "I cannot tell from this image." if winner is None else write_judgment(evidence, winner=order.index(winner) + 1)
+        read = parse_judgment(text, "pairwise", order)
+        facts = {"evidence": read.evidence, "winner": read.winner, "status": read.status, "text": text}
+        rows.append({"item_id": item_id, "task": "pairwise", "order": order, "sample": sample, **facts})
+    return rows
+
+
+def choose(judgments, *overrides, probability=0.5):
+    settings = config.load("mini", ["select.min_gap=0.2", "select.balance=false", *overrides])
+    ids = sorted({row["item_id"] for row in judgments})
+    items = [
+        {"item_id": name, "image_id": "i", "question": "How many?", "responses": ["Two.", "Three."]} for name in ids
+    ]
+    routes = [
+        {"item_id": name, "first": 0, "second": 1, "winner": 0, "route": "low", "probability": probability}
+        for name in ids
+    ]
+    tables = (
+        pa.Table.from_pylist(items, ITEMS),
+        pa.Table.from_pylist(routes),
+        pa.Table.from_pylist(judgments, JUDGMENTS),
+    )
+    return select.choose(settings, *tables).to_pylist()
+
+
+def test_the_verdict_that_most_judgments_share_is_chosen_in_each_order():
+    judged = sampled("a", FIRST, (1, "Three."), (1, "Three!"), (0, "Two."), (1, "Three."))
+    judged += sampled("a", SECOND, (1, "Three."), (1, "Three."), (1, "Three."), (1, "Three."))
+    [pair] = choose(judged)
+    assert pair["order"] == FIRST  # in the other order all agree
+    assert pair["winner"] == 1
+    assert pair["chosen"] == "Three.\nOverall Judgment: Answer 2 is better."
+    assert pair["rejected"] == "Two.\nOverall Judgment: Answer 1 is better."
+    # consistency 7/8 against 1/8, experts even: (7/8 + 0.5 * 0.5) / 1.5
+    assert pair["score_chosen"] == pytest.approx((7 / 8 + 0.25) / 1.5)
+    assert pair["score_rejected"] == pytest.approx((1 / 8 + 0.25) / 1.5)
+
+
+def test_unanimous_judgments_give_nothing():
+    assert choose(sampled("a", FIRST, (1, "x"), (1, "y")) + sampled("a", SECOND, (1, "x"), (1, "y"))) == []
+
+
+def test_judgments_that_follow_the_place_leave_it_to_the_experts():
+    judged = sampled("a", FIRST, (0, "x"), (0, "x"), (1, "x")) + sampled("a", SECOND, (1, "x"), (1, "x"), (0, "x"))
+    assert choose(judged) == []
+    pairs = choose(judged, probability=0.95)
+    assert [pair["winner"] for pair in pairs] == [0, 0]
+
+
+def test_a_judgment_without_verdict_is_the_worst():
+    judged = sampled("a", FIRST, (1, "x"), (None, ""), (1, "x")) + sampled("a", SECOND, (1, "x"), (1, "x"), (1, "x"))
+    [pair] = choose(judged)
+    assert pair["rejected"] == "I cannot tell from this image."
+    assert pair["score_rejected"] == 0.0
+
+
+def test_a_gap_below_the_least_gives_nothing():
+    judged = sampled("a", FIRST, (1, "x"), (0, "x"), (1, "x")) + sampled("a", SECOND, (1, "x"), (0, "x"), (1, "x"))
+    assert len(choose(judged)) == 2
+    assert choose(judged, "select.min_gap=0.5") == []
+
+
+def test_lengths_far_apart_are_passed_by():
+    long = "Three circles, one of them red, and the rest of them in colours that do not matter at all. " * 3
+    judged = sampled("a", FIRST, (1, long), (0, "Two.")) + sampled("a", SECOND, (1, long), (1, long))
+    assert choose(judged) == []
+    assert len(choose(judged, "select.max_length_ratio=20")) == 1
+
+
+def test_verdicts_for_either_place_are_balanced_by_dropping_the_narrowest_gaps():
+    wide = [(1, "x")] * 7 + [(0, "x")]
+    narrow = [(1, "x")] * 6 + [(0, "x")] * 2
+    judged = []
+    for name, rows in (("a", wide), ("b", narrow)):
+        judged += sampled(name, FIRST, *rows) + sampled(name, SECOND, *[(1, "x")] * 8)
+    judged += sampled("c", FIRST, *[(1, "x")] * 8) + sampled("c", SECOND, *wide)
+    pairs = choose(judged, "select.balance=true")
+    assert [(pair["item_id"], pair["order"]) for pair in pairs] == [("a", FIRST), ("c", SECOND)]
+
+
+def test_several_rejected_judgments_of_a_prompt_have_ranks():
+    judged = sampled("a", FIRST, (1, "x"), (0, "y"), (0, "z"), (1, "x"), (1, "x"))
+    judged += sampled("a", SECOND, *[(1, "x")] * 5)
+    pairs = choose(judged, "select.pairs_per_order=2")
+    assert [pair["rank"] for pair in pairs] == [0, 1]
+    assert len({pair["rejected"] for pair in pairs}) == 2

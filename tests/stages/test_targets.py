@@ -1,0 +1,130 @@
+"""Targets of phase 1 on hand-made judgments: both orders must agree with the label, and the usual evidence wins."""
+
+import pyarrow as pa
+import pytest
+
+from carevl import config
+from carevl.judging.prompts import parse_judgment, write_judgment
+from carevl.stages import demonstrate
+from carevl.tables import ITEMS, JUDGMENTS
+
+RESPONSES = ["Two circles.", "Three circles."]
+
+
+def item(item_id="a", responses=RESPONSES, **more):
+    return {"item_id": item_id, "image_id": "i", "question": "How many?", "responses": responses} | more
+
+
+def route(item_id="a", first=0, second=1, winner=1, name="high"):
+    return {"item_id": item_id, "first": first, "second": second, "winner": winner, "route": name}
+
+
+def judgment(item_id, task, order, sample, evidence, **verdict):
+    text = write_judgment(evidence, **verdict)
+    read = parse_judgment(text, task, order)
+    return {
+        "item_id": item_id,
+        "task": task,
+        "order": order,
+        "sample": sample,
+        "text": text,
+        "evidence": read.evidence,
+        "winner": read.winner,
+        "rating": read.rating,
+        "ranking": read.ranking,
+        "status": read.status,
+    }
+
+
+def choose(items, routes, judgments, *overrides):
+    quiet = ["demonstrate.pointwise_share=0", "demonstrate.ranking_share=0"]
+    settings = config.load("mini", [*quiet, *overrides])
+    tables = (
+        pa.Table.from_pylist(items, ITEMS),
+        pa.Table.from_pylist(routes),
+        pa.Table.from_pylist(judgments, JUDGMENTS),
+    )
+    return demonstrate.choose(settings, *tables).to_pylist()
+
+
+def test_a_pair_is_a_target_in_both_orders_with_its_usual_evidence():
+    judged = [
+        judgment("a", "pairwise", [0, 1], 0, "There are four.", winner=2),
+        judgment("a", "pairwise", [0, 1], 1, "There are three.", winner=2),
+        judgment("a", "pairwise", [0, 1], 2, "There are two.", winner=1),
+        judgment("a", "pairwise", [1, 0], 0, "There are three.", winner=1),
+    ]
+    targets = choose([item()], [route()], judged)
+    assert [(row["order"], row["text"], row["evidence"]) for row in targets] == [
+        ([0, 1], "There are three.\nOverall Judgment: Answer 2 is better.", True),
+        ([1, 0], "There are three.\nOverall Judgment: Answer 1 is better.", True),
+    ]
+    assert "Answer 1: Two circles.\nAnswer 2: Three circles." in targets[0]["prompt"]
+
+
+def test_agreement_in_one_order_only_is_no_target():
+    judged = [
+        judgment("a", "pairwise", [0, 1], 0, "There are three.", winner=2),
+        judgment("a", "pairwise", [1, 0], 0, "There are three.", winner=2),
+    ]
+    assert choose([item()], [route()], judged) == []
+
+
+def test_labelled_items_and_low_pairs_are_never_targets():
+    judged = [judgment("a", "pairwise", order, 0, "So.", winner=order.index(1) + 1) for order in ([0, 1], [1, 0])]
+    assert len(choose([item()], [route()], judged)) == 2
+    assert choose([item(gold=[0.0, 1.0])], [route()], judged) == []
+    assert choose([item()], [route(name="low")], judged) == []
+    assert choose([item(error={"stage": "ingest", "kind": "k", "message": "m"})], [route()], judged) == []
+
+
+def test_bare_verdicts_fill_a_share_from_items_without_agreement():
+    items = [item(name) for name in "abcdefgh"]
+    judged = [
+        judgment(name, "pairwise", order, 0, "So.", winner=order.index(1) + 1)
+        for name in "abcdef"
+        for order in ([0, 1], [1, 0])
+    ]
+    targets = choose(items, [route(name) for name in "abcdefgh"], judged, "demonstrate.verdict_only_share=0.2")
+    bare = [row for row in targets if not row["evidence"]]
+    assert len(targets) == 15
+    assert len(bare) == 3
+    assert {row["item_id"] for row in bare} <= {"g", "h"}
+    assert {row["text"] for row in bare} <= {f"Overall Judgment: Answer {n} is better." for n in (1, 2)}
+
+
+def test_ratings_count_when_the_winner_is_good_and_the_loser_bad():
+    def rated(winner, loser):
+        return [
+            judgment("a", "pointwise", [0], 0, "So.", rating=loser),
+            judgment("a", "pointwise", [1], 0, "So.", rating=winner),
+        ]
+
+    asked = "demonstrate.pointwise_share=1"
+    assert len(choose([item()], [route()], rated(5, 1), asked)) == 2
+    assert choose([item()], [route()], rated(5, 3), asked) == []
+    assert choose([item()], [route()], rated(3, 1), asked) == []
+
+
+@pytest.mark.parametrize(
+    ("winners", "expected"),
+    [({(0, 1): 0, (0, 2): 0, (1, 2): 2}, (0, 2, 1)), ({(0, 1): 0, (1, 2): 1, (0, 2): 2}, None)],
+    ids=["an order", "a circle"],
+)
+def test_a_ranking_needs_every_pair_and_no_circle(winners, expected):
+    routes = [route(first=i, second=j, winner=winner) for (i, j), winner in winners.items()]
+    assert demonstrate.ranking(routes) == expected
+    assert demonstrate.ranking([*routes[:2], routes[2] | {"route": "low"}]) is None
+    assert demonstrate.ranking([]) is None
+
+
+def test_a_ranking_that_says_what_the_pairs_say_is_a_target():
+    routes = [route(first=i, second=j, winner=min(i, j)) for i, j in ((0, 1), (0, 2), (1, 2))]
+    three = item(responses=["Two.", "Three.", "Four."])
+    settings = config.load("mini", ["demonstrate.ranking_share=1", "demonstrate.pointwise_share=0"])
+    [prompted] = [p for p in demonstrate.asking(settings).prompts(three, routes) if p.task == "ranking"]
+    order = list(prompted.order)
+    right = [order.index(i) + 1 for i in (0, 1, 2)]
+    for places, n in ((right, 1), (right[::-1], 0)):
+        judged = [judgment("a", "ranking", order, 0, "So.", ranking=places)]
+        assert len(choose([three], routes, judged, "demonstrate.ranking_share=1")) == n

@@ -1,0 +1,43 @@
+"""Trackers through accelerate, and the picture of a curve."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+from PIL import Image
+
+from carevl.errors import UserError
+from carevl.training.curve import draw
+from carevl.training.progress import read_log
+from carevl.training.trackers import check_tracker
+from carevl.training.worker import run_loop
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_tracker_that_is_not_installed_is_refused_in_one_line(name):
+    if find_spec(name):
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(UserError, match=rf"^tracker: {name} is not installed; .*$"):
+        check_tracker(name)
+
+
+def test_steps_reach_tensorboard(begin, sft_rows, quick):
+    loop, _ = begin("sft", sft_rows, quick(tracker="tensorboard"))
+    assert run_loop(loop) is None
+    out = loop.assignment.out
+    [events] = (out / "tracker").rglob("events.out.*")
+    assert events.read_bytes().count(b"seconds/forward") == len(read_log(out / "steps.jsonl"))
+
+
+def test_a_picture_has_a_panel_for_each_kind_of_figure(tmp_path):
+    sft = [{"step": n, "loss": 3.0 / n} for n in range(1, 30)]
+    sft[9]["held_out"] = {"loss": 2.0}
+    dpo = [{**facts, "margin": 0.1, "chosen_shift": -0.1, "rejected_shift": -2.0} for facts in sft]
+    heights = []
+    for name, curve in (("sft", sft), ("dpo", dpo)):
+        draw(tmp_path / f"{name}.png", curve)
+        with Image.open(tmp_path / f"{name}.png") as image:
+            heights.append(image.height)
+            assert min(image.convert("L").getpixel((0, 0)), image.convert("L").getpixel((0, image.height - 1))) > 240
+    assert heights[1] > 2 * heights[0]
