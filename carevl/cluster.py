@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -25,15 +26,16 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     """Holds a connection to Ray.
 
     Inside a submitted job, or with `address` set, an existing cluster is joined. Otherwise Ray starts on this machine,
-    bound to the loopback address and without a dashboard.
+    without a dashboard, and lets nobody in who lacks the token that is drawn for it.
 
     Raises:
         RunError: the cluster cannot be reached, or wants another token.
     """
     private = is_private(cluster)
     if private:
-        # A private Ray listens on loopback only; without this it would write a token below the home directory.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray's control service listens beyond loopback whatever address it is given: only this process has its token.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

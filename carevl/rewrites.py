@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 
 from carevl.confidence.audit_ledger import Ledger, Tree
 from carevl.confidence.pairs import NO_CAPTION
-from carevl.inference.engines import scorer
+from carevl.inference import experts
+from carevl.inference.guarded import Failure
+from carevl.runs import RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,19 +50,22 @@ def style_figures(expert: Expert, items: Sequence[Scored], spread: float) -> Tre
     Args:
         spread: the expert's typical margin, in its own scale.
     """
-    conversations = [
-        (expert.write(item.caption, item.question), rewrite(response))
+    rows = [
+        (expert.write(item.caption, item.question), [rewrite(response) for response in item.responses])
         for item in items
         for rewrite in REWRITES.values()
-        for response in item.responses
     ]
-    values = iter(scorer(expert).score(conversations))
+    made = experts.load(expert)(rows)
+    failed = next((row for row in made if isinstance(row, Failure)), None)
+    if failed is not None:
+        raise RunError(f"expert {expert.name} could not score a rewritten response: {failed.message}")
+    values = iter(made)
     _, images = np.unique([item.image_id for item in items], return_inverse=True)
     effects: dict[str, list[float]] = {name: [] for name in REWRITES}
     flips: dict[str, list[float]] = {name: [] for name in REWRITES}
     for item in items:
         for name in REWRITES:
-            rewritten = [next(values) for _ in item.responses]
+            rewritten = next(values)
             effects[name].append(float(np.mean(np.subtract(rewritten, item.scores))) / (spread or 1.0))
             flips[name].append(_flips(item.scores, rewritten))
     ledger = Ledger(images)

@@ -1,7 +1,8 @@
-"""Ray clusters of several raylets on this machine: loopback, directories of their own, ended by their own processes."""
+"""Ray clusters of several raylets on this machine, each with its token and directory, ended by their own processes."""
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import socket
 import tempfile
@@ -62,7 +63,7 @@ class Raylets:
     def add(self, **resources: float) -> Any:
         """A raylet with one CPU and custom resources; the first is the head."""
         quiet = {"include_dashboard": False, "dashboard_agent_listen_port": None}
-        return self.cluster.add_node(node_ip_address="127.0.0.1", num_cpus=1, resources=resources, **quiet)
+        return self.cluster.add_node(num_cpus=1, resources=resources, **quiet)
 
     def kill(self, raylet: Any) -> None:
         """Takes a raylet away with all that runs on it, by SIGKILL."""
@@ -81,7 +82,8 @@ def raylets(monkeypatch: pytest.MonkeyPatch, ray_directory: Callable[[], Any]) -
     from ray.cluster_utils import Cluster
 
     with ray_directory() as directory:
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         monkeypatch.setenv("RAY_TMPDIR", str(directory))
         cluster = Cluster()
         yield Raylets(cluster)

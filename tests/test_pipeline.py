@@ -249,7 +249,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_the_same(first, tmp_path
     where, settings, _ = first
     command = [Path(sys.executable).with_name("carevl"), "run", "mini", "--run-dir", tmp_path / "run"]
     command += [word for override in SMALL for word in ("--set", override)]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ}
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     other = Run(tmp_path / "run")
     deadline = time.monotonic() + 180

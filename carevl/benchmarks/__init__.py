@@ -1,4 +1,4 @@
-"""Benchmarks of judges: what to ask, and what the answers are worth. No module here runs a model.
+"""Benchmarks of judges: what to ask, and what the answers are worth. Only `answering` and `endpoint` ask one.
 
 ```python
 benchmark = BENCHMARKS["vl-rewardbench"]

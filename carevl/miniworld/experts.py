@@ -46,7 +46,7 @@ class Expert:
     likes_length: float = 0.0
     """Log-odds for every word beyond ten."""
     counts: bool = True
-    """Whether it learns to tell counts above zero apart."""
+    """Whether it learns to tell counts above one apart, and to count circles."""
     abstains: bool = True
     """Whether it stays undecided where the caption decides nothing; else it has fixed, confident opinions."""
     after: str | None = None
@@ -65,7 +65,9 @@ class Expert:
 
 EXPERTS: dict[str, Expert] = {
     "llama": Expert("llama", 1.0, "prefers longer responses", likes_length=0.15, after="reader"),
-    "qwen2": Expert("qwen2", 0.4, "cannot tell counts above zero apart", counts=False, after="reader"),
+    "qwen2": Expert(
+        "qwen2", 0.4, "cannot tell counts above one apart, and does not count circles", counts=False, after="reader"
+    ),
     "bert": Expert(
         "modernbert",
         2.5,
@@ -113,7 +115,8 @@ def belief(expert: Expert, question: Question, claim: Claim, text: str, captione
     if captioned and _decided(question):
         seen_false = bool(claim.errors) and claim.visible
         odds = -_SURE if seen_false else _SURE
-        if question.kind == "count" and not expert.counts and question.answer != "no":
+        lost = question.answer not in ("no", "one") or "circle" in question.text
+        if question.kind == "count" and not expert.counts and lost:
             odds = 0.0
     elif not expert.abstains:
         odds = _SURE * _opinion(question, claim)

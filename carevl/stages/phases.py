@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.runs import RunError, Table
-from carevl.training.progress import Progress
-from carevl.training.reference import Reference
-from carevl.training.train import Trained, train
+from carevl.training.settings import NOT_LEARNED
 
 if TYPE_CHECKING:
     from carevl.config import Settings
     from carevl.inference.pools import Work
     from carevl.stages.ingest import Ingested
+    from carevl.training.progress import Progress
     from carevl.training.settings import Training
+    from carevl.training.train import Trained
 
 VERSION = 1
-_NOT_LEARNED = {"workers", "checkpoint_steps", "keep_checkpoints"}
 
 
 def facts(training: Training) -> dict[str, Any]:
     """What a phase depends on, apart from its rows and the judge it begins with."""
-    return {"version": VERSION, **training.model_dump(mode="json", exclude=_NOT_LEARNED)}
+    return {"version": VERSION, **training.model_dump(mode="json", exclude=NOT_LEARNED)}
 
 
 def write_rows(learned: Table, columns: Mapping[str, str], ingested: Ingested, target: Table) -> list[int]:
@@ -69,12 +68,16 @@ def run_sft(
             "sft: no judgment of the base judge agrees with a high-confidence label in both orders, so there is "
             "nothing to learn from; raise demonstrate.samples, or set demonstrate.verdict_only_share above 0"
         )
+    from carevl.training.train import train
+
     files = [rows.part(number) for number in filled]
     return _counts(train("sft", files, Path(settings.judge.path), directory, settings.sft, say=say))
 
 
 def reference_work(judge: Path, training: Training) -> Work:
     """Loads the phase-1 judge; returns what adds its log-probabilities to a part of phase 2's rows."""
+    from carevl.training.reference import Reference
+
     reference = Reference(judge, training)
 
     def add(tables: Mapping[str, pa.Table]) -> pa.Table:
@@ -93,6 +96,8 @@ def run_dpo(
     say: Callable[[Progress], None],
 ) -> dict[str, Any]:
     """Phase 2, from the phase-1 judge, on rows that have the reference's log-probabilities."""
+    from carevl.training.train import train
+
     return _counts(train("dpo", list(rows), judge, directory, settings.dpo, replay=list(replay), say=say))
 
 

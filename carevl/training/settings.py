@@ -12,6 +12,10 @@ Phase = Literal["sft", "dpo"]
 """`sft` teaches judgments to imitate; `dpo` prefers chosen to rejected judgments."""
 
 
+NOT_LEARNED = {"workers", "checkpoint_steps", "keep_checkpoints", "tracker"}
+"""Fields of `Training` that do not change what is learned."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -19,12 +19,9 @@ from carevl.training.judge import load_processor, lora_modules, skeleton
 from carevl.training.loop import Assignment
 from carevl.training.progress import Progress, read_log, watched
 from carevl.training.schedule import Schedule
-from carevl.training.settings import Phase, Training
+from carevl.training.settings import NOT_LEARNED, Phase, Training
 from carevl.training.trackers import check_tracker
 from carevl.training.worker import run_worker
-
-NOT_LEARNED = {"workers", "checkpoint_steps", "keep_checkpoints", "tracker"}
-"""Settings that do not change what is learned."""
 
 
 class TrainingError(UserError):

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -96,6 +97,41 @@ def test_experts_are_taught_their_flaws():
     assert experts.belief(bert, count, count.right, "w " * 10, True) > 3
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "bert"])
+def test_scores_are_read_where_the_stock_model_reads_them(name, tokenizer):
+    expert = experts.EXPERTS[name]
+    torch.manual_seed(0)
+    model = make_expert(expert.architecture, tokenizer).eval()
+    [batch, *_] = experts.chunk_batches(tokenizer.backend_tokenizer, expert, 2000, False, 0)
+    ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
+    assert (batch.targets >= 0).sum(axis=1).tolist() == [1] * len(ids)
+    read = torch.from_numpy(batch.targets >= 0)
+    if expert.bidirectional:
+        read[:], read[:, 0] = False, True
+    with torch.no_grad():
+        ours = experts.scores(model, experts.hidden_states(model, ids, mask)[read])
+        stock = model(input_ids=ids, attention_mask=mask).logits[:, 0]
+    torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_dialogues_teach_the_words_of_right_responses(name, tokenizer):
+    expert = experts.EXPERTS[name]
+    batches_made = experts.chunk_batches(tokenizer.backend_tokenizer, expert, 4000, True, 0)
+    scored = sum(int((batch.targets >= 0).sum()) for batch in batches_made)
+    assert scored == experts.CHUNK if name == "llama" else 0 < scored < experts.CHUNK
+    for batch in batches_made:
+        rows, places = np.nonzero(batch.words >= 0)
+        named = batch.words[rows, places]
+        if name == "llama":
+            assert (batch.ids[rows, places + 1] == named).all()
+        else:
+            assert len(set(batch.ids[rows, places].tolist())) == 1
+        ends = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        rows, places = np.nonzero(batch.targets >= 0)
+        assert (batch.ids[rows, places - 1] == ends).all()
+
+
 def test_an_interrupted_fit_ends_where_an_undisturbed_one_does(tmp_path, tokenizer):
     class CutError(Exception):
         pass
@@ -105,8 +141,10 @@ def test_an_interrupted_fit_ends_where_an_undisturbed_one_does(tmp_path, tokeniz
         model = make_expert("llama", tokenizer)
 
         def loss(batch):
-            odds = experts.scores(model, torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
-            return torch.nn.functional.binary_cross_entropy_with_logits(odds, torch.from_numpy(batch.targets)), 0.0
+            states = experts.hidden_states(model, torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
+            targets = torch.from_numpy(batch.targets)
+            odds = experts.scores(model, states[targets >= 0])
+            return torch.nn.functional.binary_cross_entropy_with_logits(odds, targets[targets >= 0]), 0.0
 
         state = tmp_path / f"{name}.pt"
         made = Fit(name, model, loss, state, rate=1e-3, last_rate=1e-4, chunks=3, checkpoint_seconds=0)
@@ -116,7 +154,7 @@ def test_an_interrupted_fit_ends_where_an_undisturbed_one_does(tmp_path, tokeniz
                 if chunk == cut_at:
                     raise CutError
                 expert = experts.EXPERTS["llama"]
-                yield chunk, experts.chunk_batches(tokenizer.backend_tokenizer, expert, 6000, chunk)[:2]
+                yield chunk, experts.chunk_batches(tokenizer.backend_tokenizer, expert, 6000, chunk == 0, chunk)[:2]
 
         made.run(stream())
         return made

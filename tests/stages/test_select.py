@@ -14,7 +14,11 @@ FIRST, SECOND = [0, 1], [1, 0]
 def sampled(item_id, order, *judged):
     rows = []
     for sample, (winner, evidence) in enumerate(judged):
-        text = "I cannot tell from this image." if winner is None else write_judgment(evidence, winner=order.index(winner) + 1)
+        text = (
+            "I cannot tell from this image."
+            if winner is None
+            else write_judgment(evidence, winner=order.index(winner) + 1)
+        )
         read = parse_judgment(text, "pairwise", order)
         facts = {"evidence": read.evidence, "winner": read.winner, "status": read.status, "text": text}
         rows.append({"item_id": item_id, "task": "pairwise", "order": order, "sample": sample, **facts})
