@@ -161,6 +161,7 @@ def _timed(
         return made, (ready - started, len(tables[first]) / (time.monotonic() - ready))
 
     custom = {name: amount for name, amount in need.each.items() if name not in ("CPU", "GPU")}
-    task = ray.remote(work).options(num_cpus=need.each["CPU"], num_gpus=need.each["GPU"], resources=custom, max_calls=1)
+    reserve = ray.remote(num_cpus=need.each["CPU"], num_gpus=need.each["GPU"], resources=custom, max_calls=1)
+    task = reserve(work)
     done: tuple[pa.Table, tuple[float, float]] = ray.get(task.remote())
     return done

@@ -28,8 +28,14 @@ _ENVIRONMENT = {
 _SITE = str(Path(__file__).parents[1] / "_site")
 
 
-def _engine(model: str | Path, gpu_share: float, **arguments: Any) -> Any:
+def _engine(model: str | Path, gpu_share: float, dtype: str, loading: Mapping[str, Any], **arguments: Any) -> Any:
     """A vLLM engine in this process; settings already in the environment win over ours."""
+    if dtype == "auto":
+        # Left to itself, vLLM computes float32 weights in float16: scores move in their third digit.
+        from transformers import AutoConfig
+
+        stored = AutoConfig.from_pretrained(model, **loading).dtype
+        dtype = "auto" if stored is None else str(stored).removeprefix("torch.")
     if gpu_share < 1:
         # By itself it takes nearly all of the memory, whoever else is on the GPU.
         arguments["gpu_memory_utilization"] = 0.9 * gpu_share
@@ -39,7 +45,7 @@ def _engine(model: str | Path, gpu_share: float, **arguments: Any) -> Any:
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([_SITE, *filter(None, paths)]))
     from vllm import LLM
 
-    return LLM(model=str(model), enforce_eager=True, disable_log_stats=True, **arguments)
+    return LLM(model=str(model), dtype=dtype, enforce_eager=True, disable_log_stats=True, **loading, **arguments)
 
 
 class VllmGenerator:
@@ -66,11 +72,11 @@ class VllmGenerator:
         self.engine = _engine(
             model,
             gpu_share,
-            dtype=dtype,
+            dtype,
+            loading,
             max_model_len=max_model_len,
             max_num_seqs=batch_size,
             limit_mm_per_prompt={"image": 1, "video": 0},
-            **loading,
         )
         from transformers import AutoProcessor
 
@@ -144,11 +150,11 @@ class VllmScorer:
         self.engine = _engine(
             model,
             gpu_share,
+            dtype,
+            loading,
             runner="pooling",
-            dtype=dtype,
             max_model_len=max_model_len,
             max_num_seqs=batch_size,
-            **loading,
         )
         if expected is not None and parity_tolerance is not None:
             _check_parity(model, expected, self.score(_SAMPLE), parity_tolerance)

