@@ -55,11 +55,7 @@ def style_figures(expert: Expert, items: Sequence[Scored], spread: float) -> Tre
         for item in items
         for rewrite in REWRITES.values()
     ]
-    made = experts.load(expert)(rows)
-    failed = next((row for row in made if isinstance(row, Failure)), None)
-    if failed is not None:
-        raise RunError(f"expert {expert.name} could not score a rewritten response: {failed.message}")
-    values = iter(made)
+    values = iter([_scored(expert, row) for row in experts.load(expert)(rows)])
     _, images = np.unique([item.image_id for item in items], return_inverse=True)
     effects: dict[str, list[float]] = {name: [] for name in REWRITES}
     flips: dict[str, list[float]] = {name: [] for name in REWRITES}
@@ -73,6 +69,12 @@ def style_figures(expert: Expert, items: Sequence[Scored], spread: float) -> Tre
         ledger.mean(name, "effect", values=np.array(effects[name]))
         ledger.mean(name, "flips", values=np.array(flips[name]))
     return ledger.tree()
+
+
+def _scored(expert: Expert, row: list[float] | Failure) -> list[float]:
+    if isinstance(row, Failure):
+        raise RunError(f"expert {expert.name} could not score a rewritten response: {row.message}")
+    return row
 
 
 def _flips(scores: Sequence[float], rewritten: Sequence[float]) -> float:

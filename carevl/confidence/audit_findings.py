@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from carevl.confidence.audit_ledger import Estimate, Tree
 from carevl.confidence.audit_panel import ENSEMBLE
 
-SLOPE = 0.1
+SLOPE = 0.04
 """Standard deviations of margin per doubling of length."""
 BEHIND = 0.1
 """Accuracy that an expert lacks on a kind that the others manage."""
