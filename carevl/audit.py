@@ -20,7 +20,8 @@ from carevl.confidence.calibration import MIN_LABELS
 from carevl.confidence.guarantee import PromiseError
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import RouterSettings, fit_router
-from carevl.miniworld.truth import Truth, read_truth
+from carevl.miniworld.truth import Truth
+from carevl.results import drawn_truths
 from carevl.rewrites import sample_items, style_figures
 from carevl.runs import Run, RunError, Table
 from carevl.stages import ingest
@@ -51,7 +52,7 @@ def audit(root: Path, rewrites: int, say: Say) -> Tree:
     items = ingest.Ingested(tables["ingest"].directory).items
     scores = [tables[f"score/{expert.name}"] for expert in settings.experts]
     fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
-    facts = ItemFacts.read(items, fitting.pairs, _truths(settings, where))
+    facts = ItemFacts.read(items, fitting.pairs, drawn_truths(settings, where))
     say(f"{len(fitting.pairs)} pairs read")
     report = pair_figures(settings.router, fitting, facts)
     say("pairs measured")
@@ -123,15 +124,6 @@ class ItemFacts:
             for item, first, second in zip(pairs.item, pairs.first, pairs.second, strict=True)
         ]
         return replace(pairs, gold=np.array(signs, dtype=np.float32))
-
-
-def _truths(settings: Settings, where: Run) -> Mapping[tuple[str, str], Truth]:
-    """The truth of the drawn worlds among the sources; nothing for other data."""
-    worlds = {Path(source.path).parent.parent for source in ingest.sources(settings, where)}
-    found: dict[tuple[str, str], Truth] = {}
-    for world in sorted(worlds):
-        found |= read_truth(world)
-    return found
 
 
 def pair_figures(settings: RouterSettings, fitting: Fitting, facts: ItemFacts) -> Tree:

@@ -19,7 +19,7 @@ from carevl.benchmarks.protocol import Benchmark
 from carevl.benchmarks.verdict_tokens import CHOICES, WATCH, forced, stated
 from carevl.inference.engines import generator
 from carevl.inference.transformers_engine import Ask, Generation
-from carevl.judging.prompts import Task, write_judgment
+from carevl.judging.prompts import VERDICT_BEGUN, Task, write_judgment
 from carevl.tables import row_error
 
 if TYPE_CHECKING:
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 Answer = Generation | str
 """What a judge wrote, or why it could not be asked."""
 
-_BEGUN: dict[Task, str] = {
-    "pairwise": "Overall Judgment: Answer",
-    "pointwise": "Overall Judgment: Rating",
-    "ranking": "Overall Judgment: Ranking",
-}
-"""The verdict's own words up to its first number. The space is left to the judge: tokenizers put it on either side."""
 _FORCED_TOKENS = 2
 _TOKENS_PER_RANK = 6
 
@@ -137,7 +131,7 @@ def _call(judge: Answerer, benchmark: Benchmark, question: Question, seed: int) 
     assert question.image is not None
     begun, wanted = "", benchmark.DECODING if question.protocol == "official" else GREEDY
     if question.protocol == "verdict_prob":
-        begun = _BEGUN[question.task]
+        begun = VERDICT_BEGUN[question.task]
         tokens = _TOKENS_PER_RANK * len(question.order) if question.task == "ranking" else _FORCED_TOKENS
         wanted = replace(wanted, max_tokens=tokens)
     decoding = judge.decoding(wanted)
@@ -152,7 +146,7 @@ def _read(benchmark: Benchmark, name: str, question: Question, answer: Answer) -
         return record(question, name, "", benchmark.parse(question, ""), error=error)
     text, truncated, chances = answer.text, answer.truncated, None
     if question.protocol == "verdict_prob":
-        text, truncated = _BEGUN[question.task] + text, False
+        text, truncated = VERDICT_BEGUN[question.task] + text, False
         if question.task != "ranking":
             chances = forced(answer.watched, 2 if question.task == "pairwise" else CHOICES)
             text = text if chances is None else _verdict(question.task, 1 + int(chances.argmax()))

@@ -38,6 +38,12 @@ _ASKS: dict[Task, str] = {
         "then write Overall Judgment: Ranking, the best answer first, like 2 > 1 > 3."
     ),
 }
+VERDICT_BEGUN: dict[Task, str] = {
+    "pairwise": "Overall Judgment: Answer",
+    "pointwise": "Overall Judgment: Rating",
+    "ranking": "Overall Judgment: Ranking",
+}
+"""A verdict's own words up to its first number. The space is left to the judge: tokenizers put it on either side."""
 _VERDICT = re.compile(r"Overall Judgment:[ ]*([^\n]*)")
 _FORMS: dict[Task, re.Pattern[str]] = {
     "pairwise": re.compile(r"Answer (\d+) is better\.?"),

@@ -28,7 +28,7 @@ from carevl.benchmarks.verdict_tokens import CHOICES, WATCH, forced, stated
 from carevl.errors import UserError
 from carevl.inference.engines import generator
 from carevl.inference.transformers_engine import Ask, Generation
-from carevl.judging.prompts import judge_prompt, parse_judgment
+from carevl.judging.prompts import VERDICT_BEGUN, Task, judge_prompt, parse_judgment
 from carevl.sources.images import ImageLimits, decode_rgb
 from carevl.sources.rows import RowError
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from carevl.config import Judge
 
     Picture = Image | bytes | str | Path
-
-_BEGUN = {"pairwise": "Overall Judgment: Answer", "pointwise": "Overall Judgment: Rating"}
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,11 @@ class RewardModel:
             wins[n] += np.bincount([i, j], [first, 1.0 - first], len(responses[n]))
         return [[int(i) for i in np.argsort(-won, kind="stable")] for won in wins]
 
-    def _forced(self, task: str, written: Sequence[tuple[Ask, Generation]], choices: int) -> list[FloatArray]:
+    def _forced(self, task: Task, written: Sequence[tuple[Ask, Generation]], choices: int) -> list[FloatArray]:
         """Probabilities of the choices when the verdict is asked for right after the evidence of each text."""
         begun = [text.text.split("Overall Judgment:")[0].rstrip() for _, text in written]
         asks = [
-            Ask(ask.image, ask.prompt, f"{evidence}\n{_BEGUN[task]}" if evidence else _BEGUN[task])
+            Ask(ask.image, ask.prompt, f"{evidence}\n{VERDICT_BEGUN[task]}" if evidence else VERDICT_BEGUN[task])
             for (ask, _), evidence in zip(written, begun, strict=True)
         ]
         made = self.engine.generate(asks, max_tokens=2, watch=WATCH) if asks else []

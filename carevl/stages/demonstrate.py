@@ -70,8 +70,9 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
         written[row["item_id"], row["task"], tuple(row["order"])].append(row)
     targets: list[dict[str, Any]] = []
     bare: list[dict[str, Any]] = []
+    prompts_of = asking(settings).prompts
     for item, of_item in by_item(items, routes):
-        prompts = asking(settings).prompts(item, of_item)
+        prompts = prompts_of(item, of_item)
         for group in _groups(prompts):
             agreeing = [
                 [row for row in written[item["item_id"], p.task, p.order] if _agrees(row, p, of_item)] for p in group

@@ -100,8 +100,10 @@ def _demonstrate(context: Context, pending: list[str]) -> Counts:
     [name] = pending
     settings, judged = context.settings, context.table(name, "judgments")
     counts = _judged(context, name, settings.judge, demonstrate.asking(settings), judged)
-    targets = _chosen(context, demonstrate.choose, judged, context.table(name, "targets"))
-    return {name: {**counts, "targets": targets.num_rows, "with_evidence": sum(targets["evidence"].to_pylist())}}
+    target = context.table(name, "targets")
+    _choose(context, demonstrate.choose, judged, target)
+    evidence = target.read(columns=["evidence"])["evidence"].to_pylist()
+    return {name: {**counts, "targets": len(evidence), "with_evidence": sum(evidence)}}
 
 
 def _sample(context: Context, pending: list[str]) -> Counts:
@@ -113,23 +115,25 @@ def _sample(context: Context, pending: list[str]) -> Counts:
 def _select(context: Context, pending: list[str]) -> Counts:
     [name] = pending
     sampled = context.table("sample")
-    pairs = _chosen(context, select.choose, sampled, context.table(name))
+    n_pairs = _choose(context, select.choose, sampled, context.table(name))
     manifest = sampled.manifest or {}
-    return {name: {"rows_in": manifest.get("rows_out", 0), "rows_out": pairs.num_rows, "errors": 0}}
+    return {name: {"rows_in": manifest.get("rows_out", 0), "rows_out": n_pairs, "errors": 0}}
 
 
-def _chosen(
+def _choose(
     context: Context,
     choose: Callable[[Settings, pa.Table, pa.Table, pa.Table], pa.Table],
     judged: Table,
     target: Table,
-) -> pa.Table:
-    """Applies a pure function to every part; returns all that it chose."""
+) -> int:
+    """Applies a pure function to every part; returns how many rows it chose."""
+    n_rows = 0
     items, routes = context.ingested.items, context.table("route")
     for number in items.parts():
         chosen = choose(context.settings, items.read(number), routes.read(number), judged.read(number))
         target.write(number, chosen)
-    return target.read()
+        n_rows += chosen.num_rows
+    return n_rows
 
 
 def _sft(context: Context, pending: list[str]) -> Counts:

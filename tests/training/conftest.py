@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,18 +82,10 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
+    from train_driver import start_ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="warning",
-        _node_ip_address="127.0.0.1",
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}},
-    )
+    start_ray()
     yield
     ray.shutdown()
 

@@ -15,7 +15,8 @@ from carevl.training.settings import Training
 from carevl.training.train import train
 
 
-def main(phase: str, rows: str, judge: str, out: str, settings: str) -> None:
+def start_ray() -> None:
+    """Starts a Ray of two CPUs, for this process alone."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
         address="local",
@@ -26,6 +27,10 @@ def main(phase: str, rows: str, judge: str, out: str, settings: str) -> None:
         _node_ip_address="127.0.0.1",
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}},
     )
+
+
+def main(phase: str, rows: str, judge: str, out: str, settings: str) -> None:
+    start_ray()
     training = Training.model_validate_json(settings)
     train(
         phase, [Path(rows)], Path(judge), Path(out), training, say=lambda progress: print(progress.line(), flush=True)
