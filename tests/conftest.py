@@ -1,7 +1,9 @@
-"""Ray clusters of several raylets on this machine, each with a directory of its own, ended by their own processes."""
+"""Ray in tests: one token for all, and clusters of several raylets on this machine."""
 
 from __future__ import annotations
 
+import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -15,6 +17,9 @@ import pytest
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
+
+# Ray reads its mode of authentication once per process: every Ray that is started from this one has the same token.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @contextmanager
@@ -81,7 +86,6 @@ def raylets(monkeypatch: pytest.MonkeyPatch, ray_directory: Callable[[], Any]) -
     from ray.cluster_utils import Cluster
 
     with ray_directory() as directory:
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # this process may hold another Ray's token already
         monkeypatch.setenv("RAY_TMPDIR", str(directory))
         cluster = Cluster()
         yield Raylets(cluster)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 _HERE = str(Path(__file__).parent)
 sys.path[:] = [entry for entry in sys.path if entry != _HERE]
-del sys.modules["sitecustomize"]
+_this = sys.modules.pop("sitecustomize")
 if util.find_spec("sitecustomize"):
     import_module("sitecustomize")
+sys.modules.setdefault("sitecustomize", _this)  # Python wants to find what it has just loaded
 if util.find_spec("carevl"):
     import_module("carevl")

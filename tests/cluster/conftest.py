@@ -59,7 +59,7 @@ def head(ray_directory: Callable[[], Any], free_port: Callable[[], str]) -> Iter
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_TMPDIR": str(directory),

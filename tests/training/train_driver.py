@@ -5,7 +5,6 @@ Arguments: phase, rows, judge, out, settings as JSON. Prints a line per piece of
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from carevl.training.train import train
 
 def start_ray() -> None:
     """Starts a Ray of two CPUs, for this process alone."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
         address="local",
         num_cpus=2,
