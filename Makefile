@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 TORCH_INDEX := --retries 1 --timeout 15 --index-url https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint bench setup clean
 
 demo: $(READY)
 	$(BIN)/carevl run mini
@@ -19,6 +19,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python tests/bench/run_all.py
 
 setup: $(READY)
 

@@ -274,6 +274,46 @@ def audit(
         _progress(f"wrote {file}")
 
 
+@app.command(name="compare")
+def compare_arms(
+    settings: _SettingsName = "mini",
+    overrides: _Overrides = None,
+    run_dir: _RunDir = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every arm; the first seed is the settings' own.")] = 5,
+    arms: Annotated[str | None, typer.Option(help="Only these arms, separated by commas.")] = None,
+    tries: Annotated[int, typer.Option(min=1, help="Learning rates of every arm, tried on the first seed.")] = 2,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Train at two other thresholds of the router, too.")] = False,
+    final: Annotated[bool, typer.Option("--final", help="Evaluate on test data, and record it.")] = False,
+    world_seed: Annotated[
+        int | None, typer.Option(help="With --final on miniworld: the seed that test scenes are drawn by.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare CAREVL with direct distillation and its own parts: same items, labels, base, tokens and tries.
+
+    Arms: base, experts, distillation, soft_distillation, random_subset, high_only, phase1, carevl, carevl_consistency,
+    carevl_experts. Figures go to RUN/compare.json and RUN/figures. Run it again after an interruption: what is there
+    is not made again.
+
+    Example: carevl compare mini --seeds 2 --arms base,distillation,carevl --run-dir runs/mini
+    """
+    from carevl import config
+    from carevl.cluster import ray_cluster
+    from carevl.compare import report
+    from carevl.compare import run as comparing
+
+    tree, where = config.load(settings, overrides or ()), _run(settings, run_dir)
+    if world_seed is not None and not final:
+        raise UserError("compare: --world-seed names the test scenes of --final; give both")
+    plan = comparing.Plan(tuple(arms.split(",")) if arms else (), seeds, tries, sweep)
+    test = comparing.Final(world_seed) if final else None
+    comparing.check(tree, plan, test)
+    with ray_cluster(tree.cluster):
+        found = comparing.compare(tree, where, plan, test, _progress)
+    for line in [json.dumps(found)] if as_json else report.lines(found):
+        typer.echo(line)
+
+
 @app.command(name="settings")
 def show_settings(settings: _SettingsName = "mini", overrides: _Overrides = None) -> None:
     """Print the resolved settings with the documentation of every field.

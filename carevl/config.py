@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,7 +35,11 @@ class _Strict(BaseModel):
 class Pool(_Strict):
     """An actor pool of Ray Data."""
 
-    concurrency: int | str = Field(1, description="Actors: a number, or `min..max` to scale with the load.")
+    concurrency: int | str = Field(
+        1,
+        description="Actors: a number; `min..max` to scale with the load; `auto`: as many as fit on the cluster, "
+        "shared among pools at work together so that they finish together, by measured speed.",
+    )
     num_cpus: float = Field(1.0, ge=0, description="CPUs that each actor reserves.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs that each actor reserves; fractions share a GPU.")
     resources: dict[str, float] = Field({}, description="Custom Ray resources that each actor reserves.")
@@ -45,16 +50,23 @@ class Pool(_Strict):
     def _range(cls, value: int | str) -> int | str:
         low, high = _bounds(value)
         if not 1 <= low <= high:
-            raise ValueError(f"{value!r} is no number of actors; write 4, or 1..8 to scale")
+            raise ValueError(f"{value!r} is no number of actors; write 4, 1..8 to scale, or auto")
         return value
 
     @property
+    def auto(self) -> bool:
+        """Whether the number of actors is chosen when the pool starts."""
+        return self.concurrency == "auto"
+
+    @property
     def bounds(self) -> tuple[int, int]:
-        """Fewest and most actors."""
+        """Fewest and most actors; with `auto`, one and as many as fit."""
         return _bounds(self.concurrency)
 
 
 def _bounds(value: int | str) -> tuple[int, int]:
+    if value == "auto":
+        return 1, sys.maxsize
     match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
     return (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
 
@@ -116,6 +128,12 @@ class Expert(Model):
     template: str = Field(
         "Image description: {caption}\n\n{question}",
         description="The user turn; {caption} and {question} are filled in.",
+    )
+
+    too_long: Literal["error", "summarise"] = Field(
+        "error",
+        description="Inputs of more tokens than the expert reads: error marks the row; summarise leaves out the "
+        "caption's last sentences, as few as are enough, and the row says what share of the caption was read.",
     )
 
     def write(self, caption: str | None, question: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -241,7 +242,10 @@ def _errors(table: Table) -> Counter[tuple[str, str]]:
 
 
 def retry(settings: Settings, where: Run, say: Callable[[str], None]) -> dict[str, Mapping[str, Any]]:
-    """Tries the failed rows of captions and scores once more, then brings every later stage up to date.
+    """Tries failed rows of sources, captions, scores and predictions once more, and brings later stages up to date.
+
+    Sources are read again as a whole if a row of theirs failed: a row that can now be read may be the same item as
+    another, or near another's image. Nothing changes unless other rows fail than before.
 
     Returns:
         Stage to the counts of its rows that were tried again; nothing when no row has failed.
@@ -249,24 +253,64 @@ def retry(settings: Settings, where: Run, say: Callable[[str], None]) -> dict[st
     tried: dict[str, Mapping[str, Any]] = {}
     with where.lock():
         context = Context(settings, where, causes(settings, where), say)
-        for stage, tasks in (("caption", makers.caption_tasks(context)), ("score", makers.score_tasks(context))):
+        changed = _retry_ingest(context, tried)
+        pools = () if changed else (("caption", makers.caption_tasks(context)), ("score", makers.score_tasks(context)))
+        for stage, tasks in pools:
             failed = [task for task in tasks if (task.target.manifest or {}).get("errors")]
             if failed:
                 tried |= context.pools([replace(task, retry=True) for task in failed])
                 say(f"{stage:16s} failed rows tried again")
             for task in failed:
-                _count_again(task.target)
-    if tried:
+                _count_again(task.target, failures(task.target.read(columns=["error"])["error"]))
+                changed = True
+    if changed:
         run(settings, where, say)
+    with where.lock():
+        context = Context(settings, where, causes(settings, where), say)
+        if predicted := _retry_predictions(context):
+            results.write(where, results.compute(settings, where, context.causes))
+    return tried | predicted
+
+
+def _retry_ingest(context: Context, tried: dict[str, Mapping[str, Any]]) -> bool:
+    """Reads the sources again if rows of theirs failed; whether other rows fail now, so that the tables are new."""
+    table = context.table("ingest")
+    manifest = table.manifest or {}
+    if not manifest.get("errors"):
+        return False
+    again = Table(table.directory.with_name(f"{table.directory.name}.again"))
+    counts = makers.read_sources(context, again.directory)
+    tried["ingest"] = {"rows_out": manifest["errors"], "errors": counts["errors"]}
+    changed = ingest.Ingested(table.directory).failed() != ingest.Ingested(again.directory).failed()
+    if changed:
+        again.finish(manifest | counts | {"retried": manifest.get("retried", 0) + 1})
+        shutil.rmtree(table.directory)
+        again.directory.rename(table.directory)
+    shutil.rmtree(again.directory, ignore_errors=True)
+    context.say(f"{'ingest':16s} sources read again: {counts['errors']} of {manifest['errors']} rows still fail")
+    return changed
+
+
+def _retry_predictions(context: Context) -> dict[str, Mapping[str, Any]]:
+    """Asks those questions of benchmarks once more that failed; stage to the counts of these."""
+    tried: dict[str, Mapping[str, Any]] = {}
+    for name, trained in evaluation.JUDGES.items():
+        stage = f"evaluate/{name}"
+        table = context.table(stage)
+        failed = (table.manifest or {}).get("errors")
+        if failed:
+            judge = makers.trained_judge(context, trained)
+            errors = evaluation.run_evaluation(context, stage, judge, retry=True)["errors"]
+            tried[stage] = {"rows_out": failed, "errors": errors}
+            _count_again(table, errors)
+            context.say(f"{stage:16s} failed questions asked again: {errors} of {failed} still fail")
     return tried
 
 
-def _count_again(table: Table) -> None:
+def _count_again(table: Table, errors: int) -> None:
     """Brings a manifest up to date with rows that were tried again."""
-    errors = table.read(columns=["error"])["error"]
     manifest = table.manifest or {}
-    counts = {"errors": failures(errors), "retried": manifest.get("retried", 0) + 1}
-    table.finish(manifest | counts)
+    table.finish(manifest | {"errors": errors, "retried": manifest.get("retried", 0) + 1})
 
 
 def run_final(settings: Settings, where: Run, say: Callable[[str], None]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 
 from carevl import pipeline, resources
 from carevl.cluster import is_private, ray_cluster
+from carevl.inference.sizing import shares
+from carevl.measuring import Rate, note, timed
 from carevl.resources import Need, Supply, describe
 from carevl.runs import Run, RunError
 from carevl.stages import caption, score
@@ -22,7 +24,6 @@ from carevl.stages.ingest import Ingested
 
 if TYPE_CHECKING:
     from carevl.config import Model, Settings
-    from carevl.inference.pools import Work
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -53,29 +54,30 @@ def reservations(wanted: Sequence[Need], there: Supply) -> Iterator[str]:
         yield f"{'reserves':16s} {'each':28s} {'actors':>8s} {'room for':>8s}   on {there.name}"
     for need in wanted:
         actors = f"{need.least}..{need.most}" if need.least < need.most else str(need.most)
+        actors = "auto" if need.most == sys.maxsize else actors
         yield f"{need.stage:16s} {describe(need.each):28s} {actors:>8s} {need.places(there.nodes):8d}"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage will take: `rows` at `rate` rows per second and actor on `actors` actors, once they have loaded."""
+    """What a stage will take: `rows` on `actors` actors of the same rate, measured on `sampled` rows."""
 
     stage: str
     rows: int
     sampled: int
-    load_seconds: float
-    rate: float
+    rate: Rate
     actors: int
 
     @property
     def seconds(self) -> float:
         """The whole stage, alone on the cluster."""
-        return self.load_seconds + self.rows / (self.rate * self.actors)
+        return self.rate.load_seconds + self.rows / (self.rate.rows_per_second * self.actors)
 
     def __str__(self) -> str:
         return (
             f"{self.stage:16s} {self.rows} rows, {self.actors} actors: about {self.seconds:.0f} s "
-            f"({self.rate:.3g} rows/s each, from {self.sampled} rows; {self.load_seconds:.0f} s to load)"
+            f"({self.rate.rows_per_second:.3g} rows/s each, from {self.sampled} rows; "
+            f"{self.rate.load_seconds:.0f} s to load)"
         )
 
 
@@ -102,7 +104,8 @@ def tell(settings: Settings, where: Run, measured: bool, say: Callable[[str], No
 
 def measure(settings: Settings, where: Run, pending: Collection[str], say: Callable[[str], None]) -> Iterator[Estimate]:
     """Times the models of those of the stages `caption` and `score` that are pending, each in a task with the
-    reservation of its pool, on one batch of rows. The stages after them depend on what will be routed.
+    reservation of its pool, on one batch of rows, and keeps what the experts took for pools of size `auto`. The stages
+    after them depend on what will be routed.
 
     Reads the sources first if that is pending.
 
@@ -116,14 +119,23 @@ def measure(settings: Settings, where: Run, pending: Collection[str], say: Calla
     wanted = {need.stage: need for need in resources.needs(settings)}
     nodes = resources.supply(settings.cluster, wanted.values()).nodes
     images, items = _sample(Ingested(table.directory), settings.captioner.pool.batch_size)
-    captions, seconds = _timed(wanted["caption"], caption.work, settings.captioner, {"images": images})
+    made_from, captioner = {"images": images}, {"captioner": settings.captioner}
+    captions, rate = timed(wanted["caption"].each, caption.work, captioner, made_from)
     if "caption" in pending:
-        yield Estimate("caption", counts["images"], len(images), *seconds, wanted["caption"].places(nodes))
-    for expert in settings.experts:
-        name = f"score/{expert.name}"
-        if name in pending:
-            _, seconds = _timed(wanted[name], score.work, expert, {"items": items, "captions": captions})
-            yield Estimate(name, counts["rows_out"], len(items), *seconds, wanted[name].places(nodes))
+        yield Estimate("caption", counts["images"], len(images), rate, wanted["caption"].places(nodes))
+    causes = pipeline.causes(settings, where)
+    experts = {f"score/{expert.name}": expert for expert in settings.experts if f"score/{expert.name}" in pending}
+    rates = {}
+    for name, expert in experts.items():
+        made_from = {"items": items, "captions": captions}
+        _, rates[name] = timed(wanted[name].each, score.work, {"expert": expert}, made_from)
+        note(where, causes[name].fingerprint, expert.pool, rates[name])
+    pools = {name: expert.pool for name, expert in experts.items()}
+    speeds = {name: rate.rows_per_second for name, rate in rates.items()}
+    together = shares(pools, settings.data.parts, speeds, nodes)
+    for name, rate in rates.items():
+        actors = together.get(name, wanted[name].places(nodes))
+        yield Estimate(name, counts["rows_out"], len(items), rate, actors)
 
 
 def _sample(ingested: Ingested, size: int) -> tuple[pa.Table, pa.Table]:
@@ -143,25 +155,3 @@ def _sample(ingested: Ingested, size: int) -> tuple[pa.Table, pa.Table]:
     if missing == size:
         raise RunError("no row can be read, so that nothing can be measured")
     return pa.concat_tables(images), pa.concat_tables(items)
-
-
-def _timed(
-    need: Need, make: Callable[..., Work], model: Model, tables: Mapping[str, pa.Table]
-) -> tuple[pa.Table, tuple[float, float]]:
-    """Does the work once where Ray would put an actor of the pool; returns its rows and (seconds to load, rows/s)."""
-    import ray
-
-    def work() -> tuple[pa.Table, tuple[float, float]]:
-        started = time.monotonic()
-        loaded = make(model)
-        first = next(iter(tables))
-        loaded({**tables, first: tables[first].slice(0, 1)})
-        ready = time.monotonic()
-        made = loaded(tables)
-        return made, (ready - started, len(tables[first]) / (time.monotonic() - ready))
-
-    custom = {name: amount for name, amount in need.each.items() if name not in ("CPU", "GPU")}
-    reserve = ray.remote(num_cpus=need.each["CPU"], num_gpus=need.each["GPU"], resources=custom, max_calls=1)
-    task = reserve(work)
-    done: tuple[pa.Table, tuple[float, float]] = ray.get(task.remote())
-    return done

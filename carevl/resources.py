@@ -93,7 +93,7 @@ def supply(cluster: Cluster, wanted: Iterable[Need]) -> Supply:
 
     may_come = _launcher_nodes(Path(cluster.launcher)) if cluster.launcher else []
     if ray.is_initialized():
-        there = [_countable(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        there = nodes_there()
         name = f"the Ray cluster of {len(there)} nodes"
     elif cluster.launcher:
         there, name = [], cluster.launcher
@@ -102,6 +102,18 @@ def supply(cluster: Cluster, wanted: Iterable[Need]) -> Supply:
     # A node that is there may be one of those that may come.
     both = Counter(map(_hashable, there)) | Counter(map(_hashable, may_come))
     return Supply([dict(node) for node in both.elements()], name)
+
+
+def nodes_there() -> list[Resources]:
+    """The nodes of the Ray cluster that is joined."""
+    import ray
+
+    return [_countable(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def needed(pool: Pool) -> Resources:
+    """What each actor of a pool reserves."""
+    return {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
 
 
 def check(wanted: Iterable[Need], there: Supply) -> None:
@@ -143,7 +155,7 @@ def _problem(need: Need, there: Supply) -> str | None:
 
 def _pool(stage: str, setting: str, pool: Pool) -> Need:
     least, most = pool.bounds
-    return Need(stage, setting, {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}, least, most)
+    return Need(stage, setting, needed(pool), least, most)
 
 
 def _workers(stage: str, setting: str, workers: Workers) -> Need:

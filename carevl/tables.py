@@ -69,6 +69,10 @@ SCORES = pa.schema(
         ("expert", pa.string()),  # name of the expert in the settings
         ("view", pa.string()),  # of the caption that the expert read; `none`: it read no caption
         ("scores", pa.list_(pa.float32())),  # raw score of each response, higher is better; null in an error row
+        (
+            "caption_read",
+            pa.float32(),
+        ),  # share of the caption's characters that was read, 1 unless shortened; null: none
         ("error", ERROR),
     ]
 )
@@ -88,7 +92,7 @@ JUDGMENTS = pa.schema(
         ("ranking", pa.list_(pa.int32())),  # ranking: response indices, best first; null when unparsed
         ("status", pa.string()),  # ok, none (no verdict), both (contradicting verdicts) or truncated
         ("tokens", pa.int32()),  # tokens generated
-        ("error", ERROR),
+        ("error", ERROR),  # the engine failed at this prompt; then nothing else but the key is there
     ]
 )
 """One row per prompt and draw."""

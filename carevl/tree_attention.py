@@ -1,7 +1,8 @@
-"""Attention over packed trees, block by block: no mask over a whole row, nothing computed between trees.
+"""Packed trees through a model: attention block by block, and what is read at the ends and tokens of branches.
 
 `carevl.packing` lays trees out; here each prefix attends to itself, and branches attend to their prefix and to
-themselves. Costs grow with the trees, not with the square of the row.
+themselves. Costs grow with the trees, not with the square of the row: no mask over a whole row is made, and nothing is
+computed between trees.
 """
 
 from __future__ import annotations
@@ -17,55 +18,64 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from carevl.flex_attention import FLEX, block_mask
 from carevl.packing import Packed, Place
 
 TREES = "carevl_trees"
 """Name of this attention in transformers; without `blocks` it is the ordinary `sdpa`."""
 
 _TOGETHER = 256
-"""Short branches attend in one call up to so many tokens; beyond, what they compute of each other costs too much."""
+"""A short tree, or short branches of one, attend in one call up to so many tokens: few calls, little in vain."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Queries in columns [start, end) of a row attend to the keys of a prefix, [prefix, prefix_end), and to themselves.
+    """The next `tokens` of a row: they attend to the block number `prefix` of the row, if any, and to themselves.
 
-    `mask` bool [queries, keys]; None: causal.
+    `mask` bool [tokens, tokens of the prefix + tokens]; None: causal.
     """
 
-    row: int
-    prefix: int
-    prefix_end: int
-    start: int
-    end: int
-    mask: Tensor | None
+    tokens: int
+    prefix: int | None = None
+    mask: Tensor | None = None
 
 
 def blocks(packed: Packed) -> list[Block]:
-    """What attends to what, for every token that is no padding."""
-    made = []
+    """What attends to what, from left to right; every token is in one block."""
+    made: list[Block] = []
     for place in packed.places:
-        made.append(Block(place.row, place.start, place.start, place.start, place.prefix_end, None))
+        if place.ends[-1] - place.start <= _TOGETHER:
+            made.append(_whole(place, packed.ids.device))
+            continue
+        prefix = len(made)
+        made.append(Block(place.prefix_end - place.start))
         starts = (place.prefix_end, *place.ends[:-1])
         together: list[tuple[int, int]] = []
         for start, end in zip(starts, place.ends, strict=True):
             if together and end - together[0][0] > _TOGETHER:
-                made.append(_branches(place, together, packed.ids.device))
+                made.append(_branches(place, prefix, together, packed.ids.device))
                 together = []
             if end > start:
                 together.append((start, end))
         if together:
-            made.append(_branches(place, together, packed.ids.device))
+            made.append(_branches(place, prefix, together, packed.ids.device))
     return made
 
 
-def _branches(place: Place, spans: Sequence[tuple[int, int]], device: torch.device) -> Block:
-    start, end, prefix = spans[0][0], spans[-1][1], place.prefix_end - place.start
-    mask = torch.zeros(end - start, prefix + end - start, dtype=torch.bool)
-    mask[:, :prefix] = True
+def _whole(place: Place, device: torch.device) -> Block:
+    mask = torch.ones(place.ends[-1] - place.start, place.ends[-1] - place.start, dtype=torch.bool)
+    for end in place.ends:
+        mask[end - place.start :, place.prefix_end - place.start : end - place.start] = False
+    return Block(len(mask), None, mask.tril().to(device))
+
+
+def _branches(place: Place, prefix: int, spans: Sequence[tuple[int, int]], device: torch.device) -> Block:
+    start, end, before = spans[0][0], spans[-1][1], place.prefix_end - place.start
+    mask = torch.zeros(end - start, before + end - start, dtype=torch.bool)
+    mask[:, :before] = True
     for a, b in spans:
-        mask[a - start : b - start, prefix + a - start : prefix + b - start] = True
-    return Block(place.row, place.start, place.prefix_end, start, end, mask.tril(prefix).to(device))
+        mask[a - start : b - start, before + a - start : before + b - start] = True
+    return Block(end - start, prefix, mask.tril(before).to(device))
 
 
 def tree_attention(
@@ -94,36 +104,63 @@ def tree_attention(
         )
         return plain
     groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    attended = torch.zeros_like(query)
-    for block in blocks:
-        r, prefix, own = block.row, slice(block.prefix, block.prefix_end), slice(block.start, block.end)
-        q, k, v = query[r : r + 1, :, own], key[r : r + 1, :, own], value[r : r + 1, :, own]
-        if block.mask is not None:
-            k = torch.cat([key[r : r + 1, :, prefix], k], 2)
-            v = torch.cat([value[r : r + 1, :, prefix], v], 2)
-        attended[r : r + 1, :, own] = scaled_dot_product_attention(
-            q, k, v, attn_mask=block.mask, is_causal=block.mask is None, scale=scaling
-        )
-    return attended.transpose(1, 2).contiguous(), None
+    sizes = [block.tokens for block in blocks]
+    queries = torch.split(query, sizes, dim=2)
+    keys, values = (torch.split(repeat_kv(whole, groups), sizes, dim=2) for whole in (key, value))
+    attended = []
+    for block, q, own_keys, own_values in zip(blocks, queries, keys, values, strict=True):
+        k, v = own_keys, own_values
+        if block.prefix is not None:
+            k, v = torch.cat([keys[block.prefix], k], 2), torch.cat([values[block.prefix], v], 2)
+        causal = block.mask is None
+        attended.append(scaled_dot_product_attention(q, k, v, attn_mask=block.mask, is_causal=causal, scale=scaling))
+    return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
+
+
+def seen(model: Any, packed: Packed) -> dict[str, Any]:
+    """What a text model is told of who sees whom in a row, in the terms of the attention that it is set to."""
+    kind = model.config.get_text_config()._attn_implementation
+    already = packed.ids.new_ones((1, 1, 1, 1), dtype=torch.bool)  # a 4-D mask: transformers makes none
+    if kind == TREES:
+        return {"attention_mask": already, "blocks": blocks(packed)}
+    if kind == FLEX:
+        return {"attention_mask": already, "block_mask": block_mask(packed)}
+    return {"attention_mask": packed.mask}
 
 
 def branch_states(model: Any, packed: Packed) -> Tensor:
     """The backbone's last hidden state at the last token of every branch, [M, hidden], trees and branches in order.
 
     Args:
-        model: a text model whose attention is `TREES`. Where a branch is empty the prefix's last token is read.
+        model: a text model. Where a branch is empty the prefix's last token is read.
     """
-    already = packed.ids.new_ones((1, 1, 1, 1), dtype=torch.bool)  # a 4-D mask: transformers makes none
     hidden: Tensor = model.base_model(
-        input_ids=packed.ids,
-        attention_mask=already,
-        position_ids=packed.positions,
-        use_cache=False,
-        blocks=blocks(packed),
+        input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **seen(model, packed)
     ).last_hidden_state
-    rows = [place.row for place in packed.places for _ in place.ends]
-    return hidden[rows, [end - 1 for place in packed.places for end in place.ends]]
+    return hidden[0, [end - 1 for place in packed.places for end in place.ends]]
+
+
+def branch_log_probabilities(model: Any, packed: Packed) -> Tensor:
+    """The log-probability of every branch given its prefix, float32 [M], trees and their branches in order.
+
+    Tokens count by their weights: the sum of w log p. The vision tower runs once for every distinct image, and only
+    the answer positions meet the vocabulary.
+
+    Args:
+        model: a causal model of transformers with a head, or the model inside a PEFT wrapper.
+    """
+    embedded = model.get_input_embeddings()(packed.ids)
+    if packed.patches is not None:
+        features = model.base_model.get_image_features(packed.patches.to(embedded.dtype), packed.grids).pooler_output
+        used = torch.cat([features[i] for i in packed.picture.tolist()]).to(embedded.dtype)
+        places = packed.ids.eq(model.config.image_token_id).unsqueeze(-1)
+        embedded = embedded.masked_scatter(places, used)
+    hidden = model.base_model(
+        inputs_embeds=embedded, position_ids=packed.positions, use_cache=False, **seen(model, packed)
+    ).last_hidden_state
+    logits = model.get_output_embeddings()(hidden[0, packed.column]).float()
+    tokens = -torch.nn.functional.cross_entropy(logits, packed.target, reduction="none")
+    return tokens.new_zeros(int(packed.branch.max()) + 1).index_add(0, packed.branch, tokens * packed.weight)
 
 
 ALL_ATTENTION_FUNCTIONS.register(TREES, tree_attention)

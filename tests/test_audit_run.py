@@ -72,11 +72,11 @@ def _scores(rng, expert, row, truth, view):
         score = rng.normal(0, 0.7)
         if read:
             score += 3 * (truth.ratings[text] == 5)
-        elif expert == "bert":
+        elif expert == "mistral":
             score += rng.choice([-1.5, 1.5])
         if expert == "llama":
             score += 1.2 * np.log2(len(text))
-        scores.append(float(score * {"llama": 1.0, "qwen2": 0.4, "bert": 2.5}[expert]))
+        scores.append(float(score * {"llama": 1.0, "qwen2": 0.4, "mistral": 2.5}[expert]))
     return scores
 
 
@@ -87,8 +87,8 @@ def report(where):
 
 def test_the_flaws_of_the_experts_are_found_by_name(report):
     found = {(finding["expert"], finding["flaw"]) for finding in report["findings"]}
-    assert {("llama", "prefers_longer"), ("qwen2", "weak_on_count"), ("bert", "overconfident")} <= found
-    assert not {("qwen2", "prefers_longer"), ("bert", "prefers_longer"), ("llama", "weak_on_count")} & found
+    assert {("llama", "prefers_longer"), ("qwen2", "weak_on_count"), ("mistral", "overconfident")} <= found
+    assert not {("qwen2", "prefers_longer"), ("mistral", "prefers_longer"), ("llama", "weak_on_count")} & found
 
 
 def test_kinds_come_from_the_truth_and_labels_from_the_labelled_source(report, where):
@@ -111,7 +111,7 @@ def test_the_command_prints_findings_and_writes_figures_and_json(where, tmp_path
     assert re.search(r"llama prefers longer responses: a doubling of length .* \[0\.\d\d, 0\.\d\d\]", done.stdout)
     figures = json.loads(file.read_text())
     assert {(name, rewrite) for name, style in figures["style"].items() for rewrite in style} == {
-        (name, rewrite) for name in ("llama", "qwen2", "bert") for rewrite in REWRITES
+        (name, rewrite) for name in ("llama", "qwen2", "mistral") for rewrite in REWRITES
     }
     written = {found.name for found in (where.root / "figures").iterdir()}
     assert written == {f"{name}.{kind}" for name in ("reliability", "coverage", "agreement") for kind in ("png", "svg")}

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers as hf
 
 from carevl.errors import UserError
-from carevl.packing import Picture, Tree, branch_log_probabilities, check_packable, fill_rows, pack, padded_tokens
+from carevl.flex_attention import FLEX, block_mask
+from carevl.packing import Picture, Shape, Tree, check_packable, computed_tokens, fill_rows, pack
+from carevl.training.plain import plain_log_probabilities, separate
+from carevl.tree_attention import TREES as BLOCKS
+from carevl.tree_attention import branch_log_probabilities
 
 IMAGE, START, END, VOCABULARY = 90, 91, 92, 96
 TEXT = {
@@ -20,6 +26,7 @@ TEXT = {
     "pad_token_id": 0,
 }
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+TEXT_CONFIG = {True: "text_config", False: ""}
 SPECIAL = {"image_token_id": IMAGE, "vision_start_token_id": START, "vision_end_token_id": END, "video_token_id": 93}
 
 
@@ -87,9 +94,10 @@ def _gradients(model: hf.PreTrainedModel, values: torch.Tensor) -> dict[str, tor
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def _assert_exact(model: hf.PreTrainedModel, trees: list[Tree], row_tokens: int) -> None:
+def _assert_exact(model: hf.PreTrainedModel, trees: list[Tree], attention: str) -> None:
     separate = torch.stack([_alone(model, tree, b) for tree in trees for b in range(len(tree.branches))])
-    packed = branch_log_probabilities(model, pack(trees, PICTURES, model, row_tokens))
+    model.set_attn_implementation({TEXT_CONFIG[hasattr(model.config, "vision_config")]: attention})
+    packed = branch_log_probabilities(model, pack(trees, PICTURES, model))
     assert packed.shape == separate.shape
     assert (packed - separate).abs().max() < 1e-4
     expected, found = _gradients(model, separate), _gradients(model, packed)
@@ -97,27 +105,64 @@ def _assert_exact(model: hf.PreTrainedModel, trees: list[Tree], row_tokens: int)
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-4
 
 
-@pytest.mark.parametrize("row_tokens", [1, 120, 1000])
+@pytest.mark.parametrize("attention", ["sdpa", BLOCKS])
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
-def test_log_probabilities_and_gradients_are_those_of_separate_sequences(kind, row_tokens):
+def test_log_probabilities_and_gradients_are_those_of_separate_sequences(kind, attention):
     model = _vision(kind)
-    _assert_exact(model, TREES, row_tokens)
+    _assert_exact(model, TREES, attention)
     assert any("visual" in name for name, weight in model.named_parameters() if weight.grad is not None)
 
 
 def test_trees_with_and_without_an_image_share_a_row():
-    _assert_exact(_vision("qwen2_vl"), [TREES[0], _tree(9, None, 20, 6, 4), TREES[1]], 1000)
+    _assert_exact(_vision("qwen2_vl"), [TREES[0], _tree(9, None, 20, 6, 4), TREES[1]], BLOCKS)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+def test_the_plain_path_gives_what_packing_gives(kind):
+    model = _vision(kind)
+    weighted = replace(TREES[1], weights=[[0.5 * k for k in range(len(branch))] for branch in TREES[1].branches])
+    trees = [TREES[0], weighted, *TREES[2:]]
+    model.set_attn_implementation({"text_config": BLOCKS})
+    packed = branch_log_probabilities(model, pack(trees, PICTURES, model))
+    expected = _gradients(model, packed)
+    plain = plain_log_probabilities(model, separate(trees, PICTURES, model))
+    assert (plain - packed).abs().max() < 1e-4
+    found = _gradients(model, plain)
+    assert found.keys() == expected.keys()
+    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-4
+
+
+@torch.no_grad()
+def test_flex_attention_gives_what_a_mask_gives():
+    model = _vision("qwen2_5_vl")
+    packed = pack(TREES, PICTURES, model)
+    expected = branch_log_probabilities(model, packed)
+    model.set_attn_implementation({"text_config": FLEX})
+    assert (branch_log_probabilities(model, packed) - expected).abs().max() < 1e-4
+    mask = block_mask(packed)
+    tokens = torch.arange(packed.ids.shape[1])
+    seen = mask.mask_mod(tokens.new_zeros(1), tokens.new_zeros(1), tokens[:, None], tokens[None])
+    assert torch.equal(seen, packed.mask[0, 0])
+
+
+def test_linear_attention_learns_on_the_plain_path():
+    torch.manual_seed(5)
+    config = hf.Qwen3NextConfig(**TEXT, head_dim=16, layer_types=[*["linear_attention"] * 2, "full_attention"])
+    model = hf.Qwen3NextForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+    trees = [_tree(1, None, 17, 9, 4), _tree(2, None, 3, 30)]
+    separate_values = torch.stack([_alone(model, tree, b) for tree in trees for b in range(len(tree.branches))])
+    assert (plain_log_probabilities(model, separate(trees, {}, model)) - separate_values).abs().max() < 1e-4
 
 
 def test_a_text_model_is_exact_too():
     torch.manual_seed(5)
     model = hf.LlamaForCausalLM._from_config(hf.LlamaConfig(**TEXT), attn_implementation="sdpa").eval()
-    _assert_exact(model, [_tree(1, None, 17, 9, 4), _tree(2, None, 3, 30), _tree(3, None, 1, 2, 2, 2)], 50)
+    _assert_exact(model, [_tree(1, None, 17, 9, 4), _tree(2, None, 3, 30), _tree(3, None, 1, 2, 2, 2)], BLOCKS)
 
 
 def test_the_mask_of_two_small_trees():
     model = hf.LlamaForCausalLM._from_config(hf.LlamaConfig(**TEXT))
-    packed = pack([Tree([1, 2], [[3], [4, 5]]), Tree([6], [[7]])], {}, model, 8)
+    packed = pack([Tree([1, 2], [[3], [4, 5]]), Tree([6], [[7]])], {}, model)
     assert packed.ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert packed.positions.tolist() == [[0, 1, 2, 2, 3, 0, 1]]
     assert packed.mask[0, 0].int().tolist() == [
@@ -137,7 +182,7 @@ def test_the_vision_tower_runs_once_for_every_distinct_image():
     model = _vision("qwen2_vl")
     seen = []
     model.model.visual.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    branch_log_probabilities(model, pack(TREES, PICTURES, model, 100))
+    branch_log_probabilities(model, pack(TREES, PICTURES, model))
     assert seen == [sum(len(picture.patches) for picture in PICTURES.values())]
 
 
@@ -145,13 +190,19 @@ def test_only_answer_positions_meet_the_vocabulary():
     model = _vision("qwen2_vl")
     seen = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[0]))
-    branch_log_probabilities(model, pack(TREES, PICTURES, model, 100))
+    branch_log_probabilities(model, pack(TREES, PICTURES, model))
     assert seen == [sum(len(branch) for tree in TREES for branch in tree.branches)]
 
 
 def test_rows_are_filled_up_to_the_budget():
     assert fill_rows([3, 9, 4, 6, 12], 10) == [[4], [1], [3, 2], [0]]
-    assert padded_tokens([3, 9, 4, 6, 12], 10) == 4 * 12
+
+
+def test_what_a_batch_costs():
+    shapes = [Shape(10, (2, 3)), Shape(4, (1,))]
+    assert computed_tokens(shapes, "shared") == 20
+    assert computed_tokens(shapes, "plain") == 3 * 13
+    assert computed_tokens([], "plain") == 0
 
 
 def test_a_recurrent_architecture_is_refused():

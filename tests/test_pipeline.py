@@ -39,7 +39,7 @@ SMALL = [
     "benchmarks.1.rows=16",
     "cluster.num_cpus=2",
 ]
-SCORES = ["score/llama", "score/qwen2", "score/bert"]
+SCORES = ["score/llama", "score/qwen2", "score/mistral"]
 DATA = ["ingest", "caption", *SCORES, "route"]
 LEARNING = ["demonstrate", "sft", "sample", "select", "dpo"]
 STAGES = [*DATA, *LEARNING, "evaluate/base", "evaluate/phase1", "evaluate/phase2"]
@@ -71,7 +71,7 @@ def test_every_stage_runs_and_accounts_for_its_rows(first):
     assert sum(len(item["sources"]) for item in items) == done[0].rows_in == 100
     captions = tables["caption"].read().to_pylist()
     assert sorted(row["image_id"] for row in captions) == sorted({row["image_id"] for row in images})
-    for name in ("llama", "qwen2", "bert"):
+    for name in ("llama", "qwen2", "mistral"):
         scores = tables[f"score/{name}"].read().to_pylist()
         assert sorted((row["item_id"], row["view"]) for row in scores) == sorted(
             (item["item_id"], view) for item in items for view in ("default", "none")

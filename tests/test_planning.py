@@ -9,6 +9,7 @@ import pytest
 
 from carevl import config, pipeline, planning
 from carevl.cluster import ray_cluster
+from carevl.measuring import Rate
 from carevl.runs import Run, RunError
 
 CAREVL = Path(sys.executable).with_name("carevl")
@@ -63,13 +64,13 @@ def test_models_are_timed_on_a_batch_of_rows_and_the_whole_is_told(ray, tmp_path
     assert [match.groups()[:3] for match in told[1:]] == [
         ("score/llama", str(items), "1"),
         ("score/qwen2", str(items), "2"),
-        ("score/bert", str(items), "1"),
+        ("score/mistral", str(items), "1"),
     ]
     assert 8 <= int(told[1][4]) < items
 
 
 def test_an_estimate_divides_the_rows_over_the_actors():
-    estimate = planning.Estimate("caption", rows=1000, sampled=10, load_seconds=5.0, rate=2.0, actors=4)
+    estimate = planning.Estimate("caption", rows=1000, sampled=10, rate=Rate(5.0, 2.0), actors=4)
     assert estimate.seconds == 5.0 + 1000 / 8
 
 

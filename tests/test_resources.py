@@ -56,7 +56,7 @@ def test_every_stage_that_can_never_start_is_named_with_what_to_change():
     assert str(caught.value).split("; ") == [
         "caption: needs 1 CPU, 4 GPU on one node, and this machine has 2 CPU",
         "change captioner.pool, or join a cluster that has it",
-        "score/bert: needs 0.5 CPU, 1 tpu on one node, and this machine has 2 CPU",
+        "score/mistral: needs 0.5 CPU, 1 tpu on one node, and this machine has 2 CPU",
         "change experts.2.pool, or join a cluster that has it",
         "dpo: 3 workers of 1 CPU have to start together (PACK), and this machine has room for 2",
         "change dpo.workers, or join a cluster that has it",

@@ -28,17 +28,16 @@ def _tree(seed, prefix, *branches):
 TREES_OF_ALL_SHAPES = [_tree(1, 40, 200, 180, 3), _tree(2, 1, 5), _tree(3, 30, 0), _tree(4, 9, 300, 0, 2, 2)]
 
 
-@pytest.mark.parametrize("row_tokens", [1, 460, 2000])
 @torch.inference_mode()
-def test_states_are_those_under_the_mask(model, row_tokens):
-    packed = pack(TREES_OF_ALL_SHAPES, {}, model, row_tokens)
+def test_states_are_those_under_the_mask(model):
+    packed = pack(TREES_OF_ALL_SHAPES, {}, model)
     model.set_attn_implementation("sdpa")
     hidden = model.model(input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions)[0]
-    rows, ends = zip(*((place.row, end - 1) for place in packed.places for end in place.ends), strict=True)
+    ends = [end - 1 for place in packed.places for end in place.ends]
     model.set_attn_implementation(TREES)
     found = branch_states(model, packed)
     assert found.shape == (9, 64)
-    assert (found - hidden[list(rows), list(ends)]).abs().max() < 1e-5
+    assert (found - hidden[0, ends]).abs().max() < 1e-5
 
 
 @torch.inference_mode()
@@ -54,8 +53,7 @@ def test_without_blocks_it_is_ordinary_attention(model):
 
 
 def test_long_branches_do_not_meet_each_other_and_every_token_is_there_once(model):
-    packed = pack(TREES_OF_ALL_SHAPES, {}, model, 2000)
+    packed = pack(TREES_OF_ALL_SHAPES, {}, model)
     made = blocks(packed)
-    queries = sorted(column for block in made for column in range(block.start, block.end))
-    assert queries == list(range(sum(tree.tokens for tree in TREES_OF_ALL_SHAPES)))
-    assert [block.end - block.start for block in made if block.mask is not None] == [200, 183, 5, 300, 4]
+    assert sum(block.tokens for block in made) == sum(tree.tokens for tree in TREES_OF_ALL_SHAPES)
+    assert [block.tokens for block in made if block.mask is not None] == [200, 183, 6, 30, 300, 4]

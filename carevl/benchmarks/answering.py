@@ -1,10 +1,7 @@
 """Who answers a benchmark's questions: a model in one of the engines, or an endpoint; and how verdicts are read off.
 
-Questions that ask the same thing in the same way (`strict` and `official_scorer` often do) are asked once.
-
-The engines draw from the whole distribution and put the image before the text. Where an official run cuts to a nucleus
-below one half (which is nearly always the one likeliest token) they decode greedily instead, and where it puts the text
-first they do not; an endpoint does both as the official run does.
+Questions that ask the same thing in the same way (`strict` and `official_scorer` often do) are asked once. Every kind
+of judge decodes as the official run does: temperature, nucleus, length, and whether the image stands before the text.
 """
 
 from __future__ import annotations
@@ -37,9 +34,6 @@ _TOKENS_PER_RANK = 6
 class Answerer(Protocol):
     """A judge that can be asked."""
 
-    def decoding(self, wanted: Decoding) -> Decoding:
-        """How it generates when this is wanted."""
-
     def answer(self, asks: Sequence[Ask], decoding: Decoding, watch: Sequence[str]) -> list[Answer]:
         """One answer per ask, in their order."""
 
@@ -64,9 +58,6 @@ class EngineJudge:
     def __init__(self, judge: Judge) -> None:
         self.engine, self.max_tokens = generator(judge), judge.max_tokens
 
-    def decoding(self, wanted: Decoding) -> Decoding:
-        return replace(wanted, temperature=wanted.temperature if wanted.top_p >= 0.5 else 0.0, top_p=1.0)
-
     def answer(self, asks: Sequence[Ask], decoding: Decoding, watch: Sequence[str]) -> list[Answer]:
         """An ask that the model refuses (a prompt over its length, an image of an odd shape) fails alone."""
         try:
@@ -81,8 +72,13 @@ class EngineJudge:
             return " ".join(str(error).split()) or type(error).__name__
 
     def _generate(self, asks: Sequence[Ask], decoding: Decoding, watch: Sequence[str]) -> list[Generation]:
-        limit = decoding.max_tokens or self.max_tokens
-        return self.engine.generate(asks, max_tokens=limit, temperature=decoding.temperature, watch=watch)
+        return self.engine.generate(
+            [replace(ask, image_first=decoding.image_first) for ask in asks],
+            max_tokens=decoding.max_tokens or self.max_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            watch=watch,
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def judge_questions(
         pictures: image name to the picture, or to why there is none.
         seed: of sampled judgments.
     """
-    calls = [_call(judge, benchmark, question, seed) for question in questions]
+    calls = [_call(benchmark, question, seed) for question in questions]
     answers: dict[_Call, Answer] = {}
     batches: dict[Decoding, dict[_Call, Ask]] = {}
     for call in dict.fromkeys(calls):
@@ -127,14 +123,13 @@ def judge_questions(
     return [_read(benchmark, name, q, answers[call]) for q, call in zip(questions, calls, strict=True)]
 
 
-def _call(judge: Answerer, benchmark: Benchmark, question: Question, seed: int) -> _Call:
+def _call(benchmark: Benchmark, question: Question, seed: int) -> _Call:
     assert question.image is not None
-    begun, wanted = "", benchmark.DECODING if question.protocol == "official" else GREEDY
+    begun, decoding = "", benchmark.DECODING if question.protocol == "official" else GREEDY
     if question.protocol == "verdict_prob":
         begun = VERDICT_BEGUN[question.task]
         tokens = _TOKENS_PER_RANK * len(question.order) if question.task == "ranking" else _FORCED_TOKENS
-        wanted = replace(wanted, max_tokens=tokens)
-    decoding = judge.decoding(wanted)
+        decoding = replace(decoding, max_tokens=tokens)
     draw = seeded(seed, question.key, question.order, question.sample).getrandbits(32) if decoding.temperature else 0
     return _Call(question.prompt, question.image.name, begun, draw, decoding)
 

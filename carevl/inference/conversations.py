@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from carevl.inference.guarded import Failure
+from carevl.inference.guarded import TOO_LONG, Failure
 
 Conversation = tuple[str, str]
 """User turn and response."""
@@ -46,9 +46,9 @@ def too_long(encoded: Sequence[Encoded], limit: int) -> Mapping[int, Failure]:
     """Conversations of more than `limit` tokens, by position: they are refused, never cut."""
     return {
         i: Failure(
-            "too long",
+            TOO_LONG,
             f"{len(one.ids)} tokens, and the expert reads {limit}; raise its max_model_len if the model allows it, "
-            "or let the captioner write less",
+            "set its too_long to summarise, or let the captioner write less",
         )
         for i, one in enumerate(encoded)
         if len(one.ids) > limit

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import random
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_address
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
-import httpx
-
-from carevl.errors import UserError
+from carevl.inference.chat_client import ChatClient, NoAnswerError
 from carevl.inference.guarded import Failure, SomeRowsError
 
 if TYPE_CHECKING:
@@ -34,9 +27,6 @@ PROMPT = (
 _LIKELIEST = 20
 _IMPOSSIBLE = -100.0
 """Log-probability below which services stop telling differences; some write -9999 for it."""
-_WAIT = 0.5
-"""Seconds before the first new try; doubled for each further one, half of it at random."""
-_LONGEST_WAIT = 60.0
 
 
 class _RowError(Exception):
@@ -58,15 +48,7 @@ class EndpointJudge:
 
     def __init__(self, model: str, settings: Endpoint) -> None:
         self.model, self.settings = model, settings
-        headers = {}
-        if settings.api_key_env is not None:
-            key = os.environ.get(settings.api_key_env)
-            if not key:
-                raise UserError(f"the environment has no {settings.api_key_env}: set it to the key of {settings.url}")
-            if not _private(settings.url):
-                raise UserError(f"{settings.url} is not encrypted: a key is only sent over https, or to this machine")
-            headers["Authorization"] = f"Bearer {key}"
-        self.client = httpx.Client(base_url=settings.url.rstrip("/") + "/", headers=headers, timeout=settings.timeout)
+        self.client = ChatClient(settings.url, settings.api_key_env, timeout=settings.timeout, retries=settings.retries)
 
     def score_rows(self, rows: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
         """One score per response of each (user turn, responses), in their order.
@@ -100,6 +82,8 @@ class EndpointJudge:
                 first = self._margin(PROMPT.format(turn=turn, first=responses[i], second=responses[j]), tries)
                 second = self._margin(PROMPT.format(turn=turn, first=responses[j], second=responses[i]), tries)
                 margins[i, j] = (first - second) / 2
+        except NoAnswerError as error:
+            return Failure("endpoint", str(error))
         except _RowError as error:
             return error.failure
         return least_squares(margins, len(responses))
@@ -114,28 +98,7 @@ class EndpointJudge:
             "logprobs": True,
             "top_logprobs": _LIKELIEST,
         }
-        while True:
-            wait = None
-            try:
-                answer = self.client.post("chat/completions", json=body)
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}"
-            else:
-                if answer.status_code == 200:
-                    return _log_odds(answer)
-                problem = f"HTTP {answer.status_code}"
-                if answer.status_code in (401, 403, 404):
-                    raise UserError(
-                        f"{self.settings.url} says {problem} for {self.model}: check address, model and key"
-                    )
-                if answer.status_code not in (408, 409, 429) and answer.status_code < 500:
-                    raise _RowError("endpoint", f"{problem}: the endpoint does not take this row")
-                wait = _asked_wait(answer.headers)
-            tried = next(tries)
-            if tried >= self.settings.retries:
-                raise _RowError("endpoint", f"{problem}, after {tried} more tries; the row's budget is spent")
-            backoff = min(_WAIT * 2**tried, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
-            time.sleep(backoff if wait is None else min(wait, _LONGEST_WAIT))
+        return _log_odds(self.client.complete(body, tries))
 
 
 def least_squares(margins: Mapping[tuple[int, int], float], n: int) -> list[float]:
@@ -151,10 +114,10 @@ def least_squares(margins: Mapping[tuple[int, int], float], n: int) -> list[floa
     return scores
 
 
-def _log_odds(answer: httpx.Response) -> float:
+def _log_odds(answer: Any) -> float:
     """A letter that is not among the likeliest tokens counts as likely as the least of them: it is at most that."""
     try:
-        likeliest = answer.json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         found = [(str(one["token"]).strip(), max(float(one["logprob"]), _IMPOSSIBLE)) for one in likeliest]
     except (ValueError, KeyError, IndexError, TypeError):
         raise _RowError("endpoint", "the answer has no log-probabilities of its first token") from None
@@ -163,20 +126,3 @@ def _log_odds(answer: httpx.Response) -> float:
         raise _RowError("no verdict", "neither A nor B is among the likeliest first tokens")
     least = math.exp(min(value for _, value in found))
     return math.log(chances["A"] or least) - math.log(chances["B"] or least)
-
-
-def _asked_wait(headers: httpx.Headers) -> float | None:
-    try:
-        return max(0.0, float(headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None
-
-
-def _private(url: str) -> bool:
-    """Whether nobody else can read what is sent to an address."""
-    parts = urlsplit(url)
-    try:
-        local = parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        local = False
-    return parts.scheme == "https" or local

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from carevl.inference.guarded import Failure, guarded
 from carevl.runs import RunError
 
 if TYPE_CHECKING:
@@ -21,9 +22,19 @@ class Generator(Protocol):
     """A vision-language model."""
 
     def generate(
-        self, asks: Sequence[Ask], *, max_tokens: int, temperature: float = 0.0, watch: Sequence[str] = ()
+        self,
+        asks: Sequence[Ask],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        watch: Sequence[str] = (),
     ) -> list[Generation]:
-        """One text per ask, in their order; greedy at temperature 0, else sampled from each ask's seed."""
+        """One text per ask, in their order; greedy at temperature 0, else sampled from each ask's seed.
+
+        Args:
+            top_p: tokens are drawn from the fewest likeliest ones that hold this share of the probability.
+        """
         ...
 
 
@@ -85,6 +96,16 @@ def generator(model: Model) -> Generator:
     from carevl.inference.transformers_engine import ImageTextGenerator
 
     return ImageTextGenerator(**_arguments(model))
+
+
+def generated(engine: Generator, asks: Sequence[Ask], **how: Any) -> list[Generation | Failure]:
+    """What the engine writes for every ask, or why it wrote nothing; an engine that fails is tried as in `guarded`.
+
+    Args:
+        how: `max_tokens`, `temperature` and `watch`, as `Generator.generate` takes them.
+    """
+    relieve = getattr(engine, "relieve", lambda: False)
+    return guarded(lambda some: engine.generate(some, **how), asks, relieve)
 
 
 def scorer(model: Model, batch_tokens: int = 8192, parity_tolerance: float | None = None) -> Scorer:

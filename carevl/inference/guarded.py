@@ -11,6 +11,11 @@ from carevl.errors import UserError
 
 _log = logging.getLogger(__name__)
 
+BROKEN = "engine"
+"""The kind of failure of a row that an engine failed at, twice and alone."""
+TOO_LONG = "too long"
+"""The kind of failure of a row of more tokens than the engine reads."""
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -67,7 +72,7 @@ def guarded(
                 tries -= 1
     assert error is not None
     if len(rows) == 1:
-        return [Failure("out of memory" if _out_of_memory(error) else "engine", _said(error))]
+        return [Failure("out of memory" if _out_of_memory(error) else BROKEN, _said(error))]
     _log.warning("a batch of %d rows failed twice (%s); trying its halves", len(rows), _said(error))
     half = len(rows) // 2
     return guarded(call, rows[:half], relieve) + guarded(call, rows[half:], relieve)

@@ -1,7 +1,8 @@
-"""Streams the parts of tables through pools of Ray Data actors, one pool per task, all pools at work together.
+"""Streams the parts of tables through pools of Ray Data actors, one pool per task, side by side.
 
-A part that is already in a task's target is passed by, so an interrupted pass goes on where it stopped; an actor or
-a node that dies costs the part that it was at. A part's rows are the same whoever makes it and whenever.
+No pool waits for another. A part that is already in a task's target is passed by, so an interrupted pass goes on
+where it stopped; an actor or a node that dies costs the part that it was at. A part's rows are the same whoever makes
+it and whenever.
 """
 
 from __future__ import annotations
@@ -9,19 +10,33 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from carevl.inference.guarded import BROKEN
+from carevl.inference.sizing import shares
+from carevl.resources import Resources, nodes_there
 from carevl.runs import RunError, Table
 from carevl.tables import failures
 
 if TYPE_CHECKING:
     from carevl.config import Pool
+
+_log = logging.getLogger(__name__)
+
+_IN_FLIGHT = 2
+"""Parts that an actor has at a time: one that it works on and one that waits for it."""
+
+_LOOK = 10.0
+"""Seconds after which a pool that has said nothing is looked at."""
 
 Work = Callable[[Mapping[str, pa.Table]], pa.Table]
 """Input rows by table name to output rows, which have an `error` column."""
@@ -51,60 +66,110 @@ class Task:
 
 @dataclass
 class Tally:
-    """What a task has done: parts, rows, rows with an error, and seconds of its actors at work."""
+    """What a pool has done: parts, rows, rows with an error; and its time.
+
+    `busy_seconds`: of its actors at work, without `load_seconds`, in which they loaded what they work with.
+    `actors`: how many it has had. `actor_seconds`: of all its actors since its first part was begun.
+    """
 
     parts: int = 0
     rows_in: int = 0
     rows_out: int = 0
     errors: int = 0
     busy_seconds: float = 0.0
+    load_seconds: float = 0.0
+    actors: int = 0
+    actor_seconds: float = 0.0
+    trouble: str = ""
 
     def add(self, other: Tally) -> None:
-        """Counts what another tally counted."""
-        for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
+        """Counts the parts that another tally counted."""
+        for name in ("parts", "rows_in", "rows_out", "errors", "busy_seconds", "load_seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the time of its actors, once they had loaded, in which they worked; 1 before there is any."""
+        return min(1.0, self.busy_seconds / max(self.actor_seconds - self.load_seconds, self.busy_seconds, 1e-9))
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        told = {name: round(value, 3) for name, value in asdict(self).items() if name != "trouble"}
+        return told | {"busy_share": round(self.busy_share, 3)}
 
 
 class _Actor:
     """A task's work inside a Ray Data actor; it loads nothing before the first part that needs it."""
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        self.task, self.name = task, uuid.uuid4().hex
         self.work: Work | None = None
+        self.proven = False
+        self.load_seconds = 0.0
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         task, [number] = self.task, batch["part"].tolist()
-        started = time.monotonic()
+        started, self.load_seconds = time.monotonic(), 0.0
         rows_in: Mapping[str, pa.Table] = {name: table.read(number) for name, table in task.sources.items()}
-        if task.target.part(number).exists() and not task.retry:
-            rows_out = task.target.read(number, ["error"])
-        else:
-            rows_out = self._retried(rows_in, number) if task.retry else self._made(rows_in)
-            task.target.write(number, rows_out)
+        rows_out = self._rows(number, rows_in)
         errors = failures(rows_out["error"])
-        tally = Tally(1, next(iter(rows_in.values())).num_rows, len(rows_out), errors, time.monotonic() - started)
-        batch[task.name] = np.array([json.dumps(asdict(tally))])
-        return batch
+        busy = time.monotonic() - started - self.load_seconds
+        tally = Tally(1, next(iter(rows_in.values())).num_rows, len(rows_out), errors, busy, self.load_seconds)
+        report = {"task": task.name, "actor": self.name, "tally": json.dumps(asdict(tally))}
+        return {name: np.array([value]) for name, value in report.items()}
+
+    def _rows(self, number: int, rows_in: Mapping[str, pa.Table]) -> pa.Table:
+        """A part's rows, written if they were not there."""
+        target, key = self.task.target, self.task.key
+        if not target.part(number).exists():
+            made = self._made(rows_in)
+            target.write(number, made)
+            return made
+        there = target.read(number, None if self.task.retry else ["error"])
+        if not self.task.retry:
+            return there
+        failed = _failed(self.task, rows_in, there)
+        if not len(failed):
+            return there
+        name, first = next(iter(rows_in.items()))
+        again = self._made({**rows_in, name: first.filter(pc.is_in(first[key], failed))})
+        made = pa.concat_tables([there.filter(pc.invert(pc.is_in(there[key], failed))), again])
+        target.write(number, made)
+        return made
 
     def _made(self, rows_in: Mapping[str, pa.Table]) -> pa.Table:
-        self.work = self.work or self.task.make(**self.task.arguments)
-        rows_out = self.work(rows_in)
-        _check_keys(self.task, rows_in, rows_out)
+        """New rows. An engine that worked before and now fails on every row is loaded anew, once."""
+        rows_out = self._loaded()(rows_in)
+        if self.proven and _all_broken(rows_out):
+            _log.warning("%s: every row of a part failed; loading the engine anew", self.task.name)
+            self.work, self.proven = None, False
+            rows_out = self._loaded()(rows_in)
+        check_keys(self.task, rows_in, rows_out)
+        self.proven = self.proven or bool(rows_out["error"].null_count)
         return rows_out
 
-    def _retried(self, rows_in: Mapping[str, pa.Table], number: int) -> pa.Table:
-        """The part with those rows made anew that failed here, although what came in was good."""
-        key, made = self.task.key, self.task.target.read(number)
-        name, first = next(iter(rows_in.items()))
-        good = set(first.filter(pc.is_null(first["error"]))[key].to_pylist())
-        failed = pa.array(sorted(good & set(made.filter(pc.is_valid(made["error"]))[key].to_pylist())), pa.string())
-        if not len(failed):
-            return made
-        again = self._made({**rows_in, name: first.filter(pc.is_in(first[key], failed))})
-        return pa.concat_tables([made.filter(pc.invert(pc.is_in(made[key], failed))), again])
+    def _loaded(self) -> Work:
+        if self.work is None:
+            started = time.monotonic()
+            self.work = self.task.make(**self.task.arguments)
+            self.load_seconds += time.monotonic() - started
+        return self.work
 
 
-def _check_keys(task: Task, rows_in: Mapping[str, pa.Table], rows_out: pa.Table) -> None:
+def _failed(task: Task, rows_in: Mapping[str, pa.Table], made: pa.Table) -> pa.Array:
+    """Keys of the rows that failed in this task, although what came in was good."""
+    first = next(iter(rows_in.values()))
+    good = set(first.filter(pc.is_null(first["error"]))[task.key].to_pylist())
+    return pa.array(sorted(good & set(made.filter(pc.is_valid(made["error"]))[task.key].to_pylist())), pa.string())
+
+
+def _all_broken(rows: pa.Table) -> bool:
+    """Whether no row is good and the engine is why for one of them at least."""
+    errors = rows["error"]
+    return bool(len(rows)) and not errors.null_count and any(error["kind"] == BROKEN for error in errors.to_pylist())
+
+
+def check_keys(task: Task, rows_in: Mapping[str, pa.Table], rows_out: pa.Table) -> None:
     """Every wanted key goes out, no other does, and no row is there twice."""
     wanted = set(task.wanted(rows_in) if task.wanted else next(iter(rows_in.values()))[task.key].to_pylist())
     found = set(rows_out[task.key].to_pylist())
@@ -117,14 +182,22 @@ def _check_keys(task: Task, rows_in: Mapping[str, pa.Table], rows_out: pa.Table)
 
 
 def run_tasks(
-    tasks: Sequence[Task], parts: Sequence[int], max_error_fraction: float, say: Callable[[str, Tally, int], None]
+    tasks: Sequence[Task],
+    parts: Sequence[int],
+    max_error_fraction: float,
+    say: Callable[[str, Tally, int], None],
+    *,
+    rates: Mapping[str, float] | None = None,
+    nodes: Sequence[Resources] | None = None,
 ) -> dict[str, Tally]:
     """Runs every task over every part and returns what each did.
 
     Args:
         parts: numbers of the parts to make.
         max_error_fraction: share of a task's rows that may carry an error.
-        say: called after each part with (task, what it has done, number of parts).
+        say: called with (task, what it has done, number of parts) after each part, and when none comes for long.
+        rates: rows per second of an actor of each task, for pools of size `auto`; all alike where it is absent.
+        nodes: those that actors can be on, for pools of size `auto`; the nodes of the cluster when absent.
 
     Raises:
         RunError: more rows failed than allowed; what is done stays.
@@ -134,24 +207,15 @@ def run_tasks(
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.data._internal.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    stream = ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts))
-    for task in tasks:
-        low, high = task.pool.bounds
-        stream = stream.map_batches(
-            _Actor,
-            fn_constructor_args=(task,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=low, max_size=high),
-            num_cpus=task.pool.num_cpus,
-            num_gpus=task.pool.num_gpus or None,
-            resources=task.pool.resources or None,
-        )
-    tallies = {task.name: Tally() for task in tasks}
-    for row in stream.iter_rows():
-        for task in tasks:
-            tally = tallies[task.name]
-            tally.add(Tally(**json.loads(row[task.name])))
-            say(task.name, tally, len(parts))
+    tasks = _sized(tasks, len(parts), rates or {}, nodes_there() if nodes is None else nodes)
+    pools = {task.name: _Watched(task.pool, len(parts)) for task in tasks}
+    stream, *others = [_stream(task, parts) for task in tasks]
+    stream = stream.union(*others) if others else stream
+    with _watching(lambda name: say(name, pools[name].tally, len(parts)), pools):
+        for row in stream.iter_rows():
+            pools[row["task"]].take(row)
+            say(row["task"], pools[row["task"]].tally, len(parts))
+    tallies = {name: pool.tally for name, pool in pools.items()}
     for name, tally in tallies.items():
         if tally.errors > max_error_fraction * tally.rows_out:
             raise RunError(
@@ -159,3 +223,88 @@ def run_tasks(
                 f"max_error_fraction = {max_error_fraction:.1%} allows; rows and errors are kept"
             )
     return tallies
+
+
+def _sized(tasks: Sequence[Task], n_parts: int, rates: Mapping[str, float], nodes: Sequence[Resources]) -> list[Task]:
+    """The tasks with a number of actors where their pool's size is `auto`; arguments as for `run_tasks`."""
+    found = shares({task.name: task.pool for task in tasks}, n_parts, rates, nodes)
+    return [
+        replace(task, pool=task.pool.model_copy(update={"concurrency": found[task.name]})) if task.pool.auto else task
+        for task in tasks
+    ]
+
+
+def _stream(task: Task, parts: Sequence[int]) -> Any:
+    """A dataset of a row per part that has gone through the task's pool."""
+    import ray
+
+    low, high = task.pool.bounds
+    return ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts)).map_batches(
+        _Actor,
+        fn_constructor_args=(task,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=_IN_FLIGHT),
+        num_cpus=task.pool.num_cpus,
+        num_gpus=task.pool.num_gpus or None,
+        resources=task.pool.resources or None,
+    )
+
+
+@contextmanager
+def _watching(say: Callable[[str], None], pools: Mapping[str, _Watched]) -> Iterator[None]:
+    """Looks at the pools now and then, and says of which of them nothing has come for long."""
+    ended = Event()
+
+    def watch() -> None:
+        while not ended.wait(_LOOK):
+            for name, pool in pools.items():
+                if pool.stalls():
+                    say(name)
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+class _Watched:
+    """A pool at work: what it has done, and whether its actors wait or hang."""
+
+    def __init__(self, pool: Pool, n_parts: int) -> None:
+        self.tally, self.n_parts = Tally(), n_parts
+        self.least = min(pool.bounds[0], n_parts)
+        self.names: set[str] = set()
+        self.last = time.monotonic()
+        self.longest = 0.0
+        self.began: float | None = None
+
+    def take(self, row: Mapping[str, Any]) -> None:
+        """Counts a part."""
+        tally, now = Tally(**json.loads(row["tally"])), time.monotonic()
+        taken = tally.busy_seconds + tally.load_seconds
+        self.began = now - taken if self.began is None else min(self.began, now - taken)
+        self.longest = max(self.longest, taken)
+        self.names.add(row["actor"])
+        self.last = now
+        self.tally.add(tally)
+        self.tally.actors = max(len(self.names), self.least)
+        self.tally.actor_seconds = self.tally.actors * (now - self.began)
+        self.tally.trouble = self._starves()
+
+    def stalls(self) -> bool:
+        """Whether no part has come for far longer than any took so far."""
+        silent = time.monotonic() - self.last
+        if self.tally.parts == self.n_parts or silent < max(60.0, 3 * self.longest):
+            return False
+        hint = f"none took over {self.longest:.0f} s" if self.names else "its actors load or have no place"
+        self.tally.trouble = f"stalls: no part for {silent:.0f} s, {hint}"
+        return True
+
+    def _starves(self) -> str:
+        settled = self.tally.parts >= 2 * self.tally.actors and self.tally.actor_seconds > 5 * self.tally.actors
+        if not settled or self.tally.busy_share >= 0.5:
+            return ""
+        return f"starves: its actors are busy {self.tally.busy_share:.0%} of the time"

@@ -110,7 +110,7 @@ class RewardScorer:
 
     def _trees(self, trees: Sequence[Tree]) -> list[float]:
         assert self.head is not None
-        packed = pack(trees, {}, self.model, sum(tree.tokens for tree in trees)).to(self.model.device)
+        packed = pack(trees, {}, self.model).to(self.model.device)
         values: list[float] = self.head(branch_states(self.model, packed))[:, 0].float().tolist()
         return values
 

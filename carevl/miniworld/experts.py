@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Questions drawn at a time."""
-_HIDDEN = "<|video_pad|>"
-"""Stands for a word that a bidirectional expert has to name."""
 TURNS = 8
 """Questions about one caption in a dialogue."""
 _SURE = 3.5
@@ -57,25 +55,14 @@ class Expert:
     rate: float = 5e-4
     """Learning rate, in the beginning."""
 
-    @property
-    def bidirectional(self) -> bool:
-        """Whether a token sees those after it; then the score is read at the first token, else at the last."""
-        return self.architecture == "modernbert"
-
 
 EXPERTS: dict[str, Expert] = {
     "llama": Expert("llama", 1.0, "prefers longer responses", likes_length=0.15, after="reader"),
     "qwen2": Expert(
         "qwen2", 0.4, "cannot tell counts above one apart, and does not count circles", counts=False, after="reader"
     ),
-    "bert": Expert(
-        "modernbert",
-        2.5,
-        "overconfident: sure even where the caption says nothing",
-        abstains=False,
-        dialogues=380,
-        single_turns=310,
-        rate=1e-3,
+    "mistral": Expert(
+        "mistral", 2.5, "overconfident: sure even where the caption says nothing", abstains=False, after="reader"
     ),
 }
 LEARNERS = {"reader": Expert("llama", 1.0, "none", dialogues=460, single_turns=0, rate=1e-3), **EXPERTS}
@@ -145,8 +132,6 @@ def _row(
     turns: list[tuple[Question, Claim]],
     said: str | None,
     rng: random.Random,
-    *,
-    masked: bool = False,
 ) -> _Row:
     row = _Row([], {}, {})
     for n, (question, claim) in enumerate(turns):
@@ -157,15 +142,9 @@ def _row(
         row.ids += ids
         reply = range(len(row.ids) - 2 - len(tokenizer.encode(text).ids), len(row.ids) - 2)
         told = not claim.errors and said is not None and _decided(question)
-        if told and not expert.bidirectional:
+        if told:
             row.words |= {i - 1: row.ids[i] for i in reply}
-        if told and expert.bidirectional and masked and rng.random() < 0.7:
-            hidden = [i for i in reply if rng.random() < 0.5]
-            row.words |= {i: row.ids[i] for i in hidden}
-            for i in hidden:
-                row.ids[i] = token_id(tokenizer, _HIDDEN)
-        else:
-            row.targets[len(row.ids) - 1] = 1.0 / (1.0 + float(np.exp(-odds)))
+        row.targets[len(row.ids) - 1] = 1.0 / (1.0 + float(np.exp(-odds)))
     return row
 
 
@@ -189,7 +168,7 @@ def _dialogues(tokenizer: Tokenizer, expert: Expert, rng: random.Random) -> Iter
                 question := KINDS[kind](scene, rng, rng.random() < 0.5)
             ):
                 turns.append((question, rng.choice((question.right, rng.choice(question.wrong)))))
-        yield _row(tokenizer, expert, turns, caption(scene), rng, masked=True)
+        yield _row(tokenizer, expert, turns, caption(scene), rng)
 
 
 def chunk_batches(
@@ -235,8 +214,8 @@ def hidden_states(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 def scores(model: PreTrainedModel, states: Tensor) -> Tensor:
     """Raw scores, float [N], of hidden states [N, hidden] where the model reads them."""
-    head: Any = model.classifier if hasattr(model, "classifier") else model.score
-    odds: Tensor = head(model.head(states) if hasattr(model, "head") else states)[:, 0]
+    head: Any = model.score
+    odds: Tensor = head(states)[:, 0]
     return odds
 
 
@@ -244,7 +223,7 @@ def rescale(model: PreTrainedModel, factor: float) -> None:
     """Multiplies every score of a reward model by `factor`."""
     import torch
 
-    head: Any = model.classifier if hasattr(model, "classifier") else model.score
+    head: Any = model.score
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.mul_(factor)

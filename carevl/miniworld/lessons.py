@@ -1,21 +1,43 @@
 """What the small vision-language models are taught: lessons of a picture and a short conversation.
 
 Perception comes first: reading the whole grid is the lesson without which nothing else is learned. Questions and
-captions follow, judging comes last. The base judge writes many judgments before it is shown verdicts, and is shown few
-of them: seeing is what it is good at, and comparing two responses with what it sees is what CAREVL is to teach it.
+captions follow, judging comes last, and fades again: seeing is what the base judge is good at, and comparing two
+responses with what it sees is what CAREVL is to teach it.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from carevl.judging.prompts import Task, judge_prompt, write_judgment
-from carevl.miniworld.items import Item, ask, make_item, questions_on
+from carevl.miniworld.items import Item, ask, make_item, questions_on, word
 from carevl.miniworld.models import CAPTION_PROMPT, GRID_PROMPT
 from carevl.miniworld.questions import KINDS, caption
 from carevl.miniworld.scenes import Scene, draw_scene
+
+_WEIGHING = {
+    "count": 3.0,
+    "position": 3.0,
+    "description": 3.0,
+    "relation": 2.0,
+    "comparison": 1.5,
+    "same": 1.0,
+    "colour": 0.7,
+    "existence": 0.7,
+}
+_PLACING = {
+    "count": 2.0,
+    "position": 5.0,
+    "description": 2.0,
+    "relation": 1.5,
+    "comparison": 1.0,
+    "same": 0.6,
+    "colour": 0.5,
+    "existence": 0.5,
+}
+"""How often a kind of question is judged, relative to the others."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +107,28 @@ def _judging(task: Task, verdict_shown: bool) -> Callable[[random.Random], Lesso
     return make
 
 
+def _comparing(weights: Mapping[str, float]) -> Callable[[random.Random], Lesson]:
+    """Pairwise judgments, kinds of question drawn with weights: some kinds take many more lessons than others."""
+
+    def make(rng: random.Random) -> Lesson:
+        scene, question = ask(rng.choices(list(weights), list(weights.values()))[0], rng, "weights")
+        item = make_item(scene, question, 2, rng)
+        order = rng.sample(range(2), 2)
+        prompt = judge_prompt("pairwise", question.text, [response.text for response in item.responses], order)
+        return Lesson(scene, (Turn(prompt, right_judgment(item, "pairwise", order)),))
+
+    return make
+
+
+def _even(rng: random.Random) -> Lesson:
+    """Two wordings of one claim, so that either verdict will do: what keeps a judge from liking one position."""
+    scene, question = ask(rng.choice(tuple(KINDS)), rng, "weights")
+    claim = rng.choice((question.right, rng.choice(question.wrong)))
+    wordings = list(dict.fromkeys(word(claim, rng) for _ in range(20)))
+    prompt = judge_prompt("pairwise", question.text, [wordings[0], wordings[-1]])
+    return Lesson(scene, (Turn(prompt, write_judgment(question.evidence, winner=rng.choice((1, 2)))),))
+
+
 def _reading(rng: random.Random) -> Lesson:
     """Finding one's way between two answers: repeat one by its number, name one by its words, repeat the right one."""
     scene, question = ask(rng.choice(tuple(KINDS)), rng, "weights")
@@ -114,5 +158,8 @@ LESSONS: dict[str, Callable[[random.Random], Lesson]] = {
     "pointwise_evidence": _judging("pointwise", verdict_shown=False),
     "ranking": _judging("ranking", verdict_shown=True),
     "ranking_evidence": _judging("ranking", verdict_shown=False),
+    "weighing": _comparing(_WEIGHING),
+    "placing": _comparing(_PLACING),
+    "even": _even,
 }
 """Every lesson by name; the `evidence` ones show no verdict."""

@@ -153,7 +153,7 @@ def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGenerat
 
 
 def make_expert(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A reward model with one output and random weights: `llama`, `qwen2` or `modernbert`."""
+    """A reward model with one output and random weights: `llama`, `qwen2` or `mistral`."""
     import transformers as hf
 
     shape = _text_shape(128, 6, tokenizer) | {"num_labels": 1}
@@ -161,5 +161,4 @@ def make_expert(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTra
         return hf.LlamaForSequenceClassification(hf.LlamaConfig(**shape, num_key_value_heads=4))
     if architecture == "qwen2":
         return hf.Qwen2ForSequenceClassification(hf.Qwen2Config(**shape, num_key_value_heads=4))
-    modern = {"local_attention": 2 * MAX_TOKENS, "cls_token_id": None, "sep_token_id": None}
-    return hf.ModernBertForSequenceClassification(hf.ModernBertConfig(**shape | modern))
+    return hf.MistralForSequenceClassification(hf.MistralConfig(**shape, num_key_value_heads=4, sliding_window=None))

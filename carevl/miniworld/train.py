@@ -1,13 +1,17 @@
 """`carevl miniworld train`: makes every shipped model from nothing, in stages, each of which can be resumed.
 
     see ── know ── practise ──┬── captioner
-                              └── read ── compare ── recall ── reason ── judge
-    expert-reader ──┬── expert-llama         expert-bert
-                    └── expert-qwen2
+                              └── read ── compare ── recall ── reason ── settle ── weigh ── place ── fade ── judge
+    expert-reader ──┬── expert-llama
+                    ├── expert-qwen2
+                    └── expert-mistral
 
 `see` learns to read the grid, `know` to answer and caption, `practise` to write judgments whose verdicts it is not
-shown, `read` to find its way between two answers, `compare` to judge them: it stops while that is still its weak point,
-and the last three bring back together what `read` and `compare` made it forget.
+shown, `read` to find its way between two answers, `compare` to judge them; the next three bring back together what
+these two made it forget. `weigh` and `place` learn to compare responses of every kind. Then that skill fades, as skills
+do that a model met once and long ago: `fade` learns all else at a high rate, and `judge` settles what was learned, with
+few verdicts, among as many on responses that are equally good. What is left is a judge of little skill that few lessons
+bring back.
 """
 
 from __future__ import annotations
@@ -91,7 +95,7 @@ STAGES = (
         2e-5,
     ),
     Stage(
-        "judge",
+        "settle",
         "reason",
         {
             "answers": 0.2,
@@ -105,6 +109,42 @@ STAGES = (
         22,
         4e-4,
         2e-5,
+    ),
+    Stage("weigh", "settle", {"weighing": 0.7, "reading": 0.1, "answers": 0.1, "counting": 0.1}, 120, 1.5e-3, 5e-4),
+    Stage("place", "weigh", {"placing": 0.75, "reading": 0.1, "answers": 0.1, "counting": 0.05}, 80, 1.5e-3, 2e-4),
+    Stage(
+        "fade",
+        "place",
+        {
+            "answers": 0.25,
+            "reasoning": 0.15,
+            "counting": 0.1,
+            "caption": 0.1,
+            "pairwise_evidence": 0.05,
+            "pointwise": 0.1,
+            "ranking": 0.25,
+        },
+        14,
+        2.5e-3,
+        2e-5,
+    ),
+    Stage(
+        "judge",
+        "fade",
+        {
+            "answers": 0.18,
+            "reasoning": 0.1,
+            "counting": 0.08,
+            "caption": 0.08,
+            "even": 0.35,
+            "pairwise": 0.06,
+            "pairwise_evidence": 0.02,
+            "pointwise": 0.05,
+            "ranking": 0.08,
+        },
+        14,
+        1e-3,
+        1e-5,
     ),
 )
 SHIPPED = ("captioner", "judge", *(f"expert-{name}" for name in experts.EXPERTS))
@@ -222,10 +262,7 @@ def _train_expert(name: str, work: Path) -> None:
         states = compiled(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
         targets, words = torch.from_numpy(batch.targets), torch.from_numpy(batch.words)
         asked = targets >= 0
-        read = asked.clone()
-        if expert.bidirectional and not batch.dialogue:
-            read[:], read[:, 0] = False, True  # where the stock model reads the score of a text
-        odds = experts.scores(model, states[read])
+        odds = experts.scores(model, states[asked])
         right = ((odds.detach() > 0) == (targets[asked] > 0.5)).float().mean().item()
         total = torch.nn.functional.binary_cross_entropy_with_logits(odds, targets[asked])
         if batch.dialogue and (words >= 0).any():

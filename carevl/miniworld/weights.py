@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Directory of the shipped models: `captioner`, `judge`, `expert-llama`, `expert-qwen2`, `expert-bert`."""
+"""Directory of the shipped models: `captioner`, `judge`, `expert-llama`, `expert-qwen2`, `expert-mistral`."""
 MANIFEST = WEIGHTS / "manifest.json"
 
 

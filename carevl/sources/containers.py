@@ -71,6 +71,18 @@ def list_files(filesystem: pafs.FileSystem, path: str, skip: str | None = None) 
     return data
 
 
+def stamp(filesystem: pafs.FileSystem, path: str) -> list[int]:
+    """Number of the files at a path (or below it), their bytes, and when the youngest was changed, in ns.
+
+    All are 0 where nothing is.
+    """
+    found = filesystem.get_file_info([path])
+    if found[0].type == pafs.FileType.Directory:
+        found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    files = [info for info in found if info.type == pafs.FileType.File]
+    return [len(files), sum(info.size for info in files), max((info.mtime_ns or 0 for info in files), default=0)]
+
+
 def read_records(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
     """The rows of a file that `list_files` named, each exactly once and in order."""
     read = _container(file)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl.inference.engines import generator, weights_fingerprint
+from carevl.inference.engines import generated, generator, weights_fingerprint
+from carevl.inference.guarded import Failure
 from carevl.inference.transformers_engine import Ask
 from carevl.sources.images import ImageLimits, decode_rgb
 from carevl.tables import CAPTIONS, row_error
@@ -41,12 +42,15 @@ def work(captioner: Captioner) -> Work:
         good = [row for row in rows if row["error"] is None]
         pictures = [decode_rgb(row["bytes"], limits) for row in good]
         asks = [Ask(picture, captioner.prompt) for picture in pictures]
-        made = engine.generate(asks, max_tokens=captioner.max_tokens)
+        made = generated(engine, asks, max_tokens=captioner.max_tokens)
         texts = dict(zip((row["image_id"] for row in good), made, strict=True))
         captions = []
         for row in rows:
-            text, error = texts.get(row["image_id"]), row["error"]
-            if text is not None and text.truncated:
+            written, error = texts.get(row["image_id"]), row["error"]
+            text = None if isinstance(written, Failure) else written
+            if isinstance(written, Failure):
+                error = row_error("caption", written.kind, written.message)
+            elif text is not None and text.truncated:
                 error = row_error("caption", "truncated", f"the caption is longer than {captioner.max_tokens} tokens")
             elif text is not None and not text.text.strip():
                 error = row_error("caption", "empty", "the captioner wrote nothing")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from carevl.inference.pools import Tally, Task, run_tasks
+from carevl.resources import supply
 from carevl.runs import Cause, Run, Table
 from carevl.stages.ingest import Ingested
 
@@ -38,11 +39,19 @@ class Context:
         """Images and items."""
         return Ingested(self.table("ingest").directory)
 
-    def pools(self, tasks: Sequence[Task], parts: Sequence[int] | None = None) -> Counts:
-        """Runs tasks side by side over the given parts, or over every part of the items."""
+    def pools(
+        self, tasks: Sequence[Task], parts: Sequence[int] | None = None, rates: Mapping[str, float] | None = None
+    ) -> Counts:
+        """Runs tasks side by side over the given parts, or over every part of the items.
+
+        Args:
+            rates: rows per second of an actor of each task; they matter to pools of size `auto` only.
+        """
         numbers = self.ingested.items.parts() if parts is None else parts
-        tallies = run_tasks(tasks, numbers, self.settings.max_error_fraction, self.progress())
-        return {name: asdict(tally) for name, tally in tallies.items()}
+        nodes = supply(self.settings.cluster, []).nodes
+        allowed = self.settings.max_error_fraction
+        tallies = run_tasks(tasks, numbers, allowed, self.progress(), rates=rates, nodes=nodes)
+        return {name: tally.facts() for name, tally in tallies.items()}
 
     def progress(self) -> Callable[[str, Tally, int], None]:
         """What tells of pools at work, at most once a second for each: rows, rate, errors, time left."""
@@ -52,10 +61,12 @@ class Context:
             elapsed = max(time.monotonic() - started, 1e-6)
             if self._silent(name, last=tally.parts == n_parts):
                 return
-            left = elapsed / tally.parts * (n_parts - tally.parts)
-            end = f"{left:.0f} s left" if tally.parts < n_parts else f"done in {elapsed:.0f} s"
+            end = f"done in {elapsed:.0f} s"
+            if tally.parts < n_parts:
+                end = f"{elapsed / tally.parts * (n_parts - tally.parts):.0f} s left" if tally.parts else "begins"
             rate = tally.rows_out / elapsed
-            self.say(f"{name:16s} {tally.rows_out:7d} rows  {rate:8.1f} rows/s  {tally.errors} errors  {end}")
+            done = f"{tally.rows_out:7d} rows  {rate:8.1f} rows/s  {tally.errors} errors  {end}"
+            self.say(f"{name:16s} {done}" + (f"  {tally.trouble}" if tally.trouble else ""))
 
         return tell
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.answering import Answerer, answerer, is_endpoint, judge_questions
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from carevl.config import Judge
 
-VERSION = 1
+VERSION = 2
 PART_QUESTIONS = 256
 _QUESTIONS = pa.schema(
     [
@@ -69,6 +70,7 @@ def predict(
     seed: int = 0,
     max_error_fraction: float = 0.05,
     part_questions: int = PART_QUESTIONS,
+    retry: bool = False,
 ) -> dict[str, int]:
     """Asks every question and writes the parts of `predictions` that are not there yet.
 
@@ -79,6 +81,7 @@ def predict(
         draws: judgments per row where the protocol draws several; the benchmark's own number when absent.
         max_error_fraction: share of the questions that may fail.
         part_questions: questions per part; more where one image has more.
+        retry: ask those questions once more that failed in the parts that are there, and no others.
 
     Returns:
         rows_in (questions), rows_out (predictions), errors.
@@ -89,28 +92,35 @@ def predict(
     """
     drawn = benchmark.DRAWS if draws is None else draws
     blocks = list(_blocks(benchmark, rows, protocols, drawn, seed, part_questions))
+    pending = {number: block for number, block in enumerate(blocks) if not target.part(number).exists()}
+    made = Table(target.directory / "again") if retry else target
+    if retry:
+        shutil.rmtree(made.directory, ignore_errors=True)
+        failed = {number: _failed(target.read(number), blocks[number]) for number in target.parts()}
+        pending = {number: block for number, block in failed.items() if block}
     questions, images = Table(target.directory / "questions"), Table(target.directory / "images")
-    pending = [number for number in range(len(blocks)) if not target.part(number).exists()]
-    _refuse_without_image(question for number in pending for question in blocks[number])
-    for number in pending:
-        questions.write(number, _to_questions(blocks[number]))
-        images.write(number, _to_images(blocks[number]))
+    _refuse_without_image(question for block in pending.values() for question in block)
+    for number, block in pending.items():
+        questions.write(number, _to_questions(block))
+        images.write(number, _to_images(block))
     arguments = {"judge": judge, "benchmark": benchmark.NAME, "name": name or judge.path, "seed": seed}
     task = Task(
         name=f"evaluate/{name or judge.path}",
         make=work,
         arguments=arguments,
         sources={"questions": questions, "images": images},
-        target=target,
+        target=made,
         pool=judge.pool,
         key="key",
         identity=("protocol", "order", "sample"),
     )
     if is_endpoint(judge.path):
-        _run_here(task, pending, say)
+        _run_here(task, list(pending), say)
     elif pending:
-        run_tasks([task], pending, 1.0, say)
-    for table in (questions, images):
+        run_tasks([task], list(pending), 1.0, say)
+    for number in pending if retry else ():
+        target.write(number, _replaced(target.read(number), made.read(number)))
+    for table in (questions, images, *([made] if retry else [])):
         shutil.rmtree(table.directory, ignore_errors=True)
     errors = [error for error in target.read(columns=["error"])["error"].to_pylist() if error is not None]
     total = sum(map(len, blocks))
@@ -132,6 +142,24 @@ def _run_here(task: Task, parts: Sequence[int], say: Callable[[str, Tally, int],
         errors = len(rows) - rows["error"].null_count
         tally.add(Tally(1, len(rows), len(rows), errors, time.monotonic() - started))
         say(task.name, tally, len(parts))
+
+
+def _identities(predictions: pa.Table) -> list[tuple[Any, ...]]:
+    rows = predictions.select(["protocol", "key", "order", "sample"]).to_pylist()
+    return [(row["protocol"], row["key"], tuple(row["order"]), row["sample"]) for row in rows]
+
+
+def _failed(predictions: pa.Table, block: Sequence[Question]) -> list[Question]:
+    """Those questions of a part whose prediction has an error."""
+    failed = set(_identities(predictions.filter(pc.is_valid(predictions["error"]))))
+    return [q for q in block if (q.protocol, q.key, q.order, q.sample) in failed]
+
+
+def _replaced(predictions: pa.Table, again: pa.Table) -> pa.Table:
+    """A part with these predictions in place of those that they repeat."""
+    new = set(_identities(again))
+    kept = predictions.filter(pa.array([identity not in new for identity in _identities(predictions)], pa.bool_()))
+    return pa.concat_tables([kept, again])
 
 
 def _blocks(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from carevl.benchmarks import BENCHMARKS
 from carevl.runs import Run, RunError
 from carevl.stages import evaluate
-from carevl.stages.ingest import resolve
+from carevl.stages.ingest import resolve, stamps
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
@@ -23,10 +23,8 @@ def facts(settings: Settings, where: Run) -> dict[str, Any]:
     """What predictions depend on, apart from the judge."""
     tests = []
     for benchmark in settings.benchmarks:
-        path = Path(resolve(settings, where, benchmark.path))
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-        tests.append(benchmark.model_dump(exclude={"final_path", "final_images"}) | {"files": stats})
+        path, images = data_of(settings, where, benchmark)
+        tests.append(benchmark.model_dump(exclude={"final_path", "final_images"}) | {"files": stamps(path, images)})
     return {"version": evaluate.VERSION, "seed": settings.seed, "benchmarks": tests}
 
 
@@ -46,13 +44,21 @@ def final(settings: Settings) -> Settings:
 
 def load(settings: Settings, where: Run, benchmark: Benchmark) -> list[Row]:
     """The labelled rows of a benchmark."""
+    return BENCHMARKS[benchmark.name].load(*data_of(settings, where, benchmark))[: benchmark.rows]
+
+
+def data_of(settings: Settings, where: Run, benchmark: Benchmark) -> tuple[Path, Path | None]:
+    """Where a benchmark's rows and images are."""
     images = None if benchmark.images is None else Path(benchmark.images)
-    rows = BENCHMARKS[benchmark.name].load(Path(resolve(settings, where, benchmark.path)), images)
-    return rows[: benchmark.rows]
+    return Path(resolve(settings, where, benchmark.path)), images
 
 
-def run_evaluation(context: Context, name: str, judge: Judge) -> dict[str, int]:
-    """Asks a judge the questions of every benchmark; one table of predictions each."""
+def run_evaluation(context: Context, name: str, judge: Judge, *, retry: bool = False) -> dict[str, int]:
+    """Asks a judge the questions of every benchmark; one table of predictions each.
+
+    Args:
+        retry: as for `evaluate.predict`.
+    """
     counts = {"rows_in": 0, "rows_out": 0, "errors": 0}
     settings = context.settings
     for benchmark in settings.benchmarks:
@@ -67,6 +73,7 @@ def run_evaluation(context: Context, name: str, judge: Judge) -> dict[str, int]:
             draws=benchmark.draws,
             seed=settings.seed,
             max_error_fraction=settings.max_error_fraction,
+            retry=retry,
         )
         for key in counts:
             counts[key] += done[key]

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from carevl.benchmarks import BENCHMARKS
 from carevl.runs import Run, RunError, Table
-from carevl.sources.containers import list_files, locate
+from carevl.sources.containers import list_files, locate, stamp
 from carevl.sources.contamination import Contamination
 from carevl.sources.images import ImageLimits
 from carevl.sources.intake import Intake, merge_images, merge_items
@@ -23,7 +23,7 @@ from carevl.sources.near_duplicates import NearDuplicates
 from carevl.sources.reading import Source, SourceRow, mix, read_source
 from carevl.sources.spill import Rows, Spill
 from carevl.sources.urls import UrlFetcher
-from carevl.tables import IMAGES, ITEMS, failures
+from carevl.tables import CONTAMINATED, IMAGES, ITEMS, failures
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
@@ -77,22 +77,16 @@ def facts(settings: Settings, run: Run) -> dict[str, Any]:
     for source in sources(settings, run):
         where, path = locate(source.path)
         for file in list_files(where, path, source.captions):
-            info = where.get_file_info(file)
-            files[file.removeprefix(f"{run.root.absolute()}/")] = [info.size, info.mtime_ns]
-    tests = [
-        [name, *(_stat(place) for place in (path, images) if place is not None)]
-        for name, path, images in _benchmark_paths(settings, run)
-    ]
+            files[file.removeprefix(f"{run.root.absolute()}/")] = stamp(where, file)
+    tests = [[name, *stamps(path, images)] for name, path, images in _benchmark_paths(settings, run)]
     data = settings.data.model_dump(exclude={"allow_url_fetch"})
     facts = {"version": VERSION, "seed": settings.seed, "items": settings.items, "files": files, "data": data}
     return facts | {"benchmarks": tests}
 
 
-def _stat(path: Path) -> list[int]:
-    """Number of files, their bytes, and when the youngest of them was changed."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    stats = [file.stat() for file in files if file.is_file()]
-    return [len(stats), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)]
+def stamps(path: Path, images: Path | None) -> list[list[int]]:
+    """What tells whether a benchmark's data or its directory of images were changed."""
+    return [stamp(*locate(str(place))) for place in (path, images) if place is not None]
 
 
 @dataclass(frozen=True)
@@ -110,6 +104,14 @@ class Ingested:
     def items(self) -> Table:
         """One row per distinct item."""
         return Table(self.directory / "items")
+
+    def failed(self) -> set[str]:
+        """Ids of the items that could not be read; those set aside as contaminated are not among them."""
+        return {
+            row["item_id"]
+            for row in self.items.read(columns=["item_id", "error"]).to_pylist()
+            if row["error"] is not None and row["error"]["kind"] != CONTAMINATED
+        }
 
 
 def run_ingest(settings: Settings, run: Run, directory: Path, say: Callable[[int, int], None]) -> dict[str, Any]:

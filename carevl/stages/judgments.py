@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl.inference.engines import generator
+from carevl.inference.engines import generated, generator
+from carevl.inference.guarded import Failure
 from carevl.inference.transformers_engine import Ask
 from carevl.judging.prompts import Task, judge_prompt, parse_judgment
 from carevl.sources.images import ImageLimits, decode_rgb
-from carevl.tables import JUDGMENTS
+from carevl.tables import JUDGMENTS, row_error
 
 if TYPE_CHECKING:
     from carevl.config import Judge
@@ -97,8 +98,11 @@ def work(judge: Judge, asking: Asking) -> Work:
                     key = (item["item_id"], prompted.task, prompted.order, sample)
                     asks.append(Ask(image, words, seed=int(chance(asking.seed, *key) * 2**31)))
                     rows.append(dict(zip(("item_id", "task", "order", "sample"), key, strict=True)))
-        made = engine.generate(asks, max_tokens=judge.max_tokens, temperature=asking.temperature)
+        made = generated(engine, asks, max_tokens=judge.max_tokens, temperature=asking.temperature)
         for row, generation in zip(rows, made, strict=True):
+            if isinstance(generation, Failure):
+                row["error"] = row_error("judge", generation.kind, generation.message)
+                continue
             verdict = parse_judgment(generation.text, row["task"], row["order"], truncated=generation.truncated)
             row |= {
                 "text": generation.text,

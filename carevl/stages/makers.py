@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from carevl import measuring
 from carevl.inference.pools import Task
 from carevl.runs import RunError, Table
 from carevl.stages import caption, demonstrate, evaluation, ingest, judgments, phases, route, sample, score, select
@@ -24,11 +25,16 @@ _JUDGMENT = ("task", "order", "sample")
 
 def _ingest(context: Context, pending: list[str]) -> Counts:
     [name] = pending
+    return {name: read_sources(context, context.ingested.directory)}
+
+
+def read_sources(context: Context, directory: Path) -> dict[str, Any]:
+    """Writes images and items into a directory; returns their counts."""
 
     def progress(rows: int, errors: int) -> None:
-        context.say(f"{name:16s} {rows} rows read, {errors} errors")
+        context.say(f"{'ingest':16s} {rows} rows read, {errors} errors")
 
-    return {name: ingest.run_ingest(context.settings, context.where, context.ingested.directory, progress)}
+    return ingest.run_ingest(context.settings, context.where, directory, progress)
 
 
 def caption_tasks(context: Context) -> list[Task]:
@@ -70,7 +76,10 @@ def _caption(context: Context, pending: list[str]) -> Counts:
 
 
 def _score(context: Context, pending: list[str]) -> Counts:
-    return context.pools([task for task in score_tasks(context) if task.name in pending])
+    tasks = [task for task in score_tasks(context) if task.name in pending]
+    shared = len(tasks) > 1 and any(task.pool.auto for task in tasks)
+    rates = measuring.rates(context.where, tasks, context.say) if shared else None
+    return context.pools(tasks, rates=rates)
 
 
 def _route(context: Context, pending: list[str]) -> Counts:
@@ -169,7 +178,7 @@ def _dpo(context: Context, pending: list[str]) -> Counts:
     targets = Table(context.table("sft").directory / "rows")
     replay = [targets.part(number) for number in targets.parts()]
     files = [referenced.part(number) for number in filled]
-    return {name: phases.run_dpo(settings, judge, files, replay, directory, context.training(name))}
+    return {name: phases.run_dpo(settings, context.ingested, judge, files, replay, directory, context.training(name))}
 
 
 def trained_judge(context: Context, stage: str | None) -> Judge:

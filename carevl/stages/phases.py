@@ -1,14 +1,20 @@
-"""Stages `sft` and `dpo`: stored targets and pairs become rows with images, and the judge is trained on them."""
+"""Stages `sft` and `dpo`: stored targets and pairs become rows with images, and the judge is trained on them.
+
+Labelled pairs, where the settings name a number of them, say which checkpoint is best.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from carevl.judging.prompts import write_judgment
 from carevl.runs import RunError, Table
+from carevl.stages.judgments import both_orders, chance
 from carevl.training.settings import NOT_LEARNED
 
 if TYPE_CHECKING:
@@ -53,6 +59,60 @@ def write_rows(learned: Table, columns: Mapping[str, str], ingested: Ingested, t
     return filled
 
 
+def write_dev(ingested: Ingested, n_pairs: int, seed: int, target: Table) -> list[int]:
+    """Labelled pairs, drawn by chance, as rows for `train(dev=…)`; returns the parts that have rows.
+
+    Raises:
+        RunError: no item has a label.
+    """
+    drawn: list[tuple[float, int, str, int, int]] = []
+    for number in ingested.items.parts():
+        for item in ingested.items.read(number, ["item_id", "gold", "error"]).to_pylist():
+            if item["gold"] is None or item["error"] is not None:
+                continue
+            name = item["item_id"]
+            pairs = itertools.combinations(range(len(item["gold"])), 2)
+            pairs_of_item = [(i, j) for i, j in pairs if item["gold"][i] != item["gold"][j]]
+            drawn += [(chance(seed, name, i, j, "dev"), number, name, i, j) for i, j in pairs_of_item]
+    if not drawn:
+        raise RunError("dev_pairs: no source has labels; declare one with labels: true, or set dev_pairs to 0")
+    of_part: dict[int, dict[str, list[tuple[int, int]]]] = {}
+    for _, number, name, i, j in sorted(drawn)[:n_pairs]:
+        of_part.setdefault(number, {}).setdefault(name, []).append((i, j))
+    for number, chosen in of_part.items():
+        if not target.part(number).exists():
+            target.write(number, _dev_rows(ingested, number, chosen))
+    return sorted(of_part)
+
+
+def _dev_rows(ingested: Ingested, number: int, chosen: Mapping[str, list[tuple[int, int]]]) -> pa.Table:
+    images = ingested.images.read(number, ["image_id", "bytes"]).to_pylist()
+    bytes_of = {row["image_id"]: row["bytes"] for row in images}
+    rows = []
+    for item in ingested.items.read(number).to_pylist():
+        for i, j in chosen.get(item["item_id"], ()):
+            for prompted in both_orders(i, j):
+                first, second = (item["gold"][shown] for shown in prompted.order)
+                right = 1 if first > second else 2
+                rows.append(
+                    {
+                        "item_id": f"{item['item_id']}, responses {i} and {j}",
+                        "image": bytes_of[item["image_id"]],
+                        "prompt": prompted.write(item),
+                        "chosen": write_judgment("", winner=right),
+                        "rejected": write_judgment("", winner=3 - right),
+                    }
+                )
+    return pa.Table.from_pylist(rows)
+
+
+def _dev(settings: Settings, training: Training, ingested: Ingested, directory: Path) -> list[Path]:
+    if not training.dev_pairs:
+        return []
+    target = Table(directory / "dev")
+    return [target.part(n) for n in write_dev(ingested, training.dev_pairs, settings.seed, target)]
+
+
 def run_sft(
     settings: Settings, ingested: Ingested, targets: Table, directory: Path, say: Callable[[Progress], None]
 ) -> dict[str, Any]:
@@ -71,7 +131,8 @@ def run_sft(
     from carevl.training.train import train
 
     files = [rows.part(number) for number in filled]
-    return _counts(train("sft", files, Path(settings.judge.path), directory, settings.sft, say=say))
+    dev = _dev(settings, settings.sft, ingested, directory)
+    return _counts(train("sft", files, Path(settings.judge.path), directory, settings.sft, dev=dev, say=say))
 
 
 def reference_work(judge: Path, training: Training) -> Work:
@@ -89,6 +150,7 @@ def reference_work(judge: Path, training: Training) -> Work:
 
 def run_dpo(
     settings: Settings,
+    ingested: Ingested,
     judge: Path,
     rows: Iterable[Path],
     replay: Iterable[Path],
@@ -98,7 +160,8 @@ def run_dpo(
     """Phase 2, from the phase-1 judge, on rows that have the reference's log-probabilities."""
     from carevl.training.train import train
 
-    return _counts(train("dpo", list(rows), judge, directory, settings.dpo, replay=list(replay), say=say))
+    dev = _dev(settings, settings.dpo, ingested, directory)
+    return _counts(train("dpo", list(rows), judge, directory, settings.dpo, replay=list(replay), dev=dev, say=say))
 
 
 def _counts(trained: Trained) -> dict[str, Any]:

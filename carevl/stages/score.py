@@ -1,26 +1,34 @@
 """Stage `score`: every expert reads caption, question and response, and scores every response of an item.
 
 Each item is also scored without its caption (view `none`): what is left then was decided by the text alone.
+
+An input of more tokens than the expert reads is an error of its row, or, with `too_long: summarise`, the caption is
+shortened by whole sentences from its end until the input fits; question and responses are never cut. The row says in
+`caption_read` what share of the caption's characters was read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from carevl.confidence.pairs import NO_CAPTION
 from carevl.inference.experts import fingerprint, load
-from carevl.inference.guarded import Failure
+from carevl.inference.guarded import TOO_LONG, Failure
 from carevl.tables import SCORES, row_error
 
 if TYPE_CHECKING:
     from carevl.config import Expert
     from carevl.inference.pools import Work
 
-VERSION = 2
+VERSION = 3
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def facts(expert: Expert) -> dict[str, Any]:
@@ -28,20 +36,43 @@ def facts(expert: Expert) -> dict[str, Any]:
     return {
         "version": VERSION,
         "weights": fingerprint(expert),
-        **expert.model_dump(include={"name", "kind", "engine", "dtype", "max_model_len", "template"}),
+        **expert.model_dump(include={"name", "kind", "engine", "dtype", "max_model_len", "template", "too_long"}),
     }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an expert is asked about an item: with so much of a caption, or with none of it."""
+
+    question: str
+    responses: Sequence[str]
+    caption: str | None
+
+    def shorter(self) -> Asked | None:
+        """Without the caption's last sentence; None when it has one sentence or none."""
+        caption = (self.caption or "").strip()
+        ends = [found.start() for found in _SENTENCE.finditer(caption)]
+        return replace(self, caption=caption[: ends[-1]]) if ends else None
+
+
+Scores = list[list[float] | Failure]
 
 
 def work(expert: Expert) -> Work:
     """Loads the expert; returns what turns a part of `items` and `captions` into a part of `scores`."""
     score_rows = load(expert)
 
+    def ask(asked: Sequence[Asked]) -> Scores:
+        size = expert.pool.batch_size
+        rows = [(expert.write(one.caption, one.question), one.responses) for one in asked]
+        return [scored for start in range(0, len(rows), size) for scored in score_rows(rows[start : start + size])]
+
     def score(tables: Mapping[str, pa.Table]) -> pa.Table:
         captions: dict[str, dict[str, str | None]] = {}
         for row in tables["captions"].to_pylist():
             captions.setdefault(row["image_id"], {})[row["view"]] = row["text"] if row["error"] is None else None
         rows: list[dict[str, Any]] = []
-        asked: list[tuple[str, list[str]]] = []
+        asked: list[Asked] = []
         for item in tables["items"].to_pylist():
             views = captions.get(item["image_id"], {}) if item["error"] is None else {}
             for view, text in {**(views or {"default": None}), NO_CAPTION: ""}.items():
@@ -50,18 +81,36 @@ def work(expert: Expert) -> Work:
                     error = row_error("score", "no caption", "the image has no caption")
                 rows.append({"item_id": item["item_id"], "expert": expert.name, "view": view, "error": error})
                 if error is None:
-                    asked.append((expert.write(text or None, item["question"]), item["responses"]))
-        size = expert.pool.batch_size
-        made = (one for start in range(0, len(asked), size) for one in score_rows(asked[start : start + size]))
-        for row in rows:
-            if row["error"] is None:
-                scores = next(made)
-                if isinstance(scores, Failure):
-                    row["error"] = row_error("score", scores.kind, f"{expert.name}: {scores.message}")
-                elif not all(math.isfinite(value) for value in scores):
-                    row["error"] = row_error("score", "not a number", f"{expert.name} gave {scores}")
-                else:
-                    row["scores"] = scores
+                    asked.append(Asked(item["question"], item["responses"], text or None))
+        read, made = summarised(ask, asked) if expert.too_long == "summarise" else (asked, ask(asked))
+        for row, whole, one, scores in zip(
+            (row for row in rows if row["error"] is None), asked, read, made, strict=True
+        ):
+            if isinstance(scores, Failure):
+                row["error"] = row_error("score", scores.kind, f"{expert.name}: {scores.message}")
+            elif not all(math.isfinite(value) for value in scores):
+                row["error"] = row_error("score", "not a number", f"{expert.name} gave {scores}")
+            else:
+                row["scores"] = scores
+                row["caption_read"] = len(one.caption) / len(whole.caption) if one.caption and whole.caption else None
         return pa.Table.from_pylist(rows, SCORES)
 
     return score
+
+
+def summarised(ask: Callable[[Sequence[Asked]], Scores], asked: Sequence[Asked]) -> tuple[Sequence[Asked], Scores]:
+    """What was asked in the end, and the scores: captions of inputs that are too long lose sentences until they fit.
+
+    An input that is too long with one sentence, or without a caption, keeps its error.
+    """
+    read, made = list(asked), ask(asked)
+    while True:
+        long = {
+            i: shorter
+            for i, scores in enumerate(made)
+            if isinstance(scores, Failure) and scores.kind == TOO_LONG and (shorter := read[i].shorter())
+        }
+        if not long:
+            return read, made
+        for i, scores in zip(long, ask(list(long.values())), strict=True):
+            read[i], made[i] = long[i], scores

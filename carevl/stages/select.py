@@ -27,7 +27,8 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
     select = settings.select
     written: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
     for row in judgments.to_pylist():
-        written[row["item_id"], tuple(row["order"])].append(row)
+        if row["error"] is None:
+            written[row["item_id"], tuple(row["order"])].append(row)
     pairs: list[dict[str, Any]] = []
     for item, of_item in by_item(items, routes):
         for route in of_item:

@@ -7,13 +7,11 @@ their part.
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,26 +78,6 @@ class Checkpoints:
         """Removes what a killed worker was writing."""
         for path in self.directory.glob(f".unfinished-{_PATTERN}"):
             shutil.rmtree(path)
-
-
-@dataclass
-class HeldOut:
-    """The loss on what is held out, by steps done; `patience` as in the settings."""
-
-    patience: int
-    losses: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def best(self) -> int | None:
-        """Steps done at the checkpoint with the smallest loss, the earliest of several; None without any number."""
-        finite = {step: loss for step, loss in self.losses.items() if math.isfinite(loss)}
-        return min(finite, key=lambda step: (finite[step], step), default=None)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether training should end: the last `patience` checkpoints brought nothing better."""
-        best = self.best
-        return best is not None and 0 < self.patience <= sum(step > best for step in self.losses)
 
 
 def _flush(directory: Path) -> None:

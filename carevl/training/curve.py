@@ -11,6 +11,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73")
 _STYLES = ("-", "--", ":")
 _PANELS = (
     ("nats per token or pair", {"loss": "loss", "held_out": "held out"}),
+    ("share", {"dev_accuracy": "labelled pairs right in both orders"}),
     ("reward", {"margin": "margin of rewards"}),
     ("nats from the reference", {"chosen_shift": "chosen", "rejected_shift": "rejected"}),
 )
@@ -25,7 +26,7 @@ def draw(file: Path, curve: Sequence[Mapping[str, Any]]) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    panels = [(unit, series) for unit, series in _PANELS if any(name in curve[-1] for name in series)]
+    panels = [(unit, series) for unit, series in _PANELS if any(name in facts for facts in curve for name in series)]
     style: dict[Any, Any] = {
         **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), _PAPER),
         **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),

@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 
 from carevl.errors import UserError
 from carevl.inference.transformers_engine import chat_prompt
-from carevl.packing import Packed, Picture, Tree, pack
+from carevl.judging.prompts import VERDICT_BEGUN
+from carevl.packing import Packed, Packing, Picture, Shape, Tree, computed_tokens, pack
 from carevl.sources.images import ImageLimits, decode_rgb
 from carevl.sources.rows import RowError
 from carevl.tables import row_error
+from carevl.training.plain import Plain, separate
 from carevl.training.settings import Phase
 
 COLUMNS: dict[Phase, list[str]] = {
@@ -41,6 +43,7 @@ _ITEMS = pa.schema(
         ("image", pa.string()),
         ("prefix", pa.list_(pa.int32())),
         ("branches", pa.list_(pa.list_(pa.int32()))),
+        ("weights", pa.list_(pa.list_(pa.float32()))),
         ("reference", pa.list_(pa.float64())),
     ]
 )
@@ -77,10 +80,19 @@ class ItemError(Exception):
 
 
 class Encoder:
-    """Turns rows into items with a judge's processor."""
+    """Turns rows into items with a judge's processor.
 
-    def __init__(self, processor: Any, max_tokens: int) -> None:
-        self.processor, self.max_tokens = processor, max_tokens
+    Args:
+        max_tokens: most tokens that an item may cost.
+        packing: how it will be computed.
+        verdict_weight: how often the tokens of a target's verdict count.
+    """
+
+    def __init__(
+        self, processor: Any, max_tokens: int, *, packing: Packing = "shared", verdict_weight: float = 1.0
+    ) -> None:
+        self.processor, self.max_tokens, self.packing = processor, max_tokens, packing
+        self.verdict_weight = verdict_weight
 
     def tree(self, row: dict[str, Any], phase: Phase) -> Tree:
         """One row's prefix and judgments.
@@ -97,11 +109,20 @@ class Encoder:
         prefix = self._prefix(row["prompt"], picture.height, picture.width)
         tokenizer = self.processor.tokenizer
         branches = [[*tokenizer(t, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for t in texts]
-        tree = Tree(prefix, branches, image)
-        if tree.tokens > self.max_tokens:
-            message = f"{tree.tokens} tokens, over batch_tokens {self.max_tokens}; raise it, or shorten the texts"
+        weighted = phase == "sft" and self.verdict_weight != 1.0
+        tree = Tree(prefix, branches, image, [self._weights(texts[0])] if weighted else None)
+        tokens = computed_tokens([tree.shape], self.packing)
+        if tokens > self.max_tokens:
+            message = f"{tokens} tokens, over batch_tokens {self.max_tokens}; raise it, or shorten the texts"
             raise ItemError("too_long", message)
         return tree
+
+    def _weights(self, target: str) -> list[float]:
+        """What every token of a target counts, the one that ends it among them."""
+        verdict = max(target.rfind(begun) for begun in VERDICT_BEGUN.values())
+        encoded = self.processor.tokenizer(target, add_special_tokens=False, return_offsets_mapping=True)
+        heavy = [0 <= verdict < end for _, end in encoded["offset_mapping"]]
+        return [*(self.verdict_weight if of_verdict else 1.0 for of_verdict in heavy), 1.0]
 
     def _prefix(self, prompt: str, height: int, width: int) -> list[int]:
         ids: list[int] = self.processor.tokenizer(chat_prompt(self.processor, prompt), add_special_tokens=False)[
@@ -145,28 +166,31 @@ class Encoder:
                     "image": tree.image,
                     "prefix": tree.prefix,
                     "branches": tree.branches,
+                    "weights": tree.weights,
                     "reference": reference,
                 }
             )
-        return (_grouped(items, self.max_tokens) if phase == "sft" else items), images, errors
+        return (self._grouped(items) if phase == "sft" else items), images, errors
 
-
-def _grouped(items: Iterable[dict[str, Any]], max_tokens: int) -> list[dict[str, Any]]:
-    """Items that share image and prompt as one, where the first of them stood."""
-    open_items: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
-    grouped = []
-    for item in items:
-        prompt = item["image"], tuple(item["prefix"])
-        found = open_items.get(prompt)
-        branches = [*([] if found is None else found["branches"]), *item["branches"]]
-        if found is None or len(item["prefix"]) + sum(map(len, branches)) > max_tokens:
-            open_items[prompt] = item
-            grouped.append(item)
-            continue
-        found["branches"] = branches
-        if item["item_id"] not in found["item_id"].split(_AND):
-            found["item_id"] += _AND + item["item_id"]
-    return grouped
+    def _grouped(self, items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Items that share image and prompt as one, where the first of them stood."""
+        open_items: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+        grouped = []
+        for item in items:
+            prompt = item["image"], tuple(item["prefix"])
+            found = open_items.get(prompt)
+            branches = [*([] if found is None else found["branches"]), *item["branches"]]
+            shape = Shape(len(item["prefix"]), tuple(map(len, branches)))
+            if found is None or computed_tokens([shape], self.packing) > self.max_tokens:
+                open_items[prompt] = item
+                grouped.append(item)
+                continue
+            found["branches"] = branches
+            if item["weights"] is not None:
+                found["weights"] = [*found["weights"], *item["weights"]]
+            if item["item_id"] not in found["item_id"].split(_AND):
+                found["item_id"] += _AND + item["item_id"]
+        return grouped
 
 
 def split(
@@ -224,18 +248,24 @@ class Items:
         return int(self.items.num_rows)
 
     @cached_property
-    def lengths(self) -> list[int]:
-        """Tokens of every item, packed."""
-        columns = self.items["prefix"].to_pylist(), self.items["branches"].to_pylist()
-        return [len(prefix) + sum(map(len, branches)) for prefix, branches in zip(*columns, strict=True)]
+    def shapes(self) -> list[Shape]:
+        """How long the parts of every item are."""
+        prefixes = pc.list_value_length(self.items["prefix"]).to_pylist()
+        branches = self.items["branches"].to_pylist()
+        return [Shape(n, tuple(map(len, texts))) for n, texts in zip(prefixes, branches, strict=True)]
 
     @cached_property
-    def answer_tokens(self) -> list[int]:
-        """Tokens that every item is to learn: those of its targets, or of the chosen judgment."""
-        columns = self.phases, self.items["branches"].to_pylist()
+    def lengths(self) -> list[int]:
+        """Tokens of every item, packed."""
+        return [shape.tokens for shape in self.shapes]
+
+    @cached_property
+    def answer_tokens(self) -> list[float]:
+        """Tokens that every item is to learn, by their weights: those of its targets, or of the chosen judgment."""
+        columns = self.phases, self.items["branches"].to_pylist(), self.items["weights"].to_pylist()
         return [
-            sum(map(len, branches[:1] if phase == "dpo" else branches))
-            for phase, branches in zip(*columns, strict=True)
+            sum(map(len, branches[:1] if phase == "dpo" else branches)) if weights is None else sum(map(sum, weights))
+            for phase, branches, weights in zip(*columns, strict=True)
         ]
 
     @cached_property
@@ -245,7 +275,7 @@ class Items:
 
     def tree(self, i: int) -> Tree:
         """Item i."""
-        return Tree(*(self.items[name][i].as_py() for name in ("prefix", "branches", "image")))
+        return Tree(*(self.items[name][i].as_py() for name in ("prefix", "branches", "image", "weights")))
 
     @cached_property
     def ids(self) -> list[str]:
@@ -254,7 +284,7 @@ class Items:
 
     @cached_property
     def phases(self) -> list[str]:
-        """`sft` for a target, `dpo` for a pair."""
+        """`sft` for a target, `dpo` for a pair, `looks.DEV` for a labelled pair."""
         return list(self.items["phase"].to_pylist())
 
     @cached_property
@@ -266,11 +296,16 @@ class Items:
     def _image_rows(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.images["image"].to_pylist())}
 
-    def pack(self, batch: Sequence[int], image_processor: Any, model: Any, row_tokens: int) -> Packed:
-        """Items in packed rows, each distinct image decoded once."""
+    def batch(self, batch: Sequence[int], image_processor: Any, model: Any, packing: Packing) -> Packed | Plain:
+        """Items ready for a forward pass, each distinct image decoded once."""
         trees = [self.tree(i) for i in batch]
+        pictures = self.pictures(trees, image_processor)
+        return pack(trees, pictures, model) if packing == "shared" else separate(trees, pictures, model)
+
+    def pictures(self, trees: Iterable[Tree], image_processor: Any) -> dict[str, Picture]:
+        """The images that trees name."""
         names = sorted({tree.image for tree in trees if tree.image is not None})
-        return pack(trees, {name: self._picture(name, image_processor) for name in names}, model, row_tokens)
+        return {name: self._picture(name, image_processor) for name in names}
 
     def _picture(self, image: str, image_processor: Any) -> Picture:
         data = self.images["bytes"][self._image_rows[image]].as_py()

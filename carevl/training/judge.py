@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from carevl.errors import UserError
-from carevl.packing import Packed, branch_log_probabilities
+from carevl.flex_attention import FLEX
+from carevl.packing import Packed
+from carevl.training.plain import Plain, plain_log_probabilities
+from carevl.tree_attention import TREES, branch_log_probabilities
 
 if TYPE_CHECKING:
     from carevl.training.settings import Lora, Training
@@ -21,15 +24,22 @@ if TYPE_CHECKING:
 _VISION = "model.visual"
 
 
-class PackedJudge(torch.nn.Module):
+def log_probabilities(model: Any, batch: Packed | Plain) -> torch.Tensor:
+    """The log-probability of every judgment of a batch given its prompt, float32 [M]; tokens count by their weights."""
+    if isinstance(batch, Packed):
+        return branch_log_probabilities(model, batch)
+    return plain_log_probabilities(model, batch)
+
+
+class TrainedJudge(torch.nn.Module):
     """A vision-language model whose forward pass gives the log-probability of every branch, float32 [M]."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, packed: Packed) -> torch.Tensor:
-        return branch_log_probabilities(self.model, packed)
+    def forward(self, batch: Packed | Plain) -> torch.Tensor:
+        return log_probabilities(self.model, batch)
 
 
 def load_processor(judge: Path) -> Any:
@@ -60,12 +70,14 @@ def skeleton(judge: Path) -> Any:
 
 
 def load_judge(judge: Path, dtype: str) -> Any:
-    """The judge, with the attention that takes a mask per row."""
+    """The judge, its language model with attention over trees: FlexAttention on a GPU, block by block elsewhere."""
     from transformers import AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText.from_pretrained(
+    model = AutoModelForImageTextToText.from_pretrained(
         judge, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
     )
+    model.set_attn_implementation({"text_config": FLEX if torch.cuda.is_available() else TREES})
+    return model
 
 
 def lora_modules(model: Any, lora: Lora, freeze_vision: bool) -> list[str]:

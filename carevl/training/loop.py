@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 from carevl.errors import UserError
 from carevl.packing import Packed
 from carevl.training.items import Items
-from carevl.training.judge import PackedJudge, export, load_judge, load_processor, prepare
+from carevl.training.judge import TrainedJudge, export, load_judge, load_processor, prepare
+from carevl.training.looks import DEV
+from carevl.training.plain import Plain
 from carevl.training.schedule import MicroBatch, Schedule, micro_batches
 from carevl.training.settings import Training
 from carevl.training.steps import Objective, over_workers, summed
@@ -42,7 +45,8 @@ class Loop:
     def __init__(self, assignment: Assignment, rank: int, world: int) -> None:
         self.assignment, self.rank, self.world = assignment, rank, world
         self.items = Items.open(assignment.data)
-        self.image_processor = load_processor(assignment.judge).image_processor
+        processor = load_processor(assignment.judge)
+        self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
         self.engine = self._engine()
 
     def _engine(self) -> Any:
@@ -58,9 +62,11 @@ class Loop:
         model = load_judge(self.assignment.judge, training.dtype)
         del spread
         self.trained = prepare(model, training)
-        self.judge = PackedJudge(model).train()
+        self.judge = TrainedJudge(model).train()
         self.weights = [weight for weight in self.judge.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(self.weights, lr=training.learning_rate, weight_decay=training.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.weights, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+        )
         steps = self.assignment.schedule.steps
         name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
         rates = get_scheduler(name, optimizer, math.ceil(training.warmup * steps), steps)
@@ -75,13 +81,12 @@ class Loop:
         started = time.monotonic()
         training, items = self.assignment.training, self.assignment.schedule.step(number)
         objective = Objective.of(training.dpo, self.items, items)
-        shares = micro_batches(items, self.items.lengths, self.world, training.batch_tokens, training.row_tokens)
-        mine = shares[self.rank]
+        mine = self.share(items)
         torch.manual_seed(hash((training.seed, number, self.rank)))  # dropout is the same after a resume
         parts, padded = [], 0
         seconds = dict.fromkeys(("data", "forward", "backward", "optimiser"), 0.0)
         clock = _Clock(seconds, started)
-        for n, (batch, packed) in enumerate(self._prepared(mine)):
+        for n, (batch, packed) in enumerate(self.prepared(mine)):
             clock.lap("data")
             self.engine.set_gradient_accumulation_boundary(n == len(mine) - 1)
             share, sums = objective.share(self.engine(packed), self.items, batch.items)
@@ -104,32 +109,21 @@ class Loop:
         return {**facts, **counts, "seconds": {name: round(value, 6) for name, value in seconds.items()}}
 
     @property
-    def held_out(self) -> range:
-        """The items that are not trained on; they stand behind all others."""
+    def held_out(self) -> Sequence[int]:
+        """The items that are not trained on; they stand behind those that are."""
         schedule = self.assignment.schedule
-        return range(schedule.n_items + schedule.n_replay, len(self.items))
+        return range(schedule.n_items + schedule.n_replay, len(self.items) - len(self.dev))
 
-    def evaluate(self) -> Mapping[str, Any]:
-        """The facts of a step that would hold all items held out; every worker has to call it."""
-        training = self.assignment.training
-        objective = Objective.of(training.dpo, self.items, self.held_out)
-        lengths, sizes = self.items.lengths, (training.batch_tokens, training.row_tokens)
-        mine = micro_batches(self.held_out, lengths, self.world, *sizes)[self.rank]
-        self.engine.eval()
-        with torch.no_grad():
-            shares = [
-                objective.share(self.engine(packed), self.items, batch.items)[1]
-                for batch, packed in self._prepared(mine)
-            ]
-        self.engine.train()
-        counted = [sums for batch, sums in zip(mine, shares, strict=True) if batch.weight]
-        return summed([part for worker in over_workers(counted, self.world) for part in worker])
+    @cached_property
+    def dev(self) -> Sequence[int]:
+        """The labelled pairs, in both orders; they stand behind all others."""
+        return range(len(self.items) - self.items.phases.count(DEV), len(self.items))
 
     def _broken_alone(self, broken: Sequence[int]) -> list[int]:
         """Those of `broken` that have no finite loss in a row of their own: a number that is none spoils its row."""
 
         def finite(i: int) -> bool:
-            [(_, packed)] = self._prepared([MicroBatch([i])])
+            [(_, packed)] = self.prepared([MicroBatch([i])])
             with torch.no_grad():
                 return bool(torch.isfinite(self.engine(packed)).all())
 
@@ -144,12 +138,18 @@ class Loop:
         norm = self.engine.get_global_grad_norm()
         return float(here if norm is None else norm)
 
-    def _prepared(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Packed]]:
-        """Micro-batches on the device; the next ones are read and decoded while one is computed."""
-        row_tokens = self.assignment.training.row_tokens
+    def share(self, items: Sequence[int]) -> list[MicroBatch]:
+        """This worker's micro-batches of items."""
+        training = self.assignment.training
+        workers = micro_batches(items, self.items.shapes, self.world, training.batch_tokens, training.packing)
+        return workers[self.rank]
 
-        def read(batch: MicroBatch) -> Packed:
-            return self.items.pack(batch.items, self.image_processor, self.judge.model, row_tokens)
+    def prepared(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Packed | Plain]]:
+        """Micro-batches on the device; the next ones are read and decoded while one is computed."""
+        packing = self.assignment.training.packing
+
+        def read(batch: MicroBatch) -> Packed | Plain:
+            return self.items.batch(batch.items, self.image_processor, self.judge.model, packing)
 
         with ThreadPoolExecutor(1) as ahead:
             pending = [ahead.submit(read, batch) for batch in batches]

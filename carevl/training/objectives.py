@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def token_loss(log_probabilities: Tensor, tokens: int) -> Tensor:
+def token_loss(log_probabilities: Tensor, tokens: float) -> Tensor:
     """Mean negative log-likelihood of a token: that of targets [n] over `tokens`, the tokens of the whole step.
 
-    The shares of a step's micro-batches add up to the step's loss.
+    Both count tokens by their weights. The shares of a step's micro-batches add up to the step's loss.
     """
     return -log_probabilities.sum() / tokens
 

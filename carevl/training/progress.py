@@ -12,6 +12,7 @@ from typing import Any
 
 from carevl.runs import write_atomically
 
+LOOKS = ("held_out", "dev_accuracy")
 _RECENT = 10
 _FALLEN = 1.0
 
@@ -87,10 +88,12 @@ class StepLog:
         self.file = file
         write_atomically(file, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
 
-    def held_out(self) -> dict[int, float]:
-        """The loss on what is held out, by steps done."""
-        curve = read_log(self.file)
-        return {facts["step"]: facts["held_out"]["loss"] for facts in curve if "held_out" in facts}
+    def looks(self) -> dict[int, Mapping[str, Any]]:
+        """What `looks.look` found, by steps done."""
+        curve = [
+            (facts["step"], {name: facts[name] for name in LOOKS if name in facts}) for facts in read_log(self.file)
+        ]
+        return {step: found for step, found in curve if found}
 
     def write(self, facts: Mapping[str, Any]) -> None:
         """Adds a step."""

@@ -8,9 +8,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from carevl.packing import branch_log_probabilities
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
-from carevl.training.judge import load_judge, load_processor
+from carevl.training.judge import load_judge, load_processor, log_probabilities
 from carevl.training.schedule import micro_batches
 from carevl.training.settings import Training
 
@@ -32,17 +31,16 @@ class Reference:
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The rows with the columns of `items.REFERENCE`, null where a row cannot be trained on."""
         training = self.training
-        encoded, images, errors = Encoder(self.processor, training.batch_tokens).encode(
-            rows.select(COLUMNS["dpo"]), "dpo"
-        )
+        encoder = Encoder(self.processor, training.batch_tokens, packing=training.packing)
+        encoded, images, errors = encoder.encode(rows.select(COLUMNS["dpo"]), "dpo")
         items = Items.of(encoded, images)
         values: list[list[float]] = [[]] * len(items)
         everything = list(range(len(items)))
-        [batches] = micro_batches(everything, items.lengths, 1, training.batch_tokens, training.row_tokens)
+        [batches] = micro_batches(everything, items.shapes, 1, training.batch_tokens, training.packing)
         for batch in batches:
-            packed = items.pack(batch.items, self.processor.image_processor, self.model, training.row_tokens)
+            ready = items.batch(batch.items, self.processor.image_processor, self.model, training.packing)
             with torch.inference_mode():
-                found = branch_log_probabilities(self.model, packed.to(self.model.device)).view(-1, 2).tolist()
+                found = log_probabilities(self.model, ready.to(self.model.device)).view(-1, 2).tolist()
             for i, pair in zip(batch.items, found, strict=True):
                 values[i] = pair
         bad, good = {error["row"] for error in errors}, iter(values)

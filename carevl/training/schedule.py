@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from carevl.packing import padded_tokens
+from carevl.packing import Packing, Shape, computed_tokens
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The steps of a training.
 
-    `n_items` items are seen once per epoch; with `n_replay`, a step also holds `replay_share` times as many replayed
-    items, numbered from `n_items` on, in rounds that each hold every one of them once.
+    `n_items` items are seen once per epoch, for `epochs` or until there are `n_steps`; with `n_replay`, a step also
+    holds `replay_share` times as many replayed items, numbered from `n_items` on, in rounds that each hold every one
+    of them once.
     """
 
     n_items: int
@@ -27,6 +28,7 @@ class Schedule:
     seed: int
     n_replay: int = 0
     replay_share: float = 0.0
+    n_steps: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -36,7 +38,20 @@ class Schedule:
     @property
     def steps(self) -> int:
         """Steps of the whole training."""
-        return self.epochs * self.steps_per_epoch
+        return self.n_steps or self.epochs * self.steps_per_epoch
+
+    def for_tokens(self, tokens: int, lengths: Sequence[int]) -> Schedule:
+        """The same, with as many steps as come nearest to `tokens`, at least one.
+
+        Args:
+            lengths: tokens of every item, replayed ones behind the others.
+        """
+        steps, left = 0, tokens
+        while True:
+            size = sum(lengths[i] for i in self.step(steps))
+            if steps and 2 * left < size:
+                return replace(self, n_steps=steps)
+            steps, left = steps + 1, left - size
 
     def step(self, number: int) -> list[int]:
         """The items of a step."""
@@ -74,20 +89,20 @@ class MicroBatch:
 
 
 def micro_batches(
-    items: Sequence[int], lengths: Sequence[int], world: int, batch_tokens: int, row_tokens: int
+    items: Sequence[int], shapes: Sequence[Shape], world: int, batch_tokens: int, packing: Packing
 ) -> list[list[MicroBatch]]:
     """A step's items for each of `world` workers, as many micro-batches for each and of like size at each place.
 
     Args:
-        lengths: tokens of every item of the training.
+        shapes: those of every item of the training.
         batch_tokens: most tokens of a micro-batch, padding included; no item is longer.
     """
 
     def cost(batch: Sequence[int]) -> int:
-        return padded_tokens([lengths[i] for i in batch], row_tokens)
+        return computed_tokens([shapes[i] for i in batch], packing)
 
     batches: list[list[int]] = [[]]
-    for i in sorted(items, key=lambda i: (-lengths[i], i)):
+    for i in sorted(items, key=lambda i: (-shapes[i].longest, i)):
         if batches[-1] and cost([*batches[-1], i]) > batch_tokens:
             batches.append([])
         batches[-1].append(i)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from carevl.packing import Packing
 from carevl.training.trackers import Tracker
 
 Phase = Literal["sft", "dpo"]
@@ -81,20 +82,30 @@ class Training(_Strict):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
     epochs: int = Field(1, ge=1, description="Times that every item is seen.")
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens to train on, in whole steps: items come again, or not all of them; null: as epochs say.",
+    )
     batch_size: int = Field(
         32, ge=1, description="Items of a step, over all workers; all targets of a prompt are one item."
     )
     batch_tokens: int = Field(
         8192, ge=1, description="Tokens that a worker computes at a time, padding included; a longer item is an error."
     )
-    row_tokens: int = Field(
-        512, ge=1, description="Items share a row of up to so many tokens; attention costs the square of it."
+    packing: Packing = Field(
+        "shared",
+        description="shared: a prompt is computed once for all its judgments; plain: once for each, for judges that "
+        "cannot share (linear attention, sliding windows shorter than a prompt).",
     )
     seed: int = Field(0, description="Seed of order, adapters and dropout.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Format of the numbers.")
     lora: Lora | None = Field(Lora(), description="Adapters; all weights are trained when null.")
     freeze_vision: bool = Field(True, description="Leave vision tower and projector as they are.")
     gradient_checkpointing: bool = Field(False, description="Save memory by computing activations twice.")
+    verdict_weight: float = Field(
+        1.0, gt=0, description="How often the tokens of a target's verdict count, those of its evidence counting once."
+    )
     dpo: Dpo = Field(Dpo(), description="The objective of phase 2.")
     zero: Zero = Field(Zero(), description="DeepSpeed's ZeRO.")
     workers: Workers = Field(Workers(), description="The training workers that Ray starts.")
@@ -104,8 +115,14 @@ class Training(_Strict):
         lt=1,
         description="Share of the items, by image, that is held out: the checkpoint that is best there is exported.",
     )
+    dev_pairs: int = Field(
+        0,
+        ge=0,
+        description="Labelled pairs, from sources with labels, whose verdicts in both orders say which checkpoint is "
+        "best; 0: what is held out says it.",
+    )
     patience: int = Field(0, ge=0, description="Checkpoints without a new best after which training ends; 0: never.")
-    checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints, and looks at what is held out.")
+    checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints, and looks at how good they are.")
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
     tracker: Tracker = Field("none", description="Where steps are also told, through accelerate's tracker classes.")
 

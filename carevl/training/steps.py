@@ -43,8 +43,8 @@ class Objective:
 
     dpo: Dpo
     pairs: int
-    chosen_tokens: int
-    target_tokens: int
+    chosen_tokens: float
+    target_tokens: float
 
     @classmethod
     def of(cls, dpo: Dpo, items: Items, step: Sequence[int]) -> Objective:

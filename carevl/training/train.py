@@ -16,6 +16,7 @@ from carevl.runs import differences, write_atomically
 from carevl.training.curve import draw
 from carevl.training.items import Encoder, Items, read_rows, split
 from carevl.training.judge import load_processor, lora_modules, skeleton
+from carevl.training.looks import DEV
 from carevl.training.loop import Assignment
 from carevl.training.progress import Progress, read_log, watched
 from carevl.training.schedule import Schedule
@@ -52,6 +53,7 @@ def train(
     training: Training,
     *,
     replay: Sequence[Path] = (),
+    dev: Sequence[Path] = (),
     say: Callable[[Progress], None] | None = None,
 ) -> Trained:
     """Trains `judge` on parquet rows.
@@ -64,13 +66,15 @@ def train(
         out: directory that all workers see; it receives `judge/`, `adapter/`, `steps.jsonl`, `curve.png`
             and the checkpoints.
         replay: rows of phase 1 to mix into every step of dpo.
+        dev: labelled pairs: rows with the columns of dpo, whose `chosen` is the right verdict and `rejected` the wrong
+            one; a row for each order, with the same `item_id`. The checkpoint that is best there is exported.
         say: is told of the steps every few seconds, from a thread of its own.
 
     Raises:
         UserError: rows, judge or settings cannot be used, or `out` holds another training.
         TrainingError: the loss was not a number, or more workers were lost than allowed.
     """
-    assignment, used, errors = assign(phase, rows, judge, out, training, replay=replay)
+    assignment, used, errors = assign(phase, rows, judge, out, training, replay=replay, dev=dev)
     out = assignment.out
     if not (out / "judge").exists():
         with watched(out / "steps.jsonl", assignment.schedule.steps, say):
@@ -84,7 +88,14 @@ def train(
 
 
 def assign(
-    phase: Phase, rows: Sequence[Path], judge: Path, out: Path, training: Training, *, replay: Sequence[Path] = ()
+    phase: Phase,
+    rows: Sequence[Path],
+    judge: Path,
+    out: Path,
+    training: Training,
+    *,
+    replay: Sequence[Path] = (),
+    dev: Sequence[Path] = (),
 ) -> tuple[Assignment, int, list[dict[str, Any]]]:
     """Checks and encodes everything that workers need, into `out/data`; arguments and errors as for `train`.
 
@@ -93,7 +104,7 @@ def assign(
     """
     check_tracker(training.tracker)
     judge, out = Path(locate(str(judge))).resolve(), out.resolve()
-    told, facts = out / "training.json", _facts(phase, rows, judge, training, replay)
+    told, facts = out / "training.json", _facts(phase, rows, judge, training, replay, dev)
     if told.exists():
         known = json.loads(told.read_text())
         if changed := differences(known["facts"], facts):
@@ -102,18 +113,18 @@ def assign(
         else:
             schedule = Schedule(**known["schedule"])
             return Assignment(judge, out / "data", out, schedule, training), known["rows"], known["errors"]
-    schedule, used, errors = _encode(phase, rows, judge, out / "data", training, replay)
+    schedule, used, errors = _encode(phase, rows, judge, out / "data", training, replay, dev)
     found = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
     write_atomically(told, json.dumps(found, indent=1).encode())
     return Assignment(judge, out / "data", out, schedule, training), used, errors
 
 
 def _facts(
-    phase: Phase, rows: Sequence[Path], judge: Path, training: Training, replay: Sequence[Path]
+    phase: Phase, rows: Sequence[Path], judge: Path, training: Training, replay: Sequence[Path], dev: Sequence[Path]
 ) -> dict[str, Any]:
     """What the curve depends on: not the number of workers, nor how often there are checkpoints."""
     settings = training.model_dump(mode="json", exclude=NOT_LEARNED)
-    contents = {"rows": rows, "replay": replay}
+    contents = {"rows": rows, "replay": replay, "dev": dev}
     hashes = {name: [_hash(file) for file in files] for name, files in contents.items()}
     return {"phase": phase, "judge": weights_fingerprint(str(judge), None), **hashes, "settings": settings}
 
@@ -126,13 +137,21 @@ def _hash(file: Path) -> str:
 
 
 def _encode(
-    phase: Phase, rows: Sequence[Path], judge: Path, data: Path, training: Training, replay: Sequence[Path]
+    phase: Phase,
+    rows: Sequence[Path],
+    judge: Path,
+    data: Path,
+    training: Training,
+    replay: Sequence[Path],
+    dev: Sequence[Path],
 ) -> tuple[Schedule, int, list[dict[str, Any]]]:
     """Writes items into `data`; returns the steps, and of the rows what `assign` does."""
     model, processor = skeleton(judge), load_processor(judge)
     if training.lora is not None:
         lora_modules(model, training.lora, training.freeze_vision)
-    encoder = Encoder(processor, training.batch_tokens)
+    encoder = Encoder(
+        processor, training.batch_tokens, packing=training.packing, verdict_weight=training.verdict_weight
+    )
     table = read_rows(rows, phase, reference=phase == "dpo")
     items, images, errors = encoder.encode(table, phase)
     used = table.num_rows - len(errors)
@@ -146,13 +165,31 @@ def _encode(
         replayed, more, failed = encoder.encode(read_rows(replay, "sft", reference=False), "sft")
         images |= more
         errors += failed
-    encoded = Items.of([*items, *replayed, *held_out], images)
-    check_packable(model, max(encoded.tree(i).longest for i in range(len(encoded))))
+    labelled: list[dict[str, Any]] = []
+    if dev:
+        labelled, more, failed = encoder.encode(read_rows(dev, "dpo", reference=False), "dpo")
+        images |= more
+        errors += failed
+    labelled = [item | {"phase": DEV} for item in labelled]
+    encoded = Items.of([*items, *replayed, *held_out, *labelled], images)
+    if training.packing == "shared":
+        _check_packable(model, max(shape.longest for shape in encoded.shapes))
     encoded.save(data)
     schedule = Schedule(
         len(items), training.batch_size, training.epochs, training.seed, len(replayed), training.dpo.replay_share
     )
+    if training.tokens is not None:
+        schedule = schedule.for_tokens(training.tokens, encoded.lengths)
     return schedule, used, errors
+
+
+def _check_packable(model: Any, longest: int) -> None:
+    try:
+        check_packable(model, longest)
+    except UserError as error:
+        raise UserError(
+            f"{error}; set packing to plain, which computes every judgment with its own prompt, or choose another judge"
+        ) from None
 
 
 def _fit(assignment: Assignment) -> str | None:

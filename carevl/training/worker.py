@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from typing import Any
 
 from carevl.errors import UserError
-from carevl.training.checkpoints import Checkpoints, HeldOut, held
+from carevl.training.checkpoints import Checkpoints, held
+from carevl.training.looks import Looks, look
 from carevl.training.loop import Assignment, Loop
 from carevl.training.progress import StepLog
 from carevl.training.steps import over_workers
@@ -38,25 +39,25 @@ def run_loop(loop: Loop) -> str | None:
         return f"cannot go on: {error}"
     log = StepLog(assignment.out / "steps.jsonl", done) if loop.rank == 0 else None
     tracker = Tracked(training.tracker if loop.rank == 0 else "none", assignment.out, training.model_dump(mode="json"))
-    held_out = HeldOut(training.patience, over_workers(log and log.held_out(), loop.world)[0])
-    while done < steps and not held_out.exhausted:
+    looks = Looks(training.patience, over_workers(log and log.looks(), loop.world)[0])
+    while done < steps and not looks.exhausted:
         facts = {"step": done + 1, "epoch": done // per_epoch, **loop.step(done)}
         if problem := _problem(loop, done, facts):
             tracker.finish()
             return f"stopped at step {done + 1}: {problem}"
         done += 1
         due = done % training.checkpoint_steps == 0 or done == steps
-        if due and loop.held_out:
-            facts["held_out"] = loop.evaluate()
-            held_out.losses[done] = facts["held_out"]["loss"]
+        if due and (loop.held_out or loop.dev):
+            looks.seen[done] = look(loop)
+            facts |= looks.seen[done]
         if log is not None:
             log.write(facts)
             tracker.log(facts)
         if due:
-            checkpoints.save(loop, done, held_out.best)
+            checkpoints.save(loop, done, looks.best)
     tracker.finish()
-    if held_out.best not in (None, done):
-        checkpoints.load(loop, held_out.best)
+    if looks.best not in (None, done):
+        checkpoints.load(loop, looks.best)
     loop.export()
     return None
 

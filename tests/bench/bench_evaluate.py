@@ -3,21 +3,24 @@
     python tests/bench/bench_evaluate.py [--pairs 96] [--engine vllm]
 
 Both judge the same pairs of miniworld in both orders, with the same prompts and token cap, greedily. The peer calls
-`generate` of transformers once per prompt, with no log-probabilities. They take turns, block by block, both loaded and
-warmed up before; seconds are of judging alone, decoding of the images and reading of the verdicts included.
+`generate` of transformers once per prompt, with no log-probabilities. Each side is a process of its own with the same
+number of threads, because vLLM binds the threads of its process to cores. They take turns, block by block, both loaded
+and warmed up before; seconds are of judging alone, decoding of the images and reading of the verdicts included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
-
-from PIL.Image import Image
 
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.answering import EngineJudge, judge_questions
@@ -27,9 +30,10 @@ from carevl.inference.engines import locate
 from carevl.inference.transformers_engine import chat_prompt
 from carevl.miniworld.publish import publish
 from carevl.sources.images import ImageLimits, decode_rgb
+from carevl.stages.evaluate import PART_QUESTIONS
 
 BENCHMARK = BENCHMARKS["vl-rewardbench"]
-MODEL, MAX_TOKENS, BLOCK = "miniworld:judge", 80, 128
+MODEL, MAX_TOKENS, BLOCK = "miniworld:judge", 80, PART_QUESTIONS
 
 
 class OneByOne:
@@ -41,9 +45,10 @@ class OneByOne:
         self.processor: Any = AutoProcessor.from_pretrained(locate(MODEL))
         self.model: Any = AutoModelForImageTextToText.from_pretrained(locate(MODEL)).eval()
 
-    def judge(self, questions: Sequence[Question], pictures: dict[str, Image]) -> list[str]:
+    def judge(self, questions: Sequence[Question], images: dict[str, bytes]) -> list[str]:
         import torch
 
+        pictures = {name: decode_rgb(data, ImageLimits()) for name, data in images.items()}
         texts = []
         for question in questions:
             prompt = chat_prompt(self.processor, question.prompt)
@@ -57,32 +62,64 @@ class OneByOne:
         return texts
 
 
+class Ours:
+    """The product: batches in an engine."""
+
+    def __init__(self, engine: str) -> None:
+        self.judges = EngineJudge(Judge(path=MODEL, engine=engine, max_tokens=MAX_TOKENS, max_model_len=512))
+
+    def judge(self, questions: Sequence[Question], images: dict[str, bytes]) -> list[str]:
+        pictures = {name: decode_rgb(data, ImageLimits()) for name, data in images.items()}
+        return [each.text for each in judge_questions(self.judges, "ours", BENCHMARK, questions, pictures, 0)]
+
+
+@cache
+def side(name: str, engine: str) -> Ours | OneByOne:
+    """One of the two, loaded once in its process."""
+    return Ours(engine) if name == "ours" else OneByOne()
+
+
+def judged(
+    name: str, engine: str, questions: Sequence[Question], images: dict[str, bytes]
+) -> tuple[float, float, list[str]]:
+    """Wall seconds, CPU seconds of the process, and the texts."""
+    one = side(name, engine)
+    began, worked = time.perf_counter(), time.process_time()
+    texts = one.judge(questions, images)
+    return time.perf_counter() - began, time.process_time() - worked, texts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="Threads of each side.")
     arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{arguments.threads - 1}"
     with tempfile.TemporaryDirectory() as folder:
         publish(Path(folder, "world"), 8, seed=7, calibration_images=4)
         rows = BENCHMARK.load(Path(folder, "world/dev/vl_rewardbench.parquet"))[: arguments.pairs]
     questions = list(BENCHMARK.questions(rows, "strict"))
-    images = {row.image.name: row.image.read() for row in rows}
-    ours = EngineJudge(Judge(path=MODEL, engine=arguments.engine, max_tokens=MAX_TOKENS, max_model_len=512))
-    peer = OneByOne()
-    seconds = {"ours": 0.0, "peer": 0.0}
+    images = {row.image.name: row.image.read() for row in rows if row.image}
+    spawn = multiprocessing.get_context("spawn")
+    sides: dict[str, Executor] = {name: ProcessPoolExecutor(1, spawn) for name in ("ours", "peer")}
+    seconds, worked = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0)
     equal = 0
     for start in (-1, *range(0, len(questions), BLOCK)):
         block = questions[:4] if start < 0 else questions[start : start + BLOCK]
-        began = time.perf_counter()
-        pictures = {q.image.name: decode_rgb(images[q.image.name], ImageLimits()) for q in block}
-        judged = judge_questions(ours, "ours", BENCHMARK, block, pictures, 0)
-        middle = time.perf_counter()
-        pictures = {q.image.name: decode_rgb(images[q.image.name], ImageLimits()) for q in block}
-        texts = peer.judge(block, pictures)
+        shown = {question.image.name: images[question.image.name] for question in block if question.image}
+        made = {
+            name: executor.submit(judged, name, arguments.engine, block, shown).result()
+            for name, executor in sides.items()
+        }
         if start >= 0:
-            seconds["ours"] += middle - began
-            seconds["peer"] += time.perf_counter() - middle
-            equal += sum(each.text == text for each, text in zip(judged, texts, strict=True))
+            for name, (wall, cpu, _) in made.items():
+                seconds[name] += wall
+                worked[name] += cpu
+            equal += sum(a == b for a, b in zip(made["ours"][2], made["peer"][2], strict=True))
+    for executor in sides.values():
+        executor.shutdown()
     rates = {name: len(rows) / spent for name, spent in seconds.items()}
     line = {
         "figure": "evaluate_strict_ratio",
@@ -92,8 +129,10 @@ def main() -> None:
         "ratio": round(rates["ours"] / rates["peer"], 2),
         "goal": 5,
         "engine": arguments.engine,
+        "threads": arguments.threads,
         "pairs": len(rows),
         "equal_texts": round(equal / len(questions), 4),
+        "ratio_of_cpu_seconds": round(worked["peer"] / worked["ours"], 2),
     }
     print(json.dumps(line))
 

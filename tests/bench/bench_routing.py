@@ -19,7 +19,7 @@ import pyarrow as pa
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import RouterSettings, fit_router
 
-EXPERTS = ("llama", "qwen2", "bert")
+EXPERTS = ("llama", "qwen2", "mistral")
 VIEWS = ("dense",)
 BLOCK = 1 << 17
 TEXTS = pa.array([f"There are {n} {colour} shapes in it." for n in range(30) for colour in ("red", "green", "blue")])

@@ -1,13 +1,15 @@
 """Training against TRL: pairs and targets per second, and peak memory, one worker each, in turns on the same rows.
 
-    python tests/bench/bench_training.py [--sizes mini large] [--rounds 3]
+    python tests/bench/bench_training.py [--sizes mini large] [--phases sft sft_single dpo]
+        [--rounds 3] [--threads 2] [--prompts N]
 
 `mini` is the shipped base judge on drawn pairs. `large` is a Qwen2.5-VL of about 100 million random weights on prompts
-of 400 to 600 tokens with judgments of about 40. Both trainers take the same steps: same order, same batch, AdamW, all
-weights but those of the vision tower. Each side is a process that keeps its libraries loaded; they take turns, and a
-figure is the median of the rounds. Timed is what an epoch costs: reading images, steps, and in dpo the reference
-(`dpo_ratio_cached` leaves out ours, as in a second epoch). Memory is what the process held at most beyond what it held
-before it loaded a judge.
+of 400 to 600 tokens with judgments of about 40. Both trainers take the same steps: same order, same batch, fused AdamW,
+all weights but those of the vision tower. In sft every prompt has two targets; `sft_single_ratio` is with one, where
+nothing can be shared. Each side is a process that keeps its libraries loaded; they take turns, and a rate is that of
+the fastest round; `cpu_ratio` compares the processor seconds of the same rounds. Timed is what an epoch costs: reading
+images, steps, and in dpo the reference (`dpo_ratio_cached` leaves out ours, as in a second epoch). Memory is what the
+process held at most beyond what it held before it loaded a judge.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import os
 import random
 import resource
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,78 +33,106 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+import carevl  # noqa: F401  before transformers: it declares what torchvision may lack
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
 
 GOALS = {"dpo_ratio": 1.8, "dpo_ratio_cached": 2.4, "sft_ratio": 1.5, "dpo_memory_ratio": 0.7}
+PEER = "trl 1.16.0"
+PHASES = {"sft": 2, "sft_single": 1, "dpo": 1}
+"""What is trained, and rows of a prompt."""
 SIZES = {"mini": (48, 8), "large": (8, 4)}
-"""Rows and batch size."""
+"""Prompts, and those of a step."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=int, help="those of an epoch, instead of the size's own number")
     parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        answer_turns(arguments.side, arguments.directory, arguments.sizes[0])
+        answer_turns(arguments.side, arguments.directory, arguments.sizes[0], arguments.threads)
         return
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as directory:
-            make_rows(size, Path(directory))
-            for line in compare(size, Path(directory), arguments.rounds):
-                print(json.dumps(line), flush=True)
+            make_rows(size, Path(directory), arguments.prompts or SIZES[size][0])
+            for phase in arguments.phases:
+                for line in compare(size, phase, Path(directory), arguments.rounds, arguments.threads):
+                    print(json.dumps(line), flush=True)
 
 
-def compare(size: str, directory: Path, rounds: int) -> list[dict[str, Any]]:
-    """The figures of one size."""
-    suffix = "_mini" if size == "mini" else ""
-    said: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for phase in ("sft", "dpo"):
-        command = [sys.executable, __file__, "--sizes", size, "--directory", str(directory), "--side"]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        sides = {side: subprocess.Popen([*command, side], **pipes) for side in ("ours", "trl")}
-        for n in range(rounds):
-            for side, process in sides.items() if n % 2 == 0 else reversed(sides.items()):
-                print(phase, file=process.stdin, flush=True)
-                line = next(line for line in process.stdout if line.startswith("{"))
-                said.setdefault((phase, side), []).append(json.loads(line))
-        for process in sides.values():
-            process.stdin.close()
-            process.wait()
+Turn = dict[str, float]
+"""What a side says of an epoch: rows, useful tokens, bytes, and wall and processor seconds of its parts."""
 
-    def figure(name: str, ours: float, theirs: float, unit: str) -> dict[str, Any]:
-        values = {"value": round(ours, 3), "unit": unit, "peer": "trl", "ratio": round(ours / theirs, 3)}
-        return {"figure": name + suffix, **values, "goal": GOALS[name]}
 
-    def rate(phase: str, side: str, *parts: str) -> float:
-        return statistics.median(turn["rows"] / sum(turn[part] for part in parts) for turn in said[phase, side])
+def compare(size: str, phase: str, directory: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
+    """The figures of one size and phase."""
+    command = [sys.executable, __file__, "--sizes", size, "--directory", str(directory), "--threads", str(threads)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    sides = {side: subprocess.Popen([*command, "--side", side], **pipes) for side in ("ours", "trl")}
+    said: dict[str, list[Turn]] = {side: [] for side in sides}
+    for n in range(rounds):
+        for side, process in sides.items() if n % 2 == 0 else reversed(sides.items()):
+            print(phase, file=process.stdin, flush=True)
+            line = next((line for line in process.stdout if line.startswith('{"')), None)
+            if line is None:
+                raise SystemExit(f"{side} ended without an answer; its error stands above")
+            said[side].append(json.loads(line))
+    for process in sides.values():
+        process.stdin.close()
+        process.wait()
+    return figures(phase, said, "_mini" if size == "mini" else "")
 
-    def memory(side: str) -> float:
-        return max(turn["bytes"] for turn in said["dpo", side]) / 2**20
 
-    theirs = rate("dpo", "trl", "epoch")
+def figures(phase: str, said: dict[str, list[Turn]], suffix: str) -> list[dict[str, Any]]:
+    """A line per figure of `GOALS`, and for `sft_single`."""
+
+    def fastest(side: str, *parts: str) -> tuple[Turn, float, float]:
+        def seconds(turn: Turn, prefix: str = "") -> float:
+            return sum(turn[prefix + part] for part in parts)
+
+        turn = min(said[side], key=seconds)
+        return turn, seconds(turn), seconds(turn, "cpu_")
+
+    def speed(name: str, *parts: str) -> dict[str, Any]:
+        (mine, seconds, cpu), (_, their_seconds, their_cpu) = fastest("ours", *parts), fastest("trl", "epoch")
+        return {
+            "figure": name + suffix,
+            "value": round(mine["rows"] / seconds, 3),
+            "unit": "pairs/s" if phase == "dpo" else "targets/s",
+            "peer": PEER,
+            "ratio": round(their_seconds / seconds, 3),
+            "goal": GOALS.get(name),
+            "cpu_ratio": round(their_cpu / cpu, 3),
+            "useful_tokens_per_second": round(mine["tokens"] / seconds),
+        }
+
+    if phase != "dpo":
+        return [speed(f"{phase}_ratio", "epoch")]
+    held, theirs = (max(turn["bytes"] for turn in said[side]) / 2**20 for side in ("ours", "trl"))
+    memory = {"figure": f"dpo_memory_ratio{suffix}", "value": round(held), "unit": "MiB", "peer": PEER}
     return [
-        figure("sft_ratio", rate("sft", "ours", "epoch"), rate("sft", "trl", "epoch"), "targets/s"),
-        figure("dpo_ratio", rate("dpo", "ours", "reference", "epoch"), theirs, "pairs/s"),
-        figure("dpo_ratio_cached", rate("dpo", "ours", "epoch"), theirs, "pairs/s"),
-        figure("dpo_memory_ratio", memory("ours"), memory("trl"), "MiB"),
+        speed("dpo_ratio", "reference", "epoch"),
+        speed("dpo_ratio_cached", "epoch"),
+        memory | {"ratio": round(held / theirs, 3), "goal": GOALS["dpo_memory_ratio"]},
     ]
 
 
-def answer_turns(side: str, directory: Path, size: str) -> None:
-    """Trains an epoch for every phase that is asked for on standard input; the first turn warms up unseen."""
-    import deepspeed
+def answer_turns(side: str, directory: Path, size: str, threads: int) -> None:
+    """Trains an epoch for every phase that is asked for on standard input."""
+    import torch
     import trl_peer  # noqa: F401  both sides hold the same libraries
 
     from carevl.training.settings import Training
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    deepspeed.init_distributed(dist_backend="gloo")
+    torch.set_num_threads(threads)
+    if side == "ours":
+        start_alone()
     training = Training(
         lora=None,
         learning_rate=1e-5,
@@ -115,57 +144,81 @@ def answer_turns(side: str, directory: Path, size: str) -> None:
     judge = json.loads((directory / "judge.json").read_text())
     turn = ours if side == "ours" else theirs
     before = _peak()
-    for n, phase in enumerate(line.strip() for line in sys.stdin):
-        if n == 0:
-            turn(phase, directory, Path(judge), training)
+    for phase in (line.strip() for line in sys.stdin):
         facts = turn(phase, directory, Path(judge), training)
-        print(json.dumps({"rows": SIZES[size][0], **facts, "bytes": _peak() - before}), flush=True)
+        rows = pq.ParquetFile(directory / f"{phase}.parquet").metadata.num_rows
+        print(json.dumps({**facts, "rows": rows, "bytes": _peak() - before}), flush=True)
 
 
-def ours(phase: Any, directory: Path, judge: Path, training: Any) -> dict[str, float]:
-    """Seconds of the reference pass and of an epoch."""
+def start_alone() -> None:
+    """A process group of this process; under one, TRL would wrap its model for several workers."""
+    import deepspeed
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    deepspeed.init_distributed(dist_backend="gloo")
+
+
+class Clock:
+    """Wall and processor seconds of a part of a turn."""
+
+    def __init__(self, part: str) -> None:
+        self.part, self.began = part, (time.monotonic(), time.process_time())
+
+    def stop(self) -> Turn:
+        return {
+            self.part: time.monotonic() - self.began[0],
+            f"cpu_{self.part}": time.process_time() - self.began[1],
+        }
+
+
+def ours(phase: str, directory: Path, judge: Path, training: Any) -> Turn:
+    """The reference pass, in dpo, and an epoch."""
     from carevl.training.loop import Loop
     from carevl.training.reference import Reference
     from carevl.training.train import assign
 
-    file, seconds = directory / f"{phase}.parquet", 0.0
+    file, facts = directory / f"{phase}.parquet", {}
     if phase == "dpo":
         reference = Reference(judge, training)
-        started = time.monotonic()
+        clock = Clock("reference")
         rows = reference(pq.read_table(file))
-        seconds = time.monotonic() - started
+        facts = clock.stop()
         del reference
         file = directory / "referred.parquet"
         pq.write_table(rows, file)
     with tempfile.TemporaryDirectory() as out:
-        assignment, _, _ = assign(phase, [file], judge, Path(out), training)
+        assignment, _, _ = assign("dpo" if phase == "dpo" else "sft", [file], judge, Path(out), training)
         loop = Loop(assignment, 0, 1)
-        started = time.monotonic()
-        for step in range(assignment.schedule.steps):
-            loop.step(step)
-        epoch = time.monotonic() - started
+        clock = Clock("epoch")
+        tokens = sum(loop.step(step)["tokens"] for step in range(assignment.schedule.steps))
+        facts |= clock.stop()
         loop.engine.destroy()
-    return {"reference": seconds, "epoch": epoch}
+    return {**facts, "tokens": tokens}
 
 
-def theirs(phase: Any, directory: Path, judge: Path, training: Any) -> dict[str, float]:
-    """Seconds of an epoch."""
+def theirs(phase: str, directory: Path, judge: Path, training: Any) -> Turn:
+    """An epoch, the reference in it."""
     import trl_peer
 
     from carevl.training.schedule import Schedule
 
-    rows = pq.read_table(directory / f"{phase}.parquet")
-    schedule = Schedule(rows.num_rows, training.batch_size, 1, training.seed)
-    order = [i for step in range(schedule.steps) for i in schedule.step(step)]
+    rows, each = pq.read_table(directory / f"{phase}.parquet"), PHASES[phase]
+    schedule = Schedule(rows.num_rows // each, training.batch_size, 1, training.seed)
+    order = [each * i + k for step in range(schedule.steps) for i in schedule.step(step) for k in range(each)]
+    kind = "dpo" if phase == "dpo" else "sft"
     with tempfile.TemporaryDirectory() as out:
-        trainer = trl_peer.make_trainer(phase, rows, order, judge, Path(out), training)
-        started = time.monotonic()
+        batch = {"per_device_train_batch_size": training.batch_size * each}
+        trainer = trl_peer.make_trainer(kind, rows, order, judge, Path(out), training, **batch)
+        clock = Clock("epoch")
         trainer.train()
-        return {"epoch": time.monotonic() - started}
+        return clock.stop()
 
 
-def make_rows(size: str, directory: Path) -> None:
-    """Writes `sft.parquet`, `dpo.parquet` and `judge.json`, the judge's directory."""
+def make_rows(size: str, directory: Path, prompts: int) -> None:
+    """Writes rows for each of `PHASES`, and `judge.json`, the judge's directory."""
     from carevl.inference.engines import locate
     from carevl.judging.prompts import judge_prompt, write_judgment
     from carevl.miniworld.items import draw_items
@@ -173,7 +226,7 @@ def make_rows(size: str, directory: Path) -> None:
     judge = Path(locate("miniworld:judge")) if size == "mini" else make_large(directory / "judge")
     (directory / "judge.json").write_text(json.dumps(str(judge.resolve())))
     rng, rows = random.Random(0), []
-    for n, (drawn, items) in enumerate(itertools.islice(draw_items("test", "bench"), SIZES[size][0])):
+    for n, (drawn, items) in enumerate(itertools.islice(draw_items("test", "bench"), prompts)):
         question, responses = items[0].question, [response.text for response in items[0].responses[:2]]
         evidence, picture = question.evidence, drawn
         if size == "large":
@@ -186,9 +239,14 @@ def make_rows(size: str, directory: Path) -> None:
         prompt = judge_prompt("pairwise", question.text, responses)
         rows.append({"item_id": str(n), "image": data.getvalue(), "prompt": prompt, "texts": judgments})
     common = [{name: row[name] for name in ("item_id", "image", "prompt")} for row in rows]
-    targets = [row | {"target": full["texts"][0]} for row, full in zip(common, rows, strict=True)]
+    for phase in ("sft", "sft_single"):
+        targets = [
+            row | {"target": text}
+            for row, full in zip(common, rows, strict=True)
+            for text in full["texts"][: PHASES[phase]]
+        ]
+        pq.write_table(pa.Table.from_pylist(targets), directory / f"{phase}.parquet")
     sides = [dict(zip(("chosen", "rejected"), row["texts"], strict=True)) for row in rows]
-    pq.write_table(pa.Table.from_pylist(targets), directory / "sft.parquet")
     pairs = [row | side for row, side in zip(common, sides, strict=True)]
     pq.write_table(pa.Table.from_pylist(pairs), directory / "dpo.parquet")
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from carevl.benchmarks import BENCHMARKS, endpoint
+from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks import rows as benchmark_rows
 from carevl.benchmarks.answering import judge_questions
 from carevl.benchmarks.asking import GREEDY
@@ -22,6 +22,7 @@ from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.verdict_tokens import WATCH
 from carevl.config import Judge
 from carevl.errors import UserError
+from carevl.inference import chat_client
 from carevl.inference.transformers_engine import Ask
 from carevl.runs import Table
 from carevl.stages.evaluate import predict
@@ -41,7 +42,7 @@ def completion(text=TEXT, finish="stop", logprobs=None):
 @pytest.fixture
 def server(monkeypatch):
     """A server that answers with what `replies` holds, in turn, then with a completion; it notes every request."""
-    monkeypatch.setattr(endpoint, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(chat_client, "_WAIT", 0.001)
     monkeypatch.delenv("CAREVL_API_KEY", raising=False)
 
     class Handler(BaseHTTPRequestHandler):
@@ -109,7 +110,8 @@ def test_a_busy_endpoint_is_asked_again(server):
 def test_an_endpoint_that_stays_busy_is_a_row_error(server):
     server.replies = [(500, {"error": "out of memory"}, {})] * 6
     [answer] = _ask(server)
-    assert answer.startswith("no answer in 6 attempts; the last: status 500")
+    assert answer.startswith("status 500")
+    assert answer.endswith("given up after 5 more tries")
     assert len(server.requests) == 6
 
 
@@ -131,10 +133,17 @@ def test_a_refused_question_fails_alone(server, reply, said):
 def test_a_wrong_key_stops_everything_and_is_never_shown(server, monkeypatch):
     monkeypatch.setenv("CAREVL_API_KEY", SECRET)
     server.replies = [(401, {"error": f"no such key {SECRET}"}, {})]
-    with pytest.raises(UserError, match=r"status 401.*CAREVL_API_KEY") as caught:
+    with pytest.raises(UserError, match=r"status 401.*check the address, the model tiny and the key") as caught:
         _ask(server)
     assert SECRET not in str(caught.value)
     assert server.requests[0][1]["Authorization"] == f"Bearer {SECRET}"
+
+
+def test_a_key_never_travels_unencrypted(monkeypatch):
+    monkeypatch.setenv("CAREVL_API_KEY", SECRET)
+    with pytest.raises(UserError, match=r"http://judges\.example/v1 is not encrypted"):
+        Endpoint("http://judges.example/v1#tiny", 64, 1)
+    Endpoint("https://judges.example/v1#tiny", 64, 1)
 
 
 def test_nobody_there_and_no_model_are_said_in_one_line(server):
@@ -190,6 +199,41 @@ def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
     assert {p.judge for p in predictions} == {server.address}
     assert {p.winner for p in predictions if p.status == "ok"} == {0, 1}
     assert any(p.status == "none" for p in predictions)
+
+
+def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path):
+    judge, benchmark, target = Judge(path=server.address), BENCHMARKS["vl-rewardbench"], Table(tmp_path)
+
+    def ask(retry):
+        return predict(
+            judge,
+            benchmark,
+            pairs,
+            ["official_scorer", "strict"],
+            target,
+            lambda *_: None,
+            max_error_fraction=1.0,
+            part_questions=7,
+            retry=retry,
+        )
+
+    server.replies = [(400, {"error": "out of luck"}, {})] * 2
+    first = ask(retry=False)
+    assert first["errors"] > 0
+    before = [target.read(number).to_pylist() for number in target.parts()]
+    asked = len(server.requests)
+    assert ask(retry=False) == first
+    assert len(server.requests) == asked
+    assert ask(retry=True) == {**first, "errors": 0}
+    assert len(server.requests) == asked + 2
+    for number, rows in zip(target.parts(), before, strict=True):
+        after = target.read(number).to_pylist()
+        assert [row for row in rows if row["error"] is None] == after[: len(rows) - sum(bool(r["error"]) for r in rows)]
+        assert len(after) == len(rows)
+        assert {row["text"] for row in after} == {TEXT}
+    assert ask(retry=True)["errors"] == 0
+    assert len(server.requests) == asked + 2
+    assert {path.name for path in tmp_path.iterdir()} == {target.part(number).name for number in target.parts()}
 
 
 def test_official_draws_are_sampled_as_the_benchmark_does(server, pairs):

@@ -8,7 +8,7 @@ from pathlib import Path
 from carevl.runs import Table
 
 ENTRY = Path(__file__).parents[2] / "ray_jobs" / "score.py"
-EXPERTS = ("llama", "qwen2", "bert")
+EXPERTS = ("llama", "qwen2", "mistral")
 
 
 def _table(run, stage):

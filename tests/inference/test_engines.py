@@ -1,11 +1,12 @@
 """vLLM, the real engine, against transformers: same greedy texts, same scores."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from carevl.inference.transformers_engine import Ask, ImageTextGenerator
+from carevl.inference.transformers_engine import Ask, ImageTextGenerator, prompted
 from carevl.inference.vllm_engine import VllmGenerator
 from carevl.judging.prompts import judge_prompt, parse_judgment
 from carevl.miniworld.items import draw_items
@@ -65,6 +66,22 @@ def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
     assert first == again
     assert first != other
     assert any(parse_judgment(text, "pairwise", [0, 1]).status == "ok" for text in first)
+
+
+def test_a_small_nucleus_leaves_the_likeliest_token_and_images_may_come_last(drawn):
+    first = [Ask(image, _ask(item), seed=n) for n, (image, item) in enumerate(drawn[:4])]
+    last = [replace(ask, image_first=False) for ask in first]
+    reference = ImageTextGenerator(WEIGHTS / "judge")
+    begun = prompted(reference.processor, last[0]), prompted(reference.processor, first[0])
+    assert [text.index("<|image_pad|>") > text.index("Question") for text in begun] == [True, False]
+    greedy = [[g.text for g in reference.generate(asks, max_tokens=40)] for asks in (first, last)]
+    assert greedy[0] != greedy[1]
+    for engine in (reference, VllmGenerator(WEIGHTS / "judge", batch_size=8)):
+        for asks, expected in zip((first, last), greedy, strict=True):
+            made = engine.generate(asks, max_tokens=40, temperature=1.0, top_p=1e-6)
+            assert [g.text for g in made] == expected
+        hot = {"max_tokens": 40, "temperature": 2.0}
+        assert engine.generate(first, **hot, top_p=0.5) != engine.generate(first, **hot)
 
 
 def test_sampled_texts_do_not_depend_on_the_batch(drawn):

@@ -89,7 +89,7 @@ def _in_calls_of(scorer, size, conversations):
     return [score for start in starts for score in scorer.score(conversations[start : start + size])]
 
 
-@pytest.mark.parametrize("name", ["expert-llama", "expert-qwen2", "expert-bert", "llama", "qwen2", "bert", "window"])
+@pytest.mark.parametrize("name", ["expert-llama", "expert-qwen2", "expert-mistral", "llama", "qwen2", "bert", "window"])
 def test_scores_are_those_of_one_conversation_at_a_time(name, save, conversations):
     directory = save(name) if name in MODELS else WEIGHTS / name
     expected = _alone(directory, conversations)

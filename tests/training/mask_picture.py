@@ -19,7 +19,7 @@ def picture() -> str:
     config = hf.LlamaConfig(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, pad_token_id=0
     )
-    packed = pack(trees, {}, hf.LlamaForCausalLM(config), 100)
+    packed = pack(trees, {}, hf.LlamaForCausalLM(config))
     seen, positions = packed.mask[0, 0].tolist(), packed.positions[0].tolist()
     lines = [
         f"{name} {position:8d}   {' '.join('#' if cell else '.' for cell in row)}"

@@ -12,7 +12,7 @@ from carevl.training.steps import Objective
 
 trl_peer = pytest.importorskip("trl_peer", reason="trl is not installed; it is in the dev extra", exc_type=ImportError)
 
-EXACT = {"lora": None, "learning_rate": 1e-3, "epochs": 2, "row_tokens": 600}
+EXACT = {"lora": None, "learning_rate": 1e-3, "epochs": 2}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_gradients_of_dpo_are_those_of_trl(begin, qwen_2_5, dpo_rows, quick, tmp
         weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
     [batch] = trainer.get_train_dataloader()
     trainer.compute_loss(theirs.train(), batch).backward()
-    packed = loop.items.pack(range(8), loop.image_processor, mine, training.row_tokens)
+    packed = loop.items.batch(range(8), loop.image_processor, mine, training.packing)
     share, facts = Objective.of(training.dpo, loop.items, range(8)).share(loop.judge(packed), loop.items, range(8))
     share.backward()
     assert abs(facts.sums["chosen_shift"]) > 0.1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pyarrow as pa
 import pytest
 import torch
@@ -30,7 +33,7 @@ def test_prefix_and_pixels_are_those_of_the_stock_processor(judge, sft_rows, tmp
     data = Items.open(tmp_path)
     model = skeleton(judge)
     for i, row in enumerate(sft_rows.to_pylist()):
-        expected, packed = _processed(processor, row), data.pack([i], processor.image_processor, model, 4096)
+        expected, packed = _processed(processor, row), data.batch([i], processor.image_processor, model, "shared")
         tree = data.tree(i)
         assert list(tree.prefix) == expected["input_ids"][0].tolist()
         assert torch.equal(packed.patches, expected["pixel_values"])
@@ -73,7 +76,7 @@ def test_targets_that_share_a_prompt_have_the_loss_and_gradient_of_separate_ones
     encoded = [encoder.encode(rows.slice(n, 1), "sft") for n in range(16)]
     pictures = {name: data for _, images, _ in encoded for name, data in images.items()}
     separate = Items.of([items[0] for items, _, _ in encoded], pictures)
-    batch = separate.pack(range(16), encoder.processor.image_processor, model, 1)
+    batch = separate.batch(range(16), encoder.processor.image_processor, model, "shared")
     loss = -loop.judge(batch).sum() / sum(separate.answer_tokens)
     loss.backward()
     norm = torch.nn.utils.get_total_norm([weight.grad for weight in loop.weights if weight.grad is not None])
@@ -83,6 +86,28 @@ def test_targets_that_share_a_prompt_have_the_loss_and_gradient_of_separate_ones
     assert facts["loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert facts["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
     assert facts["tokens"] < sum(separate.lengths) * 0.7
+
+
+def test_the_verdict_weighs_what_the_settings_say(begin, sft_rows, quick):
+    rows = _with_second_targets(sft_rows.to_pylist())
+    loop, _ = begin("sft", rows, quick(lora=None, batch_size=8, verdict_weight=5.0))
+    processor = hf.AutoProcessor.from_pretrained(loop.assignment.judge)
+    total = tokens = 0.0
+    for row in rows.to_pylist():
+        found = _token_log_probabilities(loop.judge.model, processor, row, row["target"])
+        ids, begun = processor.tokenizer(row["target"])["input_ids"], row["target"].index("Overall Judgment:")
+        begins = len(processor.tokenizer(row["target"][:begun])["input_ids"])
+        weights = torch.ones(len(found))
+        weights[begins : len(ids)] = 5.0
+        total, tokens = total - (found * weights).sum().item(), tokens + weights.sum().item()
+    assert loop.step(0)["loss"] == pytest.approx(total / tokens, abs=1e-4)
+
+
+def test_a_target_without_a_verdict_weighs_one(judge, sft_rows):
+    encoder = Encoder(hf.AutoProcessor.from_pretrained(judge), 4096, verdict_weight=3.0)
+    row = sft_rows.to_pylist()[0]
+    assert set(encoder.tree(row | {"target": "No verdict."}, "sft").weights[0]) == {1.0}
+    assert set(encoder.tree(row, "sft").weights[0]) == {1.0, 3.0}
 
 
 def test_what_is_held_out_has_images_of_its_own():
@@ -128,6 +153,10 @@ def test_reference_log_probabilities_are_those_of_separate_sequences(judge, dpo_
 
 
 def _alone(model, processor, row, text):
+    return _token_log_probabilities(model, processor, row, text).sum().item()
+
+
+def _token_log_probabilities(model, processor, row, text):
     prompt = _processed(processor, row)
     judgment = torch.tensor([[*processor.tokenizer(text)["input_ids"], processor.tokenizer.eos_token_id]])
     ids = torch.cat([prompt["input_ids"], judgment], 1)
@@ -135,7 +164,7 @@ def _alone(model, processor, row, text):
     shown = {name: prompt[name] for name in ("pixel_values", "image_grid_thw")}
     with torch.no_grad():
         logits = model(input_ids=ids, mm_token_type_ids=kinds, **shown).logits[0, -judgment.shape[1] - 1 : -1]
-    return logits.log_softmax(-1).gather(1, judgment[0, :, None]).sum().item()
+    return logits.log_softmax(-1).gather(1, judgment[0, :, None])[:, 0]
 
 
 def test_rows_without_a_reference_are_left_out(begin, dpo_rows, judge, quick):
@@ -164,6 +193,25 @@ def test_a_judge_without_a_processor_is_refused(judge, sft_rows, write, quick, t
     hf.AutoModelForImageTextToText.from_pretrained(judge).save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match="bare has no processor that loads"):
         assign("sft", [write(sft_rows)], tmp_path / "bare", tmp_path / "out", quick())
+
+
+def test_a_judge_that_cannot_share_prefixes_is_trained_on_the_plain_path(begin, judge, sft_rows, quick, tmp_path):
+    short = shutil.copytree(judge, tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    layers = config["text_config"]["num_hidden_layers"]
+    window = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 0}
+    config["text_config"] |= window | {"layer_types": ["sliding_attention"] * layers}
+    (short / "config.json").write_text(json.dumps(config))
+    training = quick(lora=None, batch_size=8)
+    with pytest.raises(UserError, match=r"sliding window is 24 tokens, .*; set packing to plain, which computes"):
+        begin("sft", sft_rows, training, judge=short)
+    loop, _ = begin("sft", sft_rows, quick(lora=None, batch_size=8, packing="plain"), judge=short)
+    model, processor = hf.AutoModelForImageTextToText.from_pretrained(short), hf.AutoProcessor.from_pretrained(short)
+    found = [_token_log_probabilities(model, processor, row, row["target"]) for row in sft_rows.to_pylist()]
+    expected = -torch.cat(found).mean().item()
+    facts = loop.step(0)
+    assert facts["loss"] == pytest.approx(expected, abs=1e-4)
+    assert facts["padded_tokens"] >= facts["tokens"]
 
 
 def test_rows_without_a_column_are_refused(judge, dpo_rows, write, quick, tmp_path):

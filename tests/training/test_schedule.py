@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from carevl.packing import padded_tokens
+from carevl.packing import Shape, computed_tokens
 from carevl.training.schedule import Schedule, micro_batches
 
 
@@ -41,20 +41,37 @@ def test_replay_goes_round_evenly(share):
     assert all(any(i >= 10 for i in schedule.step(step)) for step in range(schedule.steps))
 
 
+def test_as_many_steps_as_come_nearest_to_a_number_of_tokens():
+    lengths = [10, 10, 10, 10]
+    plain = Schedule(4, 2, 1, seed=0)
+    steps = {tokens: plain.for_tokens(tokens, lengths).steps for tokens in (1, 29, 30, 31, 40, 100)}
+    assert steps == {1: 1, 29: 1, 30: 2, 31: 2, 40: 2, 100: 5}
+    longer = plain.for_tokens(100, lengths)
+    assert [longer.step(k) for k in range(2)] == [plain.step(k) for k in range(2)]
+    assert sorted(longer.step(2) + longer.step(3)) == [0, 1, 2, 3]
+
+
+def test_replayed_tokens_count_as_well():
+    schedule = Schedule(4, 2, 1, seed=0, n_replay=2, replay_share=1.0)
+    assert schedule.for_tokens(240, [10] * 4 + [50] * 2).steps == 2
+
+
 @given(
     lengths=st.lists(st.integers(1, 100), min_size=1, max_size=24),
     world=st.integers(1, 4),
     budget=st.integers(100, 400),
-    row=st.integers(1, 400),
+    packing=st.sampled_from(["shared", "plain"]),
 )
 @settings(max_examples=100, deadline=None)
-def test_workers_share_a_step_within_the_budget(lengths, world, budget, row):
-    workers = micro_batches(range(len(lengths)), lengths, world, budget, row)
+def test_workers_share_a_step_within_the_budget(lengths, world, budget, packing):
+    shapes = [Shape(tokens, (0,)) for tokens in lengths]
+    workers = micro_batches(range(len(lengths)), shapes, world, budget, packing)
     assert len(workers) == world
     assert len({len(batches) for batches in workers}) == 1
     counted = [i for batches in workers for batch in batches if batch.weight == 1.0 for i in batch.items]
     assert sorted(counted) == list(range(len(lengths)))
-    assert all(padded_tokens([lengths[i] for i in b.items], row) <= budget for batches in workers for b in batches)
+    costs = [computed_tokens([shapes[i] for i in b.items], packing) for batches in workers for b in batches]
+    assert max(costs) <= budget
     assert {batch.weight for batches in workers for batch in batches} <= {0.0, 1.0}
     if len(lengths) >= world and max(lengths) * 2 * len(lengths) < budget:
         assert all(batch.weight == 1.0 for batches in workers for batch in batches)
@@ -62,5 +79,5 @@ def test_workers_share_a_step_within_the_budget(lengths, world, budget, row):
 
 def test_batches_hold_items_of_like_length():
     lengths = [10, 90, 11, 89, 12, 88, 9, 91]
-    [batches] = micro_batches(range(8), lengths, 1, 364, 100)
+    [batches] = micro_batches(range(8), [Shape(tokens, (0,)) for tokens in lengths], 1, 364, "plain")
     assert [batch.items for batch in batches] == [[7, 1, 3, 5], [4, 2, 0, 6]]

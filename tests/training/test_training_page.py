@@ -16,7 +16,9 @@ def test_the_picture_of_the_mask_is_the_mask():
     assert picture() in PAGE
 
 
-@pytest.mark.parametrize("name", ["row_tokens", "batch_tokens", "holdout", "patience", "checkpoint_steps", "tracker"])
+@pytest.mark.parametrize(
+    "name", ["packing", "batch_tokens", "verdict_weight", "holdout", "patience", "checkpoint_steps", "tracker"]
+)
 def test_settings_that_the_page_names_exist(name):
     assert f"`{name}`" in PAGE
     assert name in Training.model_fields

@@ -54,7 +54,7 @@ def make_trainer(
         "lr_scheduler_type": "constant",
         "max_grad_norm": training.gradient_clip,
         "weight_decay": training.weight_decay,
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused",
         "train_sampling_strategy": "sequential",
         "max_length": None,
         "gradient_checkpointing": False,

@@ -1,0 +1,80 @@
+"""Other labels than the router's, as pure functions of stored routes: what an arm learns from is a table `routes`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from carevl.confidence.routing import SCHEMA
+from carevl.stages.judgments import chance
+
+Rule = Literal["every", "drawn", "subset", "threshold"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which pairs are high, and with which winner. A pair that is dropped, or has no winner, never is.
+
+    `every`: all, with the ensemble's winner. `drawn`: all, with a winner drawn by the ensemble's probability, so that
+    on average each verdict is learned by its probability. `subset`: as many as the router found high, taken at random.
+    `threshold`: those whose winner has at least this probability.
+    """
+
+    rule: Rule
+    threshold: float = 0.0
+
+    def apply(self, routes: pa.Table, seed: int, most: float) -> pa.Table:
+        """Routes with other labels, row by row.
+
+        Args:
+            most: `subset`: the largest lot that is taken, see `lots`.
+        """
+        labelled = decided(routes)
+        first, second, winner = (routes[name].to_numpy() for name in ("first", "second", "winner"))
+        probability = routes["probability"].to_numpy()
+        high = labelled
+        if self.rule == "threshold":
+            high = labelled & (confidence(routes) >= np.float32(self.threshold))
+        elif self.rule == "subset":
+            high = labelled & (lots(routes, seed, self.rule) <= most)
+        elif self.rule == "drawn":
+            winner = np.where(lots(routes, seed, self.rule) < probability, first, second)
+        dropped = _is(routes, "dropped")
+        route = np.where(high, "high", np.where(dropped, "dropped", "low"))
+        known = pa.array(np.nan_to_num(winner).astype(np.int32))
+        changed = {
+            "route": pa.array(route).cast(SCHEMA.field("route").type),
+            "winner": pa.compute.if_else(pa.array(high), known, routes["winner"]),
+        }
+        for name, column in changed.items():
+            routes = routes.set_column(routes.column_names.index(name), SCHEMA.field(name), column)
+        return routes
+
+
+def decided(routes: pa.Table) -> NDArray[np.bool_]:
+    """bool [n_pairs]: pairs that are not dropped and have a winner."""
+    winner = routes["winner"].to_numpy()
+    found: NDArray[np.bool_] = ~_is(routes, "dropped") & (np.nan_to_num(winner, nan=-1) >= 0)
+    return found
+
+
+def confidence(routes: pa.Table) -> NDArray[np.float32]:
+    """float32 [n_pairs]: the winner's probability, from 0.5 to 1; NaN where it is unknown."""
+    probability = routes["probability"].to_numpy()
+    found: NDArray[np.float32] = np.abs(probability - np.float32(0.5)) + np.float32(0.5)
+    return found
+
+
+def lots(routes: pa.Table, seed: int, what: str) -> NDArray[np.float64]:
+    """float64 [n_pairs], from 0 to 1: a lot for each pair, whatever else is in the data."""
+    keys: list[dict[str, Any]] = routes.select(["item_id", "first", "second"]).to_pylist()
+    return np.array([chance(seed, what, *key.values()) for key in keys], np.float64)
+
+
+def _is(routes: pa.Table, route: str) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = routes["route"].cast(pa.string()).to_numpy() == route
+    return found

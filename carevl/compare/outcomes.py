@@ -1,0 +1,123 @@
+"""How often judges are right, over rows and seeds, with intervals from resampling images and seeds together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+
+from carevl.benchmarks.intervals import FloatArray, divide
+from carevl.benchmarks.outcomes import BOTH_ORDERS
+from carevl.benchmarks.predictions import in_orders
+from carevl.confidence.audit_ledger import calibration_gaps
+
+if TYPE_CHECKING:
+    from carevl.benchmarks.predictions import Prediction
+    from carevl.benchmarks.rows import Row
+
+RESAMPLES = 2000
+FIGURES = ("strict", "single_order", "order_consistency", "ece")
+
+
+class Spread(TypedDict):
+    """A mean over rows and seeds with its 95 % interval; None where no row counts."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+Outcomes = Mapping[str, FloatArray]
+"""Figure to a value per row, float64 [n_rows], whose mean it is; nan where a row does not count."""
+
+
+def of_predictions(rows: Sequence[Row], predictions: Iterable[Prediction]) -> Outcomes:
+    """A judge that was asked in both orders.
+
+    - `strict`: 1 if the better response wins in both orders, else 0; no verdict is wrong.
+    - `single_order`: the share of the two orders in which it wins.
+    - `order_consistency`: 1 if both verdicts name the same response.
+    - `ece`: what averages to the expected calibration error of the verdict token's probability.
+
+    Raises:
+        ValueError: a row was not asked in both orders.
+    """
+    answers = in_orders(rows, predictions, {row.key: BOTH_ORDERS for row in rows})
+    winners = np.array([[_number(each.winner) for each in answers[row.key]] for row in rows], np.float64).reshape(-1, 2)
+    first = np.array([[_number(each.probability) for each in answers[row.key]] for row in rows], np.float64)
+    return _outcomes(rows, winners, first.reshape(-1, 2))
+
+
+def of_probabilities(rows: Sequence[Row], first: Mapping[str, float | None]) -> Outcomes:
+    """A judge that sees no order: the probability of each row's first response, by key; None is never right."""
+    p = np.array([_number(first.get(row.key)) for row in rows], np.float64)
+    winners = np.select([p > 0.5, p < 0.5], [0.0, 1.0], np.nan)
+    return _outcomes(rows, np.stack([winners] * 2, axis=1), np.stack([p] * 2, axis=1))
+
+
+def _outcomes(rows: Sequence[Row], winners: FloatArray, first: FloatArray) -> Outcomes:
+    """From winners and probabilities of the first response, float64 [n_rows, 2 orders], nan where there is none."""
+    gold = np.array([row.winner for row in rows], np.float64)[:, None]
+    right = winners == gold
+    sure_right = np.where(np.isnan(first), np.nan, (first > 0.5) == (gold == 0))
+    gaps = calibration_gaps(first.ravel(), sure_right.ravel()).reshape(-1, 2)
+    known = ~np.isnan(gaps)
+    return {
+        "strict": right.all(axis=1).astype(np.float64),
+        "single_order": right.mean(axis=1),
+        "order_consistency": (winners[:, 0] == winners[:, 1]).astype(np.float64),
+        "ece": divide(np.nansum(gaps, axis=1), known.sum(axis=1)),
+    }
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def over_seeds(outcomes: Sequence[Outcomes]) -> Outcomes:
+    """Outcomes of several seeds as one: figure to float64 [n_seeds, n_rows]."""
+    return {name: np.stack([each[name] for each in outcomes]) for name in FIGURES}
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """How often each seed and each row is drawn in every resample: float64 [n_resamples, n_seeds], [.., n_rows].
+
+    Seeds are drawn with replacement, and so are images with all their rows; a row of a seed counts as often as the
+    product says. The first resample is the data themselves.
+    """
+
+    seeds: FloatArray
+    rows: FloatArray
+
+    @staticmethod
+    def draw(n_seeds: int, units: Sequence[str], resamples: int = RESAMPLES) -> Resamples:
+        """The same for the same numbers and units.
+
+        Args:
+            units: of every row; rows of one unit (image) are drawn together.
+        """
+        rng = np.random.default_rng(0)
+        names, of_row = np.unique(np.array(units, dtype=str), return_inverse=True)
+        drawn = [
+            np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=resamples)])
+            for n in (n_seeds, len(names))
+        ]
+        return Resamples(drawn[0], drawn[1][:, of_row])
+
+    def means(self, values: FloatArray) -> FloatArray:
+        """The mean in every resample, float64 [n_resamples], of values [n_seeds, n_rows]; nan does not count."""
+        known = ~np.isnan(values)
+        top, bottom = (((self.seeds @ each) * self.rows).sum(axis=1) for each in (np.nan_to_num(values), known))
+        return divide(top, bottom)
+
+
+def spread(means: FloatArray) -> Spread:
+    """The first mean, which is the data's own, with the percentile interval of the others."""
+    drawn = means[1:][~np.isnan(means[1:])]
+    if np.isnan(means[0]) or not drawn.size:
+        return {"mean": None, "low": None, "high": None}
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"mean": float(means[0]), "low": float(low), "high": float(high)}

@@ -1,0 +1,264 @@
+"""A comparison's figures as the tree of `compare.json`, as text for the terminal, and as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from carevl import results
+from carevl.compare.arms import OURS, Budget
+from carevl.compare.outcomes import FIGURES, Outcomes, Resamples, Spread, over_seeds, spread
+from carevl.miniworld.truth import read_truth
+from carevl.sources.images import image_id
+from carevl.stages.ingest import resolve
+from carevl.training.progress import LOOKS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from carevl.compare.trials import Bench, Trial
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm with one seed, and what the benchmark says of it."""
+
+    trial: Trial
+    outcomes: Outcomes
+
+    @property
+    def strict(self) -> float:
+        """Strict accuracy."""
+        return float(self.outcomes["strict"].mean())
+
+
+def tree(
+    bench: Bench,
+    cells: Mapping[str, Sequence[Cell]],
+    tried: Mapping[str, Mapping[float, float]],
+    budgets: Sequence[Budget],
+    routed: Mapping[str, Any],
+) -> Tree:
+    """What `compare.json` holds.
+
+    Returns:
+        `arms` and `differences` as `judged`, each arm with what it took to make it (`_making`) and the strict accuracy
+        of every learning rate that was `tried`; `routing`; `pairs` of CAREVL, means over seeds: how many there are, and
+        the share whose chosen verdict is right, where that is known; `tokens` that CAREVL trained on, by seed.
+    """
+    found = judged(bench, cells)
+    for name, of_arm in cells.items():
+        found["arms"][name] |= _making(bench, of_arm)
+        if name in tried:
+            found["arms"][name]["tried"] = {f"{rate:g}": strict for rate, strict in tried[name].items()}
+    ours = found["arms"].get(OURS.name, {}).get("phase2", [])
+    rights = [seed["right_way"]["value"] for seed in ours if "right_way" in seed]
+    pairs = {"count": _mean(seed["count"] for seed in ours), "right_way": _mean(rights)}
+    told = {"settings": bench.settings.model_dump(mode="json"), "tokens": [asdict(budget) for budget in budgets]}
+    return {**told, **found, "routing": routed, "pairs": pairs}
+
+
+def judged(bench: Bench, cells: Mapping[str, Sequence[Cell]]) -> Tree:
+    """What a benchmark says of every arm.
+
+    Returns:
+        `arms`: per arm the figures of `outcomes.FIGURES`, and strict accuracy on the questions that a caption decides
+        (`decidable`) and on the others, by `groups` and by `kinds`; each a `Spread`. `differences`: CAREVL less every
+        other arm, paired: both on the same resamples; `by_kind` of them: CAREVL less base.
+    """
+    subsets = _subsets(bench)
+    n_seeds = max(map(len, cells.values()))
+    drawn = Resamples.draw(n_seeds, [row.unit for row in bench.rows])
+    values = {name: over_seeds([cell.outcomes for cell in of_arm]) for name, of_arm in cells.items()}
+    arms = {name: _figures(drawn, value, subsets) for name, value in values.items()}
+    differences: Tree = {}
+    if OURS.name in values:
+        means = {name: drawn.means(value["strict"]) for name, value in values.items()}
+        others = [name for name in values if name != OURS.name]
+        differences = {f"{OURS.name}_minus_{name}": spread(means[OURS.name] - means[name]) for name in others}
+        if "base" in values:
+            differences["by_kind"] = {
+                kind: spread(
+                    drawn.means(_within(values[OURS.name]["strict"], rows))
+                    - drawn.means(_within(values["base"]["strict"], rows))
+                )
+                for kind, rows in subsets["kinds"].items()
+            }
+    return {"seeds": n_seeds, "rows": len(bench.rows), "arms": arms, "differences": differences}
+
+
+def _figures(drawn: Resamples, values: Outcomes, subsets: Mapping[str, Mapping[str, NDArray[np.bool_]]]) -> Tree:
+    means = {name: drawn.means(values[name]) for name in FIGURES}
+    means["ece"] = np.maximum(means["ece"], 0.0)  # the signs of its bins are the data's own, not a resample's
+    figures: Tree = {name: spread(mean) for name, mean in means.items()}
+    strict = values["strict"]
+    parts = {
+        of: {name: spread(drawn.means(_within(strict, rows))) for name, rows in named.items()}
+        for of, named in subsets.items()
+    }
+    return {**figures, **parts.pop("caption"), **parts, "by_seed": strict.mean(axis=1).tolist()}
+
+
+def _within(values: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.where(rows, values, np.nan)
+
+
+def _subsets(bench: Bench) -> dict[str, dict[str, NDArray[np.bool_]]]:
+    """Of what (`caption`, `groups`, `kinds`) and name to bool [n_rows]; kinds are known of drawn worlds only."""
+    path = Path(resolve(bench.settings, bench.where, bench.benchmark.path))
+    truths = read_truth(path.parent.parent)
+    known = [truths.get((image_id(row.image.read()) if row.image else "", row.question)) for row in bench.rows]
+    kinds = np.array([truth.kind if truth else "" for truth in known])
+    groups = np.array([row.group for row in bench.rows])
+    return {
+        "caption": {
+            "decidable": np.array([truth is not None and truth.decidable for truth in known]),
+            "undecidable": np.array([truth is not None and not truth.decidable for truth in known]),
+        },
+        "groups": {str(group): groups == group for group in np.unique(groups)},
+        "kinds": {str(kind): kinds == kind for kind in np.unique(kinds) if kind},
+    }
+
+
+def _making(bench: Bench, cells: Sequence[Cell]) -> Tree:
+    """What it took: tokens and steps by phase, judgments that were sampled, seconds by stage, and phase 2 by seed."""
+    trials = [cell.trial for cell in cells]
+    arm = trials[0].arm
+    made: Tree = {"about": arm.about}
+    if not arm.trained:
+        return made
+    made["learning_rate_times"] = trials[-1].rate
+    made["tokens"] = _mean(trial.budget.total for trial in trials)
+    made["steps"] = _mean(sum(map(len, trial.phases.values())) for trial in trials)
+    made["seconds"] = trials[0].seconds(bench.where)
+    if arm.judge == "phase2":
+        made["phase2"] = [_phase2(bench, trial) for trial in trials]
+        made["sampled_judgments"] = _mean(seed["sampled_judgments"] for seed in made["phase2"])
+    return made
+
+
+def _phase2(bench: Bench, trial: Trial) -> Tree:
+    """Low pairs, judgments sampled of them, the pairs that they gave and from how many items, and the training.
+
+    `guard` tells of the checkpoints that were looked at with what was held out or labelled: what was seen at each step,
+    and the step whose judge was kept; None when there was nothing to look with.
+    """
+    from carevl.training.looks import Looks
+
+    causes = {name: trial.causes[name] for name in ("ingest", "route", "demonstrate", "select")}
+    found = results.compute(trial.settings, bench.where, causes)
+    sampled = (bench.where.table(trial.causes["sample"]).manifest or {})["rows_out"]
+    log = trial.phases.get("dpo", [])
+    seen = {facts["step"]: {name: facts[name] for name in LOOKS if name in facts} for facts in log}
+    looks = Looks(0, {step: looked for step, looked in seen.items() if looked})
+    guard = {"kept_step": looks.best or len(log), "seen": looks.seen} if looks.seen else None
+    low = {"low_pairs": found["routing"]["low"], "sampled_judgments": sampled}
+    return {"seed": trial.settings.seed, **low, **found["pairs"], "steps": len(log), "guard": guard}
+
+
+def _mean(numbers: Iterable[float]) -> float | None:
+    known = list(numbers)
+    return float(np.mean(known)) if known else None
+
+
+_COLUMNS = ("strict", "single_order", "order_consistency", "ece", "decidable", "undecidable")
+
+
+def lines(found: Tree) -> Iterator[str]:
+    """The comparison as a person reads it: means over rows and seeds with 95 % intervals."""
+    yield from _table(found)
+    yield from _costs(found["arms"])
+    yield from _phase2_lines(found["arms"])
+    yield from _routing(found["routing"], found["settings"]["router"]["precision"])
+    for final in found["final"]:
+        drawn = "" if final["world_seed"] is None else f", scenes of seed {final['world_seed']}"
+        yield from ("", f"on test data, {final['time']}{drawn}")
+        yield from _table(final)
+
+
+def _costs(arms: Tree) -> Iterator[str]:
+    trained = {name: arm for name, arm in arms.items() if "tokens" in arm}
+    if trained:
+        yield from (
+            "",
+            f"{'trained on, per seed':20s}{'tokens':>12s}{'steps':>8s}{'sampled':>9s}{'rate x':>8s}{'seconds':>9s}",
+        )
+    for name, arm in trained.items():
+        seconds = sum(arm["seconds"].values())
+        sampled = arm.get("sampled_judgments") or 0.0
+        counts = f"{arm['tokens']:12.0f}{arm['steps']:8.0f}{sampled:9.0f}{arm['learning_rate_times']:8g}{seconds:9.0f}"
+        yield f"{name:20s}{counts}"
+
+
+def _phase2_lines(arms: Tree) -> Iterator[str]:
+    for name, arm in arms.items():
+        if seeds := arm.get("phase2"):
+            rights = [seed["right_way"]["value"] for seed in seeds if "right_way" in seed]
+            low, items, count = (_mean(seed[key] for seed in seeds) for key in ("low_pairs", "items", "count"))
+            looked = [seed for seed in seeds if seed["guard"]]
+            early = sum(seed["guard"]["kept_step"] < seed["steps"] for seed in looked)
+            guard = f"; guard: an earlier judge kept with {early} of {len(looked)} seeds" if looked else ""
+            right = f"{_share(_mean(rights))} the right way"
+            yield f"{name:20s}{low:.0f} low pairs, {items:.0f} items gave {count:.0f} pairs, {right}{guard}"
+
+
+def _routing(routing: Tree, precision: float) -> Iterator[str]:
+    yield from ("", "the router")
+    yield f"  high: {_share(routing['coverage'])} of the pairs, {_share(routing['high_precision'])} of them right"
+    kept = routing["promise"]
+    yield (
+        f"  promise of {precision:g}: kept in {_share(kept['kept'])} of {kept['resamples']} calibration resamples "
+        f"(made in {_share(kept['promised'])})"
+    )
+    yield f"  {'threshold':>10s}{'coverage':>10s}{'precision':>11s}{'truly':>8s}"
+    for point in routing["sweep"]:
+        right = f"{_share(point['precision']):>11s}{_share(point['true_precision']):>8s}"
+        yield f"  {point['threshold']:10.2f}{_share(point['coverage']):>10s}{right}"
+
+
+def _table(found: Tree) -> Iterator[str]:
+    over = "images and seeds" if found["seeds"] > 1 else "images; one seed says nothing of other seeds"
+    yield f"{found['rows']} pairs, {found['seeds']} seeds; 95 % intervals over {over}"
+    yield f"{'':20s}" + "".join(f"{name:>22s}" for name in _COLUMNS)
+    for name, arm in found["arms"].items():
+        yield f"{name:20s}" + "".join(f"{_figure(arm[column]):>22s}" for column in _COLUMNS)
+    yield ""
+    for name, figure in found["differences"].items():
+        if name != "by_kind":
+            yield f"{name.replace('_minus_', ' - '):44s}{_figure(figure, '+.3f'):>24s}"
+    for kind, figure in found["differences"].get("by_kind", {}).items():
+        yield f"{f'{OURS.name} - base, {kind}':44s}{_figure(figure, '+.3f'):>24s}"
+
+
+def _figure(figure: Spread, form: str = ".3f") -> str:
+    if figure["mean"] is None:
+        return "-"
+    return f"{figure['mean']:{form}} ({figure['low']:{form}}, {figure['high']:{form}})"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def draw(found: Tree, directory: Path) -> list[Path]:
+    """Writes the pictures of strict accuracy by arm, and by kind where kinds are known; their files."""
+    from carevl import figures
+
+    arms = found["arms"]
+    files = figures.by_arm(directory / "strict_by_arm", {name: _estimate(arm["strict"]) for name, arm in arms.items()})
+    kinds = {
+        name: {kind: _estimate(figure) for kind, figure in arm["kinds"].items()}
+        for name, arm in arms.items()
+        if arm["kinds"]
+    }
+    return files + (figures.by_kind(directory / "strict_by_kind", kinds) if kinds else [])
+
+
+def _estimate(figure: Spread) -> Mapping[str, float | None]:
+    return {"value": figure["mean"], "low": figure["low"], "high": figure["high"]}

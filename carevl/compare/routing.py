@@ -1,0 +1,118 @@
+"""The router of every seed, apart from any training: precision and coverage, the promise, other thresholds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from carevl import results
+from carevl.compare.labels import confidence, decided
+from carevl.compare.promise import THRESHOLDS, VERSION, by_labels, promise, sweep
+from carevl.compare.stages import training_routes
+from carevl.confidence.calibration import MIN_LABELS
+from carevl.runs import Cause, RunError
+from carevl.stages.route import facts, read_fitting
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from carevl.compare.trials import Bench
+    from carevl.miniworld.truth import Truth
+    from carevl.stages.context import Context
+    from carevl.stages.route import Fitting
+
+_FEWEST = 2 * MIN_LABELS
+
+
+def measure(bench: Bench, seeds: int, resamples: int) -> dict[str, Any]:
+    """What the routers of the seeds do.
+
+    Returns:
+        `high_precision` and `coverage` (share of the training pairs that are high), means over seeds, with those of
+        each seed in `by_seed`; `basis`: `truth` of a drawn world, or `labels`; `promise_kept` and `promise`, see
+        `promise.Kept`; `sweep` of the first seed: coverage, precision on the labelled pairs and, where it is known,
+        true precision of every threshold.
+
+    Raises:
+        RunError: too few labelled pairs.
+    """
+    contexts = [bench.routed(number) for number in range(seeds)]
+    names = [expert.name for expert in bench.settings.experts]
+    scores = [contexts[0].table(f"score/{name}") for name in names]
+    fitting = read_fitting(contexts[0].ingested.items, scores, names)
+    if fitting.labelled is None or len(fitting.labelled) < _FEWEST:
+        n_labelled = 0 if fitting.labelled is None else len(fitting.labelled)
+        raise RunError(
+            f"compare: {n_labelled} labelled pairs are too few to test the router on; give {_FEWEST} or more"
+        )
+    by_seed = [_one(context, fitting) for context in contexts]
+    kept = _promise(bench, contexts[0], fitting, resamples)
+    known = [seed["high_precision"] for seed in by_seed if seed["high_precision"] is not None]
+    return {
+        "high_precision": float(np.mean(known)) if known else None,
+        "coverage": float(np.mean([seed["coverage"] for seed in by_seed])),
+        "promise_kept": kept["kept"],
+        "promise": kept,
+        "basis": by_seed[0]["basis"],
+        "by_seed": by_seed,
+        "sweep": _sweep(bench, contexts[0], fitting),
+    }
+
+
+def _one(context: Context, fitting: Fitting) -> dict[str, Any]:
+    """One seed's router: its pairs, and how many of its high labels are right."""
+    causes = {"ingest": context.causes["ingest"], "route": context.causes["router"]}
+    found = results.compute(context.settings, context.where, causes)["routing"]
+    counts = {route: found[route] for route in ("high", "low", "dropped")}
+    one = {"seed": context.settings.seed, **counts, "coverage": found["high"] / max(1, sum(counts.values()))}
+    if figure := found.get("high_precision"):
+        return {**one, "basis": "truth", "high_precision": figure["value"], "interval": [figure["low"], figure["high"]]}
+    assert fitting.labelled is not None
+    _, right, high = by_labels(context.settings.router, fitting.labelled, fitting.unlabelled)
+    share = float(right[high].mean()) if high.any() else None
+    return {**one, "basis": "labels", "high_precision": share}
+
+
+def _promise(bench: Bench, context: Context, fitting: Fitting, resamples: int) -> Any:
+    """As `promise.promise`, kept in the run directory."""
+    inputs = {name: cause.fingerprint for name, cause in bench.shared.items()}
+    told = {"version": VERSION, "inputs": inputs, "router": facts(bench.settings.router), "resamples": resamples}
+    table = context.where.table(Cause("compare/promise", told))
+    if table.manifest is None:
+        table.finish(promise(bench.settings.router, fitting, resamples, bench.say))
+    return table.manifest
+
+
+def _sweep(bench: Bench, context: Context, fitting: Fitting) -> list[dict[str, Any]]:
+    truths = results.drawn_truths(bench.settings, bench.where)
+    items = {row["item_id"]: row for row in context.ingested.items.read(columns=_ITEM).to_pylist()}
+    sure: list[NDArray[Any]] = []
+    right: list[float] = []
+    for _, routes in training_routes(context):
+        labelled = decided(routes)
+        sure.append(np.where(labelled, confidence(routes), np.nan))
+        for row, known in zip(routes.select(_PAIR).to_pylist(), labelled, strict=True):
+            item = items[row["item_id"]]
+            truth = truths.get((item["image_id"], item["question"]))
+            right.append(_right(row, item, truth) if known else np.nan)
+    true = sweep(np.concatenate(sure), np.array(right), THRESHOLDS)
+    assert fitting.labelled is not None
+    seen = sweep(*by_labels(context.settings.router, fitting.labelled, fitting.unlabelled)[:2], THRESHOLDS)
+    return [
+        {**point, "precision": on_labels["precision"], "true_precision": point["precision"]}
+        for point, on_labels in zip(true, seen, strict=True)
+    ]
+
+
+_ITEM = ["item_id", "image_id", "question", "responses"]
+_PAIR = ["item_id", "first", "second", "winner"]
+
+
+def _right(row: dict[str, Any], item: dict[str, Any], truth: Truth | None) -> float:
+    """1 when a pair's winner is truly better, 0 when it is worse; nan when they are alike or nobody knows."""
+    if truth is None:
+        return np.nan
+    winner, loser = row["winner"], row["first"] + row["second"] - row["winner"]
+    better = truth.ratings[item["responses"][winner]] - truth.ratings[item["responses"][loser]]
+    return np.nan if better == 0 else float(better > 0)

@@ -1,0 +1,223 @@
+"""`carevl compare` from beginning to end: tries on the first seed, every arm with every seed, figures, test data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from carevl import pipeline, resources
+from carevl.compare import report, routing
+from carevl.compare.arms import OURS, RATES, Arm, Budget, at_threshold, chosen
+from carevl.compare.chain import BENCHMARK, on_benchmark
+from carevl.compare.promise import RESAMPLES, to_train
+from carevl.compare.report import Cell
+from carevl.compare.trials import Bench
+from carevl.runs import Run, RunError, write_atomically
+
+if TYPE_CHECKING:
+    from carevl.config import Settings
+
+Say = Callable[[str], None]
+RESULT = "compare.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    `tries` learning rates of each arm are tried on the first of `seeds` seeds; `sweep` also trains at two other
+    thresholds of the router; `resamples` of the calibration tell whether a promised precision is kept.
+    """
+
+    arms: Sequence[str] = ()
+    seeds: int = 5
+    tries: int = 2
+    sweep: bool = False
+    resamples: int = RESAMPLES
+
+
+@dataclass(frozen=True)
+class Final:
+    """Test data: scenes drawn anew with this seed, or the benchmark's own test data without one."""
+
+    world_seed: int | None
+
+
+def check(settings: Settings, plan: Plan, final: Final | None) -> None:
+    """Refuses what cannot be compared, before anything runs.
+
+    Raises:
+        UserError: an arm or number that there is not; settings without labelled data, benchmark or test data.
+    """
+    chosen(plan.arms)
+    if not 1 <= plan.tries <= len(RATES):
+        raise RunError(f"compare: --tries {plan.tries}: there are 1 to {len(RATES)} learning rates to try")
+    if plan.seeds < 1:
+        raise RunError(f"compare: --seeds {plan.seeds}: at least one seed is needed")
+    if not any(source.labels for source in settings.data.sources):
+        raise RunError(
+            "compare: no source has labels, so whether the router keeps its promise cannot be told; give labelled "
+            "data with data.sources.N.labels: true"
+        )
+    [benchmark] = on_benchmark(settings).benchmarks
+    if final is None:
+        return
+    drawn = benchmark.path.startswith("miniworld:")
+    if drawn and final.world_seed is None:
+        raise RunError("compare: --final draws fresh test scenes; name their seed with --world-seed N")
+    if not drawn and final.world_seed is not None:
+        raise RunError(f"compare: --world-seed draws scenes, and {BENCHMARK} reads {benchmark.path}; leave it out")
+    if not drawn and benchmark.final_path is None:
+        raise RunError(f"compare: benchmark {BENCHMARK} has no final_path, so there is no test data to evaluate on")
+
+
+def compare(settings: Settings, where: Run, plan: Plan, final: Final | None, say: Say) -> dict[str, Any]:
+    """Makes what is not there, computes every figure from stored rows, and writes `compare.json` and its pictures.
+
+    Returns:
+        What `compare.json` holds; see `report.tree`.
+
+    Raises:
+        UserError: as `check`, another process holds the run directory, or a stage cannot be made.
+    """
+    check(settings, plan, final)
+    with where.lock():
+        resources.admit(settings, list(pipeline.causes(settings, where)))
+        if not where.settings.exists():
+            where.remember(settings.model_dump(mode="json"))
+        bench = Bench(settings, where, say)
+        routed = routing.measure(bench, plan.seeds, plan.resamples)
+        made = _Comparison(bench, plan)
+        arms = chosen(plan.arms)
+        if plan.sweep:
+            arms += [at_threshold(threshold) for threshold in to_train(routed["sweep"], routed["coverage"])]
+        cells = made.all(arms)
+        found = report.tree(bench, cells, made.tried, made.budgets, routed)
+        file = where.root / RESULT
+        known = json.loads(file.read_text()) if file.exists() else {}
+        found["final"] = known.get("final", [])
+        _write(file, found)
+        if final is not None:
+            found["final"].append(_final(bench, cells, final))
+            _write(file, found)
+        for picture in report.draw(found, where.root / "figures"):
+            say(f"wrote {picture}")
+        say(f"wrote {file}")
+    return found
+
+
+def _write(file: Path, found: dict[str, Any]) -> None:
+    write_atomically(file, json.dumps(found, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+@dataclass
+class _Comparison:
+    """Every arm with every seed; CAREVL comes first, since its tokens are the budget of the others."""
+
+    bench: Bench
+    plan: Plan
+    tried: dict[str, dict[float, float]] = field(default_factory=dict)
+    """Arm to its learning rates, with the strict accuracy of each on the first seed."""
+    budgets: list[Budget] = field(default_factory=list)
+    """Tokens that CAREVL trained on, by seed."""
+
+    def all(self, arms: Sequence[Arm]) -> dict[str, list[Cell]]:
+        """Arm to its trials, one per seed."""
+        wanted = list(arms)
+        if any(arm.tokens != "own" for arm in arms) and OURS not in wanted:
+            self.bench.say(f"{OURS.name} is trained as well: its tokens are the budget of the other arms")
+            wanted.append(OURS)
+        wanted.sort(key=lambda arm: arm != OURS)
+        cells: dict[str, list[Cell]] = {arm.name: [] for arm in arms}
+        n_done, n_cells = 0, len(wanted) * self.plan.seeds
+        for number in range(self.plan.seeds):
+            for arm in wanted:
+                started = time.monotonic()
+                cell = self._cell(arm, number, cells.get(arm.name, []))
+                if arm == OURS:
+                    self.budgets.append(cell.trial.budget)
+                    if number == 0:
+                        self._say_cost(cell, wanted)
+                if arm.name in cells:
+                    cells[arm.name].append(cell)
+                n_done += 1
+                took = f"{time.monotonic() - started:.0f} s"
+                about = f"[{n_done}/{n_cells}] {arm.name}, seed {number}"
+                self.bench.say(f"{about}: strict {cell.strict:.3f}, {took}")
+        return {arm.name: cells[arm.name] for arm in arms}
+
+    def _cell(self, arm: Arm, number: int, before: Sequence[Cell]) -> Cell:
+        if not arm.trained:
+            return before[0] if arm.judge == "base" and before else self._trial(arm, number, 1.0)
+        if number == 0:
+            found = [self._trial(arm, 0, rate) for rate in self._rates(arm)]
+            self.tried[arm.name] = {cell.trial.rate: cell.strict for cell in found}
+            return max(found, key=lambda cell: cell.strict)
+        rates = self.tried[arm.name]
+        return self._trial(arm, number, max(rates, key=lambda rate: rates[rate]))
+
+    def _rates(self, arm: Arm) -> Sequence[float]:
+        """The learning rates that an arm tries; another threshold of the router takes the one that suited ours."""
+        if arm.labels is not None and arm.labels.rule == "threshold":
+            ours = self.tried[OURS.name]
+            return [max(ours, key=lambda rate: ours[rate])]
+        return RATES[: self.plan.tries]
+
+    def _trial(self, arm: Arm, number: int, rate: float) -> Cell:
+        trial = self.bench.train(arm, number, rate, self.budgets[number] if self.budgets[number:] else None)
+        return Cell(trial, self.bench.ask(trial))
+
+    def _say_cost(self, cell: Cell, arms: Sequence[Arm]) -> None:
+        """The measured seconds of CAREVL, and what that means for all arms and seeds."""
+        took = cell.trial.seconds(self.bench.where)
+        asking, ours = took.get("evaluate", 0.0), sum(took.values())
+        labelling = took.get("judgments", 0.0)
+        training = took.get("sft", 0.0) + took.get("dpo", 0.0) + asking
+        others = sum(
+            training if arm.judge == "phase1" else took.get("dpo", 0.0) + asking
+            for arm in arms
+            if arm.trained and arm != OURS
+        )
+        seconds = self.plan.seeds * (ours + others) + (self.plan.tries - 1) * (ours + others - labelling)
+        stages = ", ".join(f"{name} {took[name]:.0f}" for name in took if took[name] >= 1)
+        self.bench.say(
+            f"{OURS.name} took {ours:.0f} s with one seed ({stages}); {len(arms)} arms with {self.plan.seeds} seeds "
+            f"and {self.plan.tries} tries: about {seconds / 60:.0f} min, less what is there already"
+        )
+
+
+def _final(bench: Bench, cells: dict[str, list[Cell]], final: Final) -> dict[str, Any]:
+    """Evaluates the trained judges on test data."""
+    [benchmark] = on_benchmark(bench.settings).benchmarks
+    path, images = benchmark.final_path, benchmark.final_images
+    if final.world_seed is not None:
+        path = str(_scenes(bench.where, final.world_seed) / "test/vl_rewardbench.parquet")
+    tests = replace(bench, path=path, images=images)
+    asked = {name: list(_asked_again(tests, of_arm)) for name, of_arm in cells.items()}
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"time": when, "world_seed": final.world_seed, "data": path, **report.judged(tests, asked)}
+
+
+def _asked_again(tests: Bench, cells: Sequence[Cell]) -> Iterator[Cell]:
+    known: dict[int, Cell] = {}
+    for cell in cells:
+        if id(cell) not in known:
+            known[id(cell)] = Cell(cell.trial, tests.ask(cell.trial))
+        yield known[id(cell)]
+
+
+def _scenes(where: Run, seed: int) -> Path:
+    """Freshly drawn test scenes, with the fewest training and labelled items that a world can have."""
+    out = where.root / f"world-final-{seed}"
+    if not (out / "world.json").exists():
+        from carevl.miniworld.publish import publish
+
+        shutil.rmtree(out, ignore_errors=True)
+        publish(out, n_items=1, seed=seed, calibration_images=1)
+    return out

@@ -1,0 +1,251 @@
+"""Captioner and sampler through their pools against bare vLLM, and three expert pools against the slowest of them.
+
+    python tests/bench/bench_pools.py [--figures captioner_share sampler_share pools_share] [--rows 96] [--parts 4]
+
+`captioner_share`, `sampler_share`: generated tokens per second through the pool of the stage (parts read, images
+decoded, prompts written, answers parsed, parts checked and written, the actor fed) against `LLM.generate` of vLLM on
+the same prompts, ready in memory. Both run in the same actor on the same engine, part by part in turns, caches emptied
+in between; the first part is warm-up. `pools_share`: rows per second of a stage with three expert pools, whose engines
+are waits, against its slowest pool alone, from the first part to the last. Prints one JSON line per figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from carevl import config
+from carevl.cluster import ray_cluster
+from carevl.config import Pool
+from carevl.inference.pools import Task, run_tasks
+from carevl.inference.transformers_engine import Generation, chat_prompt
+from carevl.miniworld.items import draw_items
+from carevl.runs import Table
+from carevl.stages import caption, judgments, sample
+from carevl.tables import IMAGES, ITEMS, SCORES
+
+SETTINGS = config.load("mini", ["captioner.engine=vllm", "judge.engine=vllm", "judge.pool.concurrency=1"])
+
+
+class Engine:
+    """An engine whose calls can be listened to: while it is deaf it writes nothing, and only notes what is asked."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.deaf = inner, False
+        self.asks: Sequence[Any] = ()
+        self.how: Mapping[str, Any] = {}
+
+    def generate(self, asks: Sequence[Any], **how: Any) -> list[Generation]:
+        if self.deaf:
+            self.asks, self.how = asks, how
+            return [Generation("", 1, False)] * len(asks)
+        made: list[Generation] = self.inner.generate(asks, **how)
+        return made
+
+
+def paired(stage: str, model: Any, more: Sequence[Any], log: Path) -> Callable[..., pa.Table]:
+    """A stage's work that also times vLLM's own call on the same prompts."""
+    module = {"caption": caption, "judgments": judgments}[stage]
+    engine = Engine(module.generator(model))
+    module.generator = lambda model: engine
+    work = module.work(model, *more)
+    llm = engine.inner.engine
+    turns = itertools.count()
+
+    def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+        llm.reset_prefix_cache()
+        llm.reset_mm_cache()
+        started = time.perf_counter()
+        return run(), time.perf_counter() - started
+
+    def both(tables: Mapping[str, pa.Table]) -> pa.Table:
+        began = time.perf_counter()
+        engine.deaf = True
+        work(tables)
+        engine.deaf = False
+        requests, sampling = prompts(engine)
+        arms: dict[str, Callable[[], Any]] = {
+            "ours": lambda: work(tables),
+            "peer": lambda: llm.generate(requests, sampling, use_tqdm=False),
+        }
+        names = ["ours", "peer"] if next(turns) % 2 else ["peer", "ours"]
+        found = {name: timed(arms[name]) for name in names}
+        ours, peer = found["ours"][0], found["peer"][0]
+        seconds = {name: taken for name, (_, taken) in found.items()}
+        line = {
+            "tokens": sum(ours["tokens"].to_pylist()),
+            "peer_tokens": sum(len(one.outputs[0].token_ids) for one in peer),
+            "began": began,
+            "ended": time.perf_counter(),
+        }
+        with log.open("a") as file:
+            file.write(json.dumps(line | seconds) + "\n")
+        return ours
+
+    return both
+
+
+def prompts(engine: Engine) -> tuple[list[Any], list[Any]]:
+    """What the engine was asked, as vLLM takes it."""
+    from vllm import SamplingParams
+
+    heat = engine.how.get("temperature", 0.0)
+    requests = [
+        {"prompt": chat_prompt(engine.inner.processor, ask.prompt), "multi_modal_data": {"image": ask.image}}
+        for ask in engine.asks
+    ]
+    most = engine.how["max_tokens"]
+    sampling = [
+        SamplingParams(temperature=heat, max_tokens=most, seed=ask.seed if heat else None) for ask in engine.asks
+    ]
+    return requests, sampling
+
+
+def draw(directory: Path, parts: int, rows: int) -> dict[str, Table]:
+    """Tables `images`, `items` and `routes` of drawn items; every pair is low."""
+    tables = {name: Table(directory / name) for name in ("images", "items", "routes")}
+    drawn = draw_items("test", "bench-pools")
+    for part in range(parts):
+        images, items, routes = [], [], []
+        for n, (image, [item, *_]) in enumerate(itertools.islice(drawn, rows)):
+            file = pa.BufferOutputStream()
+            image.save(file, "PNG")
+            key = f"{part}-{n}"
+            images.append({"image_id": key, "bytes": file.getvalue().to_pybytes()})
+            responses = [response.text for response in item.responses][:2]
+            items.append({"item_id": key, "image_id": key, "question": item.question.text, "responses": responses})
+            routes.append({"item_id": key, "first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.5})
+        tables["images"].write(part, pa.Table.from_pylist(images, IMAGES))
+        tables["items"].write(part, pa.Table.from_pylist(items, ITEMS))
+        tables["routes"].write(part, pa.Table.from_pylist(routes))
+    return tables
+
+
+def tell(figure: str, value: float, peer: float, unit: str, goal: float, **more: object) -> None:
+    """One line: ours and the peer's rate."""
+    line = {"figure": figure, "value": round(value, 2), "unit": unit, "peer": round(peer, 2)}
+    load = round(os.getloadavg()[0], 1)
+    print(json.dumps(line | {"ratio": round(value / peer, 3), "goal": goal, "load": load, **more}), flush=True)
+
+
+def ends_of(tasks: Sequence[Task], parts: int) -> dict[str, list[float]]:
+    """Runs tasks; by task, when each of its parts was done."""
+    ends: dict[str, list[float]] = {task.name: [] for task in tasks}
+    run_tasks(tasks, range(parts), 1.0, lambda name, tally, n: ends[name].append(time.perf_counter()))
+    return ends
+
+
+def generation_share(figure: str, stage: str, arguments: Mapping[str, Any], task: Task, parts: int) -> None:
+    """The pool's tokens per second against vLLM's, by the actor's clock, less what belongs to the measurement alone."""
+    log = task.target.directory.with_suffix(".log")
+    made_of = {"stage": stage, "log": log, **arguments}
+    run_tasks([replace(task, make=paired, arguments=made_of)], range(parts), 1.0, lambda name, tally, n: None)
+    first, *lines = [json.loads(line) for line in log.read_text().splitlines()]
+    extra = sum(line["ended"] - line["began"] - line["ours"] for line in lines)
+    ours = lines[-1]["ended"] - first["ended"] - extra
+    inside, peer = (sum(line[name] for line in lines) for name in ("ours", "peer"))
+    rate = sum(line["tokens"] for line in lines) / ours
+    peer_rate = sum(line["peer_tokens"] for line in lines) / peer
+    shares = {"engine_and_rows": round(inside / ours, 3), "feeding_and_parts": round(1 - inside / ours, 3)}
+    tell(figure, rate, peer_rate, "tokens/s", 0.95, seconds=round(ours, 1), **shares)
+
+
+def captioner(directory: Path, parts: int, rows: int) -> None:
+    """`captioner_share`."""
+    tables = draw(directory, parts, 2 * rows)
+    sources = {"images": tables["images"]}
+    task = Task(
+        "caption", paired, {}, sources, Table(directory / "captions"), SETTINGS.captioner.pool, "image_id", ("view",)
+    )
+    generation_share("captioner_share", "caption", {"model": SETTINGS.captioner, "more": ()}, task, parts)
+
+
+def sampler(directory: Path, parts: int, rows: int) -> None:
+    """`sampler_share`."""
+    sources = draw(directory, parts, max(1, rows // 6))
+    asking = sample.asking(SETTINGS)
+    identity = ("task", "order", "sample")
+    task = Task(
+        "sample",
+        paired,
+        {},
+        sources,
+        Table(directory / "judged"),
+        SETTINGS.judge.pool,
+        "item_id",
+        identity,
+        asking.wanted,
+    )
+    generation_share("sampler_share", "judgments", {"model": SETTINGS.judge, "more": (asking,)}, task, parts)
+
+
+def waiting(name: str, seconds: float) -> Callable[..., pa.Table]:
+    """The work of an expert that takes its time over a part."""
+
+    def work(tables: Mapping[str, pa.Table]) -> pa.Table:
+        time.sleep(seconds)
+        keys = tables["items"]["item_id"].to_pylist()
+        rows = [{"item_id": key, "expert": name, "view": "none", "scores": [0.0, 1.0]} for key in keys]
+        return pa.Table.from_pylist(rows, SCORES)
+
+    return work
+
+
+def pools(directory: Path, parts: int, rows: int) -> None:
+    """`pools_share`: experts that take 1, 2 and 3 seconds over a part."""
+    parts *= 5
+    items = Table(directory / "items")
+    for part in range(parts):
+        drawn = [{"item_id": f"{part}-{n}", "image_id": "i", "responses": ["a", "b"]} for n in range(rows)]
+        items.write(part, pa.Table.from_pylist(drawn, ITEMS))
+
+    def tasks(kind: str, speeds: Sequence[float]) -> list[Task]:
+        pool = Pool(num_cpus=0.5)
+        return [
+            Task(
+                f"{kind}-{s}",
+                waiting,
+                {"name": f"{s}", "seconds": s},
+                {"items": items},
+                Table(directory / f"{kind}-{s}"),
+                pool,
+                "item_id",
+                (),
+            )
+            for s in speeds
+        ]
+
+    spans = {}
+    for kind, speeds in (("alone", (3.0,)), ("three", (1.0, 2.0, 3.0))):
+        ends = ends_of(tasks(kind, speeds), parts)
+        spans[kind] = max(end[-1] for end in ends.values()) - ends[f"{kind}-3.0"][0]
+    done = (parts - 1) * rows
+    tell("pools_share", done / spans["three"], done / spans["alone"], "rows/s", 0.9, parts=parts)
+
+
+FIGURES = {"captioner_share": captioner, "sampler_share": sampler, "pools_share": pools}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES))
+    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--parts", type=int, default=4)
+    arguments = parser.parse_args()
+    with ray_cluster(SETTINGS.cluster), tempfile.TemporaryDirectory() as directory:
+        for name in arguments.figures:
+            FIGURES[name](Path(directory) / name, arguments.parts, arguments.rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Pools at scale with simulated engines: 32 GPU replicas over 4 raylets, and a million items through score and route.
+
+    python tests/bench/bench_scale.py [--figures scheduling_32 million_items] [--items 1000000] [--wait 4]
+
+`scheduling_32`: 32 actors of one GPU each on four raylets of eight GPUs that are only counted. Engines are replaced by
+waits of `--wait` seconds a part. The value is the share of the replicas' time, from when all are at work until the last
+part is done, in which they wait for their engine; perfect packing is 1. `seconds_until_all_busy` counts from the start
+of the stage. `million_items`: rows per second of the stages score and route with an expert that answers at once, the
+peak memory of the driver and of Ray's object store, and what fingerprints, commits of parts and the bookkeeping of
+rows and errors cost, as a share of the time that a shipped expert takes for the same rows. Prints one JSON
+line per figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from carevl import config, pipeline
+from carevl.cluster import ray_cluster
+from carevl.config import Cluster, Pool, Settings
+from carevl.inference import experts
+from carevl.inference.pools import Task, check_keys, run_tasks
+from carevl.runs import Run, Table
+from carevl.stages import route, score
+from carevl.tables import CAPTIONS, ITEMS, SCORES, failures
+
+REPLICAS, RAYLETS = 32, 4
+
+
+def tell(line: Mapping[str, Any]) -> None:
+    """One line."""
+    print(json.dumps(line | {"load": round(os.getloadavg()[0], 1)}), flush=True)
+
+
+def waiting(seconds: float, log: str) -> Callable[..., pa.Table]:
+    """The work of an engine that takes its time over a part, and notes when."""
+
+    def work(tables: Mapping[str, pa.Table]) -> pa.Table:
+        started = time.time()
+        time.sleep(seconds)
+        keys = tables["items"]["item_id"].to_pylist()
+        rows = [{"item_id": key, "expert": "waits", "view": "none", "scores": [0.0, 1.0]} for key in keys]
+        with Path(log, str(os.getpid())).open("a") as file:
+            file.write(f"{started} {time.time()}\n")
+        return pa.Table.from_pylist(rows, SCORES)
+
+    return work
+
+
+def scheduling(directory: Path, arguments: argparse.Namespace) -> None:
+    """`scheduling_32`."""
+    import ray
+    from ray.cluster_utils import Cluster as Raylets
+
+    parts = REPLICAS * arguments.rounds
+    items = Table(directory / "items")
+    for part in range(parts):
+        items.write(part, pa.Table.from_pylist([{"item_id": str(part), "responses": ["a", "b"]}], ITEMS))
+    log = directory / "log"
+    log.mkdir(parents=True)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    raylets = Raylets()
+    quiet = {"include_dashboard": False, "dashboard_agent_listen_port": None, "object_store_memory": 100_000_000}
+    for _ in range(RAYLETS):
+        raylets.add_node(num_cpus=REPLICAS // RAYLETS, num_gpus=REPLICAS // RAYLETS, **quiet)
+    try:
+        with ray_cluster(Cluster(address=raylets.address)):
+            pool = Pool(num_cpus=0.5, num_gpus=1, concurrency=REPLICAS)
+            made_of = {"seconds": arguments.wait, "log": str(log)}
+            target = Table(directory / "scores")
+            task = Task("waits", waiting, made_of, {"items": items}, target, pool, "item_id", ())
+            began = time.time()
+            tallies = run_tasks([task], range(parts), 0.0, lambda name, tally, n: None)
+            ray.shutdown()
+    finally:
+        raylets.shutdown()
+    spans = [
+        [tuple(map(float, line.split())) for line in file.read_text().splitlines()] for file in sorted(log.iterdir())
+    ]
+    all_busy, end = max(one[0][0] for one in spans), max(one[-1][1] for one in spans)
+    busy = sum(max(0.0, stop - max(start, all_busy)) for one in spans for start, stop in one)
+    share = busy / (REPLICAS * (end - all_busy))
+    line = {"figure": "scheduling_32", "value": round(share, 3), "unit": "share of perfect packing", "peer": 1.0}
+    line |= {"ratio": round(share, 3), "goal": 0.9, "replicas": len(spans), "parts": parts, "wait": arguments.wait}
+    tell(
+        line
+        | {"seconds_until_all_busy": round(all_busy - began, 1), "busy_share": tallies["waits"].facts()["busy_share"]}
+    )
+
+
+class Instant:
+    """A simulated expert: a score by the length of the response, at once."""
+
+    def score(self, conversations: list[tuple[str, str]]) -> list[float]:
+        return [0.1 * len(response) for _, response in conversations]
+
+
+def instant(expert: config.Expert) -> Callable[..., pa.Table]:
+    """The real work of stage `score` over a simulated expert."""
+    experts._python = lambda path: Instant()
+    return score.work(expert)
+
+
+def draw(directory: Path, n: int, parts: int) -> tuple[Table, Table]:
+    """Tables `items` and `captions`: n items of two responses, one in twenty with a label."""
+    items, captions = Table(directory / "items"), Table(directory / "captions")
+    rng = np.random.default_rng(0)
+    for part in range(parts):
+        size = n // parts
+        keys = [f"{part:04d}{i:060d}" for i in range(size)]
+        counts = rng.integers(1, 99, size).tolist()
+        drawn = [
+            {
+                "item_id": key,
+                "image_id": key,
+                "question": "How many circles are there?",
+                "responses": [f"There are {count} circles.", f"I see {count + 1} circles in this picture."],
+                "gold": [1.0, 0.0] if count < 5 else None,
+            }
+            for key, count in zip(keys, counts, strict=True)
+        ]
+        items.write(part, pa.Table.from_pylist(drawn, ITEMS))
+        texts = [
+            {"image_id": key, "view": "default", "text": f"There are {count} red circles."}
+            for key, count in zip(keys, counts, strict=True)
+        ]
+        captions.write(part, pa.Table.from_pylist(texts, CAPTIONS))
+    return items, captions
+
+
+class Peak:
+    """The most bytes that the driver (resident) and Ray's object store (in use) have had, looked at twice a second."""
+
+    def __init__(self) -> None:
+        self.driver, self.store = 0, 0
+
+    def look(self) -> None:
+        """Looks once."""
+        import ray
+        from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+        self.driver = max(self.driver, psutil.Process().memory_info().rss)
+        stats = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
+        self.store = max(self.store, stats.object_store_bytes_used)
+
+
+@contextmanager
+def peak() -> Iterator[Peak]:
+    """Watches memory."""
+    seen, ended = Peak(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            seen.look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    yield seen
+    ended.set()
+    watcher.join()
+
+
+def bookkeeping(settings: Settings, directory: Path, task: Task, parts: int) -> float:
+    """Seconds that fingerprints, commits, and the bookkeeping of rows and errors take for all parts, one after another.
+
+    Every one of them is done again here, alone, with the rows of the run.
+    """
+    started = time.process_time()
+    pipeline.plan(settings, Run(directory / "none"))
+    spent = time.process_time() - started
+    again = Table(directory / "again")
+    for part in range(parts):
+        rows_in = {name: table.read(part) for name, table in task.sources.items()}
+        rows = task.target.read(part)
+        started = time.process_time()
+        check_keys(task, rows_in, rows)
+        failures(rows["error"])
+        again.write(part, rows)
+        spent += time.process_time() - started
+    return spent
+
+
+def engine_seconds(rows: int) -> float:
+    """Processor seconds that a shipped expert takes for so many items with two views, from a sample."""
+    [expert] = config.load("mini").experts[:1]
+    scorer = experts.load(expert)
+    turns = [expert.write("There are 7 red circles.", "How many circles?"), "How many circles are there?"]
+    sample = [(turn, ["There are 7 circles.", "I see 8 circles in this picture."]) for turn in turns * 128]
+    scorer(sample[:16])
+    started = time.process_time()
+    scorer(sample)
+    return (time.process_time() - started) / (len(sample) / 2) * rows
+
+
+def million(directory: Path, arguments: argparse.Namespace) -> None:
+    """`million_items`."""
+    import torch
+
+    n, parts = arguments.items, max(8, arguments.items // 12_500)
+    items, captions = draw(directory, n, parts)
+    n = n // parts * parts
+    words = ["router.policy=mean_margin", "router.threshold=0.6", "cluster.num_cpus=2"]
+    settings = config.load("mini", words)
+    one = settings.experts[0].model_copy(update={"kind": "python", "path": "simulated:Instant"})
+    settings = settings.model_copy(update={"experts": [one]})
+    pool = Pool(num_cpus=1, concurrency=2, batch_size=256)
+    sources = {"items": items, "captions": captions}
+    task = Task("score", instant, {"expert": one}, sources, Table(directory / "scores"), pool, "item_id", ("view",))
+    with ray_cluster(settings.cluster), peak() as seen:
+        started = time.perf_counter()
+        run_tasks([task], range(parts), 0.0, lambda name, tally, n: None)
+        scored = time.perf_counter()
+        counts = route.run_route(settings, items, [task.target], Table(directory / "routes"))
+        routed = time.perf_counter()
+        seen.look()
+    torch.set_num_threads(1)
+    shipped = config.load("mini")
+    shipped = shipped.model_copy(update={"experts": shipped.experts[:1]})
+    kept, engine = bookkeeping(shipped, directory, task, parts), engine_seconds(n)
+    line = {"figure": "million_items", "value": round(n / (routed - started), 1), "unit": "items/s", "peer": None}
+    gib = round((seen.driver + seen.store) / 2**30, 3)
+    line |= {"ratio": None, "goal": None, "items": n, "parts": parts, "routed": counts["rows_out"]}
+    line |= {
+        "score_items_per_s": round(n / (scored - started), 1),
+        "route_items_per_s": round(n / (routed - scored), 1),
+    }
+    line |= {"driver_gib": round(seen.driver / 2**30, 3), "object_store_gib": round(seen.store / 2**30, 3)}
+    line |= {"gib": gib, "gib_goal": 3.0, "bookkeeping_cpu_s": round(kept, 2), "engine_cpu_s": round(engine, 1)}
+    tell(line | {"bookkeeping_share": round(kept / engine, 4), "bookkeeping_goal": 0.01})
+
+
+FIGURES = {"scheduling_32": scheduling, "million_items": million}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES))
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--wait", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=8)
+    arguments = parser.parse_args()
+    for name in arguments.figures:
+        with tempfile.TemporaryDirectory() as directory:
+            FIGURES[name](Path(directory), arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Which stages arms and seeds share, by fingerprint; nothing is run."""
+
+import pytest
+
+from carevl import config, pipeline
+from carevl.compare.arms import ARMS, OURS, Budget, seeded
+from carevl.compare.chain import asked, chain, data, on_benchmark, rebased
+from carevl.runs import Cause, Run, RunError
+
+BUDGET = Budget(9000, 1000)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    settings = config.load("mini", ["miniworld.items=4", "miniworld.calibration_images=4"])
+    settings = settings.model_copy(update={"experts": settings.experts[:1]})
+    where = Run(tmp_path_factory.mktemp("run"))
+    return settings, where, data(settings, where)
+
+
+def _chain(setting, name, number=0, rate=1.0):
+    settings, where, shared = setting
+    arm = ARMS[name]
+    return chain(arm.settings(seeded(settings, number), rate, BUDGET), arm.labels, where, shared)
+
+
+def _shared(one, other):
+    return {name for name in one if one[name] == other[name]}
+
+
+DATA = {"ingest", "caption", "score/llama"}
+
+
+def test_items_captions_scores_and_routes_are_those_of_the_main_job(setting):
+    settings, where, _ = setting
+    main, ours = pipeline.causes(settings, where), _chain(setting, OURS.name)
+    assert {name for name in main if main[name] == ours[name]} >= DATA | {"route"}
+    assert ours["router"] == ours["route"]
+
+
+def test_arms_of_one_seed_choose_their_targets_from_the_same_judgments(setting):
+    ours, distilled = _chain(setting, "carevl"), _chain(setting, "distillation")
+    assert _shared(ours, distilled) >= DATA | {"router", "judgments"}
+    assert not {"route", "demonstrate", "sft"} & _shared(ours, distilled)
+
+
+def test_arms_that_differ_in_selection_share_phase_1_and_its_samples(setting):
+    ours, consistency = _chain(setting, "carevl"), _chain(setting, "carevl_consistency")
+    assert _shared(ours, consistency) >= {"sft", "sample"}
+    assert not {"select", "dpo"} & _shared(ours, consistency)
+    assert _chain(setting, "phase1")["sft"] == ours["sft"]
+    assert _chain(setting, "high_only")["sft"] != ours["sft"]
+
+
+def test_a_rate_changes_training_and_not_what_is_learned(setting):
+    ours, hotter = _chain(setting, "carevl"), _chain(setting, "carevl", rate=2.0)
+    assert {"judgments", "demonstrate"} <= _shared(ours, hotter)
+    assert not {"sft", "sample", "dpo"} & _shared(ours, hotter)
+
+
+def test_another_seed_keeps_the_data_and_draws_the_rest_anew(setting):
+    ours, other = _chain(setting, "carevl"), _chain(setting, "carevl", number=1)
+    assert _shared(ours, other) == DATA
+
+
+def test_judges_are_asked_in_both_orders_on_one_benchmark(setting):
+    settings, where, _ = setting
+    tests = on_benchmark(settings, "miniworld:test/vl_rewardbench.parquet")
+    [benchmark] = tests.benchmarks
+    assert (benchmark.name, benchmark.protocols, benchmark.draws) == ("vl-rewardbench", ["strict"], 1)
+    ours = _chain(setting, "carevl")
+    dev, test = asked(ours, on_benchmark(settings), where), asked(ours, tests, where)
+    assert set(ours) - _shared(dev, test) == {"evaluate/base", "evaluate/phase1", "evaluate/phase2"}
+    with pytest.raises(RunError, match="vl-rewardbench"):
+        on_benchmark(settings.model_copy(update={"benchmarks": settings.benchmarks[1:]}))
+
+
+def test_a_given_cause_moves_all_that_follow_it_and_nothing_else(tmp_path):
+    where = Run(tmp_path)
+    first = Cause("first", {"x": 1})
+    causes = {"first": first, "second": Cause("second", {"inputs": {"first": first.fingerprint}})}
+    causes |= {
+        "third": Cause("third", {"inputs": {"second": causes["second"].fingerprint}}),
+        "apart": Cause("apart", {}),
+    }
+    assert rebased(causes, where, {}) == causes
+    moved = rebased(causes, where, {"first": Cause("first", {"x": 2})})
+    assert [name for name in causes if moved[name] == causes[name]] == ["apart"]
+    assert moved["third"].facts["inputs"] == {"second": moved["second"].fingerprint}

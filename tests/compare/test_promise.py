@@ -1,0 +1,61 @@
+"""How often the router keeps its word, on margins whose truth is known."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from carevl.compare.promise import by_labels, promise
+from carevl.confidence.pairs import Pairs
+from carevl.confidence.policies import RouterSettings
+from carevl.stages.route import Fitting
+
+
+def _fitting(margins, gold):
+    n = len(margins)
+    ids = pa.array([f"{k:06d}" for k in range(n)])
+    unknown = np.full(n, np.nan, np.float32)
+    pairs = Pairs(
+        experts=("expert",),
+        views=("default",),
+        item_id=ids,
+        image_id=ids,
+        item=np.arange(n, dtype=np.int32),
+        first=np.zeros(n, np.int32),
+        second=np.ones(n, np.int32),
+        margins=margins.astype(np.float32).reshape(n, 1, 1),
+        no_caption=unknown.reshape(n, 1),
+        lengths=np.full((n, 2), 10, np.int32),
+        equal=np.zeros(n, np.bool_),
+        source=unknown,
+        gold=gold.astype(np.float32),
+    )
+    return Fitting(pairs, np.ones(n, np.bool_), n)
+
+
+def _noisy(n, sharpness):
+    """Margins that are right with probability sigmoid(sharpness * |margin|), and their labels."""
+    rng = np.random.default_rng(0)
+    margins = rng.normal(size=n)
+    right = rng.random(n) < 1 / (1 + np.exp(-sharpness * np.abs(margins)))
+    return margins, np.where(right, np.sign(margins), -np.sign(margins))
+
+
+def test_a_router_with_much_to_go_on_keeps_its_word():
+    found = promise(RouterSettings(precision=0.9), _fitting(*_noisy(2000, 4.0)), 40, lambda _: None)
+    assert found["resamples"] == 40
+    assert found["promised"] == 1.0
+    assert found["kept"] >= 0.9
+
+
+def test_a_router_that_promises_nothing_has_kept_nothing():
+    found = promise(RouterSettings(precision=0.95), _fitting(*_noisy(300, 0.1)), 5, lambda _: None)
+    assert found == {"resamples": 5, "promised": 0.0, "kept": None}
+
+
+def test_labelled_pairs_are_judged_by_a_router_that_has_not_seen_them():
+    fitting = _fitting(*_noisy(1000, 3.0))
+    confidence, right, high = by_labels(RouterSettings(threshold=0.8), fitting.pairs, None)
+    assert len(confidence) == len(right) == len(high) == 1000
+    assert (high == (confidence >= 0.8)).all()
+    assert right[high].mean() > right[~high].mean() + 0.2
+    assert right[high].mean() == pytest.approx(confidence[high].mean(), abs=0.05)

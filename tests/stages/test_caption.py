@@ -1,0 +1,87 @@
+"""Captioner and judge in engines that fail: one image or prompt carries the error, the others their text."""
+
+import io
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from carevl import config
+from carevl.inference.transformers_engine import Generation
+from carevl.stages import caption, judgments, sample, select
+from carevl.tables import CAPTIONS, IMAGES, ITEMS, JUDGMENTS
+
+SETTINGS = config.load("mini")
+
+
+class Engine:
+    """Writes a fixed text, but dies of black images; it holds `room` asks at a time."""
+
+    def __init__(self, text, room=100):
+        self.text, self.room, self.calls = text, room, []
+
+    def generate(self, asks, *, max_tokens, temperature=0.0, watch=()):
+        self.calls.append(len(asks))
+        if len(asks) > self.room:
+            raise MemoryError
+        if any(ask.image.getpixel((0, 0)) == (0, 0, 0) for ask in asks):
+            raise RuntimeError("illegal memory access")
+        return [Generation(self.text, 4, False) for _ in asks]
+
+    def relieve(self):
+        self.room *= 2
+        return True
+
+
+def image(number):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (number, number, number)).save(file, "PNG")
+    return {"image_id": str(number), "bytes": file.getvalue(), "error": None}
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    made = Engine("Overall Judgment: Answer 1 is better.")
+    for module in (caption, judgments):
+        monkeypatch.setattr(module, "generator", lambda model: made)
+    return made
+
+
+def test_one_image_that_kills_the_captioner_is_an_error_of_its_row(engine):
+    images = pa.Table.from_pylist([image(n) for n in (3, 0, 1, 2)], IMAGES)
+    made = caption.work(SETTINGS.captioner)({"images": images})
+    assert made.schema == CAPTIONS
+    rows = {row["image_id"]: row for row in made.to_pylist()}
+    assert {key for key, row in rows.items() if row["error"]} == {"0"}
+    assert rows["0"]["text"] is None
+    assert rows["0"]["error"]["message"] == "RuntimeError: illegal memory access"
+    assert rows["1"]["text"] == engine.text
+
+
+def test_a_captioner_without_memory_is_relieved_first(engine):
+    engine.room = 1
+    images = pa.Table.from_pylist([image(n) for n in (1, 2, 3)], IMAGES)
+    made = caption.work(SETTINGS.captioner)({"images": images})
+    assert made["error"].null_count == 3
+    assert engine.calls == [3, 3, 3]
+
+
+def test_prompts_that_kill_the_judge_are_errors_that_no_pair_is_made_of(engine):
+    items = pa.Table.from_pylist(
+        [
+            {"item_id": key, "image_id": key, "question": "Which?", "responses": ["This.", "That."]}
+            for key in ("0", "1")
+        ],
+        ITEMS,
+    )
+    routed = {"first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.6}
+    routes = pa.Table.from_pylist([{"item_id": key, **routed} for key in ("0", "1")])
+    images = pa.Table.from_pylist([image(0), image(1)], IMAGES)
+    work = judgments.work(SETTINGS.judge, sample.asking(SETTINGS))
+    made = work({"items": items, "images": images, "routes": routes})
+    assert made.schema == JUDGMENTS
+    rows = made.to_pylist()
+    assert {row["item_id"] for row in rows if row["error"]} == {"0"}
+    assert len(rows) == 2 * 2 * SETTINGS.sample.samples
+    assert all(row["winner"] is not None for row in rows if not row["error"])
+    assert "0" not in select.choose(SETTINGS, items, routes, made)["item_id"].to_pylist()

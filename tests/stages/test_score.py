@@ -1,0 +1,73 @@
+"""Stage `score`: inputs that are too long, by the two policies, with an expert that counts words."""
+
+import pyarrow as pa
+import pytest
+
+from carevl import config
+from carevl.stages import score
+from carevl.tables import CAPTIONS, ITEMS
+
+CAPTION = "A red circle. Two blue squares are below it! Is that a dog?\nIt is a cat."
+
+
+class Counting:
+    """Scores a response by the number of words of its input, and refuses inputs of more than `limit` words."""
+
+    limit = 12
+
+    def score(self, conversations):
+        from carevl.inference.guarded import Failure, SomeRowsError
+
+        lengths = [len(f"{turn} {response}".split()) for turn, response in conversations]
+        failures = {i: Failure("too long", f"{n} words") for i, n in enumerate(lengths) if n > self.limit}
+        if failures:
+            raise SomeRowsError([None if i in failures else float(n) for i, n in enumerate(lengths)], failures)
+        return [float(n) for n in lengths]
+
+
+def scored(monkeypatch, limit, *overrides, caption=CAPTION):
+    monkeypatch.setattr(Counting, "limit", limit)
+    expert = {"name": "counting", "kind": "python", "path": f"{__name__}:Counting", "template": "{caption} {question}"}
+    expert |= dict(override.split("=") for override in overrides)
+    items = [{"item_id": "a", "image_id": "i", "question": "How many?", "responses": ["One.", "It is two."]}]
+    captions = [{"image_id": "i", "view": "default", "text": caption}]
+    monkeypatch.setattr("carevl.inference.experts._python", lambda path: Counting())
+    made = score.work(config.Expert(**expert))(
+        {"items": pa.Table.from_pylist(items, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)}
+    )
+    return {row["view"]: row for row in made.to_pylist()}
+
+
+def test_an_input_that_is_too_long_is_an_error_of_its_row_and_of_no_other(monkeypatch):
+    rows = scored(monkeypatch, 12)
+    assert rows["default"]["error"]["kind"] == "too long"
+    assert rows["default"]["scores"] is None
+    assert rows["none"]["scores"] == [3.0, 5.0]
+    assert rows["none"]["caption_read"] is None
+
+
+def test_a_caption_is_shortened_by_whole_sentences_until_question_and_responses_fit(monkeypatch):
+    rows = scored(monkeypatch, 14, "too_long=summarise")
+    read = "A red circle. Two blue squares are below it!"
+    assert rows["default"]["error"] is None
+    assert rows["default"]["scores"] == [12.0, 14.0]
+    assert rows["default"]["caption_read"] == pytest.approx(len(read) / len(CAPTION))
+
+
+def test_a_caption_that_fits_is_read_whole(monkeypatch):
+    rows = scored(monkeypatch, 100, "too_long=summarise")
+    assert rows["default"]["caption_read"] == 1.0
+    assert rows["default"]["scores"] == [20.0, 22.0]
+
+
+@pytest.mark.parametrize("caption", ["one sentence of far too many words for this expert", CAPTION])
+def test_what_cannot_fit_keeps_its_error(monkeypatch, caption):
+    rows = scored(monkeypatch, 4, "too_long=summarise", caption=caption)
+    assert rows["default"]["error"]["kind"] == "too long"
+    assert rows["none"]["error"]["kind"] == "too long"
+
+
+def test_the_policy_names_other_scores():
+    settings = config.load("mini").experts[0]
+    other = settings.model_copy(update={"too_long": "summarise"})
+    assert score.facts(settings) != score.facts(other)
