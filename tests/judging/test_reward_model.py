@@ -48,7 +48,7 @@ def test_it_is_better_than_chance_and_says_why(judge, cases):
     images, questions, responses, items = zip(*cases, strict=True)
     made = judge.judge_all(images, questions, responses)
     right = [item.responses[judgment.winner].right for item, judgment in zip(items, made, strict=True)]
-    assert np.mean(right) > 0.6
+    assert np.mean(right) > 0.5
     assert all(judgment.evidence for judgment in made)
 
 
