@@ -20,7 +20,7 @@ from carevl.tables import DEMONSTRATIONS
 if TYPE_CHECKING:
     from carevl.config import Demonstrate, Settings
 
-VERSION = 1
+VERSION = 2
 GOOD, BAD = 4, 2
 """Least rating of a pair's winner, and greatest of its loser, that agree with the label."""
 
@@ -41,7 +41,11 @@ class _Prompts:
         prompts = [prompted for route in high for prompted in both_orders(route["first"], route["second"])]
         if high and self._chosen(item, "pointwise", self.demonstrate.pointwise_share):
             prompts += [Prompted("pointwise", (i,)) for i in (high[0]["first"], high[0]["second"])]
-        if ranking(routes) and self._chosen(item, "ranking", self.demonstrate.ranking_share):
+        if (
+            len(item["responses"]) > 2
+            and ranking(routes)
+            and self._chosen(item, "ranking", self.demonstrate.ranking_share)
+        ):
             order = sorted(range(len(item["responses"])), key=lambda i: chance(self.seed, item["item_id"], "shown", i))
             prompts.append(Prompted("ranking", tuple(order)))
         return prompts

@@ -156,3 +156,9 @@ def test_a_ranking_that_says_what_the_pairs_say_is_a_target():
     for places, n in ((right, 1), (right[::-1], 0)):
         judged = [judgment("a", "ranking", order, 0, "So.", ranking=places)]
         assert len(choose([three], routes, judged, "demonstrate.ranking_share=1")) == n
+
+
+def test_two_responses_are_not_ranked():
+    settings = config.load("mini", ["demonstrate.pointwise_share=0", "demonstrate.ranking_share=1"])
+    prompts = demonstrate.asking(settings).prompts(item(), [route()])
+    assert [(prompted.task, prompted.order) for prompted in prompts] == [("pairwise", (0, 1)), ("pairwise", (1, 0))]
