@@ -84,7 +84,7 @@ def _items(items: Table) -> list[dict[str, Any]]:
     return [row for row in rows if row["error"] is None and row["gold"] is None]
 
 
-def _better(item: Mapping[str, Any], truths: Truths, winner: int, loser: int) -> bool | None:
+def better(item: Mapping[str, Any], truths: Truths, winner: int, loser: int) -> bool | None:
     """Whether one response is truly better than another; None when that is unknown or they are alike."""
     truth = truths.get((item["image_id"], item["question"]))
     if truth is None:
@@ -107,7 +107,7 @@ def _routing(routes: Table, items: Mapping[str, Mapping[str, Any]], truths: Trut
         reasons[row["reason"]] += 1
         if row["route"] in right and row["winner"] is not None and row["winner"] >= 0:
             loser = row["first"] + row["second"] - row["winner"]
-            true = _better(item, truths, row["winner"], loser)
+            true = better(item, truths, row["winner"], loser)
             right[row["route"]] += [] if true is None else [true]
     precision = {f"{route}_precision": share(hits) for route, hits in right.items() if hits}
     return {"high": counts["high"], "low": counts["low"], "dropped": counts["dropped"], **precision, "reasons": reasons}
@@ -125,7 +125,7 @@ def _pairs(pairs: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths)
     hits = []
     for row in rows:
         loser = sum(row["order"]) - row["winner"]
-        true = _better(items[row["item_id"]], truths, row["winner"], loser)
+        true = better(items[row["item_id"]], truths, row["winner"], loser)
         hits += [] if true is None else [true]
     right = {"right_way": share(hits)} if hits else {}
     return {"count": len(rows), "items": len({row["item_id"] for row in rows}), **right}

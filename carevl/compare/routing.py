@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from carevl.compare.trials import Bench
-    from carevl.miniworld.truth import Truth
     from carevl.stages.context import Context
     from carevl.stages.route import Fitting
 
@@ -89,13 +88,14 @@ def _sweep(bench: Bench, context: Context, fitting: Fitting) -> list[dict[str, A
     items = {row["item_id"]: row for row in context.ingested.items.read(columns=_ITEM).to_pylist()}
     sure: list[NDArray[Any]] = []
     right: list[float] = []
-    for _, routes in training_routes(context):
+    for routes in training_routes(context):
         labelled = decided(routes)
         sure.append(np.where(labelled, confidence(routes), np.nan))
         for row, known in zip(routes.select(_PAIR).to_pylist(), labelled, strict=True):
             item = items[row["item_id"]]
-            truth = truths.get((item["image_id"], item["question"]))
-            right.append(_right(row, item, truth) if known else np.nan)
+            loser = row["first"] + row["second"] - row["winner"]
+            better = results.better(item, truths, row["winner"], loser) if known else None
+            right.append(np.nan if better is None else float(better))
     true = sweep(np.concatenate(sure), np.array(right), THRESHOLDS)
     assert fitting.labelled is not None
     seen = sweep(*by_labels(context.settings.router, fitting.labelled, fitting.unlabelled)[:2], THRESHOLDS)
@@ -107,12 +107,3 @@ def _sweep(bench: Bench, context: Context, fitting: Fitting) -> list[dict[str, A
 
 _ITEM = ["item_id", "image_id", "question", "responses"]
 _PAIR = ["item_id", "first", "second", "winner"]
-
-
-def _right(row: dict[str, Any], item: dict[str, Any], truth: Truth | None) -> float:
-    """1 when a pair's winner is truly better, 0 when it is worse; nan when they are alike or nobody knows."""
-    if truth is None:
-        return np.nan
-    winner, loser = row["winner"], row["first"] + row["second"] - row["winner"]
-    better = truth.ratings[item["responses"][winner]] - truth.ratings[item["responses"][loser]]
-    return np.nan if better == 0 else float(better > 0)

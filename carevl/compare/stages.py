@@ -74,8 +74,7 @@ def _largest_lot(context: Context) -> float:
     """The lot below which there are as many pairs to learn from as the router found high."""
     drawn: list[NDArray[np.float64]] = []
     n_high = 0
-    for number, routes in training_routes(context):
-        del number
+    for routes in training_routes(context):
         high = routes["route"].cast(pa.string()).to_numpy(zero_copy_only=False) == "high"
         n_high += int(high.sum())
         drawn.append(lots(routes, context.settings.seed, "subset")[decided(routes)])
@@ -83,14 +82,14 @@ def _largest_lot(context: Context) -> float:
     return float(ordered[n_high - 1]) if n_high else -1.0
 
 
-def training_routes(context: Context) -> Iterator[tuple[int, pa.Table]]:
+def training_routes(context: Context) -> Iterator[pa.Table]:
     """The router's pairs of every part, without those of labelled items and of items with an error."""
     items, router = context.ingested.items, context.table("router")
     for number in router.parts():
         rows = items.read(number, ["item_id", "gold", "error"])
         learned = rows.filter(pa.compute.and_(rows["gold"].is_null(), rows["error"].is_null()))
         routes = router.read(number)
-        yield number, routes.filter(pa.compute.is_in(routes["item_id"], learned["item_id"].combine_chunks()))
+        yield routes.filter(pa.compute.is_in(routes["item_id"], learned["item_id"].combine_chunks()))
 
 
 @dataclass(frozen=True)
