@@ -12,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from carevl.errors import UserError
 
-Packing = Literal["shared", "plain"]
-"""`shared` computes a prompt once for all its judgments; `plain` computes each with a prompt of its own."""
+if TYPE_CHECKING:
+    from carevl.training.settings import Packing
+
 VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 _ATTENTION = ("full_attention", "sliding_attention")
 

@@ -300,7 +300,7 @@ def _retry_predictions(context: Context) -> dict[str, Mapping[str, Any]]:
         failed = (table.manifest or {}).get("errors")
         if failed:
             judge = makers.trained_judge(context, trained)
-            errors = evaluation.run_evaluation(context, stage, judge, retry=True)["errors"]
+            errors = evaluation.run_evaluations(context, {stage: judge}, retry=True)[stage]["errors"]
             tried[stage] = {"rows_out": failed, "errors": errors}
             _count_again(table, errors)
             context.say(f"{stage:16s} failed questions asked again: {errors} of {failed} still fail")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.intervals import Figure
 from carevl.benchmarks.predictions import from_table
@@ -47,8 +49,9 @@ def judges(settings: Settings, where: Run, causes: Mapping[str, Cause]) -> dict[
         if cause is None or where.table(cause).manifest is None:
             continue
         answered = {}
+        predicted = where.table(cause).read()
         for benchmark in settings.benchmarks:
-            predictions = from_table(Table(where.table(cause).directory / benchmark.name).read())
+            predictions = from_table(predicted.filter(pc.equal(predicted["benchmark"], benchmark.name)))
             rows = evaluation.load(settings, where, benchmark)
             answered[benchmark.name] = (BENCHMARKS[benchmark.name], rows, predictions)
         found[name] = summary(answered)

@@ -82,11 +82,11 @@ def test_good_tables_are_not_read_again(context, monkeypatch):
 def test_only_judges_with_failed_questions_are_asked_again(context, monkeypatch):
     asked = []
 
-    def run_evaluation(_, name, judge, *, retry):
-        asked.append((name, judge.path, retry))
-        return {"errors": 1}
+    def run_evaluations(_, judges, *, retry):
+        asked.extend((name, judge.path, retry) for name, judge in judges.items())
+        return {name: {"errors": 1} for name in judges}
 
-    monkeypatch.setattr(evaluation, "run_evaluation", run_evaluation)
+    monkeypatch.setattr(evaluation, "run_evaluations", run_evaluations)
     causes = {name: Cause(name, {}) for name in ("evaluate/base", "evaluate/phase1", "evaluate/phase2", "sft", "dpo")}
     made = Context(context.settings, context.where, causes, lambda _: None)
     made.table("evaluate/base").finish({"errors": 0})

@@ -26,7 +26,7 @@ from carevl.config import Cluster, Judge, fill
 from carevl.errors import UserError
 from carevl.inference.pools import Tally
 from carevl.runs import Cause, Run, Table, write_atomically
-from carevl.stages.evaluate import facts, predict
+from carevl.stages.evaluate import Asked, Exam, facts, predict
 
 PREDICTIONS, FIGURES = "predictions.parquet", "figures.json"
 
@@ -96,10 +96,9 @@ def _ask(
             say(f"{name}: part {tally.parts} of {parts}, {tally.rows_out} questions, {tally.errors} errors")
 
         with nullcontext() if is_endpoint(judge.path) else ray_cluster(Cluster()):
-            counts = predict(
-                judge, data.benchmark, data.rows, protocols, table, tell, draws=draws, max_error_fraction=allowed
-            )
-        table.finish({"stage": cause.stage, "cause": dict(cause.facts), **counts})
+            test = Exam(data.benchmark, data.rows, protocols, draws)
+            counts = predict([Asked(judge, judge.path, table)], [test], tell, max_error_fraction=allowed)
+        table.finish({"stage": cause.stage, "cause": dict(cause.facts), **counts[judge.path]})
     return table.read()
 
 

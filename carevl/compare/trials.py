@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 from carevl.benchmarks.predictions import from_table
 from carevl.compare import outcomes
 from carevl.compare.arms import OURS, Arm, Budget, seeded
-from carevl.compare.chain import BENCHMARK, Causes, asked, chain, data, on_benchmark
+from carevl.compare.chain import Causes, asked, chain, data, on_benchmark
 from carevl.compare.experts import probabilities
 from carevl.compare.stages import makers, run_stages
-from carevl.runs import Run, Table
+from carevl.runs import Run
 from carevl.stages import evaluation
 from carevl.stages.context import Context
 from carevl.stages.makers import MAKERS
@@ -123,7 +123,7 @@ class Bench:
         name = f"evaluate/{trial.judge}"
         context = replace(self._context(trial), settings=tests, causes=causes)
         run_stages(context, [name], MAKERS)
-        predictions = Table(context.table(name).directory / BENCHMARK).read()
+        predictions = context.table(name).read()
         return outcomes.of_predictions(
             self.rows, from_table(predictions.filter(pc.equal(predictions["protocol"], "strict")))
         )

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import special
 
 CalibrationMethod = Literal["temperature", "isotonic", "spread"]
 MIN_LABELS = 50
@@ -98,6 +98,8 @@ def fit_weights(features: NDArray[np.float64], targets: NDArray[np.float64]) -> 
     Returns:
         float64 [k].
     """
+    from scipy import optimize
+
     n, k = features.shape
 
     def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -115,6 +117,8 @@ def fit_weights(features: NDArray[np.float64], targets: NDArray[np.float64]) -> 
 
 def _isotonic(x: NDArray[np.float64], targets: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Isotonic regression on every pair and its mirror image, which makes it antisymmetric about margin 0."""
+    from scipy import optimize
+
     margins, place, counts = np.unique(np.concatenate([x, -x]), return_inverse=True, return_counts=True)
     means = np.bincount(place, weights=np.concatenate([targets, 1 - targets])) / counts
     fitted = optimize.isotonic_regression(means, weights=counts).x

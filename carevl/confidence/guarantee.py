@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from carevl.confidence.calibration import MIN_LABELS
 from carevl.confidence.pairs import Pairs
@@ -113,7 +113,7 @@ def choose_threshold(pilot: Sample, test: Sample, precision: float, level: float
     truth = np.array([_guess(tally, precision) for tally in tallies])
     sequence = thresholds[int(np.argmax(_pass_probability(expected, truth, precision, level))) :]
     tested = [test.tally(threshold) for threshold in sequence]
-    tails = stats.binom.cdf([t.n_wrong for t in tested], [t.n_high for t in tested], 1 - precision)
+    tails = special.bdtr([t.n_wrong for t in tested], [t.n_high for t in tested], 1 - precision)
     n_passed = int(np.argmax(np.append(tails, 1.0) > 1 - level))
     return sequence[n_passed - 1] if n_passed else None
 
@@ -153,6 +153,8 @@ def _pass_probability(
     n: NDArray[np.int64], truth: NDArray[np.float64], precision: float, level: float
 ) -> NDArray[np.float64]:
     """Probability that n tested pairs certify `precision` when `truth` is the real one."""
+    from scipy import stats
+
     most_wrong = stats.binom.ppf(1 - level, n, 1 - precision)
     most_wrong -= stats.binom.cdf(most_wrong, n, 1 - precision) > 1 - level
     chances: NDArray[np.float64] = stats.binom.cdf(most_wrong, n, 1 - truth)

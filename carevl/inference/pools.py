@@ -62,6 +62,8 @@ class Task:
     wanted: Callable[[Mapping[str, pa.Table]], Iterable[str]] | None = None
     retry: bool = False
     """Whether to make the rows anew that have an error of this task, and no others."""
+    parts: tuple[int, ...] | None = None
+    """Numbers of the parts to make, where they are not those of all tasks at work together."""
 
 
 @dataclass
@@ -193,7 +195,7 @@ def run_tasks(
     """Runs every task over every part and returns what each did.
 
     Args:
-        parts: numbers of the parts to make.
+        parts: numbers of the parts to make, for tasks that name none of their own.
         max_error_fraction: share of a task's rows that may carry an error.
         say: called with (task, what it has done, number of parts) after each part, and when none comes for long.
         rates: rows per second of an actor of each task, for pools of size `auto`; all alike where it is absent.
@@ -207,14 +209,19 @@ def run_tasks(
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.data._internal.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    tasks = _sized(tasks, len(parts), rates or {}, nodes_there() if nodes is None else nodes)
-    pools = {task.name: _Watched(task.pool, len(parts)) for task in tasks}
-    stream, *others = [_stream(task, parts) for task in tasks]
+    tasks = [task if task.parts is not None else replace(task, parts=tuple(parts)) for task in tasks]
+    tasks = _sized(tasks, rates or {}, nodes_there() if nodes is None else nodes)
+    pools = {task.name: _Watched(task.pool, len(task.parts or ())) for task in tasks}
+
+    def tell(name: str) -> None:
+        say(name, pools[name].tally, pools[name].n_parts)
+
+    stream, *others = map(_stream, tasks)
     stream = stream.union(*others) if others else stream
-    with _watching(lambda name: say(name, pools[name].tally, len(parts)), pools):
+    with _watching(tell, pools):
         for row in stream.iter_rows():
             pools[row["task"]].take(row)
-            say(row["task"], pools[row["task"]].tally, len(parts))
+            tell(row["task"])
     tallies = {name: pool.tally for name, pool in pools.items()}
     for name, tally in tallies.items():
         if tally.errors > max_error_fraction * tally.rows_out:
@@ -225,8 +232,9 @@ def run_tasks(
     return tallies
 
 
-def _sized(tasks: Sequence[Task], n_parts: int, rates: Mapping[str, float], nodes: Sequence[Resources]) -> list[Task]:
+def _sized(tasks: Sequence[Task], rates: Mapping[str, float], nodes: Sequence[Resources]) -> list[Task]:
     """The tasks with a number of actors where their pool's size is `auto`; arguments as for `run_tasks`."""
+    n_parts = max(len(task.parts or ()) for task in tasks)
     found = shares({task.name: task.pool for task in tasks}, n_parts, rates, nodes)
     return [
         replace(task, pool=task.pool.model_copy(update={"concurrency": found[task.name]})) if task.pool.auto else task
@@ -234,10 +242,11 @@ def _sized(tasks: Sequence[Task], n_parts: int, rates: Mapping[str, float], node
     ]
 
 
-def _stream(task: Task, parts: Sequence[int]) -> Any:
+def _stream(task: Task) -> Any:
     """A dataset of a row per part that has gone through the task's pool."""
     import ray
 
+    parts = task.parts or ()
     low, high = task.pool.bounds
     return ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts)).map_batches(
         _Actor,

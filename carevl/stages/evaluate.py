@@ -1,6 +1,7 @@
-"""Stage `evaluate`: a judge answers every question of a benchmark; each answer is a row of `predictions`.
+"""Stage `evaluate`: judges answer every question of some benchmarks; each answer is a row of `predictions`.
 
-A part holds a block of questions, all those about one image together, so that what they share is computed once.
+A part holds a block of questions, all those about one image together, so that what they share is computed once. All
+judges are asked side by side, each in one pool, whatever the number of benchmarks: loading costs more than a small one.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +35,11 @@ if TYPE_CHECKING:
 
     from carevl.config import Judge
 
-VERSION = 2
+VERSION = 3
 PART_QUESTIONS = 256
 _QUESTIONS = pa.schema(
     [
-        *(SCHEMA.field(name) for name in ("protocol", "key", "order", "sample")),
+        *(SCHEMA.field(name) for name in ("benchmark", "protocol", "key", "order", "sample")),
         ("task", pa.string()),
         ("prompt", pa.string()),
         ("image", pa.string()),  # key into images, null for a text-only question
@@ -57,84 +59,139 @@ def facts(judge: Judge) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Exam:
+    """What is asked: the rows of a benchmark, by some protocols.
+
+    `draws`: judgments per row where the protocol draws several; the benchmark's own number when None.
+    """
+
+    benchmark: Benchmark
+    rows: Sequence[Row]
+    protocols: Sequence[ProtocolName]
+    draws: int | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked: a judge, what it is called in the table, and where its predictions are written."""
+
+    judge: Judge
+    name: str
+    target: Table
+
+
 def predict(
-    judge: Judge,
-    benchmark: Benchmark,
-    rows: Sequence[Row],
-    protocols: Sequence[ProtocolName],
-    target: Table,
+    judges: Sequence[Asked],
+    exams: Sequence[Exam],
     say: Callable[[str, Tally, int], None],
     *,
-    name: str | None = None,
-    draws: int | None = None,
     seed: int = 0,
     max_error_fraction: float = 0.05,
     part_questions: int = PART_QUESTIONS,
     retry: bool = False,
-) -> dict[str, int]:
-    """Asks every question and writes the parts of `predictions` that are not there yet.
+) -> dict[str, dict[str, int]]:
+    """Asks every judge every question, and writes the parts of `predictions` that are not there yet.
 
-    Ray has to be running, unless the judge is an endpoint.
+    Ray has to be running, unless all judges are endpoints.
 
     Args:
-        name: of the judge in the table; its path when absent.
-        draws: judgments per row where the protocol draws several; the benchmark's own number when absent.
-        max_error_fraction: share of the questions that may fail.
+        max_error_fraction: share of a judge's questions that may fail.
         part_questions: questions per part; more where one image has more.
         retry: ask those questions once more that failed in the parts that are there, and no others.
 
     Returns:
-        rows_in (questions), rows_out (predictions), errors.
+        Name of the judge to rows_in (questions), rows_out (predictions), errors.
 
     Raises:
         UserError: a row has no image although the judge needs one.
         RunError: more questions failed than allowed; what is done stays.
     """
-    drawn = benchmark.DRAWS if draws is None else draws
-    blocks = list(_blocks(benchmark, rows, protocols, drawn, seed, part_questions))
-    pending = {number: block for number, block in enumerate(blocks) if not target.part(number).exists()}
-    made = Table(target.directory / "again") if retry else target
-    if retry:
-        shutil.rmtree(made.directory, ignore_errors=True)
+    blocks = [block for exam in exams for block in _blocks(exam, seed, part_questions)]
+    passes = [_Pass.of(asked, blocks, seed, retry) for asked in judges]
+    for asking in passes:
+        _refuse_without_image(question for block in asking.pending.values() for question in block)
+    for asking in passes:
+        for number, block in asking.pending.items():
+            asking.questions.write(number, _to_questions(block))
+            asking.images.write(number, _to_images(block))
+    pooled = [asking for asking in passes if asking.pending and not is_endpoint(asking.judge.path)]
+    for asking in passes:
+        if is_endpoint(asking.judge.path):
+            _run_here(asking.task, say)
+    if pooled:
+        run_tasks([asking.task for asking in pooled], [], 1.0, say)
+    total = sum(map(len, blocks))
+    return {asking.name: asking.finish(total, max_error_fraction) for asking in passes}
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A judge at work: the questions of every part that is still to be made."""
+
+    name: str
+    judge: Judge
+    target: Table
+    made: Table
+    """Where new predictions are written: the target, or apart from it what was asked again."""
+    pending: Mapping[int, list[Question]]
+    seed: int
+
+    @classmethod
+    def of(cls, asked: Asked, blocks: Sequence[list[Question]], seed: int, retry: bool) -> _Pass:
+        target = asked.target
+        if not retry:
+            pending = {number: block for number, block in enumerate(blocks) if not target.part(number).exists()}
+            return cls(asked.name, asked.judge, target, target, pending, seed)
+        again = Table(target.directory / "again")
+        shutil.rmtree(again.directory, ignore_errors=True)
         failed = {number: _failed(target.read(number), blocks[number]) for number in target.parts()}
         pending = {number: block for number, block in failed.items() if block}
-    questions, images = Table(target.directory / "questions"), Table(target.directory / "images")
-    _refuse_without_image(question for block in pending.values() for question in block)
-    for number, block in pending.items():
-        questions.write(number, _to_questions(block))
-        images.write(number, _to_images(block))
-    arguments = {"judge": judge, "benchmark": benchmark.NAME, "name": name or judge.path, "seed": seed}
-    task = Task(
-        name=f"evaluate/{name or judge.path}",
-        make=work,
-        arguments=arguments,
-        sources={"questions": questions, "images": images},
-        target=made,
-        pool=judge.pool,
-        key="key",
-        identity=("protocol", "order", "sample"),
-    )
-    if is_endpoint(judge.path):
-        _run_here(task, list(pending), say)
-    elif pending:
-        run_tasks([task], list(pending), 1.0, say)
-    for number in pending if retry else ():
-        target.write(number, _replaced(target.read(number), made.read(number)))
-    for table in (questions, images, *([made] if retry else [])):
-        shutil.rmtree(table.directory, ignore_errors=True)
-    errors = [error for error in target.read(columns=["error"])["error"].to_pylist() if error is not None]
-    total = sum(map(len, blocks))
-    if len(errors) > max_error_fraction * total:
-        raise RunError(
-            f"{benchmark.NAME}: {len(errors)} of {total} questions failed, more than max_error_fraction = "
-            f"{max_error_fraction:.1%} allows; the first: {errors[0]['message']}"
+        return cls(asked.name, asked.judge, target, again, pending, seed)
+
+    @property
+    def questions(self) -> Table:
+        return Table(self.target.directory / "questions")
+
+    @property
+    def images(self) -> Table:
+        return Table(self.target.directory / "images")
+
+    @property
+    def task(self) -> Task:
+        return Task(
+            name=f"evaluate/{self.name}",
+            make=work,
+            arguments={"judge": self.judge, "name": self.name, "seed": self.seed},
+            sources={"questions": self.questions, "images": self.images},
+            target=self.made,
+            pool=self.judge.pool,
+            key="key",
+            identity=("benchmark", "protocol", "order", "sample"),
+            parts=tuple(self.pending),
         )
-    return {"rows_in": total, "rows_out": total, "errors": len(errors)}
+
+    def finish(self, total: int, max_error_fraction: float) -> dict[str, int]:
+        """Puts predictions that were asked again in their place, takes away what was only passed on, and counts."""
+        target = self.target
+        if self.made != target:
+            for number in self.pending:
+                target.write(number, _replaced(target.read(number), self.made.read(number)))
+            shutil.rmtree(self.made.directory, ignore_errors=True)
+        for table in (self.questions, self.images):
+            shutil.rmtree(table.directory, ignore_errors=True)
+        errors = [error for error in target.read(columns=["error"])["error"].to_pylist() if error is not None]
+        if len(errors) > max_error_fraction * total:
+            raise RunError(
+                f"{self.name}: {len(errors)} of {total} questions failed, more than max_error_fraction = "
+                f"{max_error_fraction:.1%} allows; the first: {errors[0]['message']}"
+            )
+        return {"rows_in": total, "rows_out": total, "errors": len(errors)}
 
 
-def _run_here(task: Task, parts: Sequence[int], say: Callable[[str, Tally, int], None]) -> None:
+def _run_here(task: Task, say: Callable[[str, Tally, int], None]) -> None:
     """As `run_tasks`, in this process: an endpoint needs neither actors nor, on other machines, its key."""
-    answer, tally = task.make(**task.arguments), Tally()
+    answer, tally, parts = task.make(**task.arguments), Tally(), task.parts or ()
     for number in parts:
         started = time.monotonic()
         rows = answer({name: table.read(number) for name, table in task.sources.items()})
@@ -145,14 +202,14 @@ def _run_here(task: Task, parts: Sequence[int], say: Callable[[str, Tally, int],
 
 
 def _identities(predictions: pa.Table) -> list[tuple[Any, ...]]:
-    rows = predictions.select(["protocol", "key", "order", "sample"]).to_pylist()
-    return [(row["protocol"], row["key"], tuple(row["order"]), row["sample"]) for row in rows]
+    rows = predictions.select(["benchmark", "protocol", "key", "order", "sample"]).to_pylist()
+    return [(row["benchmark"], row["protocol"], row["key"], tuple(row["order"]), row["sample"]) for row in rows]
 
 
 def _failed(predictions: pa.Table, block: Sequence[Question]) -> list[Question]:
     """Those questions of a part whose prediction has an error."""
     failed = set(_identities(predictions.filter(pc.is_valid(predictions["error"]))))
-    return [q for q in block if (q.protocol, q.key, q.order, q.sample) in failed]
+    return [q for q in block if (q.benchmark, q.protocol, q.key, q.order, q.sample) in failed]
 
 
 def _replaced(predictions: pa.Table, again: pa.Table) -> pa.Table:
@@ -162,16 +219,16 @@ def _replaced(predictions: pa.Table, again: pa.Table) -> pa.Table:
     return pa.concat_tables([kept, again])
 
 
-def _blocks(
-    benchmark: Benchmark, rows: Sequence[Row], protocols: Sequence[ProtocolName], draws: int, seed: int, size: int
-) -> Iterator[list[Question]]:
-    """All questions, those about one image in one block; the same blocks for the same arguments."""
+def _blocks(exam: Exam, seed: int, size: int) -> Iterator[list[Question]]:
+    """All questions of an exam, those about one image in one block; the same blocks for the same arguments."""
+    benchmark = exam.benchmark
+    draws = benchmark.DRAWS if exam.draws is None else exam.draws
     together: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in exam.rows:
         together.setdefault(row.image.name if row.image else row.key, []).append(row)
     block: list[Question] = []
     for group in together.values():
-        for protocol in protocols:
+        for protocol in exam.protocols:
             block += benchmark.questions(group, protocol, draws=draws, seed=seed)
         if len(block) >= size:
             yield block
@@ -210,18 +267,19 @@ def _bytes(image: Image) -> bytes:
         return b""
 
 
-def work(judge: Judge, benchmark: str, name: str, seed: int) -> Work:
+def work(judge: Judge, name: str, seed: int) -> Work:
     """Returns what turns a part of questions and their images into a part of `predictions`.
 
     The judge is loaded as what the questions need: one that writes, or one that scores.
     """
-    asked, module = _Loaded(judge), BENCHMARKS[benchmark]
+    asked = _Loaded(judge)
 
     def answer(tables: Mapping[str, pa.Table]) -> pa.Table:
-        questions = [_question(benchmark, row) for row in tables["questions"].to_pylist()]
+        questions = [_question(row) for row in tables["questions"].to_pylist()]
         written = [question for question in questions if question.response is None]
         scored = [question for question in questions if question.response is not None]
         pictures = {row["name"]: _decode(row["bytes"]) for row in tables["images"].to_pylist()}
+        module = BENCHMARKS[questions[0].benchmark]  # a part is of one benchmark
         made = judge_questions(asked.writer, name, module, written, pictures, seed) if written else []
         if scored:
             scores = asked.scorer.score([(question.prompt, question.response or "") for question in scored])
@@ -246,9 +304,9 @@ class _Loaded:
         return scorer(self.judge)
 
 
-def _question(benchmark: str, row: Mapping[str, Any]) -> Question:
+def _question(row: Mapping[str, Any]) -> Question:
     image = None if row["image"] is None else Image(row["image"])
-    return Question(benchmark, **{**row, "order": tuple(row["order"]), "image": image})
+    return Question(**{**row, "order": tuple(row["order"]), "image": image})
 
 
 def _decode(data: bytes) -> PIL.Image.Image | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,28 +54,29 @@ def data_of(settings: Settings, where: Run, benchmark: Benchmark) -> tuple[Path,
     return Path(resolve(settings, where, benchmark.path)), images
 
 
-def run_evaluation(context: Context, name: str, judge: Judge, *, retry: bool = False) -> dict[str, int]:
-    """Asks a judge the questions of every benchmark; one table of predictions each.
+def run_evaluations(context: Context, judges: Mapping[str, Judge], *, retry: bool = False) -> dict[str, dict[str, int]]:
+    """Asks judges the questions of every benchmark, side by side; a table of predictions each.
 
     Args:
+        judges: stage to judge.
         retry: as for `evaluate.predict`.
+
+    Returns:
+        Stage to its counts.
     """
-    counts = {"rows_in": 0, "rows_out": 0, "errors": 0}
     settings = context.settings
-    for benchmark in settings.benchmarks:
-        done = evaluate.predict(
-            judge,
-            BENCHMARKS[benchmark.name],
-            load(settings, context.where, benchmark),
-            benchmark.protocols,
-            context.table(name, benchmark.name),
-            context.progress(),
-            name=name.removeprefix("evaluate/"),
-            draws=benchmark.draws,
-            seed=settings.seed,
-            max_error_fraction=settings.max_error_fraction,
-            retry=retry,
+    tests = [
+        evaluate.Exam(
+            BENCHMARKS[benchmark.name], load(settings, context.where, benchmark), benchmark.protocols, benchmark.draws
         )
-        for key in counts:
-            counts[key] += done[key]
-    return counts
+        for benchmark in settings.benchmarks
+    ]
+    counts = evaluate.predict(
+        [evaluate.Asked(judge, name.split("/")[1], context.table(name)) for name, judge in judges.items()],
+        tests,
+        context.progress(),
+        seed=settings.seed,
+        max_error_fraction=settings.max_error_fraction,
+        retry=retry,
+    )
+    return {name: counts[name.split("/")[1]] for name in judges}

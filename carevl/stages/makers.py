@@ -190,11 +190,8 @@ def trained_judge(context: Context, stage: str | None) -> Judge:
 
 
 def _evaluate(context: Context, pending: list[str]) -> Counts:
-    counts = {}
-    for name in pending:
-        trained = evaluation.JUDGES[name.removeprefix("evaluate/")]
-        counts[name] = evaluation.run_evaluation(context, name, trained_judge(context, trained))
-    return counts
+    trained = {name: evaluation.JUDGES[name.removeprefix("evaluate/")] for name in pending}
+    return evaluation.run_evaluations(context, {name: trained_judge(context, trained[name]) for name in pending})
 
 
 MAKERS: dict[str, Maker] = {

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 from carevl.errors import UserError
 from carevl.inference.transformers_engine import chat_prompt
 from carevl.judging.prompts import VERDICT_BEGUN
-from carevl.packing import Packed, Packing, Picture, Shape, Tree, computed_tokens, pack
+from carevl.packing import Packed, Picture, Shape, Tree, computed_tokens, pack
 from carevl.sources.images import ImageLimits, decode_rgb
 from carevl.sources.rows import RowError
 from carevl.tables import row_error
 from carevl.training.plain import Plain, separate
-from carevl.training.settings import Phase
+from carevl.training.settings import Packing, Phase
 
 COLUMNS: dict[Phase, list[str]] = {
     "sft": ["item_id", "image", "prompt", "target"],

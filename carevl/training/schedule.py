@@ -10,7 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from carevl.packing import Packing, Shape, computed_tokens
+from carevl.packing import Shape, computed_tokens
+from carevl.training.settings import Packing
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from carevl.packing import Packing
 from carevl.training.trackers import Tracker
+
+Packing = Literal["shared", "plain"]
+"""`shared` computes a prompt once for all its judgments; `plain` computes each with a prompt of its own."""
 
 Phase = Literal["sft", "dpo"]
 """`sft` teaches judgments to imitate; `dpo` prefers chosen to rejected judgments."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from carevl.training.progress import Progress, read_log, watched
 from carevl.training.schedule import Schedule
 from carevl.training.settings import NOT_LEARNED, Phase, Training
 from carevl.training.trackers import check_tracker
-from carevl.training.worker import run_worker
 
 
 class TrainingError(UserError):
@@ -198,11 +198,17 @@ def _fit(assignment: Assignment) -> str | None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    def work(told: dict[str, bytes]) -> str | None:
+        from carevl.training.worker import run_worker
+
+        return run_worker(pickle.loads(told["assignment"]))
+
     workers = assignment.training.workers
     resources = {"CPU": workers.num_cpus, "GPU": workers.num_gpus, **workers.resources}
     trainer = TorchTrainer(
-        lambda told: run_worker(told["assignment"]),
-        train_loop_config={"assignment": assignment},
+        work,
+        # In bytes, which Ray's controller passes on without importing all that they need.
+        train_loop_config={"assignment": pickle.dumps(assignment)},
         torch_config=TorchConfig(backend=workers.backend),
         scaling_config=ScalingConfig(
             num_workers=workers.count,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 from carevl.errors import UserError
 from carevl.training.checkpoints import Checkpoints, held
@@ -18,14 +18,25 @@ from carevl.training.trackers import Tracked
 
 def run_worker(assignment: Assignment) -> str | None:
     """Trains to the end and exports; returns why it stopped early, None when it did not."""
-    import deepspeed
     import ray.train
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    deepspeed.init_distributed(dist_backend=assignment.training.workers.backend)
+    join_workers(assignment.training.workers.backend)
     with held(assignment.out) if rank == 0 else nullcontext():
         return run_loop(Loop(assignment, rank, world))
+
+
+def join_workers(backend: Literal["nccl", "gloo"]) -> None:
+    """Makes DeepSpeed's process group of one that torch has, or that the environment describes.
+
+    Without DeepSpeed's own reductions in shared memory: on a CPU it would compile them at first use, which takes a
+    compiler and more than a minute, for nothing but workers without GPU that share a machine.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend)
 
 
 def run_loop(loop: Loop) -> str | None:

@@ -152,13 +152,13 @@ def answer_turns(side: str, directory: Path, size: str, threads: int) -> None:
 
 def start_alone() -> None:
     """A process group of this process; under one, TRL would wrap its model for several workers."""
-    import deepspeed
+    from carevl.training.worker import join_workers
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    deepspeed.init_distributed(dist_backend="gloo")
+    join_workers("gloo")
 
 
 class Clock:

@@ -25,7 +25,7 @@ from carevl.errors import UserError
 from carevl.inference import chat_client
 from carevl.inference.transformers_engine import Ask
 from carevl.runs import Table
-from carevl.stages.evaluate import predict
+from carevl.stages.evaluate import Asked, Exam, predict
 
 SECRET = "sk-very-secret"
 TEXT = "There is one circle.\nOverall Judgment: Answer 2 is better."
@@ -190,9 +190,8 @@ def pairs(pair):
 def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
     judge = Judge(path=server.address)
     server.replies = [(200, completion("nothing to say"), {})]
-    counts = predict(
-        judge, BENCHMARKS["vl-rewardbench"], pairs, ["official_scorer", "strict"], Table(tmp_path), lambda *_: None
-    )
+    test = Exam(BENCHMARKS["vl-rewardbench"], pairs, ["official_scorer", "strict"])
+    counts = predict([Asked(judge, judge.path, Table(tmp_path))], [test], lambda *_: None)[judge.path]
     predictions = from_table(Table(tmp_path).read())
     assert counts == {"rows_in": 21, "rows_out": 21, "errors": 0}
     assert len(server.requests) == 6
@@ -202,20 +201,12 @@ def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
 
 
 def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path):
-    judge, benchmark, target = Judge(path=server.address), BENCHMARKS["vl-rewardbench"], Table(tmp_path)
+    target = Table(tmp_path)
+    asked_of = [Asked(Judge(path=server.address), "j", target)]
+    tests = [Exam(BENCHMARKS["vl-rewardbench"], pairs, ["official_scorer", "strict"])]
 
     def ask(retry):
-        return predict(
-            judge,
-            benchmark,
-            pairs,
-            ["official_scorer", "strict"],
-            target,
-            lambda *_: None,
-            max_error_fraction=1.0,
-            part_questions=7,
-            retry=retry,
-        )
+        return predict(asked_of, tests, lambda *_: None, max_error_fraction=1.0, part_questions=7, retry=retry)["j"]
 
     server.replies = [(400, {"error": "out of luck"}, {})] * 2
     first = ask(retry=False)

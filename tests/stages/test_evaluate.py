@@ -26,7 +26,7 @@ from carevl.inference.transformers_engine import Ask
 from carevl.miniworld.publish import publish
 from carevl.runs import RunError, Table
 from carevl.sources.images import ImageLimits, decode_rgb
-from carevl.stages.evaluate import _blocks, predict
+from carevl.stages.evaluate import Asked, Exam, _blocks, predict
 
 JUDGE = Judge(path="miniworld:judge", engine="transformers", max_tokens=80)
 BOTH = ["official_scorer", "strict"]
@@ -57,8 +57,9 @@ def ray():
 
 def _predict(rows, protocols, target, name="vl-rewardbench", judge=JUDGE, **options):
     told = []
-    counts = predict(judge, BENCHMARKS[name], rows, protocols, target, lambda *said: told.append(said), **options)
-    return counts, from_table(target.read()), told
+    test = Exam(BENCHMARKS[name], rows, protocols)
+    counts = predict([Asked(judge, "j", target)], [test], lambda *said: told.append(said), **options)
+    return counts["j"], from_table(target.read()), told
 
 
 @pytest.fixture(scope="module")
@@ -222,13 +223,13 @@ from carevl.benchmarks import BENCHMARKS
 from carevl.cluster import ray_cluster
 from carevl.config import Cluster, Judge
 from carevl.runs import Table
-from carevl.stages.evaluate import predict
+from carevl.stages.evaluate import Asked, Exam, predict
 benchmark = BENCHMARKS["vl-rewardbench"]
 rows = benchmark.load(Path({str(world / "dev/vl_rewardbench.parquet")!r}))[:12]
 judge = Judge.model_validate_json({JUDGE.model_dump_json()!r})
 with ray_cluster(Cluster(num_cpus=2)):
-    predict(judge, benchmark, rows, {[*BOTH, "verdict_prob"]!r}, Table(Path({str(target.directory)!r})),
-            lambda *_: None, part_questions=10)
+    predict([Asked(judge, "j", Table(Path({str(target.directory)!r})))],
+            [Exam(benchmark, rows, {[*BOTH, "verdict_prob"]!r})], lambda *_: None, part_questions=10)
 """
     killed = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 180
@@ -239,7 +240,7 @@ with ray_cluster(Cluster(num_cpus=2)):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     kept = {number: target.part(number).stat().st_mtime_ns for number in target.parts()}
-    n_parts = len(list(_blocks(BENCHMARKS["vl-rewardbench"], pairs, [*BOTH, "verdict_prob"], 5, 0, 10)))
+    n_parts = len(list(_blocks(Exam(BENCHMARKS["vl-rewardbench"], pairs, [*BOTH, "verdict_prob"]), 0, 10)))
     assert len(kept) < n_parts
     _, predictions, told = _predict(pairs, [*BOTH, "verdict_prob"], target, part_questions=10)
     assert all(target.part(number).stat().st_mtime_ns == before for number, before in kept.items())

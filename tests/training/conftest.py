@@ -124,14 +124,15 @@ def free_port() -> Callable[[], str]:
 @pytest.fixture(scope="session")
 def process_group() -> Iterator[None]:
     """This process as the only worker."""
-    import deepspeed
     import torch.distributed as dist
+
+    from carevl.training.worker import join_workers
 
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in alone.items():
             patch.setenv(name, value)
-        deepspeed.init_distributed(dist_backend="gloo")
+        join_workers("gloo")
         yield
         dist.destroy_process_group()
 

@@ -12,17 +12,16 @@ import pickle
 import sys
 from pathlib import Path
 
-import deepspeed
-
 from carevl.errors import UserError
 from carevl.training.checkpoints import Checkpoints
 from carevl.training.loop import Loop
+from carevl.training.worker import join_workers
 
 
 def main(rank: int, world: int, port: str, file: Path, last: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    deepspeed.init_distributed(dist_backend="gloo")
+    join_workers("gloo")
     for name, assignment in pickle.loads(file.read_bytes()).items():
         loop, checkpoints = Loop(assignment, rank, world), Checkpoints(assignment.out / "checkpoints", keep=1)
         try:

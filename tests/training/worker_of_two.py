@@ -11,15 +11,14 @@ import pickle
 import sys
 from pathlib import Path
 
-import deepspeed
-
 from carevl.training.loop import Loop
+from carevl.training.worker import join_workers
 
 
 def main(rank: int, port: str, file: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    deepspeed.init_distributed(dist_backend="gloo")
+    join_workers("gloo")
     curves = {}
     for name, assignment in pickle.loads(file.read_bytes()).items():
         loop, checkpoint = Loop(assignment, rank, 2), str(assignment.out / "checkpoint")
