@@ -117,12 +117,14 @@ def _optimisers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimiz
     """Muon for the matrices inside the blocks, AdamW for embeddings, heads, norms and biases."""
     import torch
 
+    from carevl.miniworld.muon import Muon
+
     inner: list[torch.nn.Parameter] = []
     outer: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "score", "classifier"))
         (inner if hidden else outer).append(parameter)
     return [
-        torch.optim.Muon(inner, lr=rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon(inner, lr=rate, weight_decay=0.01, momentum=0.95),
         torch.optim.AdamW(outer, lr=rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True),
     ]

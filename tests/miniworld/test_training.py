@@ -11,6 +11,7 @@ from carevl.miniworld import batches, experts, train, vlm
 from carevl.miniworld.fit import Fit
 from carevl.miniworld.lessons import LESSONS
 from carevl.miniworld.models import make_expert, make_processor, make_tokenizer, make_vlm
+from carevl.miniworld.muon import Muon
 from carevl.miniworld.scenes import scenes, seeded
 
 
@@ -175,3 +176,19 @@ def test_patches_are_the_processors(tokenizer):
     both_frames = theirs.view(36, 3, 2, 256)
     torch.testing.assert_close(both_frames[:, :, 0].flatten(1), ours, atol=1e-6, rtol=0)
     torch.testing.assert_close(both_frames[:, :, 1], both_frames[:, :, 0])
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (64, 24)])
+def test_muon_steps_as_that_of_torch_does_but_for_its_rounding(shape):
+    torch.manual_seed(0)
+    start, settings = torch.randn(shape), {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.95}
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimisers = [Muon([ours], **settings), torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **settings)]
+    for _ in range(4):
+        gradient = torch.randn(shape)
+        for weight, optimiser in zip((ours, theirs), optimisers, strict=True):
+            weight.grad = gradient.clone()
+            optimiser.step()
+    moved = (theirs - start).norm()
+    assert moved > 1
+    assert (ours - theirs).norm() < 0.02 * moved
