@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import posixpath
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +18,6 @@ from carevl.sources.json_rows import json_values
 from carevl.sources.rows import Preference, RowError
 
 _HEAD_ROWS = 16
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -62,21 +60,27 @@ class SourceRow:
         return posixpath.dirname(self.locator.rpartition("#")[0])
 
 
-def read_source(source: Source, filesystem: pafs.FileSystem | None = None) -> Iterator[SourceRow]:
+def read_source(
+    source: Source, filesystem: pafs.FileSystem | None = None, tell: Callable[[str], None] | None = None
+) -> Iterator[SourceRow]:
     """Every row of a source, in the order of its files' names, in the memory of a few rows.
 
     Args:
         filesystem: where `source.path` is; found from the path when None.
+        tell: called with a line about each format that is found, at the first file that has it.
 
     Raises:
         SourceError: nothing at the path, no file of a known kind, or an unreadable captions file.
     """
     where, path = locate(source.path, filesystem)
     captions = {} if source.captions is None else _read_captions(*locate(source.captions, filesystem))
+    told: set[str] = set()
     for file in list_files(where, path, source.captions):
         fitting, head, records = _recognise(source, where, file)
-        if isinstance(fitting, Format):
-            _log.info("%s: %s rows", file, fitting.name)
+        name = fitting.name if isinstance(fitting, Format) else "no known format"
+        if tell and fitting is not None and name not in told:
+            told.add(name)
+            tell(f"{source.name}: {name} in {file}")
         for record in itertools.chain(head, records):
             yield _read(source, f"{file}#{record.number}", record, fitting, captions)
 

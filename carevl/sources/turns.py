@@ -64,6 +64,8 @@ def last_answer(value: object, where: str) -> str:
         return text(value, where)
     if kind_of(value) == "struct":
         return read_turn(value, where).text
+    if kind_of(value) != "list":
+        raise RowError("format", f"`{where}` should be text, a turn or a list of turns, found {kind_of(value)}")
     return split_answer(read_turns(value, where), where)[1]
 
 

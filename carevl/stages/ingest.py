@@ -114,11 +114,18 @@ class Ingested:
         }
 
 
-def run_ingest(settings: Settings, run: Run, directory: Path, say: Callable[[int, int], None]) -> dict[str, Any]:
+def run_ingest(
+    settings: Settings,
+    run: Run,
+    directory: Path,
+    say: Callable[[int, int], None],
+    tell: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Reads every source and writes the tables' parts.
 
     Args:
         say: called now and then with (rows read, rows with an error).
+        tell: called with a line about every format found.
 
     Returns:
         rows_in (source rows), rows_out (items), images, errors (items), contaminated (items), and what was found by
@@ -132,7 +139,7 @@ def run_ingest(settings: Settings, run: Run, directory: Path, say: Callable[[int
     spill, alike = Spill(directory / "spill", data.parts), NearDuplicates(directory / "spill" / "looks")
     screen = Contamination(_benchmark_rows(settings, run), ImageLimits(max_image_pixels=data.max_image_pixels))
     rows_in = errors = 0
-    for image, item, look in _intake(settings, run):
+    for image, item, look in _intake(settings, run, tell):
         rows_in += 1
         errors += item["error"] is not None
         if image is not None and look is not None:
@@ -191,7 +198,9 @@ def _benchmark_paths(settings: Settings, run: Run) -> Iterator[tuple[str, Path, 
                 yield test.name, Path(resolve(settings, run, path)), None if images is None else Path(images)
 
 
-def _intake(settings: Settings, run: Run) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any], Look | None]]:
+def _intake(
+    settings: Settings, run: Run, tell: Callable[[str], None] | None
+) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any], Look | None]]:
     """Row of `images`, row of `items`, and look of the image, where it is needed and whole."""
     data = settings.data
     limits = ImageLimits(max_image_pixels=data.max_image_pixels)
@@ -201,8 +210,8 @@ def _intake(settings: Settings, run: Run) -> Iterator[tuple[dict[str, Any] | Non
     intakes = {source.name: Intake(source, limits=limits, fetcher=fetcher, looks=looks) for source in found}
     train = [source for source in found if not source.labels]
     weights = [declared.weight for declared in data.sources if not declared.labels]
-    mixed: Iterator[SourceRow] = mix([read_source(source) for source in train], weights, settings.seed)
-    labelled = itertools.chain.from_iterable(read_source(source) for source in found if source.labels)
+    mixed: Iterator[SourceRow] = mix([read_source(source, tell=tell) for source in train], weights, settings.seed)
+    labelled = itertools.chain.from_iterable(read_source(source, tell=tell) for source in found if source.labels)
     for row in itertools.chain(itertools.islice(mixed, settings.items), labelled):
         intake = intakes[row.source.name]
         image, item = intake(row)

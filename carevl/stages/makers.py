@@ -31,10 +31,13 @@ def _ingest(context: Context, pending: list[str]) -> Counts:
 def read_sources(context: Context, directory: Path) -> dict[str, Any]:
     """Writes images and items into a directory; returns their counts."""
 
-    def progress(rows: int, errors: int) -> None:
-        context.say(f"{'ingest':16s} {rows} rows read, {errors} errors")
+    def tell(line: str) -> None:
+        context.say(f"{'ingest':16s} {line}")
 
-    return ingest.run_ingest(context.settings, context.where, directory, progress)
+    def progress(rows: int, errors: int) -> None:
+        tell(f"{rows} rows read, {errors} errors")
+
+    return ingest.run_ingest(context.settings, context.where, directory, progress, tell)
 
 
 def caption_tasks(context: Context) -> list[Task]:

@@ -250,7 +250,9 @@ def test_shards_with_other_columns_are_read_by_their_own_format(tmp_path: Path) 
     parquet(tmp_path / "3.parquet", [dict.fromkeys(ROWS[0], 4)])
     (tmp_path / "4.parquet").write_bytes(b"")
     parquet(tmp_path / "5.parquet", ROWS[:0])
-    rows = read(tmp_path)
+    parquet(tmp_path / "6.parquet", ROWS[:1])
+    told: list[str] = []
+    rows = list(read_source(Source("s", str(tmp_path)), tell=told.append))
     kinds = [(Path(row.locator).name, row.format, row.error.kind if row.error else None) for row in rows]
     assert kinds == [
         *((f"0.parquet#{n}", "spa-vl", None) for n in range(3)),
@@ -259,7 +261,10 @@ def test_shards_with_other_columns_are_read_by_their_own_format(tmp_path: Path) 
         ("2.parquet#1", None, "format"),
         ("3.parquet#0", None, "format"),
         ("4.parquet#0", None, "file"),
+        ("6.parquet#0", "spa-vl", None),
     ]
+    first = {"spa-vl": "0", "items": "1", "no known format": "2"}
+    assert told == [f"s: {name} in {tmp_path}/{file}.parquet" for name, file in first.items()]
 
 
 def test_a_path_without_data_is_said(tmp_path: Path) -> None:
