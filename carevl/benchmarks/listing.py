@@ -9,6 +9,8 @@ from carevl.benchmarks.asking import ProtocolName
 from carevl.benchmarks.comparison import Comparison
 from carevl.benchmarks.data import some
 from carevl.benchmarks.intervals import Figure
+from carevl.benchmarks.published import VL_REWARDBENCH, check
+from carevl.benchmarks.vl_rewardbench import NAME as VL_REWARDBENCH_NAME
 
 _MANY = 16
 """A longer list leaves out the figures of single data sets and categories (`NAME/…`); figures.json has them all."""
@@ -28,6 +30,20 @@ def list_report(report: Mapping[str, Any]) -> Iterator[str]:
         for name, found in asked.items():
             counts = ", ".join(f"{number} {status}" for status, number in found["statuses"].items() if number)
             yield f"{name}: {found['predictions']} judgments: {counts}; {found['errors']} errors"
+        if protocol == "official" and report["benchmark"] == VL_REWARDBENCH_NAME:
+            yield from _published()
+
+
+def _published() -> Iterator[str]:
+    """Scores that others published under the official protocol, in percent; rows that contradict themselves say so."""
+    rows: list[tuple[str, ...]] = [("published, %", "overall", "macro", "general", "hallucination", "reasoning", "")]
+    for row in VL_REWARDBENCH:
+        found = check(row)
+        note = "" if found.consistent else f"inconsistent: its groups give {found.overall:.1f} and {found.macro:.1f}"
+        scores = (row.overall, row.macro, row.general, row.hallucination, row.reasoning)
+        rows.append((row.judge, *map(str, scores), note))
+    yield ""
+    yield from _aligned(rows)
 
 
 def list_comparison(
@@ -51,6 +67,11 @@ def _table(title: str, columns: Mapping[str, Mapping[str, Figure]]) -> Iterator[
     if len(names) > _MANY:
         names = [name for name in names if "/" not in name]
     rows = [[title, *columns], *([name, *(_cell(each.get(name)) for each in columns.values())] for name in names)]
+    yield from _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table's lines: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *cells in rows:
         line = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]

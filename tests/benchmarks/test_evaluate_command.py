@@ -68,7 +68,9 @@ def test_a_trivial_judge_from_the_command_line_and_again_from_its_predictions(wo
 def test_several_protocols_and_draws_are_asked_as_told(world, tmp_path):
     data = load("vl-rewardbench", world / "dev/vl_rewardbench.parquet")
     asking = Asking("random", protocols=["strict", "official"], draws=3)
-    list(evaluate(data, asking, tmp_path, _quiet))
+    lines = list(evaluate(data, asking, tmp_path, _quiet))
+    [flagged] = [" ".join(line.split()) for line in lines if line.startswith("GPT-4o")]
+    assert flagged == "GPT-4o 65.8 62.4 49.1 67.6 70.5 inconsistent: its groups give 65.6 and 62.4"
     rows = pq.read_table(tmp_path / PREDICTIONS).to_pylist()
     assert {row["protocol"] for row in rows} == {"official", "strict"}
     assert {row["sample"] for row in rows if row["protocol"] == "official"} == {0, 1, 2}
