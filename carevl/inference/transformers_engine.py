@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
+
+    from carevl.inference.decoding import Texts
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ class ImageTextGenerator:
     Args:
         model: a Hugging Face directory or hub id with safetensors and a processor.
         dtype: a torch dtype by name, or `auto` for the one that the weights are stored in.
-        batch_size: prompts that run at a time.
+        batch_size: texts that are written at a time.
         loading: `revision` and `trust_remote_code`, handed to transformers.
 
     Raises:
@@ -81,6 +84,8 @@ class ImageTextGenerator:
             model, dtype=dtype, use_safetensors=True, **loading
         )
         self.model.to(self.device).eval()
+        ends = self.model.generation_config.eos_token_id
+        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.processor.tokenizer.eos_token_id} - {None}
 
     def generate(
         self,
@@ -91,91 +96,79 @@ class ImageTextGenerator:
         top_p: float = 1.0,
         watch: Sequence[str] = (),
     ) -> list[Generation]:
-        """One text per ask, in their order; greedy at temperature 0."""
-        by_length = sorted(range(len(asks)), key=lambda i: len(asks[i].prompt) + len(asks[i].begun))
+        """One text per ask, in their order; greedy at temperature 0. A prompt about one image is read once."""
+        from carevl.inference.decoding import Texts
+
+        watched = first_tokens(self.processor.tokenizer, watch)
         generations: dict[int, Generation] = {}
-        for start in range(0, len(by_length), self.batch_size):
-            rows = by_length[start : start + self.batch_size]
-            batch = [asks[i] for i in rows]
-            hook = _Sampling(
-                [ask.seed for ask in batch], temperature, top_p, first_tokens(self.processor.tokenizer, watch)
+        for batch in self._batches(asks):
+            texts = Texts(
+                prompts=[number for number, same in enumerate(batch) for _ in same],
+                seeds=[asks[i].seed for same in batch for i in same],
+                temperature=temperature,
+                top_p=top_p,
+                watch=watched,
             )
-            made = self._batch(batch, max_tokens, hook)
-            generations.update(zip(rows, made, strict=True))
+            self._write([asks[same[0]] for same in batch], texts, max_tokens)
+            generations.update(zip(itertools.chain.from_iterable(batch), self._read(texts), strict=True))
         return [generations[i] for i in range(len(asks))]
 
+    def _batches(self, asks: Sequence[Ask]) -> Iterator[list[list[int]]]:
+        """Positions of asks for up to `batch_size` texts; those with one image and prompt stand in one list.
+
+        Prompts of nearly equal length are together, because the shorter ones are padded.
+        """
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for i, ask in enumerate(asks):
+            alike.setdefault((id(ask.image), ask.prompt, ask.begun, ask.image_first), []).append(i)
+        by_length = sorted(alike.values(), key=lambda same: len(asks[same[0]].prompt) + len(asks[same[0]].begun))
+        ordered = [(number, i) for number, same in enumerate(by_length) for i in same]
+        for start in range(0, len(ordered), self.batch_size):
+            together = itertools.groupby(ordered[start : start + self.batch_size], key=itemgetter(0))
+            yield [[i for _, i in same] for _, same in together]
+
     def relieve(self) -> bool:
-        """Halves the prompts that run at a time; False when it is one already."""
+        """Halves the texts that are written at a time; False when it is one already."""
         import torch
 
         if self.batch_size == 1:
             return False
         self.batch_size //= 2
-        _log.warning("out of memory: %d prompts at a time from now on", self.batch_size)
+        _log.warning("out of memory: %d texts at a time from now on", self.batch_size)
         torch.cuda.empty_cache()
         return True
 
-    def _batch(self, asks: Sequence[Ask], max_tokens: int, hook: _Sampling) -> list[Generation]:
+    def _write(self, prompts: Sequence[Ask], texts: Texts, max_tokens: int) -> None:
         import torch
 
-        tokenizer = self.processor.tokenizer
+        from carevl.inference.decoding import decode
+
         inputs = self.processor(
-            text=[prompted(self.processor, ask) for ask in asks],
-            images=[[ask.image] for ask in asks],
+            text=[prompted(self.processor, ask) for ask in prompts],
+            images=[[ask.image] for ask in prompts],
             return_tensors="pt",
             padding=True,
             padding_side="left",
         ).to(self.device)
         with torch.inference_mode():
-            output = self.model.generate(
-                **inputs, max_new_tokens=max_tokens, do_sample=False, repetition_penalty=1.0, logits_processor=[hook]
+            self.model.generate(
+                **inputs,
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                repetition_penalty=1.0,
+                eos_token_id=sorted(self.ends),
+                use_cache=True,
+                custom_generate=decode,
+                texts=texts,
             )
-        ends = {tokenizer.eos_token_id, *_as_list(self.model.generation_config.eos_token_id)}
-        watched = torch.stack(hook.watched, dim=1).tolist() if hook.watch else [[]] * len(asks)
-        generations = []
-        for row, seen in zip(output[:, inputs["input_ids"].shape[1] :].tolist(), watched, strict=True):
-            end = next((i for i, token in enumerate(row) if token in ends), None)
-            text = tokenizer.decode(row[:end], skip_special_tokens=True)
-            tokens = len(row) if end is None else end + 1
-            generations.append(Generation(text, tokens, end is None, tuple(map(tuple, seen[:tokens]))))
-        return generations
 
-
-class _Sampling:
-    """Turns greedy decoding into sampling by Gumbel noise from a generator per row, and notes watched tokens.
-
-    The token with the largest logit / temperature + noise is a draw from the softmax (Gumbel 1954), so that a row's
-    draws depend on its own seed alone. Noise cannot raise a token that is outside the nucleus of `top_p`.
-    """
-
-    def __init__(self, seeds: Sequence[int], temperature: float, top_p: float, watch: Sequence[int]) -> None:
-        import torch
-        from transformers import TopPLogitsWarper
-
-        self.temperature, self.watch = temperature, list(watch)
-        self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.watched: list[Tensor] = []
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        import torch
-
-        if self.watch:
-            self.watched.append(torch.log_softmax(logits.float(), -1)[:, self.watch].cpu())
-        if not self.temperature:
-            return logits
-        size = logits.shape[1]
-        noise = torch.stack([torch.empty(size).exponential_(generator=generator) for generator in self.generators])
-        scaled = logits.float() / self.temperature
-        if self.nucleus is not None:
-            scaled = self.nucleus(ids, scaled)
-        return scaled - noise.log().to(logits.device)
+    def _read(self, texts: Texts) -> Iterator[Generation]:
+        for tokens, watched in zip(texts.tokens, texts.watched, strict=True):
+            ended = tokens[-1] in self.ends
+            text = self.processor.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+            yield Generation(text, len(tokens), not ended, tuple(watched))
 
 
 def first_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """The id of each text's first token."""
     return [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts]
-
-
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return value if isinstance(value, list) else [] if value is None else [value]

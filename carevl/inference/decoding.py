@@ -1,0 +1,189 @@
+"""The loop that writes texts token by token, given to `generate` of transformers in place of its own.
+
+It does three things less: a prompt that several texts go on from is read once, a text that has ended leaves the batch,
+and keys and values are not copied for every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TopPLogitsWarper
+from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ROOM = 64
+"""Tokens that a layer of the cache makes room for at a time."""
+
+
+class Texts:
+    """Texts in the making: how each draws its tokens, and what it has so far.
+
+    Sampling is greedy decoding with Gumbel noise from a generator per text: the token with the largest
+    logit / temperature + noise is a draw from the softmax (Gumbel 1954), so that a text's draws depend on its own seed
+    alone. Noise cannot raise a token that is outside the nucleus of `top_p`.
+
+    Args:
+        prompts: the number of the prompt in the batch that each text goes on from.
+        seeds: of each text.
+        watch: ids of tokens whose log-probability (nats, at temperature 1) is noted at every token.
+    """
+
+    def __init__(
+        self, prompts: Sequence[int], seeds: Sequence[int], temperature: float, top_p: float, watch: Sequence[int]
+    ) -> None:
+        self.prompts, self.temperature, self.watch = prompts, temperature, list(watch)
+        self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.tokens: list[list[int]] = [[] for _ in seeds]
+        self.watched: list[list[tuple[float, ...]]] = [[] for _ in seeds]
+
+    def draw(self, texts: Sequence[int], ids: Tensor, logits: Tensor) -> Tensor:
+        """Draws and notes the next token of these texts.
+
+        Args:
+            texts: a text per row of the two tensors.
+            ids: int64 [n, length], all tokens so far.
+            logits: float32 [n, vocabulary].
+
+        Returns:
+            int64 [n].
+        """
+        if self.watch:
+            seen = torch.log_softmax(logits, -1)[:, self.watch].tolist()
+            for text, row in zip(texts, seen, strict=True):
+                self.watched[text].append(tuple(row))
+        if self.temperature:
+            size = logits.shape[1]
+            noise = torch.stack([torch.empty(size).exponential_(generator=self.generators[text]) for text in texts])
+            logits = logits / self.temperature
+            if self.nucleus is not None:
+                logits = self.nucleus(ids, logits)
+            logits = logits - noise.log().to(logits.device)
+        drawn = logits.argmax(-1)
+        for text, token in zip(texts, drawn.tolist(), strict=True):
+            self.tokens[text].append(token)
+        return drawn
+
+
+def decode(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Callable[[Tensor, Tensor], Tensor],
+    stopping_criteria: Callable[[Tensor, None], Tensor],
+    generation_config: Any,  # what it asks for is in the processors and criteria
+    texts: Texts,
+    **inputs: Any,
+) -> None:
+    """Writes all texts to their ends; `generate` calls it with what it has prepared (its `custom_generate`).
+
+    Args:
+        input_ids: int64 [n_prompts, length], padded on the left.
+        inputs: the model's other inputs, and an empty cache as `past_key_values`.
+    """
+    batch = _Batch(model, input_ids, inputs)
+    logits = batch.read(is_first_iteration=True)
+    live, rows = [*range(len(texts.prompts))], [*texts.prompts]
+    batch.take(rows)
+    logits = logits[rows]
+    while True:
+        batch.ids = torch.cat(
+            [batch.ids, texts.draw(live, batch.ids, logits_processor(batch.ids, logits))[:, None]], -1
+        )
+        rows = _staying(stopping_criteria(batch.ids, None).tolist())
+        if not rows:
+            return
+        if len(rows) < len(live):
+            live = [live[row] for row in rows]
+            batch.take(rows)
+        logits = batch.read(next_sequence_length=1)
+
+
+class _Batch:
+    """All tokens of the texts that go on (`ids`, int64 [n_rows, length]), and the model's other inputs for them."""
+
+    def __init__(self, model: Any, ids: Tensor, inputs: dict[str, Any]) -> None:
+        self.model, self.ids, self.inputs = model, ids, inputs
+        self.cache: Cache = inputs["past_key_values"]
+        self.cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        if self.cache.layer_class_to_replicate is DynamicLayer:
+            self.cache.layer_class_to_replicate = RoomyLayer
+
+    def read(self, **which: Any) -> Tensor:
+        """The logits of the token after each row, float32 [n_rows, vocabulary]."""
+        output = self.model(**self.model.prepare_inputs_for_generation(self.ids, **which, **self.inputs))
+        # There is no public way to the next inputs; loops given to `generate` are meant to go this one.
+        self.inputs = self.model._update_model_kwargs_for_generation(output, self.inputs)
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Makes these rows the batch; a row may be taken several times."""
+        chosen, n_rows = torch.tensor(rows, device=self.ids.device), len(self.ids)
+        for name, value in self.inputs.items():
+            if name == "position_ids":
+                self.inputs[name] = value.index_select(-2, chosen)
+            elif isinstance(value, torch.Tensor) and value.shape[:1] == (n_rows,):
+                self.inputs[name] = value[chosen]
+        self.ids = self.ids[chosen]
+        self.cache.reorder_cache(chosen)
+
+
+def _staying(ended: Sequence[bool]) -> list[int]:
+    """The rows that have not ended; the last of them take the places of those that have, so that few rows move."""
+    staying = [row for row, over in enumerate(ended) if not over]
+    last = [row for row in staying if row >= len(staying)]
+    return [last.pop() if ended[row] else row for row in range(len(staying))]
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types to the outside
+    """A layer of the cache with room for tokens to come: `keys` and `values` are views of what is filled."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Appends to the filled part and returns it, float [n_rows, n_heads, length, size] each."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self.room is None or end > self.room[0].shape[-2]:
+            self.room = _room(self.keys, key_states, start), _room(self.values, value_states, start)
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = states
+        self.keys, self.values = (room[:, :, :end] for room in self.room)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Makes these rows the layer's; where they are no more than there are, only rows that move are copied."""
+        if self.room is None:
+            return
+        length = self.get_seq_length()
+        self.room = _taken(self.room[0], beam_idx), _taken(self.room[1], beam_idx)
+        self.keys, self.values = (room[:, :, :length] for room in self.room)
+
+
+def _room(filled: Tensor, states: Tensor, length: int) -> Tensor:
+    """A tensor for what is filled (of this length), these states, and as much more as `_ROOM`."""
+    rows, heads, more, size = states.shape
+    room = states.new_empty(rows, heads, length + more + _ROOM, size)
+    if length:
+        room[:, :, :length] = filled
+    return room
+
+
+def _taken(room: Tensor, rows: Tensor) -> Tensor:
+    if len(rows) > len(room):
+        return room.index_select(0, rows)
+    moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+    room[moved] = room[rows[moved]]
+    return room[: len(rows)]
