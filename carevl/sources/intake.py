@@ -1,7 +1,7 @@
 """Source rows into rows of the `images` and `items` tables, and the merging of rows that are the same item.
 
-`Intake` works row by row and keeps nothing, so it runs anywhere in parallel; `merge_items` and `merge_images` then need
-all rows of an item (of an image) together: in one process, or bucket by bucket of `image_id`.
+`Intake` works row by row, in any number of threads; `merge_items` and `merge_images` then need all rows of an item (of
+an image) together: in one process, or bucket by bucket of `image_id`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import posixpath
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ class Intake:
         filesystem: where the source is; found from its path when None.
         limits: caps on images.
         fetcher: for http(s) image references; None refuses them.
-        looks: whether `look` is wanted.
+        looks: whether looks are wanted.
     """
 
     def __init__(
@@ -45,55 +46,52 @@ class Intake:
         looks: bool = False,
     ) -> None:
         self._limits = limits or ImageLimits()
-        self._looks: dict[str, Look] | None = {} if looks else None
+        self._looks = looks
         where, base = locate(source.path, filesystem)
         if source.image_root is not None:
             _, base = locate(source.image_root, filesystem)
         elif where.get_file_info(base).type != pafs.FileType.Directory:
             base = posixpath.dirname(base) or "."
         self._images = ImageReader(where, base, self._limits, fetcher)
-        self._known: dict[str, ImageFacts | RowError] = {}
+        self._known: OrderedDict[str, tuple[ImageFacts, Look | None] | RowError] = OrderedDict()
 
     def __call__(self, row: SourceRow) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """The row of `images` (None where there are no bytes) and the row of `items`; each may be an error row."""
+        return self.with_look(row)[:2]
+
+    def with_look(self, row: SourceRow) -> tuple[dict[str, Any] | None, dict[str, Any], Look | None]:
+        """As a call, and what the image looks like, where that is wanted and the image is whole."""
         if row.preference is None:
-            return None, _error_item(row, row.error or RowError("row", "the row is empty"))
+            return None, _error_item(row, row.error or RowError("row", "the row is empty")), None
         try:
             data = self._images.read(row.preference.image, row.directory)
         except RowError as failure:
-            return None, _error_item(row, failure)
+            return None, _error_item(row, failure), None
         key = image_id(data)
-        facts = self._facts(key, data)
-        if isinstance(facts, RowError):
-            return _image(key, None, None, facts), _error_item(row, facts, key)
-        return _image(key, data, facts, None), _item(row, row.preference, key)
+        found = self._examined(key, data)
+        if isinstance(found, RowError):
+            return _image(key, None, None, found), _error_item(row, found, key), None
+        facts, look = found
+        return _image(key, data, facts, None), _item(row, row.preference, key), look
 
-    def look(self, image: str | None) -> Look | None:
-        """What the image with this `image_id` looks like, if a row lately read has it and it is whole."""
-        return (self._looks or {}).get(image or "")
-
-    def _facts(self, key: str, data: bytes) -> ImageFacts | RowError:
+    def _examined(self, key: str, data: bytes) -> tuple[ImageFacts, Look | None] | RowError:
         """Rows about one image tend to follow each other; it is decoded once."""
-        if key not in self._known:
-            if len(self._known) == _REMEMBERED:
-                self._forget(next(iter(self._known)))
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.popitem(last=False)
             try:
-                self._known[key] = self._examine(key, data)
+                found = self._examine(data)
             except RowError as failure:
-                self._known[key] = failure
-        return self._known[key]
+                found = failure
+            self._known[key] = found
+        return found
 
-    def _examine(self, key: str, data: bytes) -> ImageFacts:
-        if self._looks is None:
-            return identify(data, self._limits)
+    def _examine(self, data: bytes) -> tuple[ImageFacts, Look | None]:
+        if not self._looks:
+            return identify(data, self._limits), None
         facts, pixels = examine(data, self._limits)
-        self._looks[key] = look_at(pixels)
-        return facts
-
-    def _forget(self, key: str) -> None:
-        del self._known[key]
-        if self._looks is not None:
-            self._looks.pop(key, None)
+        return facts, look_at(pixels)
 
 
 def item_id(image: str, question: str, responses: Sequence[str]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 VERSION = 2
 _MINIWORLD = "miniworld:"
 _EXAMPLES = 10
+_MOST_THREADS = 8
+"""Each holds one image's bytes and pixels at a time."""
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 def sources(settings: Settings, run: Run) -> list[Source]:
@@ -212,7 +218,21 @@ def _intake(
     weights = [declared.weight for declared in data.sources if not declared.labels]
     mixed: Iterator[SourceRow] = mix([read_source(source, tell=tell) for source in train], weights, settings.seed)
     labelled = itertools.chain.from_iterable(read_source(source, tell=tell) for source in found if source.labels)
-    for row in itertools.chain(itertools.islice(mixed, settings.items), labelled):
-        intake = intakes[row.source.name]
-        image, item = intake(row)
-        yield image, item, intake.look(item["image_id"])
+    rows = itertools.chain(itertools.islice(mixed, settings.items), labelled)
+    yield from ahead(lambda row: intakes[row.source.name].with_look(row), rows)
+
+
+def ahead(call: Callable[[_In], _Out], values: Iterable[_In]) -> Iterator[_Out]:
+    """Results in the order of the values, made by a thread per core; only a few values are read ahead.
+
+    Decoding, hashing and waiting for files and addresses leave Python's lock to others.
+    """
+    threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    waiting: deque[Future[_Out]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for value in values:
+            waiting.append(pool.submit(call, value))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,9 +1,11 @@
 """Strict evaluation of the shipped judge against the loop that the official scripts use: one prompt at a time.
 
-    python tests/bench/bench_evaluate.py [--pairs 96] [--engine vllm]
+    python tests/bench/bench_evaluate.py [--pairs 96] [--engine vllm] [--threads 2]
 
 Both judge the same pairs of miniworld in both orders, with the same prompts and token cap, greedily. The peer calls
-`generate` of transformers once per prompt, with no log-probabilities. Each side is a process of its own with the same
+`generate` of transformers once per prompt, with no log-probabilities. The engine is by default the one that the preset
+`mini` judges with, and each side has one thread: with more, every operation on so small a model waits for the slower
+one, and on a machine whose cores others use the figure tells of them. Each side is a process of its own with the same
 number of threads, because vLLM binds the threads of its process to cores. They take turns, block by block, both loaded
 and warmed up before; seconds are of judging alone, decoding of the images and reading of the verdicts included.
 """
@@ -92,8 +94,8 @@ def judged(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=96)
-    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="Threads of each side.")
+    parser.add_argument("--engine", choices=("vllm", "transformers"), default="transformers")
+    parser.add_argument("--threads", type=int, default=1, help="Threads of each side.")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{arguments.threads - 1}"
