@@ -131,7 +131,7 @@ def run_ingest(
 
     Args:
         say: called now and then with (rows read, rows with an error).
-        tell: called with a line about every format found.
+        tell: called with a line about every format found, and about items that were set aside.
 
     Returns:
         rows_in (source rows), rows_out (items), images, errors (items), contaminated (items), and what was found by
@@ -164,6 +164,10 @@ def run_ingest(
     if accounted != rows_in:
         raise RunError(f"{rows_in} source rows were read but the items account for {accounted}")
     say(rows_in, written["errors"])
+    if tell and written["contaminated"]:
+        tell(
+            f"{written['contaminated']} items set aside: a benchmark has their image, see contamination in the manifest"
+        )
     examples = [list(pair) for pair in itertools.islice(same.items(), _EXAMPLES)]
     found = {"mode": data.near_duplicates, "compared": compared, "images": len(same), "examples": examples}
     return {"rows_in": rows_in, **written, "contamination": screen.report(), "near_duplicates": found}
