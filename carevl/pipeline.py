@@ -144,38 +144,41 @@ def _groups(names: Sequence[str]) -> Iterator[tuple[list[str], makers.Maker]]:
         yield list(group), makers.MAKERS[stage]
 
 
+def make_stages(context: Context, names: Sequence[str], make: makers.Maker) -> dict[str, str]:
+    """Makes those of `names` that are not up to date, together, with their manifests; returns the action of each."""
+    where = context.where
+    actions = {name: where.action(context.causes[name]) for name in names}
+    for name, (action, reason) in actions.items():
+        context.say(f"{name:16s} {action}: {reason}")
+    pending = [name for name in names if actions[name][0] != "skip"]
+    if pending:
+        started = time.monotonic()
+        counts = make(context, pending)
+        seconds = round(time.monotonic() - started, 3)
+        for name in pending:
+            cause = context.causes[name]
+            manifest = {
+                "stage": cause.stage,
+                "fingerprint": cause.fingerprint,
+                "cause": dict(cause.facts),
+                **counts[name],
+                "seconds": seconds,
+                "packages": _versions(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            context.table(name).finish(manifest)
+    return {name: action for name, (action, _) in actions.items()}
+
+
 @dataclass
 class _Runner:
     context: Context
     done: list[Done] = field(default_factory=list)
 
     def stages(self, names: Sequence[str], make: makers.Maker) -> None:
-        """Makes those of `names` that are not up to date, together, and writes their manifests."""
-        context = self.context
-        actions = {name: context.where.action(context.causes[name]) for name in names}
-        for name, (action, reason) in actions.items():
-            context.say(f"{name:16s} {action}: {reason}")
-        pending = [name for name in names if actions[name][0] != "skip"]
-        if pending:
-            started = time.monotonic()
-            counts = make(context, pending)
-            seconds = round(time.monotonic() - started, 3)
-            for name in pending:
-                self._finish(name, {**counts[name], "seconds": seconds})
-        for name in names:
-            self._tell(name, {"skip": "skipped", "resume": "resumed"}.get(actions[name][0], "ran"))
-
-    def _finish(self, name: str, counts: Mapping[str, Any]) -> None:
-        cause = self.context.causes[name]
-        manifest = {
-            "stage": name,
-            "fingerprint": cause.fingerprint,
-            "cause": dict(cause.facts),
-            **counts,
-            "packages": _versions(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        self.context.table(name).finish(manifest)
+        """`make_stages`, and keeps what was done."""
+        for name, action in make_stages(self.context, names, make).items():
+            self._tell(name, {"skip": "skipped", "resume": "resumed"}.get(action, "ran"))
 
     def _tell(self, name: str, action: str) -> None:
         manifest = self.context.table(name).manifest

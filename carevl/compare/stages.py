@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from carevl import pipeline
 from carevl.compare.labels import decided, lots
 from carevl.inference.pools import Task
 from carevl.stages import demonstrate, judgments
@@ -25,22 +26,9 @@ if TYPE_CHECKING:
 
 def run_stages(context: Context, names: Sequence[str], makers: dict[str, Maker]) -> None:
     """Makes those of the named stages that are not there, in order; the experts of `score/…` together."""
-    where = context.where
-    actions = {name: where.action(context.causes[name])[0] for name in names}
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        if actions[name] != "skip":
-            groups.setdefault(name.split("/")[0], []).append(name)
-    for stage, group in groups.items():
-        for name in group:
-            context.say(f"{name:16s} {'goes on' if actions[name] == 'resume' else 'begins'}")
-        started = time.monotonic()
-        counts = makers[stage](context, group)
-        seconds = round(time.monotonic() - started, 3)
-        for name in group:
-            cause = context.causes[name]
-            about = {"stage": cause.stage, "fingerprint": cause.fingerprint, "cause": dict(cause.facts)}
-            context.table(name).finish({**about, **counts[name], "seconds": seconds})
+    pending = [name for name in names if context.where.action(context.causes[name])[0] != "skip"]
+    for stage, group in itertools.groupby(pending, key=lambda name: name.split("/")[0]):
+        pipeline.make_stages(context, list(group), makers[stage])
 
 
 def makers(labels: Labels | None) -> dict[str, Maker]:
