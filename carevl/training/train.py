@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -223,13 +226,30 @@ def _fit(assignment: Assignment) -> str | None:
         ),
     )
     try:
-        stopped: str | None = trainer.fit().return_value
+        with _interruptible():
+            stopped: str | None = trainer.fit().return_value
     except TrainingFailedError as error:
         raise TrainingError(
             f"the training was given up after {workers.max_failures} lost workers: {_cause(error)}; "
             f"the last good checkpoint is kept in {assignment.out}"
         ) from error
     return stopped
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes an interrupt of a training end as one anywhere else does.
+
+    Ray Train answers it by aborting the training and leaving the process with exit code 0, and its handler would stay.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _cause(error: Any) -> str:
