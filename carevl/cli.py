@@ -73,8 +73,13 @@ def run(
     """
     from carevl import config, pipeline, results
     from carevl.cluster import ray_cluster
+    from carevl.stages import evaluation
 
     tree, where = config.load(settings, overrides or ()), _run(settings, run_dir)
+    if final:
+        if until:
+            raise UserError("run: --final evaluates what the whole run has made; leave out --until")
+        evaluation.final(tree)  # refuses before anything runs
     with ray_cluster(tree.cluster):
         done = pipeline.run(tree, where, _progress, until)
         if final:
@@ -99,7 +104,7 @@ def show_results(run_dir: _Directory) -> None:
     from carevl import pipeline, results
 
     settings, where = pipeline.remembered(run_dir.absolute())
-    found = results.compute(settings, where, pipeline.causes(settings, where))
+    found = results.again(settings, where, pipeline.causes(settings, where))
     file = results.write(where, found)
     for line in (*results.table(found), "", f"written to {file}"):
         typer.echo(line)

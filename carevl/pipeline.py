@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
-
-import pyarrow.parquet as pq
 
 from carevl import resources, results
 from carevl.inference.engines import weights_fingerprint
@@ -20,7 +18,6 @@ from carevl.judging.publish import publish
 from carevl.runs import Cause, Run, RunError, Table
 from carevl.stages import caption, demonstrate, evaluation, ingest, makers, phases, route, sample, score, select
 from carevl.stages.context import Context
-from carevl.tables import failures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,8 +99,19 @@ def causes_until(settings: Settings, where: Run, last: str | None) -> dict[str, 
 
 
 def plan(settings: Settings, where: Run) -> list[Planned]:
-    """What a run would do, stage by stage."""
-    return [Planned(name, cause.fingerprint, *where.action(cause)) for name, cause in causes(settings, where).items()]
+    """What a run would do, stage by stage.
+
+    Sources that have to be read again may give the same rows as before; then the stages after `ingest` are kept.
+    """
+    found = causes(settings, where)
+    planned = [Planned(name, cause.fingerprint, *where.action(cause)) for name, cause in found.items()]
+    if planned[0].action != "recompute":
+        return planned
+    kept = "; kept if the sources give the same rows as before"
+    return [
+        replace(stage, reason=f"{stage.reason}{kept}") if "inputs.ingest: " in stage.reason else stage
+        for stage in planned
+    ]
 
 
 def run(settings: Settings, where: Run, say: Callable[[str], None], until: str | None = None) -> list[Done]:
@@ -125,6 +133,8 @@ def run(settings: Settings, where: Run, say: Callable[[str], None], until: str |
         runner = _Runner(Context(settings, where, chosen, say))
         for names, make in _groups(list(chosen)):
             runner.stages(names, make)
+            if names == ["ingest"]:  # only now it is known whether the rows are those of an earlier reading
+                chosen = runner.context.causes = causes_until(settings, where, until)
         found = results.compute(settings, where, chosen)
         stages = [asdict(stage) for stage in runner.done]
         file = results.write(where, found, stages=stages, wall_seconds=round(time.monotonic() - started, 3))
@@ -152,22 +162,33 @@ def make_stages(context: Context, names: Sequence[str], make: makers.Maker) -> d
         context.say(f"{name:16s} {action}: {reason}")
     pending = [name for name in names if actions[name][0] != "skip"]
     if pending:
-        started = time.monotonic()
-        counts = make(context, pending)
-        seconds = round(time.monotonic() - started, 3)
-        for name in pending:
-            cause = context.causes[name]
-            manifest = {
-                "stage": cause.stage,
-                "fingerprint": cause.fingerprint,
-                "cause": dict(cause.facts),
-                **counts[name],
-                "seconds": seconds,
-                "packages": _versions(),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-            context.table(name).finish(manifest)
+        with _mendable(pending):
+            started = time.monotonic()
+            counts = make(context, pending)
+            seconds = round(time.monotonic() - started, 3)
+            for name in pending:
+                cause = context.causes[name]
+                manifest = {
+                    "stage": cause.stage,
+                    "fingerprint": cause.fingerprint,
+                    "cause": dict(cause.facts),
+                    **counts[name],
+                    "seconds": seconds,
+                    "packages": _versions(),
+                    "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                }
+                context.table(name).finish(manifest)
     return {name: action for name, (action, _) in actions.items()}
+
+
+@contextmanager
+def _mendable(names: Sequence[str]) -> Iterator[None]:
+    """Says of a full disk, or what else the system refuses, which stages it stopped and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        again = "what is done stays: mend this, and run the same command again"
+        raise RunError(f"{', '.join(names)}: {error}; {again}") from error
 
 
 @dataclass
@@ -227,52 +248,58 @@ def status(settings: Settings, where: Run) -> Iterator[str]:
             yield f"{name:16s} to {action}: {reason}"
             continue
         yield f"{name:16s} finished {manifest['finished']}: {manifest['rows_out']} rows, {manifest['errors']} errors"
-        for (kind, message), n in _errors(where.table(cause)).most_common(5):
-            yield f"{'':16s} {n} x {kind}, such as: {message}"
+        table = where.table(cause) if name != "ingest" else ingest.Ingested(where.table(cause).directory).items
+        yield from (f"{'':16s} {problem}" for problem in table.problems(5))
 
 
-def _errors(table: Table) -> Counter[tuple[str, str]]:
-    """Rows with an error by kind, each kind with one of its messages."""
-    kinds: Counter[str] = Counter()
-    messages: dict[str, str] = {}
-    for file in table.directory.rglob("part-*.parquet"):
-        if "error" in pq.read_schema(file).names:
-            for error in pq.ParquetFile(file).read(["error"])["error"].to_pylist():
-                if isinstance(error, dict):
-                    kinds[error["kind"]] += 1
-                    messages.setdefault(error["kind"], error["message"])
-    return Counter({(kind, messages[kind]): n for kind, n in kinds.items()})
+_RETRIED = {"caption": "caption", "score": "score", "demonstrate": "judge", "sample": "judge", "evaluate": "evaluate"}
+"""Stages whose failed rows are made again by their models, and what such a row's error says that it failed in."""
 
 
 def retry(settings: Settings, where: Run, say: Callable[[str], None]) -> dict[str, Mapping[str, Any]]:
-    """Tries failed rows of sources, captions, scores and predictions once more, and brings later stages up to date.
+    """Tries the failed rows of sources, captions, scores, judgments and predictions once more, and no others; then
+    brings up to date the later stages that were finished before.
 
     Sources are read again as a whole if a row of theirs failed: a row that can now be read may be the same item as
     another, or near another's image. Nothing changes unless other rows fail than before.
 
     Returns:
-        Stage to the counts of its rows that were tried again; nothing when no row has failed.
+        Stage to `rows_out`, how many rows had failed, and `errors`, how many of them still do; nothing when no row
+        has failed.
     """
     tried: dict[str, Mapping[str, Any]] = {}
     with where.lock():
-        context = Context(settings, where, causes(settings, where), say)
+        context = Context(settings, where, causes(settings, where), say, retry=True)
+        finished = [name for name in context.causes if context.table(name).manifest is not None]
         changed = _retry_ingest(context, tried)
-        pools = () if changed else (("caption", makers.caption_tasks(context)), ("score", makers.score_tasks(context)))
-        for stage, tasks in pools:
-            failed = [task for task in tasks if (task.target.manifest or {}).get("errors")]
-            if failed:
-                tried |= context.pools([replace(task, retry=True) for task in failed])
-                say(f"{stage:16s} failed rows tried again")
-            for task in failed:
-                _count_again(task.target, failures(task.target.read(columns=["error"])["error"]))
-                changed = True
+        *making, asking = _RETRIED
+        for stage in making:
+            changed = changed or _retry_rows(context, stage, tried)
     if changed:
-        run(settings, where, say)
+        run(settings, where, say, finished[-1])
     with where.lock():
-        context = Context(settings, where, causes(settings, where), say)
-        if predicted := _retry_predictions(context):
+        context = Context(settings, where, causes(settings, where), say, retry=True)
+        if _retry_rows(context, asking, tried):
             results.write(where, results.compute(settings, where, context.causes))
-    return tried | predicted
+    return tried
+
+
+def _retry_rows(context: Context, stage: str, tried: dict[str, Mapping[str, Any]]) -> bool:
+    """Makes the failed rows of a stage again; whether fewer fail now in a table that was finished."""
+
+    def failed(name: str) -> int:
+        return context.table(name).errors(_RETRIED[stage]).total()
+
+    before = {name: n for name in context.causes if name.split("/")[0] == stage and (n := failed(name))}
+    counts = makers.MAKERS[stage](context, list(before)) if before else {}
+    changed = False
+    for name, n in before.items():
+        tried[name] = {"rows_out": n, "errors": failed(name)}
+        context.say(f"{name:16s} failed rows tried again: {tried[name]['errors']} of {n} still fail")
+        if tried[name]["errors"] < n and context.table(name).manifest is not None:
+            _count_again(context.table(name), counts[name]["errors"])
+            changed = True
+    return changed
 
 
 def _retry_ingest(context: Context, tried: dict[str, Mapping[str, Any]]) -> bool:
@@ -286,28 +313,13 @@ def _retry_ingest(context: Context, tried: dict[str, Mapping[str, Any]]) -> bool
     tried["ingest"] = {"rows_out": manifest["errors"], "errors": counts["errors"]}
     changed = ingest.Ingested(table.directory).failed() != ingest.Ingested(again.directory).failed()
     if changed:
-        again.finish(manifest | counts | {"retried": manifest.get("retried", 0) + 1})
+        known = {name: value for name, value in manifest.items() if name != "same_as"}
+        again.finish(known | counts | {"retried": manifest.get("retried", 0) + 1})
         shutil.rmtree(table.directory)
         again.directory.rename(table.directory)
     shutil.rmtree(again.directory, ignore_errors=True)
     context.say(f"{'ingest':16s} sources read again: {counts['errors']} of {manifest['errors']} rows still fail")
     return changed
-
-
-def _retry_predictions(context: Context) -> dict[str, Mapping[str, Any]]:
-    """Asks those questions of benchmarks once more that failed; stage to the counts of these."""
-    tried: dict[str, Mapping[str, Any]] = {}
-    for name, trained in evaluation.JUDGES.items():
-        stage = f"evaluate/{name}"
-        table = context.table(stage)
-        failed = (table.manifest or {}).get("errors")
-        if failed:
-            judge = makers.trained_judge(context, trained)
-            errors = evaluation.run_evaluations(context, {stage: judge}, retry=True)[stage]["errors"]
-            tried[stage] = {"rows_out": failed, "errors": errors}
-            _count_again(table, errors)
-            context.say(f"{stage:16s} failed questions asked again: {errors} of {failed} still fail")
-    return tried
 
 
 def _count_again(table: Table, errors: int) -> None:
@@ -330,10 +342,13 @@ def run_final(settings: Settings, where: Run, say: Callable[[str], None]) -> dic
                 facts = {**cause.facts, **evaluation.facts(tests, where)}
                 found[name] = Cause(f"final/{name.removeprefix('evaluate/')}", facts)
         runner = _Runner(Context(tests, where, found, say))
-        names = [name for name in found if name.startswith("evaluate/")]
-        runner.stages(names, makers.MAKERS["evaluate"])
-        judges = results.judges(tests, where, {name: found[name] for name in names})
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        entry = {"time": when, "fingerprints": {name: found[name].fingerprint for name in names}, "judges": judges}
+        asked = {judge: found[f"evaluate/{judge}"] for judge in evaluation.JUDGES}
+        runner.stages([f"evaluate/{judge}" for judge in asked], makers.MAKERS["evaluate"])
+        entry = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": tests.model_dump(mode="json"),
+            "fingerprints": {judge: cause.fingerprint for judge, cause in asked.items()},
+            "judges": results.judges(tests, where, {judge: where.table(cause) for judge, cause in asked.items()}),
+        }
         results.add_final(where, entry)
     return entry

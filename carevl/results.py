@@ -15,7 +15,7 @@ from carevl.benchmarks.intervals import Figure
 from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.results import summary
 from carevl.miniworld.truth import Truth, read_truth
-from carevl.runs import Cause, Run, Table, write_atomically
+from carevl.runs import Cause, Run, RunError, Table, write_atomically
 from carevl.stages import evaluation, ingest
 from carevl.stages.ingest import Ingested
 
@@ -38,18 +38,50 @@ def compute(settings: Settings, where: Run, causes: Mapping[str, Cause]) -> dict
             found["targets"] = _targets(Table(finished["demonstrate"].directory / "targets"))
         if "select" in finished:
             found["pairs"] = _pairs(finished["select"], items, truths)
-    return {**found, "judges": judges(settings, where, causes)}
+    asked = {name: finished[f"evaluate/{name}"] for name in evaluation.JUDGES if f"evaluate/{name}" in finished}
+    return {**found, "judges": judges(settings, where, asked)}
 
 
-def judges(settings: Settings, where: Run, causes: Mapping[str, Cause]) -> dict[str, Any]:
-    """The figures of every judge whose predictions are there."""
+def again(settings: Settings, where: Run, causes: Mapping[str, Cause]) -> dict[str, Any]:
+    """As `compute`, for a run whose results are there; also the figures of every evaluation on test data.
+
+    Raises:
+        RunError: a stage of these results is no longer there as its sources and settings are now.
+    """
+    file = where.root / RESULTS
+    known = json.loads(file.read_text()) if file.exists() else {}
+    gone = [
+        stage["name"]
+        for stage in known.get("stages", [])
+        if stage["name"] not in causes or where.table(causes[stage["name"]]).manifest is None
+    ]
+    if gone:
+        raise RunError(
+            f"{where.root}: sources, models or settings have changed since {', '.join(gone)} ran, so {RESULTS} is left "
+            "as it is; `carevl status` says what changed, and `carevl run` makes the results anew"
+        )
+    finals = [{**entry, "judges": _final_judges(entry, where)} for entry in known.get("final", [])]
+    return compute(settings, where, causes) | ({"final": finals} if finals else {})
+
+
+def _final_judges(entry: Mapping[str, Any], where: Run) -> dict[str, Any]:
+    from carevl.config import Settings
+
+    asked = {name: where.table_of(f"final/{name}", found) for name, found in entry["fingerprints"].items()}
+    return judges(Settings.model_validate(entry["settings"]), where, asked)
+
+
+def judges(settings: Settings, where: Run, asked: Mapping[str, Table]) -> dict[str, Any]:
+    """The figures of judges.
+
+    Args:
+        settings: whose benchmarks were asked about.
+        asked: judge to its predictions.
+    """
     found = {}
-    for name in evaluation.JUDGES:
-        cause = causes.get(f"evaluate/{name}")
-        if cause is None or where.table(cause).manifest is None:
-            continue
+    for name, table in asked.items():
         answered = {}
-        predicted = where.table(cause).read()
+        predicted = table.read()
         for benchmark in settings.benchmarks:
             predictions = from_table(predicted.filter(pc.equal(predicted["benchmark"], benchmark.name)))
             rows = evaluation.load(settings, where, benchmark)
@@ -59,16 +91,18 @@ def judges(settings: Settings, where: Run, causes: Mapping[str, Cause]) -> dict[
 
 
 def add_final(where: Run, entry: Mapping[str, Any]) -> None:
-    """Lists an evaluation on test data."""
+    """Lists an evaluation on test data, unless these predictions are listed."""
     known = json.loads((where.root / RESULTS).read_text())
-    write(where, known, final=[*known.get("final", []), entry])
+    listed = known.get("final", [])
+    if entry["fingerprints"] not in [other["fingerprints"] for other in listed]:
+        write(where, known, final=[*listed, entry])
 
 
 def write(where: Run, figures: Mapping[str, Any], **more: Any) -> Path:
     """Writes results.json; what it held besides the figures stays unless `more` replaces it."""
     file = where.root / RESULTS
     known = json.loads(file.read_text()) if file.exists() else {}
-    kept = {name: known[name] for name in ("stages", "wall_seconds", "final") if name in known}
+    kept = {name: known[name] for name in ("stages", "wall_seconds", "final") if name in known and name not in figures}
     text = json.dumps({**figures, **kept, **more}, indent=2, ensure_ascii=False)
     write_atomically(file, text.encode("utf-8", "surrogatepass"))
     return file
@@ -154,10 +188,17 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"pairs of phase 2: {pairs['count']} from {pairs['items']} items{right}"
     if judges := results.get("judges"):
         yield ""
-        yield f"{'':44s}" + "".join(f"{name:>24s}" for name in judges)
-        for path in _leaves(next(iter(judges.values()))):
-            values = (_figure(_at(judge, path)) for judge in judges.values())
-            yield f"{' '.join(path):44s}" + "".join(f"{value:>24s}" for value in values)
+        yield from _judge_lines(judges, "")
+    for entry in results.get("final", []):
+        yield ""
+        yield from _judge_lines(entry["judges"], f"test data, {entry['time']}")
+
+
+def _judge_lines(judges: Mapping[str, Any], title: str) -> Iterator[str]:
+    yield f"{title:44s}" + "".join(f"{name:>24s}" for name in judges)
+    for path in _leaves(next(iter(judges.values()))):
+        values = (_figure(_at(judge, path)) for judge in judges.values())
+        yield f"{' '.join(path):44s}" + "".join(f"{value:>24s}" for value in values)
 
 
 def _routing_lines(routing: Mapping[str, Any]) -> Iterator[str]:

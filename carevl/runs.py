@@ -17,6 +17,7 @@ import os
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,8 +55,20 @@ class Cause:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def _version(fingerprint: str, manifest: Mapping[str, Any]) -> str:
+    if "same_as" in manifest:
+        return str(manifest["same_as"])
+    retried = manifest.get("retried", 0)
+    return f"{fingerprint}+{retried}" if retried else fingerprint
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two trees of facts, one line per leaf: `caption.prompt: 'a' -> 'b'`."""
+    """What changed between two trees of facts, one line per leaf: `caption.prompt: 'a' -> 'b'`.
+
+    Lists of one length are compared entry by entry.
+    """
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
         return [
@@ -72,7 +85,11 @@ def _short(value: Any) -> str:
 
 
 def write_atomically(file: Path, data: bytes) -> None:
-    """Writes a file that other processes see whole or not at all, and that survives a crash of the machine."""
+    """Writes a file that other processes see whole or not at all, and that survives a crash of the machine.
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full; what was there stays.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
@@ -81,6 +98,8 @@ def write_atomically(file: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(unfinished, file)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -103,16 +122,43 @@ class Table:
         """Numbers of the parts that are there."""
         return sorted(int(file.stem.removeprefix("part-")) for file in self.directory.glob("part-*.parquet"))
 
-    def write(self, number: int, rows: pa.Table) -> None:
-        """Commits a part."""
+    def write(self, number: int, rows: pa.Table) -> bytes:
+        """Commits a part; returns what was written."""
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd")
-        write_atomically(self.part(number), sink.getvalue().to_pybytes())
+        data: bytes = sink.getvalue().to_pybytes()
+        write_atomically(self.part(number), data)
+        return data
 
     def read(self, number: int | None = None, columns: list[str] | None = None) -> pa.Table:
         """One part, or all of them in order."""
         numbers = self.parts() if number is None else [number]
         return pa.concat_tables([pq.ParquetFile(self.part(n)).read(columns) for n in numbers])
+
+    def errors(self, *stages: str) -> Counter[tuple[str, str]]:
+        """Rows with an error, here and in tables below, by kind and one message of that kind.
+
+        Args:
+            stages: counts the rows that failed in these; all when there are none.
+        """
+        kinds: Counter[str] = Counter()
+        messages: dict[str, str] = {}
+        for file in sorted(self.directory.rglob("part-*.parquet")):
+            names = pq.read_schema(file).names
+            if "error" not in names:
+                continue
+            columns = ["error", *(["sources"] if "sources" in names else [])]
+            for row in pq.ParquetFile(file).read(columns).to_pylist():
+                error = row["error"]
+                if isinstance(error, dict) and (not stages or error["stage"] in stages):
+                    kinds[error["kind"]] += 1
+                    place = f"{row['sources'][0]['locator']}: " if row.get("sources") else ""
+                    messages.setdefault(error["kind"], f"{place}{error['message']}")
+        return Counter({(kind, messages[kind]): n for kind, n in kinds.items()})
+
+    def problems(self, most: int) -> list[str]:
+        """The kinds of error that most rows have, in words."""
+        return [f"{n} x {kind}, such as: {message}" for (kind, message), n in self.errors().most_common(most)]
 
     @property
     def manifest(self) -> dict[str, Any] | None:
@@ -158,12 +204,27 @@ class Run:
 
     def table(self, cause: Cause) -> Table:
         """The table that a cause names, finished or not."""
-        return Table(self.root / cause.stage / cause.fingerprint)
+        return self.table_of(cause.stage, cause.fingerprint)
+
+    def table_of(self, stage: str, fingerprint: str) -> Table:
+        """A stage's table by its fingerprint."""
+        return Table(self.root / stage / fingerprint)
 
     def version(self, cause: Cause) -> str:
-        """What names a table's contents: the fingerprint, and how often failed rows of it were tried again."""
-        retried = (self.table(cause).manifest or {}).get("retried", 0)
-        return f"{cause.fingerprint}+{retried}" if retried else cause.fingerprint
+        """What names a table's contents, for the stages that are made from it.
+
+        The fingerprint, and how often failed rows of it were tried again; or the version of an earlier table, if its
+        manifest says that it came out as that one.
+        """
+        return _version(cause.fingerprint, self.table(cause).manifest or {})
+
+    def same(self, cause: Cause, contents: str) -> dict[str, str]:
+        """For the manifest of a stage whose rows have this hash: the hash, and the table that came out alike before."""
+        for file in sorted(self.root.glob(f"{cause.stage}/*/{MANIFEST}")):
+            manifest = json.loads(file.read_text())
+            if manifest.get("contents") == contents and file.parent != self.table(cause).directory:
+                return {"contents": contents, "same_as": _version(file.parent.name, manifest)}
+        return {"contents": contents}
 
     def latest(self, stage: str) -> dict[str, Any] | None:
         """The manifest of the stage's last finished table, None when there is none."""
@@ -189,19 +250,24 @@ class Run:
         Raises:
             RunError: another process holds it, or the directory cannot be written.
         """
-        try:
+        with self._written():
             self.root.mkdir(parents=True, exist_ok=True)
-            stream = (self.root / "run.lock").open("a+")
-        except OSError as error:
-            raise RunError(f"cannot write to the run directory {self.root}: {error.strerror}") from error
+            stream = (self.root / "run.lock").open("a+b", buffering=0)
         with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 stream.seek(0)
-                holder = stream.read().strip() or "another process"
+                holder = stream.read().decode() or "another process"
                 raise RunError(f"{self.root} is in use by {holder}; wait for it, or choose another --run-dir") from None
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-            stream.flush()
+            with self._written():
+                stream.truncate(0)
+                stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"cannot write to the run directory {self.root}: {error.strerror}") from error

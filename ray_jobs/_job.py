@@ -20,23 +20,26 @@ def main(last: str | None = None) -> None:
     parser.add_argument("--settings", default="mini", help="a preset's name or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
     parser.add_argument("--run-dir", type=Path, required=True, help="absolute, and the same directory on every node")
-    told = parser.parse_args()
+    if last is None:
+        parser.add_argument("--final", action="store_true", help="evaluate on the benchmarks' test data as well")
+    told = parser.parse_args(namespace=argparse.Namespace(final=False))
 
     from carevl.errors import UserError
 
     try:
-        _run(told.settings, told.set, told.run_dir, last)
+        _run(told.settings, told.set, told.run_dir, last, final=told.final)
     except (OSError, ValueError, UserError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"{parser.prog}: done; the output is in {told.run_dir}")
 
 
-def _run(source: str, overrides: Sequence[str], run_dir: Path, last: str | None) -> None:
+def _run(source: str, overrides: Sequence[str], run_dir: Path, last: str | None, *, final: bool) -> None:
     from carevl import config, pipeline
     from carevl.cluster import is_private, ray_cluster
     from carevl.errors import UserError
     from carevl.runs import Run
+    from carevl.stages import evaluation
 
     settings, where = config.load(source, overrides), Run.at(run_dir)
     if not run_dir.is_absolute():
@@ -45,6 +48,14 @@ def _run(source: str, overrides: Sequence[str], run_dir: Path, last: str | None)
         )
     if is_private(settings.cluster):
         raise UserError("no Ray cluster to join: submit this with `ray job submit`, or set RAY_ADDRESS")
+    if final:
+        evaluation.final(settings)  # refuses before anything runs
     with ray_cluster(settings.cluster):
-        for stage in pipeline.run(settings, where, lambda line: print(line, flush=True), last):
+        for stage in pipeline.run(settings, where, _say, last):
             print(f"{stage.name:16s} {stage.action:8s} {stage.rows_out:8d} rows  {stage.errors:6d} errors")
+        if final:
+            pipeline.run_final(settings, where, _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,15 +1,17 @@
 """The data plane on a real, private Ray: rows accounted for, resume after kills, and only what changed made again."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,13 +32,18 @@ SMALL = [
     "captioner.engine=transformers",
     "captioner.pool.num_cpus=0.5",
     "judge.engine=transformers",
+    "judge.pool.concurrency=1",
     "router.policy=mean_margin",
     "router.threshold=0.7",
     "demonstrate.samples=2",
+    "sft.batch_size=8",
+    "sft.epochs=1",
     "sample.samples=4",
     "select.min_gap=0.1",
-    "benchmarks.0.rows=16",
-    "benchmarks.1.rows=16",
+    "dpo.batch_size=8",
+    "dpo.epochs=1",
+    "benchmarks.0.rows=12",
+    "benchmarks.1.rows=12",
     "cluster.num_cpus=2",
 ]
 SCORES = ["score/llama", "score/qwen2", "score/mistral"]
@@ -56,6 +63,15 @@ def first(ray, tmp_path_factory):
     where = Run(tmp_path_factory.mktemp("run"))
     settings = config.load("mini", SMALL)
     return where, settings, pipeline.run(settings, where, lambda _: None)
+
+
+def _copy(where, directory, *stages):
+    """A run directory with these stages of another, and its world."""
+    other = Run(directory / "run")
+    for source in (*where.root.glob("world-*"), *(where.root / stage for stage in stages)):
+        shutil.copytree(source, other.root / source.name, dirs_exist_ok=True)
+    shutil.copy(where.root / results.RESULTS, other.root)
+    return other
 
 
 def _actions(done):
@@ -130,11 +146,15 @@ def test_results_are_those_of_the_stored_rows(first):
         assert set(judge["vl_rewardbench"]) == {"official_scorer", "strict"}
         overall = judge["vl_rewardbench"]["strict"]["overall"]
         assert overall["low"] <= overall["value"] <= overall["high"]
+        assert set(judge["mllm_judge"]["batch"]) == set(judge["order_consistency"]) == {"value", "low", "high"}
         assert 0 <= judge["parse_rate"]["value"] <= 1
     routing = written["routing"]
     assert routing["high"] + routing["low"] + routing["dropped"] == sum(routing["reasons"].values())
-    again = json.loads(json.dumps(results.compute(settings, where, pipeline.causes(settings, where))))
+    again = json.loads(json.dumps(results.again(settings, where, pipeline.causes(settings, where))))
     assert again == {name: written[name] for name in again}
+    other = config.load("mini", [*SMALL, "router.threshold=0.95"])
+    with pytest.raises(RunError, match="have changed since route, demonstrate"):
+        results.again(other, where, pipeline.causes(other, where))
 
 
 def test_the_judge_is_an_ordinary_model_with_one_adapter_of_the_base(first):
@@ -158,8 +178,7 @@ def test_the_judge_is_an_ordinary_model_with_one_adapter_of_the_base(first):
 
 def test_failed_rows_are_tried_again_and_no_others(first, tmp_path):
     where, settings, _ = first
-    other = Run(tmp_path / "run")
-    shutil.copytree(where.root, other.root)
+    other = _copy(where, tmp_path, "ingest", "caption", "score")
     causes = pipeline.causes(settings, other)
     captions, scores = other.table(causes["caption"]), other.table(causes["score/llama"])
     good = captions.read()
@@ -170,13 +189,37 @@ def test_failed_rows_are_tried_again_and_no_others(first, tmp_path):
     kept = {file: file.stat().st_mtime_ns for file in scores.directory.glob("part-*.parquet")}
     assert "1 x lost, such as: a test took it" in "\n".join(pipeline.status(settings, other))
     tried = pipeline.retry(settings, other, lambda _: None)
-    assert set(tried) == {"caption"}
+    assert tried == {"caption": {"rows_out": 1, "errors": 0}}
     assert sorted(captions.read().to_pylist(), key=str) == sorted(good.to_pylist(), key=str)
     assert captions.manifest["errors"] == 0
     assert kept == {file: file.stat().st_mtime_ns for file in kept}
     assert pipeline.causes(settings, other)["score/llama"].fingerprint != causes["score/llama"].fingerprint
-    assert set(_actions(pipeline.run(settings, other, lambda _: None)).values()) == {"skipped"}
+    again = pipeline.run(settings, other, lambda _: None, until="score")
+    assert _actions(again) == dict.fromkeys(DATA[:-1], "skipped")
+    assert not (other.root / "route").exists()
     assert pipeline.retry(settings, other, lambda _: None) == {}
+
+
+def test_failed_questions_are_asked_again_and_no_others(first, tmp_path):
+    where, settings, _ = first
+    other = _copy(where, tmp_path, *(stage.split("/")[0] for stage in STAGES))
+    predictions = other.table(pipeline.causes(settings, other)["evaluate/base"])
+    good = predictions.read()
+    rows = predictions.read(0).to_pylist()
+    error = row_error("evaluate", "not answered", "a test took it")
+    rows[3] |= {"text": "", "winner": None, "status": "none", "probability": None, "error": error}
+    predictions.write(0, pa.Table.from_pylist(rows, good.schema))
+    predictions.finish({**predictions.manifest, "errors": 1})
+    kept = {file: file.stat().st_mtime_ns for file in other.root.glob("evaluate/phase*/*/part-*.parquet")}
+    before = json.loads((other.root / results.RESULTS).read_text())["judges"]
+    assert pipeline.retry(settings, other, lambda _: None) == {"evaluate/base": {"rows_out": 1, "errors": 0}}
+    identity = [(name, "ascending") for name in ("benchmark", "protocol", "key", "prompt_hash")]
+    ours, theirs = (table.sort_by(identity) for table in (predictions.read(), good))
+    assert ours.drop_columns("probability").equals(theirs.drop_columns("probability"))
+    assert ours["probability"].to_pylist() == pytest.approx(theirs["probability"].to_pylist(), abs=1e-5)
+    assert (predictions.manifest["errors"], predictions.manifest["retried"]) == (0, 1)
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
+    assert json.loads((other.root / results.RESULTS).read_text())["judges"] == before
 
 
 def test_a_changed_threshold_routes_again_and_runs_no_model(first):
@@ -186,6 +229,16 @@ def test_a_changed_threshold_routes_again_and_runs_no_model(first):
     assert planned["route"] == ("recompute", "router.threshold: 0.7 -> 0.9")
     done = pipeline.run(settings, where, lambda _: None, until="route")
     assert _actions(done) == {**dict.fromkeys(DATA, "skipped"), "route": "ran"}
+
+
+def test_sources_read_again_with_the_same_rows_change_nothing_after_them(first):
+    where, _, _ = first
+    settings = config.load("mini", [*SMALL, "data.decontaminate=false"])
+    planned = {stage.name: (stage.action, stage.reason) for stage in pipeline.plan(settings, where)}
+    assert planned["ingest"][0] == planned["caption"][0] == "recompute"
+    assert planned["caption"][1].endswith("; kept if the sources give the same rows as before")
+    done = pipeline.run(settings, where, lambda _: None)
+    assert _actions(done) == {**dict.fromkeys(STAGES, "skipped"), "ingest": "ran"}
 
 
 def test_a_changed_caption_prompt_makes_captions_and_all_after_them_again(first):
@@ -204,22 +257,78 @@ def test_pool_sizes_change_nothing(first):
     assert pipeline.plan(other, where) == pipeline.plan(settings, where)
 
 
-def test_permuted_truth_changes_no_table(first, tmp_path):
-    """The sidecar of exact truth is for reports: with its rows exchanged, every table is the same, byte for byte."""
+def test_rows_that_fail_keep_their_error_and_too_many_stop_the_run(ray, tmp_path):
+    settings = config.load("mini", [*SMALL, "captioner.max_tokens=10", "max_error_fraction=0.01"])
+    where = Run(tmp_path)
+    with pytest.raises(RunError, match=r"caption: \d+ of \d+ rows failed"):
+        pipeline.run(settings, where, lambda _: None)
+    captions = pipeline.tables(settings, where)["caption"].read().to_pylist()
+    failed = [row for row in captions if row["error"]]
+    assert failed
+    assert {row["error"]["kind"] for row in failed} == {"truncated"}
+
+
+class _Killer:
+    """Told the lines of a run, kills a worker in each of some stages: SIGKILL, once it is at work."""
+
+    def __init__(self, where, workers):
+        self.where, self.workers = where, dict(workers)
+        self.killed = []
+
+    def __call__(self, line):
+        stage = line.split()[0]
+        if worker := self.workers.pop(stage, None):
+            Thread(target=self._kill, args=(stage, *worker), daemon=True).start()
+
+    def _kill(self, stage, title, there):
+        while stage not in self.killed:
+            time.sleep(0.02)
+            if not next(self.where.root.glob(there), None):
+                continue
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess, IndexError):
+                    if process.cmdline()[0].startswith(title):
+                        process.kill()
+                        self.killed.append(stage)
+                        break
+
+
+def test_kills_and_permuted_truth_change_no_table(first, tmp_path):
+    """The driver is killed in mid-caption, an actor while it samples, a worker in mid-training; and the sidecar of
+    exact truth, which is for reports, has its rows exchanged. Every table is the same, byte for byte."""
     where, settings, _ = first
-    other = Run(tmp_path)
+    other = Run(tmp_path / "run")
     pipeline.plan(settings, other)
     [world] = other.root.glob("world-*")
     for file in (world / "truth").glob("*.parquet"):
         rows = pq.read_table(file)
         pq.write_table(rows.take(list(reversed(range(len(rows))))), file)
-    pipeline.run(settings, other, lambda _: None)
-    for phase in ("sft", "dpo"):
-        weights = [
-            (run.table(pipeline.causes(settings, run)[phase]).directory / "judge" / "model.safetensors").read_bytes()
-            for run in (where, other)
-        ]
-        assert weights[0] == weights[1], phase
+    command = [Path(sys.executable).with_name("carevl"), "run", "mini", "--run-dir", other.root]
+    command += [word for override in SMALL for word in ("--set", override)]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while len(list(other.root.glob("caption/*/part-*.parquet"))) < 2:
+        assert killed.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    kept = {file: file.stat().st_mtime_ns for file in other.root.glob("caption/*/part-*.parquet")}
+    workers = {
+        "sft": ("ray::RayTrainWorker", "sft/*/checkpoints/step-*"),
+        "sample": ("ray::MapWorker(MapBatches(_Actor)).submit", "sft/*/manifest.json"),
+    }
+    killer = _Killer(other, workers)
+    done = pipeline.run(config.load("mini", [*SMALL, "sft.checkpoint_steps=2"]), other, killer, until="select")
+    assert killer.killed == ["sft", "sample"]
+    assert _actions(done)["ingest"] == "skipped"
+    assert _actions(done)["caption"] in ("resumed", "skipped")
+    assert all(file.stat().st_mtime_ns == before for file, before in kept.items())
+    weights = [
+        (run.table(pipeline.causes(settings, run)["sft"]).directory / "judge" / "model.safetensors").read_bytes()
+        for run in (where, other)
+    ]
+    assert weights[0] == weights[1]
     for name in [*DATA, "demonstrate", "sample", "select"]:
         before, after = (pipeline.causes(settings, run)[name] for run in (where, other))
         parts = sorted(where.table(before).directory.rglob("*.parquet"))
@@ -232,38 +341,3 @@ def test_permuted_truth_changes_no_table(first, tmp_path):
                 assert ours.equals(theirs)
             else:
                 assert part.read_bytes() == twin.read_bytes(), part
-
-
-def test_rows_that_fail_keep_their_error_and_too_many_stop_the_run(ray, tmp_path):
-    settings = config.load("mini", [*SMALL, "captioner.max_tokens=10", "max_error_fraction=0.01"])
-    where = Run(tmp_path)
-    with pytest.raises(RunError, match=r"caption: \d+ of \d+ rows failed"):
-        pipeline.run(settings, where, lambda _: None)
-    captions = pipeline.tables(settings, where)["caption"].read().to_pylist()
-    failed = [row for row in captions if row["error"]]
-    assert failed
-    assert {row["error"]["kind"] for row in failed} == {"truncated"}
-
-
-def test_a_killed_run_goes_on_where_it_stopped_and_ends_the_same(first, tmp_path):
-    where, settings, _ = first
-    command = [Path(sys.executable).with_name("carevl"), "run", "mini", "--run-dir", tmp_path / "run"]
-    command += [word for override in SMALL for word in ("--set", override)]
-    environment = {**os.environ}
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    other = Run(tmp_path / "run")
-    deadline = time.monotonic() + 180
-    while len(list(other.root.glob("caption/*/part-*.parquet"))) < 2:
-        assert killed.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    kept = {file: file.stat().st_mtime_ns for file in other.root.glob("caption/*/part-*.parquet")}
-    done = pipeline.run(settings, other, lambda _: None, until="select")
-    assert _actions(done)["ingest"] == "skipped"
-    assert _actions(done)["caption"] in ("resumed", "skipped")
-    assert all(file.stat().st_mtime_ns == before for file, before in kept.items())
-    for name in [*DATA[1:], "sample", "select"]:
-        ours, theirs = (pipeline.tables(settings, run)[name].read() for run in (where, other))
-        assert ours.equals(theirs), name

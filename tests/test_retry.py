@@ -1,4 +1,4 @@
-"""What failed is tried again: rows of sources after their files were repaired, and questions of benchmarks."""
+"""Rows of sources that failed are tried again, after their files were repaired or not."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import pytest
 from PIL import Image
 
 from carevl import config, pipeline
-from carevl.runs import Cause, Run
-from carevl.stages import evaluation, ingest, makers
-from carevl.stages.context import Context
+from carevl.runs import Run, RunError
+from carevl.stages.ingest import Ingested
 
 
 @pytest.fixture
-def context(tmp_path):
+def read(tmp_path):
     """A run whose source has one good row, one whose image is torn, and one without image; sources are read."""
     data = tmp_path / "data"
     data.mkdir()
@@ -26,14 +25,11 @@ def context(tmp_path):
     (data / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (data / "good.png").write_bytes(_png("red"))
     (data / "torn.png").write_bytes(_png("blue")[:60])
-    settings = config.load("mini", ["benchmarks=[]", "data.parts=2"])
-    source = config.Source(name="mine", path=str(data / "rows.jsonl"))
-    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"sources": [source]})})
+    sources = f"data.sources=[{{path: {data / 'rows.jsonl'}}}]"
+    settings = config.load("mini", ["benchmarks=[]", "data.parts=2", "max_error_fraction=1", sources])
     where = Run(tmp_path / "run")
-    made = Context(settings, where, {"ingest": Cause("ingest", ingest.facts(settings, where))}, lambda _: None)
-    counts = makers.read_sources(made, made.ingested.directory)
-    made.table("ingest").finish({"cause": {}, **counts})
-    return made
+    pipeline.run(settings, where, lambda _: None, "ingest")
+    return settings, where
 
 
 def _png(colour):
@@ -42,55 +38,66 @@ def _png(colour):
     return data.getvalue()
 
 
-def _version(context):
-    return context.where.version(context.causes["ingest"])
+def _state(settings, where):
+    """Version, manifest and good items of what was read."""
+    cause = pipeline.causes(settings, where)["ingest"]
+    table = where.table(cause)
+    items = Ingested(table.directory).items.read().to_pylist()
+    return where.version(cause), table.manifest, [item for item in items if item["error"] is None]
 
 
-def _good(context):
-    return [item for item in context.ingested.items.read().to_pylist() if item["error"] is None]
-
-
-def test_a_repaired_image_lets_its_row_in(context, tmp_path):
-    assert len(_good(context)) == 1
-    before, tried = _version(context), {}
+def test_a_repaired_image_lets_its_row_in(read, tmp_path):
+    before, _, good = _state(*read)
+    assert len(good) == 1
     (tmp_path / "data" / "torn.png").write_bytes(_png("blue"))
-    assert pipeline._retry_ingest(context, tried)
-    assert tried == {"ingest": {"rows_out": 2, "errors": 1}}
-    assert len(_good(context)) == 2
-    assert _version(context) == f"{before}+1"
-    manifest = context.table("ingest").manifest
+    assert pipeline.retry(*read, lambda _: None) == {"ingest": {"rows_out": 2, "errors": 1}}
+    version, manifest, good = _state(*read)
+    assert len(good) == 2
+    assert version == f"{before}+1"
     assert (manifest["rows_in"], manifest["errors"], manifest["retried"]) == (3, 1, 1)
-    assert [path.name for path in (context.where.root / "ingest").iterdir()] == [context.causes["ingest"].fingerprint]
+    assert [path.name for path in (tmp_path / "run" / "ingest").iterdir()] == [before]
+    assert not (tmp_path / "run" / "caption").exists()
 
 
-def test_rows_that_still_fail_change_nothing(context):
-    before, kept = _version(context), context.ingested.items.part(0).stat().st_mtime_ns
-    tried = {}
-    assert not pipeline._retry_ingest(context, tried)
-    assert tried == {"ingest": {"rows_out": 2, "errors": 2}}
-    assert _version(context) == before
-    assert context.ingested.items.part(0).stat().st_mtime_ns == kept
+def test_rows_that_still_fail_change_nothing(read, tmp_path):
+    before = _state(*read)
+    part = next((tmp_path / "run" / "ingest").rglob("items/part-00000.parquet"))
+    kept = part.stat().st_mtime_ns
+    assert pipeline.retry(*read, lambda _: None) == {"ingest": {"rows_out": 2, "errors": 2}}
+    assert _state(*read) == before
+    assert part.stat().st_mtime_ns == kept
 
 
-def test_good_tables_are_not_read_again(context, monkeypatch):
-    table = context.table("ingest")
-    table.finish({**table.manifest, "errors": 0})
-    monkeypatch.setattr(makers, "read_sources", None)
-    assert not pipeline._retry_ingest(context, {})
+def test_good_tables_are_not_read_again(read, tmp_path):
+    (tmp_path / "data" / "rows.jsonl").write_text(
+        json.dumps({"image": "good.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}) + "\n"
+    )
+    pipeline.run(*read, lambda _: None, "ingest")
+    said = []
+    assert pipeline.retry(*read, said.append) == {}
+    assert said == []
 
 
-def test_only_judges_with_failed_questions_are_asked_again(context, monkeypatch):
-    asked = []
+def test_sources_that_give_the_same_rows_again_count_as_what_was_read_before(read, tmp_path):
+    settings, where = read
+    before, _, _ = _state(*read)
+    file = tmp_path / "data" / "rows.jsonl"
+    file.touch()
+    assert pipeline.plan(*read)[0].action == "recompute"
+    pipeline.run(*read, lambda _: None, "ingest")
+    assert len(list((tmp_path / "run" / "ingest").iterdir())) == 2
+    assert _state(*read)[0] == before
+    file.write_text(file.read_text().replace("A cat.", "A cow."))
+    pipeline.run(*read, lambda _: None, "ingest")
+    assert _state(*read)[0] == pipeline.causes(settings, where)["ingest"].fingerprint
 
-    def run_evaluations(_, judges, *, retry):
-        asked.extend((name, judge.path, retry) for name, judge in judges.items())
-        return {name: {"errors": 1} for name in judges}
 
-    monkeypatch.setattr(evaluation, "run_evaluations", run_evaluations)
-    causes = {name: Cause(name, {}) for name in ("evaluate/base", "evaluate/phase1", "evaluate/phase2", "sft", "dpo")}
-    made = Context(context.settings, context.where, causes, lambda _: None)
-    made.table("evaluate/base").finish({"errors": 0})
-    made.table("evaluate/phase1").finish({"errors": 3})
-    assert pipeline._retry_predictions(made) == {"evaluate/phase1": {"rows_out": 3, "errors": 1}}
-    assert asked == [("evaluate/phase1", str(made.table("sft").directory / "judge"), True)]
-    assert made.table("evaluate/phase1").manifest == {"errors": 1, "retried": 1}
+def test_too_many_rows_that_cannot_be_used_stop_the_run_with_the_first_of_each_kind(read, tmp_path):
+    settings, where = read
+    few = settings.model_copy(update={"max_error_fraction": 0.5})
+    with pytest.raises(RunError, match=r"ingest: 2 of 3 rows cannot be used, .* = 50.0% allows") as stopped:
+        pipeline.run(few, Run(tmp_path / "other"), lambda _: None, "ingest")
+    told = "\n".join(pipeline.status(settings, where))
+    for said in (str(stopped.value), told):
+        assert "1 x image_missing, such as: " in said
+        assert f"1 x image_broken, such as: {tmp_path / 'data' / 'rows.jsonl'}#1: PNG of 60 bytes" in said

@@ -1,3 +1,4 @@
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ def test_the_fingerprint_depends_on_every_fact_and_on_nothing_else():
 def test_differences_name_each_changed_leaf():
     old, new = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "e": 4}
     assert differences(old, new) == ["a.c: 2 -> 3", "d: [1] -> null", "e: null -> 4"]
+    assert differences({"a": [{"b": 1}, 2]}, {"a": [{"b": 3}, 2]}) == ["a.0.b: 1 -> 3"]
+    assert differences({"a": [1, 2]}, {"a": [1]}) == ["a: [1, 2] -> [1]"]
 
 
 def test_actions_follow_what_is_on_disk(tmp_path):
@@ -38,14 +41,32 @@ def test_actions_follow_what_is_on_disk(tmp_path):
     assert run.action(changed) == ("recompute", 'caption.prompt: "a" -> "b"')
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
+@pytest.fixture
+def full_disk():
+    """Files may have 100 bytes, beyond which the system refuses to write as it does when a disk is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_the_old_one_and_no_debris(tmp_path, full_disk):
     file = tmp_path / "f"
     write_atomically(file, b"old")
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(file, b"new")
+    with pytest.raises(OSError, match=rf"File too large: '{file}'"):
+        write_atomically(file, bytes(101))
     assert file.read_bytes() == b"old"
     assert [f.name for f in tmp_path.iterdir()] == ["f"]
+
+
+def test_neither_a_part_nor_a_manifest_appears_on_a_full_disk(tmp_path, full_disk):
+    run = Run(tmp_path)
+    table = run.table(_cause())
+    with pytest.raises(OSError, match=r"part-00000.parquet"):
+        table.write(0, pa.table({"x": [1, 2]}))
+    with pytest.raises(OSError, match=r"manifest.json"):
+        table.finish({"cause": dict(_cause().facts), "rows": list(range(100))})
+    assert run.action(_cause()) == ("run", "never run")
 
 
 def test_a_run_directory_is_held_by_one_process(tmp_path):

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from carevl.errors import UserError
 from carevl.inference.guarded import BROKEN
 from carevl.inference.sizing import shares
 from carevl.resources import Resources, nodes_there
@@ -101,24 +102,36 @@ class Tally:
 
 
 class _Actor:
-    """A task's work inside a Ray Data actor; it loads nothing before the first part that needs it."""
+    """A task's work inside a Ray Data actor; it loads nothing before the first part that needs it.
+
+    What a person has to mend, such as a full disk, stops the actor: it says why and makes no further part.
+    """
 
     def __init__(self, task: Task) -> None:
         self.task, self.name = task, uuid.uuid4().hex
         self.work: Work | None = None
         self.proven = False
         self.load_seconds = 0.0
+        self.stopped = ""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        task, [number] = self.task, batch["part"].tolist()
+        [number] = batch["part"].tolist()
+        tally = Tally()
+        if not self.stopped:
+            try:
+                tally = self._part(number)
+            except (OSError, UserError) as error:
+                self.stopped = " ".join(str(error).split())
+        report = {"task": self.task.name, "actor": self.name, "tally": json.dumps(asdict(tally))}
+        return {name: np.array([value]) for name, value in {**report, "stopped": self.stopped}.items()}
+
+    def _part(self, number: int) -> Tally:
         started, self.load_seconds = time.monotonic(), 0.0
-        rows_in: Mapping[str, pa.Table] = {name: table.read(number) for name, table in task.sources.items()}
+        rows_in: Mapping[str, pa.Table] = {name: table.read(number) for name, table in self.task.sources.items()}
         rows_out = self._rows(number, rows_in)
         errors = failures(rows_out["error"])
         busy = time.monotonic() - started - self.load_seconds
-        tally = Tally(1, next(iter(rows_in.values())).num_rows, len(rows_out), errors, busy, self.load_seconds)
-        report = {"task": task.name, "actor": self.name, "tally": json.dumps(asdict(tally))}
-        return {name: np.array([value]) for name, value in report.items()}
+        return Tally(1, next(iter(rows_in.values())).num_rows, len(rows_out), errors, busy, self.load_seconds)
 
     def _rows(self, number: int, rows_in: Mapping[str, pa.Table]) -> pa.Table:
         """A part's rows, written if they were not there."""
@@ -153,7 +166,11 @@ class _Actor:
     def _loaded(self) -> Work:
         if self.work is None:
             started = time.monotonic()
-            self.work = self.task.make(**self.task.arguments)
+            try:
+                self.work = self.task.make(**self.task.arguments)
+            except ValueError as error:  # so engines refuse settings that do not suit a model
+                _log.warning("%s cannot be loaded", self.task.name, exc_info=True)
+                raise UserError(f"cannot be loaded: {error}") from error
             self.load_seconds += time.monotonic() - started
         return self.work
 
@@ -202,7 +219,7 @@ def run_tasks(
         nodes: those that actors can be on, for pools of size `auto`; the nodes of the cluster when absent.
 
     Raises:
-        RunError: more rows failed than allowed; what is done stays.
+        RunError: an actor met what a person has to mend, or more rows failed than allowed; what is done stays.
     """
     import ray
 
@@ -218,16 +235,24 @@ def run_tasks(
 
     stream, *others = map(_stream, tasks)
     stream = stream.union(*others) if others else stream
+    stopped: dict[str, str] = {}
     with _watching(tell, pools):
         for row in stream.iter_rows():
+            if row["stopped"]:
+                stopped.setdefault(row["task"], row["stopped"])
+                continue
             pools[row["task"]].take(row)
             tell(row["task"])
+    if stopped:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in stopped.items())
+        raise RunError(f"{reasons}; the parts that are done stay: mend this, and run the same command again")
     tallies = {name: pool.tally for name, pool in pools.items()}
     for name, tally in tallies.items():
         if tally.errors > max_error_fraction * tally.rows_out:
             raise RunError(
                 f"{name}: {tally.errors} of {tally.rows_out} rows failed, more than "
-                f"max_error_fraction = {max_error_fraction:.1%} allows; rows and errors are kept"
+                f"max_error_fraction = {max_error_fraction:.1%} allows; rows and errors are kept, and "
+                "`carevl retry` tries those rows again"
             )
     return tallies
 
@@ -267,7 +292,7 @@ def _watching(say: Callable[[str], None], pools: Mapping[str, _Watched]) -> Iter
     def watch() -> None:
         while not ended.wait(_LOOK):
             for name, pool in pools.items():
-                if pool.stalls():
+                if pool.silent():
                     say(name)
 
     watcher = Thread(target=watch, daemon=True)
@@ -303,13 +328,15 @@ class _Watched:
         self.tally.actor_seconds = self.tally.actors * (now - self.began)
         self.tally.trouble = self._starves()
 
-    def stalls(self) -> bool:
-        """Whether no part has come for far longer than any took so far."""
-        silent = time.monotonic() - self.last
-        if self.tally.parts == self.n_parts or silent < max(60.0, 3 * self.longest):
+    def silent(self) -> bool:
+        """Whether no part has come for far longer than any took so far, or for a minute before the first."""
+        waited = time.monotonic() - self.last
+        if self.tally.parts == self.n_parts or waited < max(60.0, 3 * self.longest):
             return False
-        hint = f"none took over {self.longest:.0f} s" if self.names else "its actors load or have no place"
-        self.tally.trouble = f"stalls: no part for {silent:.0f} s, {hint}"
+        if self.names:
+            self.tally.trouble = f"stalls: no part for {waited:.0f} s, none took over {self.longest:.0f} s"
+        else:
+            self.tally.trouble = f"no part yet after {waited:.0f} s: its actors load their model, or wait for room"
         return True
 
     def _starves(self) -> str:

@@ -102,7 +102,8 @@ class ImageReader:
                 return data
         if refused:
             raise RowError("image_refused", f"{path[:_SHOWN]!r} leads out of {self._base}")
-        raise RowError("image_missing", f"{path[:_SHOWN]!r}: no such file under {near} or {self._base}")
+        places = " or ".join(dict.fromkeys((near or ".", self._base)))
+        raise RowError("image_missing", f"{path[:_SHOWN]!r}: no such file under {places}")
 
     def _inside(self, directory: str, path: str) -> str | None:
         """The real path, or None when it is not under the base once links and `..` are resolved."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from carevl.inference.pools import Tally, Task, run_tasks
@@ -29,6 +29,8 @@ class Context:
     causes: Mapping[str, Cause]
     say: Callable[[str], None]
     told: dict[str, float] = field(default_factory=dict)
+    retry: bool = False
+    """Whether pools make the rows anew that failed in them, and no others."""
 
     def table(self, stage: str, *below: str) -> Table:
         """A stage's table, or one of several below it."""
@@ -50,6 +52,7 @@ class Context:
         numbers = self.ingested.items.parts() if parts is None else parts
         nodes = supply(self.settings.cluster, []).nodes
         allowed = self.settings.max_error_fraction
+        tasks = [replace(task, retry=self.retry) for task in tasks]
         tallies = run_tasks(tasks, numbers, allowed, self.progress(), rates=rates, nodes=nodes)
         return {name: tally.facts() for name, tally in tallies.items()}
 

@@ -25,7 +25,9 @@ def facts(settings: Settings, where: Run) -> dict[str, Any]:
     tests = []
     for benchmark in settings.benchmarks:
         path, images = data_of(settings, where, benchmark)
-        tests.append(benchmark.model_dump(exclude={"final_path", "final_images"}) | {"files": stamps(path, images)})
+        tests.append(
+            benchmark.model_dump(exclude={"final_path", "final_images"}) | {"files": stamps(where, path, images)}
+        )
     return {"version": evaluate.VERSION, "seed": settings.seed, "benchmarks": tests}
 
 
@@ -33,8 +35,10 @@ def final(settings: Settings) -> Settings:
     """The settings with every benchmark's test data in place of its development data.
 
     Raises:
-        RunError: a benchmark has no test data.
+        RunError: there is no benchmark, or one has no test data.
     """
+    if not settings.benchmarks:
+        raise RunError("the settings name no benchmarks, so there is no test data to evaluate on")
     tests = []
     for benchmark in settings.benchmarks:
         if benchmark.final_path is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
+from pyarrow.fs import FileSystem
 
 from carevl.benchmarks import BENCHMARKS
 from carevl.runs import Run, RunError, Table
@@ -73,7 +75,10 @@ def draw_world(settings: Settings, run: Run) -> None:
         from carevl.miniworld.publish import publish
 
         shutil.rmtree(out, ignore_errors=True)
-        publish(out, settings.miniworld.items, settings.miniworld.seed, settings.miniworld.calibration_images)
+        try:
+            publish(out, settings.miniworld.items, settings.miniworld.seed, settings.miniworld.calibration_images)
+        except OSError as error:
+            raise RunError(f"cannot draw the world {out}: {error}") from error
 
 
 def facts(settings: Settings, run: Run) -> dict[str, Any]:
@@ -83,16 +88,22 @@ def facts(settings: Settings, run: Run) -> dict[str, Any]:
     for source in sources(settings, run):
         where, path = locate(source.path)
         for file in list_files(where, path, source.captions):
-            files[file.removeprefix(f"{run.root.absolute()}/")] = stamp(where, file)
-    tests = [[name, *stamps(path, images)] for name, path, images in _benchmark_paths(settings, run)]
+            files[file.removeprefix(f"{run.root.absolute()}/")] = _stamp(where, file, run)
+    tests = [[name, *stamps(run, path, images)] for name, path, images in _benchmark_paths(settings, run)]
     data = settings.data.model_dump(exclude={"allow_url_fetch"})
     facts = {"version": VERSION, "seed": settings.seed, "items": settings.items, "files": files, "data": data}
     return facts | {"benchmarks": tests}
 
 
-def stamps(path: Path, images: Path | None) -> list[list[int]]:
+def stamps(run: Run, path: Path, images: Path | None) -> list[list[int]]:
     """What tells whether a benchmark's data or its directory of images were changed."""
-    return [stamp(*locate(str(place))) for place in (path, images) if place is not None]
+    return [_stamp(*locate(str(place)), run) for place in (path, images) if place is not None]
+
+
+def _stamp(filesystem: FileSystem, path: str, run: Run) -> list[int]:
+    """As `containers.stamp`, without the age of a world that the run has drawn: a copied run directory stays valid."""
+    found = stamp(filesystem, path)
+    return found[:-1] if path.startswith(f"{run.root.absolute()}/world-") else found
 
 
 @dataclass(frozen=True)
@@ -134,8 +145,9 @@ def run_ingest(
         tell: called with a line about every format found, and about items that were set aside.
 
     Returns:
-        rows_in (source rows), rows_out (items), images, errors (items), contaminated (items), and what was found by
-        `contamination` (`sources.contamination.Contamination.report`) and `near_duplicates`.
+        rows_in (source rows), rows_out (items), images, errors (items), contaminated (items), `contents` (a hash of
+        both tables), and what was found by `contamination` (`sources.contamination.Contamination.report`) and
+        `near_duplicates`.
 
     Raises:
         RunError: no rows at all, or the tables do not account for every source row.
@@ -158,7 +170,7 @@ def run_ingest(
     if rows_in == 0:
         raise RunError(f"no rows in {', '.join(source.path for source in data.sources)}")
     compared, same = alike.find()
-    written = _write(Ingested(directory), spill.parts(same if data.near_duplicates == "merge" else {}))
+    written, contents = _write(Ingested(directory), spill.parts(same if data.near_duplicates == "merge" else {}))
     shutil.rmtree(directory / "spill")
     accounted = written.pop("accounted")
     if accounted != rows_in:
@@ -170,24 +182,30 @@ def run_ingest(
         )
     examples = [list(pair) for pair in itertools.islice(same.items(), _EXAMPLES)]
     found = {"mode": data.near_duplicates, "compared": compared, "images": len(same), "examples": examples}
-    return {"rows_in": rows_in, **written, "contamination": screen.report(), "near_duplicates": found}
+    report = {"contamination": screen.report(), "near_duplicates": found}
+    return {"rows_in": rows_in, **written, "contents": contents, **report}
 
 
-def _write(tables: Ingested, parts: Iterable[tuple[Rows, Rows]]) -> Counter[str]:
-    """Merges and writes every part; counts rows_out, images, errors, contaminated, and accounted (source rows)."""
+def _write(tables: Ingested, parts: Iterable[tuple[Rows, Rows]]) -> tuple[Counter[str], str]:
+    """Merges and writes every part.
+
+    Returns:
+        Counts of rows_out, images, errors, contaminated, and accounted (source rows); and a hash of what was written.
+    """
+    contents = hashlib.sha256()
     count = Counter(rows_out=0, images=0, errors=0, contaminated=0, accounted=0)
     for number, (image_rows, item_rows) in enumerate(parts):
         images, items = merge_images(image_rows), merge_items(item_rows)
-        tables.images.write(number, pa.Table.from_pylist(images, IMAGES))
+        contents.update(tables.images.write(number, pa.Table.from_pylist(images, IMAGES)))
         written = pa.Table.from_pylist(items, ITEMS)
-        tables.items.write(number, written)
+        contents.update(tables.items.write(number, written))
         failed = failures(written["error"])
         count["accounted"] += sum(len(item["sources"]) for item in items)
         count["images"] += len(images)
         count["rows_out"] += len(items)
         count["errors"] += failed
         count["contaminated"] += len(items) - written["error"].null_count - failed
-    return count
+    return count, contents.hexdigest()
 
 
 def _benchmark_rows(settings: Settings, run: Run) -> dict[str, list[Row]]:

@@ -25,7 +25,14 @@ _JUDGMENT = ("task", "order", "sample")
 
 def _ingest(context: Context, pending: list[str]) -> Counts:
     [name] = pending
-    return {name: read_sources(context, context.ingested.directory)}
+    counts = read_sources(context, context.ingested.directory)
+    allowed = context.settings.max_error_fraction
+    if counts["errors"] > allowed * counts["rows_out"]:
+        raise RunError(
+            f"ingest: {counts['errors']} of {counts['rows_out']} rows cannot be used, more than max_error_fraction = "
+            f"{allowed:.1%} allows: {'; '.join(context.ingested.items.problems(3))}; mend the data, or allow more"
+        )
+    return {name: counts | context.where.same(context.causes[name], counts["contents"])}
 
 
 def read_sources(context: Context, directory: Path) -> dict[str, Any]:
@@ -40,8 +47,8 @@ def read_sources(context: Context, directory: Path) -> dict[str, Any]:
     return ingest.run_ingest(context.settings, context.where, directory, progress, tell)
 
 
-def caption_tasks(context: Context) -> list[Task]:
-    """The captioner's task."""
+def _caption(context: Context, pending: list[str]) -> Counts:
+    del pending
     captioner = context.settings.captioner
     task = Task(
         name="caption",
@@ -53,12 +60,11 @@ def caption_tasks(context: Context) -> list[Task]:
         key="image_id",
         identity=("view",),
     )
-    return [task]
+    return context.pools([task])
 
 
-def score_tasks(context: Context) -> list[Task]:
-    """Every expert's task."""
-    return [
+def _score(context: Context, pending: list[str]) -> Counts:
+    tasks = [
         Task(
             name=f"score/{expert.name}",
             make=score.work,
@@ -70,16 +76,8 @@ def score_tasks(context: Context) -> list[Task]:
             identity=("view",),
         )
         for expert in context.settings.experts
+        if f"score/{expert.name}" in pending
     ]
-
-
-def _caption(context: Context, pending: list[str]) -> Counts:
-    del pending
-    return context.pools(caption_tasks(context))
-
-
-def _score(context: Context, pending: list[str]) -> Counts:
-    tasks = [task for task in score_tasks(context) if task.name in pending]
     shared = len(tasks) > 1 and any(task.pool.auto for task in tasks)
     rates = measuring.rates(context.where, tasks, context.say) if shared else None
     return context.pools(tasks, rates=rates)
@@ -194,7 +192,8 @@ def trained_judge(context: Context, stage: str | None) -> Judge:
 
 def _evaluate(context: Context, pending: list[str]) -> Counts:
     trained = {name: evaluation.JUDGES[name.removeprefix("evaluate/")] for name in pending}
-    return evaluation.run_evaluations(context, {name: trained_judge(context, trained[name]) for name in pending})
+    judges = {name: trained_judge(context, trained[name]) for name in pending}
+    return evaluation.run_evaluations(context, judges, retry=context.retry)
 
 
 MAKERS: dict[str, Maker] = {

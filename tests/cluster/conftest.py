@@ -25,6 +25,16 @@ SMALL = [
     "captioner.engine=transformers",
     "captioner.pool.num_cpus=0.5",
     "experts.1.pool.batch_size=1",  # slow, so that its node can be taken away in the middle
+    "router.policy=mean_margin",
+    "router.threshold=0.7",
+    "judge.pool.concurrency=1",
+    "demonstrate.samples=2",
+    "sft.epochs=1",
+    "sample.samples=4",
+    "select.min_gap=0.1",
+    "dpo.epochs=1",
+    "benchmarks=[{name: vl-rewardbench, path: 'miniworld:dev/vl_rewardbench.parquet', "
+    "final_path: 'miniworld:test/vl_rewardbench.parquet', rows: 4}]",
 ]
 
 
@@ -78,8 +88,8 @@ def head(ray_directory: Callable[[], Any], free_port: Callable[[], str]) -> Iter
             _wait_until_it_answers(made, started, directory / "head.log")
             yield made
         finally:
-            started.terminate()
-            started.wait(60)
+            started.kill()  # what it has started goes with the directory
+            started.wait()
 
 
 def _wait_until_it_answers(head: Head, started: subprocess.Popen[bytes], log: Path) -> None:
@@ -105,6 +115,6 @@ class Submitted:
 
 @pytest.fixture(scope="session")
 def submitted(head: Head, words: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Submitted:
-    """The pipeline up to `route`, as a job that nothing disturbed."""
+    """The whole pipeline and an evaluation on test data, as a job that nothing disturbed."""
     run = tmp_path_factory.mktemp("submitted") / "run"
-    return Submitted(head.submit("route.py", words(run)), run)
+    return Submitted(head.submit("pipeline.py", [*words(run), "--final"]), run)

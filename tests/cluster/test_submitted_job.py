@@ -1,5 +1,7 @@
 """Jobs submitted to a real head: what they leave behind, and how they end."""
 
+import json
+
 import httpx
 
 from carevl.runs import Table
@@ -7,13 +9,24 @@ from carevl.runs import Table
 
 def test_a_submitted_job_runs_the_pipeline_and_says_where_the_output_is(submitted):
     assert submitted.job.returncode == 0, submitted.job.stdout + submitted.job.stderr
-    assert f"route.py: done; the output is in {submitted.run}" in submitted.job.stdout.splitlines()
+    assert f"pipeline.py: done; the output is in {submitted.run}" in submitted.job.stdout.splitlines()
     [ingested] = submitted.run.glob("ingest/*")
     [routed] = submitted.run.glob("route/*")
     items = Table(ingested / "items").read()
     assert sum(len(sources) for sources in items["sources"].to_pylist()) == 80
     assert set(Table(routed).read()["item_id"].to_pylist()) == set(items["item_id"].to_pylist())
-    assert not list(submitted.run.glob("demonstrate/*"))
+    found = json.loads((submitted.run / "results.json").read_text())
+    assert {stage["action"] for stage in found["stages"]} == {"ran"}
+    assert {stage["rows_out"] for stage in found["stages"] if stage["name"].startswith("evaluate/")} == {12}
+    assert list(found["judges"]) == ["base", "phase1", "phase2"]
+    [final] = found["final"]
+    assert final["settings"]["benchmarks"][0]["path"] == "miniworld:test/vl_rewardbench.parquet"
+    assert list(final["judges"]) == ["base", "phase1", "phase2"]
+    for judge, fingerprint in final["fingerprints"].items():
+        predictions = Table(submitted.run / "final" / judge / fingerprint).read()
+        assert (len(predictions), set(predictions["judge"].to_pylist())) == (12, {judge})
+    [trained] = submitted.run.glob("dpo/*/judge")
+    assert (submitted.run / "judge" / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
 
 
 def test_a_job_that_can_never_be_placed_fails_at_once_with_one_line(head, words, tmp_path):

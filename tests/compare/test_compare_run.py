@@ -25,6 +25,7 @@ SMALL = [
     "sft.epochs=1",
     "sft.batch_size=8",
     "dpo.batch_size=8",
+    "dpo.epochs=1",
     "benchmarks.0.rows=24",
     "cluster.num_cpus=2",
 ]

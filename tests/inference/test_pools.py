@@ -1,5 +1,6 @@
 """Pools on a real, private Ray, with work that waits, fails and breaks as it is told."""
 
+import resource
 import sys
 import time
 
@@ -53,6 +54,19 @@ def breaking(file):
     def work(tables):
         left[0] -= 1
         return waiting(deadly=[] if left[0] >= 0 else tables["rows"]["key"].to_pylist())(tables)
+
+    return work
+
+
+def filling(after):
+    """Work on a disk that is full after so many parts of this actor."""
+    left = [after]
+
+    def work(tables):
+        left[0] -= 1
+        if left[0] < 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return waiting()(tables)
 
     return work
 
@@ -144,8 +158,23 @@ def test_a_pool_whose_work_cannot_be_made_stops_the_run(ray, source):
         run_tasks([task(source, wrong=1)], range(6), 0.0, silent)
 
 
+def test_a_full_disk_stops_the_run_with_one_line_and_the_next_goes_on(ray, source):
+    target = Table(source.directory.parent / "pool")
+    with pytest.raises(
+        RunError, match=r"pool: \[Errno 27\] File too large: '.*part-\d+.parquet'; the parts .* stay"
+    ) as full:
+        run_tasks([task(source, make=filling, after=2)], range(6), 0.0, silent)
+    assert len(str(full.value).splitlines()) == 1
+    kept = {number: target.part(number).stat().st_ino for number in target.parts()}
+    assert len(kept) == 2
+    assert len(list(target.directory.iterdir())) == 2
+    assert run_tasks([task(source)], range(6), 0.0, silent)["pool"].parts == 6
+    assert target.read()["value"].to_pylist() == [0, 2, 4] * 6
+    assert kept == {number: target.part(number).stat().st_ino for number in kept}
+
+
 def report(actor, seconds):
-    return {"task": "pool", "actor": actor, "tally": f'{{"parts": 1, "busy_seconds": {seconds}}}'}
+    return {"task": "pool", "actor": actor, "stopped": "", "tally": f'{{"parts": 1, "busy_seconds": {seconds}}}'}
 
 
 def test_a_pool_that_waits_for_its_parts_says_that_it_starves(monkeypatch):
@@ -161,21 +190,22 @@ def test_a_pool_that_waits_for_its_parts_says_that_it_starves(monkeypatch):
     assert pool.tally.trouble == ""
 
 
-def test_a_pool_that_says_nothing_for_long_stalls(monkeypatch):
+def test_a_pool_that_says_nothing_for_long_is_told_of(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("carevl.inference.pools.time.monotonic", lambda: clock[0])
     pool = _Watched(Pool(), 10)
     clock[0] = 50.0
-    assert not pool.stalls()
+    assert not pool.silent()
     clock[0] = 61.0
-    assert pool.stalls()
-    assert pool.tally.trouble == "stalls: no part for 61 s, its actors load or have no place"
+    assert pool.silent()
+    assert pool.tally.trouble == "no part yet after 61 s: its actors load their model, or wait for room"
     pool.take(report("a", 40.0))
     assert pool.tally.trouble == ""
     clock[0] = 61.0 + 119
-    assert not pool.stalls()
+    assert not pool.silent()
     clock[0] = 61.0 + 121
-    assert pool.stalls()
+    assert pool.silent()
+    assert pool.tally.trouble == "stalls: no part for 121 s, none took over 40 s"
 
 
 def test_loading_does_not_count_as_time_to_be_busy_in():
