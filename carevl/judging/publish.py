@@ -68,6 +68,7 @@ def compose(adapters: Sequence[Path], base: str, target: Path) -> None:
     target.mkdir(parents=True)
     save_file(composed, target / _WEIGHTS, metadata={"format": "pt"})
     (target / _CONFIG).write_text(json.dumps(config, indent=2))
+    shutil.copymode(target / _CONFIG, target / _WEIGHTS)
 
 
 def _parts(

@@ -167,5 +167,7 @@ def _save_adapter(trained: Any, judge: Path, target: Path, state: dict[str, torc
 def _write(directory: Path, save: Any) -> None:
     unfinished = directory.with_name(f".{directory.name}.{os.getpid()}")
     save(unfinished)
+    for weights in unfinished.glob("*.safetensors"):  # safetensors lets nobody but their owner read them
+        shutil.copymode(next(unfinished.glob("*config.json")), weights)
     shutil.rmtree(directory, ignore_errors=True)
     unfinished.replace(directory)

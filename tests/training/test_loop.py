@@ -93,6 +93,8 @@ def test_trained_adapter_and_merged_judge_agree(begin, judge, sft_rows, quick):
     assert (trained - before).abs().max() > 1
     assert (_log_probabilities(reloaded, loop) - trained).abs().max() < 1e-4
     assert (_log_probabilities(merged, loop) - trained).abs().max() < 1e-4
+    for name in ("judge", "adapter"):
+        assert len({file.stat().st_mode for file in (out / name).iterdir()}) == 1
     processor = hf.AutoProcessor.from_pretrained(out / "judge")
     assert processor.chat_template == hf.AutoProcessor.from_pretrained(judge).chat_template
     assert sorted(path.name for path in out.iterdir()) == ["adapter", "data", "judge", "training.json"]
