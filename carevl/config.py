@@ -183,6 +183,12 @@ class Select(_Strict):
         1.0, ge=0, description="Weight of the share of a pair's judgments, in both orders, that agree with a verdict."
     )
     expert_weight: float = Field(0.5, ge=0, description="Weight of the probability that the experts give a verdict.")
+    evidence_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of how much more of a verdict's response than of the other one stands in the evidence that "
+        "the judge gives most often: a judge can see well and compare badly.",
+    )
     min_gap: float = Field(0.3, ge=0, description="Least difference of the scores of chosen and rejected.")
     pairs_per_order: int = Field(1, ge=1, description="Most chosen-rejected pairs of one prompt.")
     balance: bool = Field(True, description="As many chosen verdicts for the first answer shown as for the second.")

@@ -104,10 +104,20 @@ ARMS = {
         Arm("phase1", "ours before phase 2", "phase1"),
         OURS,
         Arm(
-            "carevl_consistency", "pairs chosen by consistency alone", "phase2", "phase2", None, {"expert_weight": 0.0}
+            "carevl_consistency",
+            "pairs chosen by consistency alone",
+            "phase2",
+            "phase2",
+            None,
+            {"expert_weight": 0.0, "evidence_weight": 0.0},
         ),
         Arm(
-            "carevl_experts", "pairs chosen by the experts alone", "phase2", "phase2", None, {"consistency_weight": 0.0}
+            "carevl_experts",
+            "pairs chosen by the experts alone",
+            "phase2",
+            "phase2",
+            None,
+            {"consistency_weight": 0.0, "evidence_weight": 0.0},
         ),
     )
 }

@@ -1,13 +1,15 @@
 """Stage `select`: sampled judgments become chosen and rejected pairs. A pure function of stored rows.
 
-A verdict's score is the weighted mean of the share of the pair's judgments, in both orders, that agree with it, and of
-the probability that the experts give it. In each order the best judgment of the better verdict is chosen, and one of
-the other verdict (or without any) rejected. Pairs of responses on which all judgments agree give nothing to learn.
+A verdict's score is the weighted mean of the share of the pair's judgments, in both orders, that agree with it, of the
+probability that the experts give it, and of what the judge's own evidence says for it. In each order the best judgment
+of the better verdict is chosen, and one of the other verdict (or without any) rejected. Pairs of responses on which all
+judgments agree give nothing to learn.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,16 @@ from carevl.tables import PAIRS
 if TYPE_CHECKING:
     from carevl.config import Select, Settings
 
-VERSION = 1
+VERSION = 2
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """a an the this that these those it its they them their he she his her i me my we our you your
+        is are was were be been am has have had do does did can could will would of to in on at by for from with and or
+        but as if so than then there here what which who when where how""",
+    )
+)
 
 
 def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.Table) -> pa.Table:
@@ -35,7 +46,7 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
             if route["route"] == "low":
                 prompts = both_orders(route["first"], route["second"])
                 judged = [written[item["item_id"], prompted.order] for prompted in prompts]
-                scores = verdict_scores(select, route, [row for rows in judged for row in rows])
+                scores = verdict_scores(select, item, route, [row for rows in judged for row in rows])
                 for prompted, rows in zip(prompts, judged, strict=True):
                     pairs += _pairs(select, item, prompted, rows, scores)
     if select.balance:
@@ -44,16 +55,43 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
 
 
 def verdict_scores(
-    select: Select, route: dict[str, Any], judgments: Sequence[dict[str, Any]]
+    select: Select, item: Item, route: dict[str, Any], judgments: Sequence[dict[str, Any]]
 ) -> dict[int | None, float]:
     """The score of either winner, from 0 to 1; 0 for a judgment without a verdict (None)."""
+    first, second = route["first"], route["second"]
     probability = 0.5 if route["probability"] is None else route["probability"]
-    total = select.consistency_weight + select.expert_weight
+    told = 0.0
+    if select.evidence_weight:
+        told = evidence_for(item["responses"][first], item["responses"][second], judgments)
+    total = select.consistency_weight + select.expert_weight + select.evidence_weight
     scores: dict[int | None, float] = {None: 0.0}
-    for winner, expected in ((route["first"], probability), (route["second"], 1.0 - probability)):
+    for winner, expected, said in ((first, probability, told), (second, 1.0 - probability, -told)):
         agreeing = sum(row["winner"] == winner for row in judgments) / max(1, len(judgments))
-        scores[winner] = (select.consistency_weight * agreeing + select.expert_weight * expected) / max(total, 1e-9)
+        weighted = select.consistency_weight * agreeing + select.expert_weight * expected
+        scores[winner] = (weighted + select.evidence_weight * (0.5 + 0.5 * said)) / max(total, 1e-9)
     return scores
+
+
+def evidence_for(first: str, second: str, judgments: Sequence[dict[str, Any]]) -> float:
+    """How much more of the first response than of the second stands in the evidence given most often, from -1 to 1.
+
+    Of the words in which the responses differ, the share of a response's that the evidence has, times the share of the
+    judgments that give this evidence. Function words of English do not count.
+    """
+    given = Counter(row["evidence"] for row in judgments if row["evidence"])
+    if not given:
+        return 0.0
+    (evidence, n), *_ = given.most_common(1)
+    a, b, seen = (_content_words(text) for text in (first, second, evidence))
+    shares = [len(own & seen) / len(own) if own else 0.0 for own in (a - b, b - a)]
+    return (shares[0] - shares[1]) * n / len(judgments)
+
+
+def _content_words(text: str) -> set[str]:
+    """The words of a text but for function words; numbers up to ten are written out."""
+    found = re.findall(r"[^\W_]+", text.lower())
+    written = (_NUMBERS[int(word)] if word.isdecimal() and int(word) < len(_NUMBERS) else word for word in found)
+    return {word for word in written if word not in _FUNCTION_WORDS}
 
 
 def _pairs(

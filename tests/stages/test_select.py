@@ -26,7 +26,9 @@ def sampled(item_id, order, *judged):
 
 
 def choose(judgments, *overrides, probability=0.5):
-    settings = config.load("mini", ["select.min_gap=0.2", "select.balance=false", *overrides])
+    settings = config.load(
+        "mini", ["select.min_gap=0.2", "select.balance=false", "select.evidence_weight=0", *overrides]
+    )
     ids = sorted({row["item_id"] for row in judgments})
     items = [
         {"item_id": name, "image_id": "i", "question": "How many?", "responses": ["Two.", "Three."]} for name in ids
@@ -104,3 +106,17 @@ def test_several_rejected_judgments_of_a_prompt_have_ranks():
     pairs = choose(judged, "select.pairs_per_order=2")
     assert [pair["rank"] for pair in pairs] == [0, 1]
     assert len({pair["rejected"] for pair in pairs}) == 2
+
+
+def test_evidence_that_says_what_a_response_says_speaks_for_it():
+    judged = sampled("a", FIRST, (1, "There are 2 cats."), (0, "There are two cats."), (1, "There are 2 cats."))
+    judged += sampled("a", SECOND, (0, "There are 2 cats."), (1, "There are three cats."))
+    # "2" stands for "two": four of five judgments say what "Two." says in three wordings, the most frequent in three
+    assert select.evidence_for("Two.", "Three.", judged) == pytest.approx(3 / 5)
+    assert select.evidence_for("Three.", "It is three of them.", judged) == 0.0
+    assert select.evidence_for("Two.", "Three.", []) == 0.0
+    assert {pair["winner"] for pair in choose(judged, "select.evidence_weight=0")} <= {1}
+    pairs = choose(judged, "select.evidence_weight=3")
+    assert [pair["winner"] for pair in pairs] == [0, 0]
+    # consistency 2/5, experts even, evidence 3/5 of the way: (2/5 + 0.25 + 3 * 0.8) / 4.5
+    assert pairs[0]["score_chosen"] == pytest.approx((2 / 5 + 0.25 + 3 * 0.8) / 4.5)
