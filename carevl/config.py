@@ -229,7 +229,11 @@ class Data(_Strict):
     """What is read."""
 
     sources: list[Source] = Field(min_length=1, description="Preference data; their own preference is not used.")
-    parts: int = Field(16, ge=1, description="Parts of every table: the unit of work, of commit and of resume.")
+    parts: int = Field(
+        16,
+        ge=1,
+        description="Parts of every table, the unit of work, of commit and of resume; more where they would be over 128 MB.",
+    )
     max_image_pixels: int = Field(50_000_000, ge=1, description="Images with more pixels are row errors.")
     allow_url_fetch: bool = Field(False, description="Fetch images from http(s) addresses named in the data.")
     decontaminate: bool = Field(True, description="Set rows aside that share their image with a benchmark.")
