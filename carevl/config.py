@@ -232,7 +232,7 @@ class Data(_Strict):
     parts: int = Field(
         16,
         ge=1,
-        description="Parts of every table, the unit of work, of commit and of resume; more where they would be over 128 MB.",
+        description="Parts of every table: the unit of work, of commit and of resume. One over 128 MB is divided.",
     )
     max_image_pixels: int = Field(50_000_000, ge=1, description="Images with more pixels are row errors.")
     allow_url_fetch: bool = Field(False, description="Fetch images from http(s) addresses named in the data.")
