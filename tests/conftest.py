@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import shutil
 import socket
@@ -39,6 +40,25 @@ def _ray_directory() -> Iterator[Path]:
 def ray_directory() -> Callable[[], AbstractContextManager[Path]]:
     """Opens a directory for one Ray; processes of that Ray that are left at the end are killed."""
     return _ray_directory
+
+
+@contextmanager
+def _largest_file(size: int) -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture(scope="session")
+def largest_file() -> Callable[[int], AbstractContextManager[None]]:
+    """Makes the system refuse to write files beyond so many bytes, as it does when a disk is full.
+
+    Only as long as it is open: what pytest itself writes to may be larger.
+    """
+    return _largest_file
 
 
 @pytest.fixture(scope="session")

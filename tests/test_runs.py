@@ -1,4 +1,3 @@
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -41,30 +40,21 @@ def test_actions_follow_what_is_on_disk(tmp_path):
     assert run.action(changed) == ("recompute", 'caption.prompt: "a" -> "b"')
 
 
-@pytest.fixture
-def full_disk():
-    """Files may have 100 bytes, beyond which the system refuses to write as it does when a disk is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_write_that_fails_names_the_file_and_leaves_the_old_one_and_no_debris(tmp_path, full_disk):
+def test_a_write_that_fails_names_the_file_and_leaves_the_old_one_and_no_debris(tmp_path, largest_file):
     file = tmp_path / "f"
     write_atomically(file, b"old")
-    with pytest.raises(OSError, match=rf"File too large: '{file}'"):
+    with largest_file(100), pytest.raises(OSError, match=rf"File too large: '{file}'"):
         write_atomically(file, bytes(101))
     assert file.read_bytes() == b"old"
     assert [f.name for f in tmp_path.iterdir()] == ["f"]
 
 
-def test_neither_a_part_nor_a_manifest_appears_on_a_full_disk(tmp_path, full_disk):
+def test_neither_a_part_nor_a_manifest_appears_on_a_full_disk(tmp_path, largest_file):
     run = Run(tmp_path)
     table = run.table(_cause())
-    with pytest.raises(OSError, match=r"part-00000.parquet"):
+    with largest_file(100), pytest.raises(OSError, match=r"part-00000.parquet"):
         table.write(0, pa.table({"x": [1, 2]}))
-    with pytest.raises(OSError, match=r"manifest.json"):
+    with largest_file(100), pytest.raises(OSError, match=r"manifest.json"):
         table.finish({"cause": dict(_cause().facts), "rows": list(range(100))})
     assert run.action(_cause()) == ("run", "never run")
 

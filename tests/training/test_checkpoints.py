@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -14,24 +11,15 @@ from carevl.errors import UserError
 from carevl.training.checkpoints import Checkpoints, held
 
 
-@contextmanager
-def _largest_file(size: int) -> Iterator[None]:
-    """The system refuses to write files beyond a size, as it does when a disk is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_as_it_was(begin, sft_rows, quick, tmp_path):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_as_it_was(
+    begin, sft_rows, quick, tmp_path, largest_file
+):
     loop, _ = begin("sft", sft_rows, quick(epochs=3))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     loop.step(0)
     checkpoints.save(loop, 1)
     expected = loop.step(1)["loss"]
-    with _largest_file(20_000), pytest.raises((OSError, RuntimeError)):
+    with largest_file(20_000), pytest.raises((OSError, RuntimeError)):
         checkpoints.save(loop, 2)
     assert [path.name for path in checkpoints.directory.iterdir()] == ["step-00000001"]
     assert checkpoints.restore(loop) == 1
