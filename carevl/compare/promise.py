@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from carevl.confidence.audit_panel import cross_fit
@@ -15,9 +17,10 @@ from carevl.confidence.policies import fit_router
 if TYPE_CHECKING:
     from carevl.confidence.pairs import Pairs
     from carevl.confidence.policies import RouterSettings
+    from carevl.confidence.routing import Router
     from carevl.stages.route import Fitting
 
-VERSION = 1
+VERSION = 2
 RESAMPLES = 1000
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 _SAY_EVERY = 250
@@ -41,27 +44,54 @@ class Point(TypedDict):
 
 
 def promise(settings: RouterSettings, fitting: Fitting, resamples: int, say: Callable[[str], None]) -> Kept:
-    """How often `target_precision` keeps its word, over random three-way splits of the labelled images.
+    """How often `target_precision` keeps its word, over draws of as many labelled images, with replacement.
 
-    In every resample one part fits the experts, one chooses the threshold, and the precision of the third, which
-    neither has seen, is held against the promise. That precision is itself uncertain, so a router whose true precision
-    is close to the promise seems to break it a little oftener than it does.
+    The labelled images stand for all images there are, so that the true precision of what a draw gave is known: the
+    share of right winners where a random eligible pair of a random image is high.
     """
     policy = {"policy": "target_precision", "fallback": None}
+    labelled, unlabelled = fitting.labelled, fitting.unlabelled
+    assert labelled is not None
+    labelled = labelled.select(~np.isnan(labelled.gold) & ~labelled.equal)
     promised = kept = 0
     for number in range(resamples):
         if number % _SAY_EVERY == 0:
             say(f"{number} of {resamples} calibration resamples")
         try:
             drawn = settings.model_copy(update=policy | {"seed": settings.seed + number})
-            certificate = fit_router(drawn, fitting.labelled, fitting.unlabelled).certificate
+            router = fit_router(drawn, drawn_images(labelled, drawn.seed), unlabelled)
         except PromiseError:
             continue
-        assert certificate is not None
         promised += 1
-        held = certificate.checked
-        kept += held.n_wrong <= (1 - settings.precision) * held.n_high
+        kept += true_precision(router, labelled) >= settings.precision
     return {"resamples": resamples, "promised": promised / resamples, "kept": kept / promised if promised else None}
+
+
+def drawn_images(pairs: Pairs, seed: int) -> Pairs:
+    """The pairs of as many images, drawn with replacement; an image that is drawn twice counts as two."""
+    _, images = np.unique(pairs.images(), return_inverse=True)
+    order, counts = np.argsort(images, kind="stable"), np.bincount(images)
+    starts = np.cumsum(counts) - counts
+    draws = np.random.default_rng(seed).integers(len(counts), size=len(counts))
+    rows = np.concatenate([order[starts[image] : starts[image] + counts[image]] for image in draws])
+    return replace(
+        pairs.select(rows),
+        item=np.arange(len(rows), dtype=np.int32),
+        item_id=pairs.item_id.take(pa.array(pairs.item[rows])),
+        image_id=pa.array(np.repeat(np.arange(len(draws)), counts[draws])).cast(pa.string()),
+    )
+
+
+def true_precision(router: Router, pairs: Pairs) -> float:
+    """Precision of a router's high pairs, a random eligible pair of a random image; 1 when none is high."""
+    assert router.threshold is not None
+    signals = router.ensemble.signals(pairs)
+    eligible = router.filters.reasons(pairs, signals) < 0
+    images = pairs.images()
+    share = 1 / np.maximum(1, np.bincount(images, eligible))[images]
+    high = eligible & (signals.confidence >= np.float32(router.threshold))
+    right = high & (signals.winner == pairs.gold)
+    return float(share[right].sum() / share[high].sum()) if high.any() else 1.0
 
 
 def by_labels(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> tuple[Any, Any, Any]:

@@ -1,12 +1,14 @@
 """How often the router keeps its word, on margins whose truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from carevl.compare.promise import by_labels, promise
+from carevl.compare.promise import by_labels, drawn_images, promise, true_precision
 from carevl.confidence.pairs import Pairs
-from carevl.confidence.policies import RouterSettings
+from carevl.confidence.policies import RouterSettings, fit_router
 from carevl.stages.route import Fitting
 
 
@@ -50,6 +52,37 @@ def test_a_router_with_much_to_go_on_keeps_its_word():
 def test_a_router_that_promises_nothing_has_kept_nothing():
     found = promise(RouterSettings(precision=0.95), _fitting(*_noisy(300, 0.1)), 5, lambda _: None)
     assert found == {"resamples": 5, "promised": 0.0, "kept": None}
+
+
+def test_a_promise_that_only_just_holds_is_kept_as_often_as_it_says():
+    """At the boundary, where the loosest threshold that passes has about the promised precision."""
+    fitting = _fitting(*_noisy(1500, 2.0))
+    found = promise(RouterSettings(precision=0.85), fitting, 300, lambda _: None)
+    assert found["promised"] > 0.9
+    assert found["kept"] >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_images_are_drawn_with_all_their_pairs():
+    pairs = _fitting(*_noisy(6, 1.0)).labelled
+    pairs = replace(pairs, image_id=pa.array(["a", "a", "b", "c", "c", "c"]))
+    drawn = drawn_images(pairs, 1)
+    taken = dict(zip(drawn.item_id.to_pylist(), drawn.margins[:, 0, 0], strict=True))
+    known = dict(zip(pairs.item_id.to_pylist(), pairs.margins[:, 0, 0], strict=True))
+    assert taken == {key: known[key] for key in taken}
+    assert len(set(drawn.images())) == 3
+    sizes = sorted(np.bincount(drawn.images()))
+    assert set(sizes) <= {1, 2, 3}
+    again = drawn_images(pairs, 1)
+    assert again.item_id.equals(drawn.item_id)
+    assert not all(drawn_images(pairs, seed).item_id.equals(drawn.item_id) for seed in range(2, 6))
+
+
+def test_true_precision_counts_images_not_pairs():
+    """One image with three right pairs, one with a wrong one: half of the images are right."""
+    pairs = _fitting(np.array([2.0, 2.0, 2.0, 2.0]), np.array([1, 1, 1, -1])).labelled
+    pairs = replace(pairs, image_id=pa.array(["a", "a", "a", "b"]))
+    router = fit_router(RouterSettings(threshold=0.5), None, pairs)
+    assert true_precision(router, pairs) == pytest.approx(0.5)
 
 
 def test_labelled_pairs_are_judged_by_a_router_that_has_not_seen_them():
