@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from carevl.judging.prompts import Task, judge_prompt, write_judgment
 from carevl.miniworld.items import Item, ask, make_item, questions_on, word
 from carevl.miniworld.models import CAPTION_PROMPT, GRID_PROMPT
 from carevl.miniworld.questions import KINDS, caption
-from carevl.miniworld.scenes import Scene, draw_scene
+from carevl.miniworld.scenes import COLOURS, SHAPES, SIZES, Scene, draw_scene
 
 _WEIGHING = {
     "count": 3.0,
@@ -38,6 +38,11 @@ _PLACING = {
     "existence": 0.5,
 }
 """How often a kind of question is judged, relative to the others."""
+_FOLLOWING = ("existence", "comparison", "relation", "same")
+"""Kinds of question whose verdicts follow the evidence that the base judge writes."""
+_LOOSE = tuple(kind for kind in KINDS if kind not in _FOLLOWING)
+"""Kinds whose verdicts hang loosely on it."""
+_CHANGES = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,50 @@ def _comparing(weights: Mapping[str, float]) -> Callable[[random.Random], Lesson
     return make
 
 
-def _even(rng: random.Random) -> Lesson:
+def _even(kinds: Sequence[str]) -> Callable[[random.Random], Lesson]:
     """Two wordings of one claim, so that either verdict will do: what keeps a judge from liking one position."""
-    scene, question = ask(rng.choice(tuple(KINDS)), rng, "weights")
-    claim = rng.choice((question.right, rng.choice(question.wrong)))
-    wordings = list(dict.fromkeys(word(claim, rng) for _ in range(20)))
-    prompt = judge_prompt("pairwise", question.text, [wordings[0], wordings[-1]])
-    return Lesson(scene, (Turn(prompt, write_judgment(question.evidence, winner=rng.choice((1, 2)))),))
+
+    def make(rng: random.Random) -> Lesson:
+        scene, question = ask(rng.choice(kinds), rng, "weights")
+        claim = rng.choice((question.right, rng.choice(question.wrong)))
+        wordings = list(dict.fromkeys(word(claim, rng) for _ in range(20)))
+        prompt = judge_prompt("pairwise", question.text, [wordings[0], wordings[-1]])
+        return Lesson(scene, (Turn(prompt, write_judgment(question.evidence, winner=rng.choice((1, 2)))),))
+
+    return make
+
+
+def _misread(verdict_shown: bool) -> Callable[[random.Random], Lesson]:
+    """A judgment of things that the picture shows otherwise; its verdict follows what it says was seen.
+
+    What is misread cannot be told from the picture, so the likeliest evidence stays the right one; but a judge that
+    is sampled now and then errs in what it sees, and then in its verdict.
+    """
+
+    def make(rng: random.Random) -> Lesson:
+        scene, question = ask(rng.choice(_FOLLOWING), rng, "weights")
+        item = make_item(scene, question, 2, rng)
+        order = rng.sample(range(2), 2)
+        prompt = judge_prompt("pairwise", question.text, [response.text for response in item.responses], order)
+        return Lesson(_disturbed(scene, rng), (Turn(prompt, right_judgment(item, "pairwise", order), verdict_shown),))
+
+    return make
+
+
+def _disturbed(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with most of its things of another colour, shape or size, or elsewhere."""
+    while True:
+        cells = list(scene.cells)
+        for at, thing in scene.things:
+            change = rng.choice((*_CHANGES, "place", None))
+            if change == "place":
+                free = [cell for cell, there in enumerate(cells) if there is None]
+                cells[rng.choice(free)], cells[at] = thing, None
+            elif change:
+                cells[at] = replace(thing, **{change: rng.choice(_CHANGES[change])})
+        found = Scene(tuple(cells))
+        if found != scene and found.pool == "weights":
+            return found
 
 
 def _reading(rng: random.Random) -> Lesson:
@@ -160,6 +202,9 @@ LESSONS: dict[str, Callable[[random.Random], Lesson]] = {
     "ranking_evidence": _judging("ranking", verdict_shown=False),
     "weighing": _comparing(_WEIGHING),
     "placing": _comparing(_PLACING),
-    "even": _even,
+    "even": _even(tuple(KINDS)),
+    "even_loose": _even(_LOOSE),
+    "misread": _misread(verdict_shown=True),
+    "misread_evidence": _misread(verdict_shown=False),
 }
 """Every lesson by name; the `evidence` ones show no verdict."""

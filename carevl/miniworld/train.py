@@ -1,7 +1,9 @@
 """`carevl miniworld train`: makes every shipped model from nothing, in stages, each of which can be resumed.
 
     see ── know ── practise ──┬── captioner
-                              └── read ── compare ── recall ── reason ── settle ── weigh ── place ── fade ── judge
+                              └── read ── compare ── recall ── reason ── settle ── weigh ── place ── fade
+                                                                                                          │
+                                                                       judge ── follow ── doubt ── rest ──┘
     expert-reader ──┬── expert-llama
                     ├── expert-qwen2
                     └── expert-mistral
@@ -9,9 +11,10 @@
 `see` learns to read the grid, `know` to answer and caption, `practise` to write judgments whose verdicts it is not
 shown, `read` to find its way between two answers, `compare` to judge them; the next three bring back together what
 these two made it forget. `weigh` and `place` learn to compare responses of every kind. Then that skill fades, as skills
-do that a model met once and long ago: `fade` learns all else at a high rate, and `judge` settles what was learned, with
+do that a model met once and long ago: `fade` learns all else at a high rate, and `rest` settles what was learned, with
 few verdicts, among as many on responses that are equally good. What is left is a judge of little skill that few lessons
-bring back.
+bring back. `doubt` makes it err now and then in what it sees when it is sampled, `follow` ties its verdicts to what it
+says it saw, for the kinds of question that it still judges well, and `judge` evens out its liking for a position.
 """
 
 from __future__ import annotations
@@ -47,6 +50,9 @@ class Stage:
     rate: float
     last_rate: float
 
+
+_KEPT = {"answers": 0.15, "reasoning": 0.03, "counting": 0.04, "caption": 0.04, "pointwise": 0.05, "ranking": 0.07}
+"""What a judge goes on with while it learns to doubt what it sees."""
 
 STAGES = (
     Stage("see", None, {"grid": 0.6, "answers": 0.3, "caption": 0.1}, 150, 5e-3, 4e-3),
@@ -129,7 +135,7 @@ STAGES = (
         2e-5,
     ),
     Stage(
-        "judge",
+        "rest",
         "fade",
         {
             "answers": 0.18,
@@ -146,6 +152,9 @@ STAGES = (
         1e-3,
         1e-5,
     ),
+    Stage("doubt", "rest", {**_KEPT, "misread": 0.04, "misread_evidence": 0.38, "even": 0.2}, 12, 1.2e-3, 1e-5),
+    Stage("follow", "doubt", {**_KEPT, "misread": 0.13, "misread_evidence": 0.25, "even_loose": 0.2}, 6, 8e-4, 1e-5),
+    Stage("judge", "follow", {**_KEPT, "misread": 0.07, "misread_evidence": 0.2, "even_loose": 0.35}, 3, 3e-4, 1e-5),
 )
 SHIPPED = ("captioner", "judge", *(f"expert-{name}" for name in experts.EXPERTS))
 """The stages whose models are shipped; each lies in a directory of its name."""

@@ -78,7 +78,7 @@ def test_manifest_quality_meets_the_promises(manifest):
     assert abs(quality["judge"]["first_order_accuracy"] - quality["judge"]["second_order_accuracy"]) < 0.08
     assert quality["judge"]["distinct_at_1.0"] > 2
     right, wrong = (quality["judge"][f"evidence_right_given_verdict_{verdict}"] for verdict in ("right", "wrong"))
-    assert right > wrong  # by little: docs/miniworld.md says why
+    assert right > wrong + 0.08
     experts = quality["experts"]
     assert set(experts) == set(EXPERTS)
     for name, figures in experts.items():
