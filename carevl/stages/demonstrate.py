@@ -1,7 +1,8 @@
 """Stage `demonstrate`: the base judge judges the high-confidence items; where it agrees with the label, it is a target.
 
 A pair becomes targets only if judgments in both orders agree with its label: evidence that leads to the label whatever
-stands first. Ratings and rankings are asked of a share of the items, so that one judge learns all three tasks.
+stands first. Ratings and rankings are asked of a share of the items, so that one judge learns all three tasks; a
+ranking agrees that puts the winner of every high pair before its loser.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from carevl.tables import DEMONSTRATIONS
 if TYPE_CHECKING:
     from carevl.config import Demonstrate, Settings
 
-VERSION = 2
+VERSION = 3
 GOOD, BAD = 4, 2
 """Least rating of a pair's winner, and greatest of its loser, that agree with the label."""
 
@@ -37,16 +38,13 @@ class _Prompts:
     seed: int
 
     def __call__(self, item: Item, routes: Sequence[dict[str, Any]]) -> list[Prompted]:
-        high = [route for route in routes if route["route"] == "high"]
+        high = _high(routes)
         prompts = [prompted for route in high for prompted in both_orders(route["first"], route["second"])]
         if high and self._chosen(item, "pointwise", self.demonstrate.pointwise_share):
             prompts += [Prompted("pointwise", (i,)) for i in (high[0]["first"], high[0]["second"])]
-        if (
-            len(item["responses"]) > 2
-            and ranking(routes)
-            and self._chosen(item, "ranking", self.demonstrate.ranking_share)
-        ):
-            order = sorted(range(len(item["responses"])), key=lambda i: chance(self.seed, item["item_id"], "shown", i))
+        n = len(item["responses"])
+        if n > 2 and rankable(n, high) and self._chosen(item, "ranking", self.demonstrate.ranking_share):
+            order = sorted(range(n), key=lambda i: chance(self.seed, item["item_id"], "shown", i))
             prompts.append(Prompted("ranking", tuple(order)))
         return prompts
 
@@ -54,16 +52,9 @@ class _Prompts:
         return chance(self.seed, item["item_id"], task) < share
 
 
-def ranking(routes: Sequence[dict[str, Any]]) -> tuple[int, ...] | None:
-    """The order, best first, that an item's routes agree on; None unless every pair is high and they make no circle."""
-    if not routes or any(route["route"] != "high" for route in routes):
-        return None
-    wins: dict[int, int] = defaultdict(int)
-    for route in routes:
-        wins[route["winner"]] += 1
-        wins[route["first"] + route["second"] - route["winner"]] += 0
-    order = tuple(sorted(wins, key=lambda i: -wins[i]))
-    return order if [wins[i] for i in order] == list(range(len(order) - 1, -1, -1)) else None
+def rankable(n_responses: int, high: Sequence[dict[str, Any]]) -> bool:
+    """Whether every response of an item is in one of its high pairs, so that these say much of how they rank."""
+    return {i for route in high for i in (route["first"], route["second"])} == set(range(n_responses))
 
 
 def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.Table) -> pa.Table:
@@ -111,9 +102,21 @@ def _agrees(row: dict[str, Any], prompted: Prompted, routes: Sequence[dict[str, 
     if prompted.task == "pairwise":
         return bool(row["winner"] == _label(prompted.order, routes))
     if prompted.task == "ranking":
-        return tuple(row["ranking"]) == ranking(routes)
-    winner = next(route["winner"] for route in routes if route["route"] == "high")
+        return all(_place(row, _loser(route)) > _place(row, route["winner"]) for route in _high(routes))
+    winner = _high(routes)[0]["winner"]
     return bool(row["rating"] >= GOOD if prompted.order[0] == winner else row["rating"] <= BAD)
+
+
+def _high(routes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [route for route in routes if route["route"] == "high"]
+
+
+def _loser(route: dict[str, Any]) -> int:
+    return int(route["first"] + route["second"] - route["winner"])
+
+
+def _place(row: dict[str, Any], response: int) -> int:
+    return int(row["ranking"].index(response))
 
 
 def _verdict(prompted: Prompted, routes: Sequence[dict[str, Any]]) -> str:

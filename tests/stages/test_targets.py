@@ -134,28 +134,29 @@ def test_ratings_count_when_the_winner_is_good_and_the_loser_bad():
     assert choose([item()], [route()], rated(3, 1), asked) == []
 
 
-@pytest.mark.parametrize(
-    ("winners", "expected"),
-    [({(0, 1): 0, (0, 2): 0, (1, 2): 2}, (0, 2, 1)), ({(0, 1): 0, (1, 2): 1, (0, 2): 2}, None)],
-    ids=["an order", "a circle"],
-)
-def test_a_ranking_needs_every_pair_and_no_circle(winners, expected):
-    routes = [route(first=i, second=j, winner=winner) for (i, j), winner in winners.items()]
-    assert demonstrate.ranking(routes) == expected
-    assert demonstrate.ranking([*routes[:2], routes[2] | {"route": "low"}]) is None
-    assert demonstrate.ranking([]) is None
+def test_a_ranking_needs_every_response_in_a_high_pair():
+    high = [route(first=0, second=1, winner=0), route(first=0, second=2, winner=0)]
+    assert demonstrate.rankable(3, high)
+    assert not demonstrate.rankable(3, high[:1])
+    assert not demonstrate.rankable(4, high)
+    assert not demonstrate.rankable(3, [])
 
 
-def test_a_ranking_that_says_what_the_pairs_say_is_a_target():
-    routes = [route(first=i, second=j, winner=min(i, j)) for i, j in ((0, 1), (0, 2), (1, 2))]
+def test_a_ranking_that_contradicts_no_high_pair_is_a_target():
+    """Response 1 is the best; which of the two others is better nobody knows."""
+    routes = [
+        route(first=0, second=1, winner=1),
+        route(first=1, second=2, winner=1),
+        route(first=0, second=2, winner=2, name="low"),
+    ]
     three = item(responses=["Two.", "Three.", "Four."])
     settings = config.load("mini", ["demonstrate.ranking_share=1", "demonstrate.pointwise_share=0"])
     [prompted] = [p for p in demonstrate.asking(settings).prompts(three, routes) if p.task == "ranking"]
     order = list(prompted.order)
-    right = [order.index(i) + 1 for i in (0, 1, 2)]
-    for places, n in ((right, 1), (right[::-1], 0)):
-        judged = [judgment("a", "ranking", order, 0, "So.", ranking=places)]
-        assert len(choose([three], routes, judged, "demonstrate.ranking_share=1")) == n
+    for ranking, n in (((1, 0, 2), 1), ((1, 2, 0), 1), ((0, 1, 2), 0), ((2, 1, 0), 0)):
+        judged = [judgment("a", "ranking", order, 0, "So.", ranking=[order.index(i) + 1 for i in ranking])]
+        targets = choose([three], routes, judged, "demonstrate.ranking_share=1")
+        assert [row["task"] for row in targets] == ["ranking"] * n
 
 
 def test_two_responses_are_not_ranked():
