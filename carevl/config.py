@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from carevl.confidence.policies import RouterSettings
 from carevl.errors import UserError
@@ -174,6 +182,9 @@ class Sample(_Strict):
 
     samples: int = Field(8, ge=2, description="Judgments per pair and order.")
     temperature: float = Field(1.0, gt=0, description="Of those judgments.")
+    answers: bool = Field(
+        False, description="Also ask the bare question of each item, as often: needed for select.answer_weight."
+    )
 
 
 class Select(_Strict):
@@ -188,6 +199,12 @@ class Select(_Strict):
         ge=0,
         description="Weight of how much more of a verdict's response than of the other one stands in the evidence that "
         "the judge gives most often: a judge can see well and compare badly.",
+    )
+    answer_weight: float = Field(
+        0.0,
+        ge=0,
+        description="The same with the judge's own answer to the bare question, which no response has led on; that "
+        "judgment is then chosen whose evidence is most like this answer. Needs sample.answers.",
     )
     min_gap: float = Field(0.3, ge=0, description="Least difference of the scores of chosen and rejected.")
     pairs_per_order: int = Field(1, ge=1, description="Most chosen-rejected pairs of one prompt.")
@@ -281,6 +298,14 @@ class Settings(_Strict):
     benchmarks: list[Benchmark] = Field([], description="What base, phase-1 and phase-2 judge are evaluated on.")
     miniworld: Miniworld = Field(Miniworld(), description="The drawn world.")
     cluster: Cluster = Field(Cluster(), description="Where Ray runs.")
+
+    @field_validator("select")
+    @classmethod
+    def _has_answers(cls, select: Select, known: ValidationInfo) -> Select:
+        sample = known.data.get("sample")
+        if select.answer_weight and sample is not None and not sample.answers:
+            raise ValueError("answer_weight weighs answers that are not asked for; set sample.answers to true")
+        return select
 
 
 def presets() -> list[str]:

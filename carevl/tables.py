@@ -82,7 +82,7 @@ SCORES = pa.schema(
 JUDGMENTS = pa.schema(
     [
         ("item_id", pa.string()),  # key, with task, order and sample
-        ("task", pa.string()),  # pairwise, pointwise or ranking
+        ("task", pa.string()),  # pairwise, pointwise, ranking, or answer: to the bare question
         ("order", pa.list_(pa.int32())),  # indices of the responses in the order shown
         ("sample", pa.int32()),  # number of the draw, from 0
         ("text", pa.string()),  # what the judge wrote

@@ -79,6 +79,7 @@ class Arm:
 _LIMITED = {"total": ("sft",), "phase2": ("dpo",), "phases": ("sft", "dpo")}
 """Phases whose tokens are given, by an arm's `tokens`."""
 
+_NO_WITNESS = {"evidence_weight": 0.0, "answer_weight": 0.0}
 OURS = Arm("carevl", "phase 1, then pairs chosen by consistency and experts", "phase2")
 ARMS = {
     arm.name: arm
@@ -109,7 +110,7 @@ ARMS = {
             "phase2",
             "phase2",
             None,
-            {"expert_weight": 0.0, "evidence_weight": 0.0},
+            {"expert_weight": 0.0, **_NO_WITNESS},
         ),
         Arm(
             "carevl_experts",
@@ -117,7 +118,7 @@ ARMS = {
             "phase2",
             "phase2",
             None,
-            {"consistency_weight": 0.0, "evidence_weight": 0.0},
+            {"consistency_weight": 0.0, **_NO_WITNESS},
         ),
     )
 }

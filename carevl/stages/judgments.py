@@ -7,14 +7,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from carevl.inference.engines import generated, generator
 from carevl.inference.guarded import Failure
-from carevl.inference.transformers_engine import Ask
-from carevl.judging.prompts import Task, judge_prompt, parse_judgment
+from carevl.inference.transformers_engine import Ask, Generation
+from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.sources.images import ImageLimits, decode_rgb
 from carevl.tables import JUDGMENTS, row_error
 
@@ -28,14 +28,23 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prompted:
-    """A prompt about an item: its task and the responses it shows, in order."""
+    """A prompt about an item: its task and the responses it shows, in order; task `answer` is the bare question."""
 
-    task: Task
+    task: Task | Literal["answer"]
     order: tuple[int, ...]
 
     def write(self, item: Item) -> str:
         """The user turn."""
+        if self.task == "answer":
+            question: str = item["question"]
+            return question
         return judge_prompt(self.task, item["question"], item["responses"], self.order)
+
+    def read(self, generation: Generation) -> Verdict:
+        """What was written. An answer is all evidence."""
+        if self.task == "answer":
+            return Verdict("truncated" if generation.truncated else "ok", generation.text.strip())
+        return parse_judgment(generation.text, self.task, self.order, truncated=generation.truncated)
 
 
 Prompts = Callable[[Item, Sequence[dict[str, Any]]], list[Prompted]]
@@ -86,6 +95,7 @@ def work(judge: Judge, asking: Asking) -> Work:
     def answer(tables: Mapping[str, pa.Table]) -> pa.Table:
         images = {row["image_id"]: row["bytes"] for row in tables["images"].to_pylist()}
         rows: list[dict[str, Any]] = []
+        asked: list[Prompted] = []
         asks: list[Ask] = []
         for item, routes in by_item(tables["items"], tables["routes"]):
             prompts = asking.prompts(item, routes)
@@ -97,13 +107,14 @@ def work(judge: Judge, asking: Asking) -> Work:
                 for sample in range(asking.samples):
                     key = (item["item_id"], prompted.task, prompted.order, sample)
                     asks.append(Ask(image, words, seed=int(chance(asking.seed, *key) * 2**31)))
+                    asked.append(prompted)
                     rows.append(dict(zip(("item_id", "task", "order", "sample"), key, strict=True)))
         made = generated(engine, asks, max_tokens=judge.max_tokens, temperature=asking.temperature)
-        for row, generation in zip(rows, made, strict=True):
+        for row, prompted, generation in zip(rows, asked, made, strict=True):
             if isinstance(generation, Failure):
                 row["error"] = row_error("judge", generation.kind, generation.message)
                 continue
-            verdict = parse_judgment(generation.text, row["task"], row["order"], truncated=generation.truncated)
+            verdict = prompted.read(generation)
             row |= {
                 "text": generation.text,
                 "evidence": verdict.evidence,

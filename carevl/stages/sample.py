@@ -1,4 +1,7 @@
-"""Stage `sample`: the phase-1 judge judges every low-confidence pair several times, in both orders."""
+"""Stage `sample`: the phase-1 judge judges every low-confidence pair several times, in both orders.
+
+Where the settings say so it also answers the bare question: what it sees when no response leads it on.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,21 @@ from carevl.stages.judgments import Asking, Item, Prompted, both_orders
 if TYPE_CHECKING:
     from carevl.config import Settings
 
-VERSION = 1
+VERSION = 2
 
 
 def asking(settings: Settings) -> Asking:
     """What the phase-1 judge is asked."""
-    return Asking(_low_pairs, settings.sample.samples, settings.sample.temperature, settings.seed)
+    prompts = _with_answer if settings.sample.answers else _low_pairs
+    return Asking(prompts, settings.sample.samples, settings.sample.temperature, settings.seed)
 
 
 def _low_pairs(item: Item, routes: Sequence[dict[str, Any]]) -> list[Prompted]:
     del item
     low = [route for route in routes if route["route"] == "low"]
     return [prompted for route in low for prompted in both_orders(route["first"], route["second"])]
+
+
+def _with_answer(item: Item, routes: Sequence[dict[str, Any]]) -> list[Prompted]:
+    pairs = _low_pairs(item, routes)
+    return [*pairs, Prompted("answer", ())] if pairs else []

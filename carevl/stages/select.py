@@ -1,7 +1,8 @@
 """Stage `select`: sampled judgments become chosen and rejected pairs. A pure function of stored rows.
 
 A verdict's score is the weighted mean of the share of the pair's judgments, in both orders, that agree with it, of the
-probability that the experts give it, and of what the judge's own evidence says for it. In each order the best judgment
+probability that the experts give it, and of what the judge's own evidence and its answer to the bare question say for
+it. In each order the best judgment
 of the better verdict is chosen, and one of the other verdict (or without any) rejected. Pairs of responses on which all
 judgments agree give nothing to learn.
 """
@@ -21,7 +22,7 @@ from carevl.tables import PAIRS
 if TYPE_CHECKING:
     from carevl.config import Select, Settings
 
-VERSION = 2
+VERSION = 3
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _FUNCTION_WORDS = frozenset(
     re.findall(
@@ -46,29 +47,37 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
             if route["route"] == "low":
                 prompts = both_orders(route["first"], route["second"])
                 judged = [written[item["item_id"], prompted.order] for prompted in prompts]
-                scores = verdict_scores(select, item, route, [row for rows in judged for row in rows])
+                answers = written[item["item_id"], ()] if select.answer_weight else []
+                scores = verdict_scores(select, item, route, [row for rows in judged for row in rows], answers)
                 for prompted, rows in zip(prompts, judged, strict=True):
-                    pairs += _pairs(select, item, prompted, rows, scores)
+                    pairs += _pairs(select, item, prompted, rows, answers, scores)
     if select.balance:
         pairs = _balanced(pairs, settings.seed)
     return pa.Table.from_pylist(pairs, PAIRS)
 
 
 def verdict_scores(
-    select: Select, item: Item, route: dict[str, Any], judgments: Sequence[dict[str, Any]]
+    select: Select,
+    item: Item,
+    route: dict[str, Any],
+    judgments: Sequence[dict[str, Any]],
+    answers: Sequence[dict[str, Any]] = (),
 ) -> dict[int | None, float]:
     """The score of either winner, from 0 to 1; 0 for a judgment without a verdict (None)."""
     first, second = route["first"], route["second"]
     probability = 0.5 if route["probability"] is None else route["probability"]
-    told = 0.0
-    if select.evidence_weight:
-        told = evidence_for(item["responses"][first], item["responses"][second], judgments)
-    total = select.consistency_weight + select.expert_weight + select.evidence_weight
+    responses = item["responses"][first], item["responses"][second]
+    told = [
+        (weight, evidence_for(*responses, rows) if weight else 0.0)
+        for weight, rows in ((select.evidence_weight, judgments), (select.answer_weight, answers))
+    ]
+    total = select.consistency_weight + select.expert_weight + sum(weight for weight, _ in told)
     scores: dict[int | None, float] = {None: 0.0}
-    for winner, expected, said in ((first, probability, told), (second, 1.0 - probability, -told)):
+    for winner, expected, side in ((first, probability, 1), (second, 1.0 - probability, -1)):
         agreeing = sum(row["winner"] == winner for row in judgments) / max(1, len(judgments))
         weighted = select.consistency_weight * agreeing + select.expert_weight * expected
-        scores[winner] = (weighted + select.evidence_weight * (0.5 + 0.5 * said)) / max(total, 1e-9)
+        weighted += sum(weight * (0.5 + 0.5 * side * said) for weight, said in told)
+        scores[winner] = weighted / max(total, 1e-9)
     return scores
 
 
@@ -76,15 +85,19 @@ def evidence_for(first: str, second: str, judgments: Sequence[dict[str, Any]]) -
     """How much more of the first response than of the second stands in the evidence given most often, from -1 to 1.
 
     Of the words in which the responses differ, the share of a response's that the evidence has, times the share of the
-    judgments that give this evidence. Function words of English do not count.
+    judgments (or answers) that give this evidence. Function words of English do not count.
     """
-    given = Counter(row["evidence"] for row in judgments if row["evidence"])
-    if not given:
+    evidence, n = _most_given(judgments)
+    if not n:
         return 0.0
-    (evidence, n), *_ = given.most_common(1)
     a, b, seen = (_content_words(text) for text in (first, second, evidence))
     shares = [len(own & seen) / len(own) if own else 0.0 for own in (a - b, b - a)]
     return (shares[0] - shares[1]) * n / len(judgments)
+
+
+def _most_given(judgments: Sequence[dict[str, Any]]) -> tuple[str, int]:
+    given = Counter(row["evidence"] for row in judgments if row["evidence"])
+    return given.most_common(1)[0] if given else ("", 0)
 
 
 def _content_words(text: str) -> set[str]:
@@ -99,6 +112,7 @@ def _pairs(
     item: Item,
     prompted: Prompted,
     rows: Sequence[dict[str, Any]],
+    answers: Sequence[dict[str, Any]],
     scores: dict[int | None, float],
 ) -> Iterator[dict[str, Any]]:
     best = max(prompted.order, key=lambda winner: scores[winner])
@@ -106,9 +120,9 @@ def _pairs(
     rejected = [row for row in rows if scores[best] - scores[row["winner"]] >= select.min_gap]
     if not chosen:
         return
+    winner = typical(_like(chosen, _most_given(answers)[0]), rows)
     kept: set[tuple[str, str]] = set()
     for loser in sorted(rejected, key=lambda row: (scores[row["winner"]], row["sample"])):
-        winner = typical(chosen, rows)
         lengths = sorted((len(winner["text"]), len(loser["text"])))
         if lengths[1] > select.max_length_ratio * lengths[0] or (winner["text"], loser["text"]) in kept:
             continue
@@ -126,6 +140,16 @@ def _pairs(
             "score_rejected": scores[loser["winner"]],
         }
         kept.add((winner["text"], loser["text"]))
+
+
+def _like(judgments: Sequence[dict[str, Any]], answer: str) -> Sequence[dict[str, Any]]:
+    """Those of the judgments whose evidence shares most content words with an answer (Jaccard's index)."""
+    words = _content_words(answer)
+    if not words:
+        return judgments
+    evidence = [_content_words(row["evidence"]) for row in judgments]
+    alike = [len(words & said) / len(words | said) for said in evidence]
+    return [row for row, likeness in zip(judgments, alike, strict=True) if likeness == max(alike)]
 
 
 def _balanced(pairs: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:

@@ -120,3 +120,29 @@ def test_evidence_that_says_what_a_response_says_speaks_for_it():
     assert [pair["winner"] for pair in pairs] == [0, 0]
     # consistency 2/5, experts even, evidence 3/5 of the way: (2/5 + 0.25 + 3 * 0.8) / 4.5
     assert pairs[0]["score_chosen"] == pytest.approx((2 / 5 + 0.25 + 3 * 0.8) / 4.5)
+
+
+def answered(item_id, *texts):
+    return [
+        {"item_id": item_id, "task": "answer", "order": [], "sample": n, "evidence": text, "status": "ok", "text": text}
+        for n, text in enumerate(texts)
+    ]
+
+
+def test_the_answer_to_the_bare_question_speaks_for_a_response_and_for_evidence_like_it():
+    judged = sampled("a", FIRST, (1, "There are three."), (0, "There are four."), (0, "There are two dots."))
+    judged += sampled("a", SECOND, (1, "There are three."), (1, "There are three."), (1, "There are three."))
+    asked = ["sample.answers=true", "select.answer_weight=4"]
+    [pair] = choose(judged + answered("a", "There are two.", "There are two.", "There are three."), *asked)
+    assert pair["order"] == FIRST
+    assert pair["winner"] == 0
+    assert pair["chosen"] == "There are two dots.\nOverall Judgment: Answer 1 is better."
+    # consistency 2/6, experts even, two of three answers say the first response: (2/6 + 0.25 + 4 * (1/2 + 1/3)) / 5.5
+    assert pair["score_chosen"] == pytest.approx((2 / 6 + 0.25 + 4 * (1 / 2 + 1 / 3)) / 5.5)
+    [pair] = choose(judged + answered("a", "There are two."))
+    assert pair["winner"] == 1  # answers count for nothing unless they have a weight
+
+
+def test_answers_that_are_not_asked_for_cannot_be_weighed():
+    with pytest.raises(config.SettingsError, match=r"select: answer_weight .* set sample.answers to true"):
+        config.load("single-gpu", ["select.answer_weight=1"])
