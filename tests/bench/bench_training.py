@@ -143,22 +143,28 @@ def answer_turns(side: str, directory: Path, size: str, threads: int) -> None:
     )
     judge = json.loads((directory / "judge.json").read_text())
     turn = ours if side == "ours" else theirs
-    before = _peak()
+    before = peak()
     for phase in (line.strip() for line in sys.stdin):
         facts = turn(phase, directory, Path(judge), training)
         rows = pq.ParquetFile(directory / f"{phase}.parquet").metadata.num_rows
-        print(json.dumps({**facts, "rows": rows, "bytes": _peak() - before}), flush=True)
+        print(json.dumps({**facts, "rows": rows, "bytes": peak() - before}), flush=True)
 
 
 def start_alone() -> None:
     """A process group of this process; under one, TRL would wrap its model for several workers."""
     from carevl.training.worker import join_workers
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     join_workers("gloo")
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 class Clock:
@@ -302,7 +308,8 @@ def make_large(directory: Path) -> Path:
     return directory
 
 
-def _peak() -> int:
+def peak() -> int:
+    """The most bytes that this process ever held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
