@@ -2,9 +2,9 @@
 
 A verdict's score is the weighted mean of the share of the pair's judgments, in both orders, that agree with it, of the
 probability that the experts give it, and of what the judge's own evidence and its answer to the bare question say for
-it. In each order the best judgment
-of the better verdict is chosen, and one of the other verdict (or without any) rejected. Pairs of responses on which all
-judgments agree give nothing to learn.
+it. In each order a judgment of the better verdict is chosen, and one of the other verdict (or without any) rejected,
+with the same evidence if there is one: then the two differ in nothing but what is to be learned. Pairs of responses
+on which all judgments agree give nothing to learn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from carevl.tables import PAIRS
 if TYPE_CHECKING:
     from carevl.config import Select, Settings
 
-VERSION = 3
+VERSION = 4
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _FUNCTION_WORDS = frozenset(
     re.findall(
@@ -122,7 +122,8 @@ def _pairs(
         return
     winner = typical(_like(chosen, _most_given(answers)[0]), rows)
     kept: set[tuple[str, str]] = set()
-    for loser in sorted(rejected, key=lambda row: (scores[row["winner"]], row["sample"])):
+    rejected.sort(key=lambda row: (scores[row["winner"]], row["evidence"] != winner["evidence"], row["sample"]))
+    for loser in rejected:
         lengths = sorted((len(winner["text"]), len(loser["text"])))
         if lengths[1] > select.max_length_ratio * lengths[0] or (winner["text"], loser["text"]) in kept:
             continue

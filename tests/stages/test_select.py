@@ -146,3 +146,12 @@ def test_the_answer_to_the_bare_question_speaks_for_a_response_and_for_evidence_
 def test_answers_that_are_not_asked_for_cannot_be_weighed():
     with pytest.raises(config.SettingsError, match=r"select: answer_weight .* set sample.answers to true"):
         config.load("single-gpu", ["select.answer_weight=1"])
+
+
+def test_of_equally_bad_judgments_the_one_with_the_same_evidence_is_rejected():
+    """Chosen and rejected then differ in the verdict alone."""
+    judged = sampled("a", FIRST, (1, "Three."), (0, "Two."), (0, "Three."), (1, "Three."), (1, "Three."))
+    judged += sampled("a", SECOND, *[(1, "Three.")] * 5)
+    [pair] = choose(judged)
+    assert pair["chosen"] == "Three.\nOverall Judgment: Answer 2 is better."
+    assert pair["rejected"] == "Three.\nOverall Judgment: Answer 1 is better."
