@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -30,6 +32,8 @@ from carevl.training.settings import Training
 
 _Tree = TypeVar("_Tree", bound=BaseModel)
 PRESETS = Path(__file__).parent / "presets"
+HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path in which `~` stands for the home directory."""
 
 
 class SettingsError(UserError):
@@ -82,7 +86,7 @@ def _bounds(value: int | str) -> tuple[int, int]:
 class Model(_Strict):
     """A model, the engine that runs it, and the pool of actors that holds it."""
 
-    path: str = Field(description="Hugging Face directory or hub id; `miniworld:NAME` is a shipped model.")
+    path: HomePath = Field(description="Hugging Face directory or hub id; `miniworld:NAME` is a shipped model.")
     revision: str | None = Field(None, description="Commit of a hub model; pin it, so that a run can be repeated.")
     engine: Literal["vllm", "transformers"] = Field(
         "vllm", description="vllm for throughput; transformers gives the same texts whatever the batch."
@@ -218,10 +222,10 @@ class Benchmark(_Strict):
     """A labelled test of judges."""
 
     name: str = Field(description="Id of the benchmark, such as vl-rewardbench; `carevl evaluate --help` lists them.")
-    path: str = Field(description="Its development data; `miniworld:FILE` is drawn.")
-    images: str | None = Field(None, description="Directory of its images when they lie apart.")
-    final_path: str | None = Field(None, description="Its test data, used by `carevl run --final` only.")
-    final_images: str | None = Field(None, description="Directory of the images of its test data.")
+    path: HomePath = Field(description="Its development data; `miniworld:FILE` is drawn.")
+    images: HomePath | None = Field(None, description="Directory of its images when they lie apart.")
+    final_path: HomePath | None = Field(None, description="Its test data, used by `carevl run --final` only.")
+    final_images: HomePath | None = Field(None, description="Directory of the images of its test data.")
     protocols: list[Literal["official", "official_scorer", "strict", "verdict_prob"]] = Field(
         ["official_scorer", "strict"], description="How judges are asked."
     )
@@ -232,13 +236,13 @@ class Benchmark(_Strict):
 class Source(_Strict):
     """Preference data on disk."""
 
-    path: str = Field(description="File or directory, local or `s3://…`, `gs://…`; `miniworld:FILE` is drawn.")
+    path: HomePath = Field(description="File or directory, local or `s3://…`, `gs://…`; `miniworld:FILE` is drawn.")
     name: str | None = Field(None, description="Its name in tables; source-0, source-1, … when absent.")
     format: str | None = Field(None, description="Name of the format; found from the columns when absent.")
     labels: bool = Field(False, description="Its preference is true: it calibrates experts and router.")
     split: str = Field("train", description="Split that its items belong to.")
     weight: float = Field(1.0, gt=0, description="How often its rows are drawn, relative to other sources.")
-    image_root: str | None = Field(None, description="Directory that relative image paths are looked up in.")
+    image_root: HomePath | None = Field(None, description="Directory that relative image paths are looked up in.")
     captions: str | None = Field(None, description="JSON file of image name to caption (LLaVA-RLHF).")
 
 
@@ -272,7 +276,7 @@ class Cluster(_Strict):
 
     address: str | None = Field(None, description="Address of a running cluster; a local one is started when absent.")
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; those of the machine when absent.")
-    launcher: str | None = Field(
+    launcher: HomePath | None = Field(
         None, description="Cluster launcher file: nodes that Ray may still start by it count as there."
     )
 

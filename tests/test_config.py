@@ -66,3 +66,10 @@ def test_the_settings_file_may_hold_only_settings(tmp_path):
     file.write_text(yaml.safe_dump({"seed": 3}))
     with pytest.raises(config.SettingsError, match="data: Field required"):
         config.load(str(file))
+
+
+def test_a_path_may_begin_with_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    settings = config.load("mini", ["data.sources=[{path: ~/pairs.jsonl}]", "judge.path=~/judge"])
+    assert settings.data.sources[0].path == "/home/somebody/pairs.jsonl"
+    assert settings.judge.path == "/home/somebody/judge"
