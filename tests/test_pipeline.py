@@ -117,7 +117,7 @@ def test_judgments_targets_and_pairs_fit_their_routes(first):
     sampled = Counter(
         (row["item_id"], tuple(row["order"])) for row in tables["sample"].read().to_pylist() if row["error"] is None
     )
-    asked = {(item, order) for item, i, j in low for order in ((i, j), (j, i))}
+    asked = {(item, order) for item, i, j in low for order in ((i, j), (j, i), ())}  # () is the bare question
     assert sampled == dict.fromkeys(asked, settings.sample.samples)
     judged = Table(tables["demonstrate"].directory / "judgments").read().to_pylist()
     pairwise = {(row["item_id"], tuple(row["order"])) for row in judged if row["task"] == "pairwise"}
