@@ -36,6 +36,7 @@ SMALL = [
     "router.policy=mean_margin",
     "router.threshold=0.7",
     "demonstrate.samples=2",
+    "sft.workers.count=1",
     "sft.batch_size=8",
     "sft.epochs=1",
     "sample.samples=4",

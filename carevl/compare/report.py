@@ -70,7 +70,7 @@ def judged(bench: Bench, cells: Mapping[str, Sequence[Cell]]) -> Tree:
     Returns:
         `arms`: per arm the figures of `outcomes.FIGURES`, and strict accuracy on the questions that a caption decides
         (`decidable`) and on the others, by `groups` and by `kinds`; each a `Spread`. `differences`: CAREVL less every
-        other arm, paired: both on the same resamples; `by_kind` of them: CAREVL less base.
+        other arm, and phase 1 less base, paired: both on the same resamples; `by_kind` of them: CAREVL less base.
     """
     subsets = _subsets(bench)
     n_seeds = max(map(len, cells.values()))
@@ -81,7 +81,10 @@ def judged(bench: Bench, cells: Mapping[str, Sequence[Cell]]) -> Tree:
     if OURS.name in values:
         means = {name: drawn.means(value["strict"]) for name, value in values.items()}
         others = [name for name in values if name != OURS.name]
-        differences = {f"{OURS.name}_minus_{name}": spread(means[OURS.name] - means[name]) for name in others}
+        compared = [(OURS.name, name) for name in others]
+        if means.keys() >= {"phase1", "base"}:
+            compared.append(("phase1", "base"))
+        differences = {f"{one}_minus_{other}": spread(means[one] - means[other]) for one, other in compared}
         if "base" in values:
             differences["by_kind"] = {
                 kind: spread(

@@ -29,7 +29,7 @@ SMALL = [
     "benchmarks.0.rows=24",
     "cluster.num_cpus=2",
 ]
-ARMS = ("base", "experts", "distillation", "carevl")
+ARMS = ("base", "experts", "distillation", "phase1", "carevl")
 PLAN = Plan(ARMS, seeds=1, tries=1, resamples=5)
 
 
@@ -70,9 +70,10 @@ def test_every_arm_has_its_figures_and_pictures(compared):
 def test_differences_are_paired_and_against_every_other_arm(compared):
     _, found = compared
     means = {name: arm["strict"]["mean"] for name, arm in found["arms"].items()}
-    for name in ("base", "experts", "distillation"):
-        difference = found["differences"][f"carevl_minus_{name}"]
-        assert difference["mean"] == pytest.approx(means["carevl"] - means[name])
+    compared = [("carevl", name) for name in ("base", "experts", "distillation", "phase1")]
+    for one, other in (*compared, ("phase1", "base")):
+        difference = found["differences"][f"{one}_minus_{other}"]
+        assert difference["mean"] == pytest.approx(means[one] - means[other])
         assert difference["low"] <= difference["mean"] <= difference["high"]
 
 
