@@ -57,11 +57,11 @@ def labelled_figures(panel: Panel, groups: Groups) -> Tree:
                 path = ("experts", name, f"by_{which}", label)
                 own = np.where(inside, right[:, e], np.nan)
                 _accuracy(ledger, path, np.where(inside, panel.p[:, e], np.nan), own)
-                ledger.mean(*path, "elsewhere", values=np.where(inside, np.nan, right[:, e]))
                 if others:
                     rest = _known_mean(right[:, others])
                     ledger.mean(*path, "others", values=np.where(inside, rest, np.nan))
                     ledger.mean(*path, "behind_others", values=rest - own)
+                    ledger.mean(*path, "behind_elsewhere", values=np.where(inside, np.nan, rest - right[:, e]))
     _redundancy(ledger, panel.names[:-1], _within(1 - right[:, :-1], groups.get("kind")))
     return ledger.tree()
 

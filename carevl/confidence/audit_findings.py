@@ -74,14 +74,14 @@ def _length(name: str, figures: Tree) -> Iterator[Finding]:
 def _weakness(name: str, figures: Tree) -> Iterator[Finding]:
     for which in ("kind", "source"):
         for label, group in figures.get(f"by_{which}", {}).items():
-            if "behind_others" not in group or group["elsewhere"]["value"] is None:
+            if "behind_others" not in group or group["behind_elsewhere"]["value"] is None:
                 continue
-            if _low(group["behind_others"]) > BEHIND and _high(group["accuracy"]) < _low(group["elsewhere"]):
+            if _low(group["behind_others"]) > max(BEHIND, _high(group["behind_elsewhere"])):
                 yield Finding(
                     name,
                     f"weak_on_{label}",
                     f"{name} is weak on {label}: {say(group['accuracy'])}, where the others reach "
-                    f"{say(group['others'])}; elsewhere it is right in {say(group['elsewhere'])}.",
+                    f"{say(group['others'])}; elsewhere it is behind them by {say(group['behind_elsewhere'])}.",
                 )
 
 

@@ -105,7 +105,8 @@ def test_figures_of_a_group_are_those_of_its_pairs(flawed):
     right = panel.right()
     count = figures["experts"]["b"]["by_kind"]["count"]
     assert count["accuracy"]["value"] == pytest.approx(right[kinds == "count", 1].mean())
-    assert count["elsewhere"]["value"] == pytest.approx(right[kinds != "count", 1].mean())
+    behind = right[kinds != "count"][:, [0, 2]].mean(axis=1) - right[kinds != "count", 1]
+    assert count["behind_elsewhere"]["value"] == pytest.approx(behind.mean())
     assert count["others"]["value"] == pytest.approx(right[kinds == "count"][:, [0, 2]].mean())
     assert count["accuracy"]["n"] == N / 3
     assert count["overconfidence"]["value"] == pytest.approx(count["confidence"]["value"] - count["accuracy"]["value"])
