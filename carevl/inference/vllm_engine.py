@@ -22,10 +22,20 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
 
 
 _SITE = str(Path(__file__).parents[1] / "_site")
+
+
+def _room(model: str | Path, max_model_len: int, loading: Mapping[str, Any]) -> int:
+    """`max_model_len`, or what the model reads at most where that is less: vLLM refuses more."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, **loading)
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min(max_model_len, most or max_model_len)
 
 
 def _engine(model: str | Path, gpu_share: float, dtype: str, loading: Mapping[str, Any], **arguments: Any) -> Any:
@@ -73,7 +83,7 @@ class VllmGenerator:
 
     Args:
         model: a Hugging Face directory or hub id.
-        max_model_len: most tokens of prompt and answer together.
+        max_model_len: most tokens of prompt and answer together, if the model reads so many.
         batch_size: most sequences in flight.
         gpu_share: share of a GPU that the engine has to itself, and so of its memory.
         loading: `revision` and `trust_remote_code`, handed to vLLM and transformers.
@@ -89,6 +99,7 @@ class VllmGenerator:
         gpu_share: float = 1.0,
         **loading: Any,
     ) -> None:
+        max_model_len = _room(model, max_model_len, loading)
         self.engine = _engine(
             model,
             gpu_share,
@@ -144,7 +155,7 @@ class VllmScorer:
     """A text reward model; the same calls as `RewardScorer`.
 
     Args:
-        max_model_len: longest conversation in tokens.
+        max_model_len: longest conversation in tokens, if the model reads so many.
         batch_size: most conversations in flight.
         parity_tolerance: largest difference from the scores of `RewardScorer` on a small sample, as a share of the
             largest of them; None: not checked.
@@ -168,7 +179,7 @@ class VllmScorer:
 
         # The reference goes first, so that the engine finds the memory free.
         expected = None if parity_tolerance is None else _reference(model, dtype, loading)
-        self.limit = max_model_len
+        self.limit = max_model_len = _room(model, max_model_len, loading)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **loading)
         self.engine = _engine(
             model,

@@ -43,7 +43,10 @@ def test_greedy_texts_are_those_of_transformers(name, drawn):
 
 def test_a_reply_goes_on_from_its_beginning(drawn):
     asks = [Ask(image, _ask(item), begun="Overall Judgment: Answer ") for image, item in drawn]
-    for engine in (ImageTextGenerator(WEIGHTS / "judge"), VllmGenerator(WEIGHTS / "judge", batch_size=16)):
+    for engine in (
+        ImageTextGenerator(WEIGHTS / "judge"),
+        VllmGenerator(WEIGHTS / "judge", batch_size=16, max_model_len=4096),
+    ):
         made = engine.generate(asks, max_tokens=1, watch=["1", "2"])
         assert {g.text for g in made} <= {"1", "2"}
         assert all(0.8 < sum(np.exp(g.watched[0])) < 1.001 for g in made)
