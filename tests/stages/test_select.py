@@ -26,9 +26,8 @@ def sampled(item_id, order, *judged):
 
 
 def choose(judgments, *overrides, probability=0.5):
-    settings = config.load(
-        "mini", ["select.min_gap=0.2", "select.balance=false", "select.evidence_weight=0", *overrides]
-    )
+    plain = ["select.min_gap=0.2", "select.balance=false", "select.evidence_weight=0", "select.answer_weight=0"]
+    settings = config.load("mini", [*plain, *overrides])
     ids = sorted({row["item_id"] for row in judgments})
     items = [
         {"item_id": name, "image_id": "i", "question": "How many?", "responses": ["Two.", "Three."]} for name in ids
