@@ -82,6 +82,6 @@ def test_prompts_that_kill_the_judge_are_errors_that_no_pair_is_made_of(engine):
     assert made.schema == JUDGMENTS
     rows = made.to_pylist()
     assert {row["item_id"] for row in rows if row["error"]} == {"0"}
-    assert len(rows) == 2 * 2 * SETTINGS.sample.samples
-    assert all(row["winner"] is not None for row in rows if not row["error"])
+    assert len(rows) == 2 * 3 * SETTINGS.sample.samples  # both orders and the bare question
+    assert all(row["winner"] is not None for row in rows if not row["error"] and row["task"] == "pairwise")
     assert "0" not in select.choose(SETTINGS, items, routes, made)["item_id"].to_pylist()
