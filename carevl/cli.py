@@ -287,6 +287,9 @@ def compare_arms(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of every arm; the first seed is the settings' own.")] = 5,
     arms: Annotated[str | None, typer.Option(help="Only these arms, separated by commas.")] = None,
     tries: Annotated[int, typer.Option(min=1, help="Learning rates of every arm, tried on the first seed.")] = 2,
+    at_once: Annotated[
+        int, typer.Option(min=1, help="Arms that are made side by side, as far as the cluster holds their workers.")
+    ] = 1,
     sweep: Annotated[bool, typer.Option("--sweep", help="Train at two other thresholds of the router, too.")] = False,
     final: Annotated[bool, typer.Option("--final", help="Evaluate on test data, and record it.")] = False,
     world_seed: Annotated[
@@ -310,7 +313,7 @@ def compare_arms(
     tree, where = config.load(settings, overrides or ()), _run(settings, run_dir)
     if world_seed is not None and not final:
         raise UserError("compare: --world-seed names the test scenes of --final; give both")
-    plan = comparing.Plan(tuple(arms.split(",")) if arms else (), seeds, tries, sweep)
+    plan = comparing.Plan(tuple(arms.split(",")) if arms else (), seeds, tries, sweep, at_once=at_once)
     test = comparing.Final(world_seed) if final else None
     comparing.check(tree, plan, test)
     with ray_cluster(tree.cluster):

@@ -80,7 +80,7 @@ _LIMITED = {"total": ("sft",), "phase2": ("dpo",), "phases": ("sft", "dpo")}
 """Phases whose tokens are given, by an arm's `tokens`."""
 
 _NO_WITNESS = {"evidence_weight": 0.0, "answer_weight": 0.0}
-OURS = Arm("carevl", "phase 1, then pairs chosen by consistency and experts", "phase2")
+OURS = Arm("carevl", "phase 1, then phase 2 on pairs chosen as the settings say", "phase2")
 ARMS = {
     arm.name: arm
     for arm in (

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,8 @@ class Plan:
     """What is compared.
 
     `tries` learning rates of each arm are tried on the first of `seeds` seeds; `sweep` also trains at two other
-    thresholds of the router; `resamples` of the calibration tell whether a promised precision is kept.
+    thresholds of the router; `resamples` of the calibration tell whether a promised precision is kept; `at_once` arms
+    are made side by side.
     """
 
     arms: Sequence[str] = ()
@@ -40,6 +42,7 @@ class Plan:
     tries: int = 2
     sweep: bool = False
     resamples: int = RESAMPLES
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def compare(settings: Settings, where: Run, plan: Plan, final: Final | None, say
         if plan.sweep:
             arms += [at_threshold(threshold) for threshold in to_train(routed["sweep"], routed["coverage"])]
         cells = made.all(arms)
-        found = report.tree(bench, cells, made.tried, made.budgets, routed)
+        found = report.tree(bench, cells, made.tried, [made.budgets[n] for n in sorted(made.budgets)], routed)
         file = where.root / RESULT
         known = json.loads(file.read_text()) if file.exists() else {}
         found["final"] = known.get("final", [])
@@ -118,14 +121,14 @@ def _write(file: Path, found: dict[str, Any]) -> None:
 
 @dataclass
 class _Comparison:
-    """Every arm with every seed; CAREVL comes first, since its tokens are the budget of the others."""
+    """Every arm with every seed."""
 
     bench: Bench
     plan: Plan
     tried: dict[str, dict[float, float]] = field(default_factory=dict)
     """Arm to its learning rates, with the strict accuracy of each on the first seed."""
-    budgets: list[Budget] = field(default_factory=list)
-    """Tokens that CAREVL trained on, by seed."""
+    budgets: dict[int, Budget] = field(default_factory=dict)
+    """Tokens that CAREVL trained on, by number of the seed."""
 
     def all(self, arms: Sequence[Arm]) -> dict[str, list[Cell]]:
         """Arm to its trials, one per seed."""
@@ -133,28 +136,46 @@ class _Comparison:
         if any(arm.tokens != "own" for arm in arms) and OURS not in wanted:
             self.bench.say(f"{OURS.name} is trained as well: its tokens are the budget of the other arms")
             wanted.append(OURS)
-        wanted.sort(key=lambda arm: arm != OURS)
-        cells: dict[str, list[Cell]] = {arm.name: [] for arm in arms}
-        n_done, n_cells = 0, len(wanted) * self.plan.seeds
-        for number in range(self.plan.seeds):
-            for arm in wanted:
-                started = time.monotonic()
-                cell = self._cell(arm, number, cells.get(arm.name, []))
+        others = [arm for arm in wanted if arm != OURS]
+        cells: dict[str, dict[int, Cell]] = {arm.name: {} for arm in wanted}
+        later = range(1, self.plan.seeds)
+        # Tries come first, and with each seed CAREVL, whose tokens are the budget of the others.
+        for lot in (
+            [(arm, 0) for arm in wanted if arm == OURS],
+            [(arm, 0) for arm in others],
+            [(arm, number) for number in later for arm in wanted if arm == OURS],
+            [(arm, number) for number in later for arm in others],
+        ):
+            for arm, number, cell, seconds in self._made(lot, cells):
+                cells[arm.name][number] = cell
                 if arm == OURS:
-                    self.budgets.append(cell.trial.budget)
+                    self.budgets[number] = cell.trial.budget
                     if number == 0:
                         self._say_cost(cell, wanted)
-                if arm.name in cells:
-                    cells[arm.name].append(cell)
-                n_done += 1
-                took = f"{time.monotonic() - started:.0f} s"
-                about = f"[{n_done}/{n_cells}] {arm.name}, seed {number}"
-                self.bench.say(f"{about}: strict {cell.strict:.3f}, {took}")
-        return {arm.name: cells[arm.name] for arm in arms}
+                n_done = sum(map(len, cells.values()))
+                about = f"[{n_done}/{len(wanted) * self.plan.seeds}] {arm.name}, seed {number}"
+                self.bench.say(f"{about}: strict {cell.strict:.3f}, {seconds:.0f} s")
+        return {arm.name: [cells[arm.name][number] for number in range(self.plan.seeds)] for arm in arms}
 
-    def _cell(self, arm: Arm, number: int, before: Sequence[Cell]) -> Cell:
+    def _made(
+        self, lot: Sequence[tuple[Arm, int]], cells: dict[str, dict[int, Cell]]
+    ) -> Iterator[tuple[Arm, int, Cell, float]]:
+        """Cells that need nothing of each other, each with the seconds that it took; `at_once` of them side by side."""
+
+        def make(wanted: tuple[Arm, int]) -> tuple[Arm, int, Cell, float]:
+            arm, number = wanted
+            started = time.monotonic()
+            return arm, number, self._cell(arm, number, cells[arm.name].get(0)), time.monotonic() - started
+
+        if self.plan.at_once == 1:
+            yield from map(make, lot)
+            return
+        with ThreadPool(self.plan.at_once) as pool:  # of daemon threads: an interrupt does not wait for them
+            yield from pool.imap_unordered(make, lot)
+
+    def _cell(self, arm: Arm, number: int, of_first_seed: Cell | None) -> Cell:
         if not arm.trained:
-            return before[0] if arm.judge == "base" and before else self._trial(arm, number, 1.0)
+            return of_first_seed if arm.judge == "base" and of_first_seed else self._trial(arm, number, 1.0)
         if number == 0:
             found = [self._trial(arm, 0, rate) for rate in self._rates(arm)]
             self.tried[arm.name] = {cell.trial.rate: cell.strict for cell in found}
@@ -170,7 +191,7 @@ class _Comparison:
         return RATES[: self.plan.tries]
 
     def _trial(self, arm: Arm, number: int, rate: float) -> Cell:
-        trial = self.bench.train(arm, number, rate, self.budgets[number] if self.budgets[number:] else None)
+        trial = self.bench.train(arm, number, rate, self.budgets.get(number))
         return Cell(trial, self.bench.ask(trial))
 
     def _say_cost(self, cell: Cell, arms: Sequence[Arm]) -> None:

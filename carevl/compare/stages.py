@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +27,21 @@ if TYPE_CHECKING:
 
 
 def run_stages(context: Context, names: Sequence[str], makers: dict[str, Maker]) -> None:
-    """Makes those of the named stages that are not there, in order; the experts of `score/…` together."""
+    """Makes those of the named stages that are not there, in order; the experts of `score/…` together.
+
+    A stage that two arms share is made by the one that comes first; the other waits.
+    """
     pending = [name for name in names if context.where.action(context.causes[name])[0] != "skip"]
     for stage, group in itertools.groupby(pending, key=lambda name: name.split("/")[0]):
-        pipeline.make_stages(context, list(group), makers[stage])
+        together = list(group)
+        with ExitStack() as held:
+            for directory in sorted(str(context.table(name).directory) for name in together):
+                held.enter_context(_MAKING.setdefault(directory, Lock()))
+            pipeline.make_stages(context, together, makers[stage])
+
+
+_MAKING: dict[str, Lock] = {}
+"""Who makes a stage's directory holds its lock."""
 
 
 def makers(labels: Labels | None) -> dict[str, Maker]:
