@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -93,8 +93,22 @@ class Model(_Strict):
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field("auto", description="Format of the numbers.")
     max_model_len: int = Field(4096, ge=16, description="Most tokens of prompt and answer together.")
+    tensor_parallel: int = Field(
+        1, ge=1, description="On vllm: GPUs of one node that an engine is spread over; pool.num_gpus is as many."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     pool: Pool = Field(Pool(), description="The actors that hold it.")
+
+    @model_validator(mode="after")
+    def _uses_its_gpus(self) -> Self:
+        spread, reserved = self.tensor_parallel, self.pool.num_gpus
+        if spread > 1 and self.engine != "vllm":
+            raise ValueError(f"tensor_parallel: {spread} needs engine: vllm")
+        if spread > 1 and reserved not in (0, spread):  # without GPUs an engine is spread over processes
+            raise ValueError(f"tensor_parallel: {spread} uses {spread} GPUs, but pool.num_gpus reserves {reserved:g}")
+        if spread == 1 and reserved > 1:
+            raise ValueError(f"pool.num_gpus reserves {reserved:g} GPUs, but an engine uses one; set tensor_parallel")
+        return self
 
 
 class Captioner(Model):
@@ -153,7 +167,7 @@ class Expert(Model):
         return question if caption is None else self.template.format(caption=caption, question=question)
 
     @model_validator(mode="after")
-    def _has_endpoint(self) -> Expert:
+    def _has_endpoint(self) -> Self:
         if (self.kind == "endpoint") != (self.endpoint is not None):
             raise ValueError("kind: endpoint and the settings under endpoint belong together; give both or neither")
         return self

@@ -37,6 +37,9 @@ def test_every_field_is_documented():
         ("experts.7.name=x", "7 is no index of a list of 3"),
         ("captioner.prompt.x=1", "captioner.prompt is a value and has no fields"),
         ("captioner.prompt={", "is not YAML"),
+        ("captioner.pool.num_gpus=4", "captioner: pool.num_gpus reserves 4 GPUs, but an engine uses one"),
+        ("captioner={path: x, tensor_parallel: 4, pool: {num_gpus: 2}}", "but pool.num_gpus reserves 2"),
+        ("judge.tensor_parallel=2", "judge: tensor_parallel: 2 needs engine: vllm"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_would_do(override, says):

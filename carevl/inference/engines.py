@@ -83,7 +83,11 @@ def _arguments(model: Model) -> dict[str, Any]:
     loading = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     room: dict[str, Any] = {}
     if model.engine == "vllm":
-        room = {"max_model_len": model.max_model_len, "gpu_share": min(model.pool.num_gpus, 1.0) or 1.0}
+        room = {
+            "max_model_len": model.max_model_len,
+            "gpu_share": min(model.pool.num_gpus, 1.0) or 1.0,
+            "tensor_parallel": model.tensor_parallel,
+        }
     return {"model": locate(model.path), "dtype": model.dtype, "batch_size": model.pool.batch_size, **room, **loading}
 
 

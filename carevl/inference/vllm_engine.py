@@ -38,7 +38,9 @@ def _room(model: str | Path, max_model_len: int, loading: Mapping[str, Any]) -> 
     return min(max_model_len, most or max_model_len)
 
 
-def _engine(model: str | Path, gpu_share: float, dtype: str, loading: Mapping[str, Any], **arguments: Any) -> Any:
+def _engine(
+    model: str | Path, gpu_share: float, tensor_parallel: int, dtype: str, loading: Mapping[str, Any], **arguments: Any
+) -> Any:
     """A vLLM engine in this process; settings already in the environment win over ours."""
     if dtype == "auto":
         # Left to itself, vLLM computes float32 weights in float16: scores move in their third digit.
@@ -49,7 +51,12 @@ def _engine(model: str | Path, gpu_share: float, dtype: str, loading: Mapping[st
     if gpu_share < 1:
         # By itself it takes nearly all of the memory, whoever else is on the GPU.
         arguments["gpu_memory_utilization"] = 0.9 * gpu_share
-    for name, value in _ENVIRONMENT.items():
+    environment = dict(_ENVIRONMENT)
+    if tensor_parallel > 1:
+        # In processes of its own: inside an actor it would else ask Ray for GPUs that the actor has reserved already.
+        arguments |= {"tensor_parallel_size": tensor_parallel, "distributed_executor_backend": "mp"}
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # by itself it wants a NUMA node for each process
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([_SITE, *filter(None, paths)]))
@@ -86,6 +93,7 @@ class VllmGenerator:
         max_model_len: most tokens of prompt and answer together, if the model reads so many.
         batch_size: most sequences in flight.
         gpu_share: share of a GPU that the engine has to itself, and so of its memory.
+        tensor_parallel: GPUs that the engine is spread over; on a CPU, processes.
         loading: `revision` and `trust_remote_code`, handed to vLLM and transformers.
     """
 
@@ -97,12 +105,14 @@ class VllmGenerator:
         max_model_len: int = 1024,
         batch_size: int = 64,
         gpu_share: float = 1.0,
+        tensor_parallel: int = 1,
         **loading: Any,
     ) -> None:
         max_model_len = _room(model, max_model_len, loading)
         self.engine = _engine(
             model,
             gpu_share,
+            tensor_parallel,
             dtype,
             loading,
             max_model_len=max_model_len,
@@ -172,6 +182,7 @@ class VllmScorer:
         max_model_len: int = 1024,
         batch_size: int = 64,
         gpu_share: float = 1.0,
+        tensor_parallel: int = 1,
         parity_tolerance: float | None = None,
         **loading: Any,
     ) -> None:
@@ -184,6 +195,7 @@ class VllmScorer:
         self.engine = _engine(
             model,
             gpu_share,
+            tensor_parallel,
             dtype,
             loading,
             runner="pooling",

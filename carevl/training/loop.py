@@ -51,11 +51,12 @@ class Loop:
 
     def _engine(self) -> Any:
         import deepspeed
-        from transformers import get_scheduler
+        from transformers import AutoConfig, get_scheduler
         from transformers.integrations import HfDeepSpeedConfig
 
         training = self.assignment.training
-        configuration = training.deepspeed()
+        language = AutoConfig.from_pretrained(self.assignment.judge).get_text_config()
+        configuration = training.deepspeed(language.hidden_size)
         # Under ZeRO 3, from_pretrained spreads the weights while it loads them, if this object is alive.
         spread = HfDeepSpeedConfig(configuration) if training.zero.stage == 3 else None
         torch.manual_seed(training.seed)

@@ -128,9 +128,20 @@ class Training(_Strict):
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
     tracker: Tracker = Field("none", description="Where steps are also told, through accelerate's tracker classes.")
 
-    def deepspeed(self) -> dict[str, Any]:
-        """The configuration that DeepSpeed is given; the worker loop itself says which micro-batch ends a step."""
-        zero: dict[str, Any] = {"stage": self.zero.stage}
+    def deepspeed(self, hidden_size: int) -> dict[str, Any]:
+        """The configuration that DeepSpeed is given; the worker loop itself says which micro-batch ends a step.
+
+        Args:
+            hidden_size: of the language model. ZeRO's buffers are made to fit it, as transformers' Trainer does:
+                those of DeepSpeed's own size, up to 5e8 numbers, can take more memory than spreading saves.
+        """
+        zero: dict[str, Any] = {
+            "stage": self.zero.stage,
+            "reduce_bucket_size": hidden_size**2,
+            "allgather_bucket_size": hidden_size**2,
+            "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
+            "stage3_param_persistence_threshold": 10 * hidden_size,
+        }
         if self.zero.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu"}
         return {

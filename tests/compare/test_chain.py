@@ -1,11 +1,16 @@
 """Which stages arms and seeds share, by fingerprint; nothing is run."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, BrokenBarrierError
+
 import pytest
 
 from carevl import config, pipeline
 from carevl.compare.arms import ARMS, OURS, Budget, seeded
 from carevl.compare.chain import asked, chain, data, on_benchmark, rebased
+from carevl.compare.stages import run_stages
 from carevl.runs import Cause, Run, RunError
+from carevl.stages.context import Context
 
 BUDGET = Budget(9000, 1000)
 
@@ -87,3 +92,23 @@ def test_a_given_cause_moves_all_that_follow_it_and_nothing_else(tmp_path):
     moved = rebased(causes, where, {"first": Cause("first", {"x": 2})})
     assert [name for name in causes if moved[name] == causes[name]] == ["apart"]
     assert moved["third"].facts["inputs"] == {"second": moved["second"].fingerprint}
+
+
+def test_a_stage_that_two_arms_share_is_made_once(setting, tmp_path):
+    settings, _, _ = setting
+    cause = Cause("shared", {"n": 1})
+    both_at_it, made = Barrier(2), []
+
+    def make(context, pending):
+        made.append(pending)
+        with pytest.raises(BrokenBarrierError):
+            both_at_it.wait(timeout=1)
+        return {name: {"rows_in": 0, "rows_out": 0, "errors": 0} for name in pending}
+
+    def arm(_):
+        context = Context(settings, Run(tmp_path), {"shared": cause}, lambda _: None)
+        run_stages(context, ["shared"], {"shared": make})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(arm, range(2)))
+    assert made == [["shared"]]

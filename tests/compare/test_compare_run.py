@@ -1,6 +1,8 @@
 """A small comparison on a real, private Ray: four arms with one seed, then again, then on test scenes."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -26,6 +28,8 @@ SMALL = [
     "sft.batch_size=8",
     "dpo.batch_size=8",
     "dpo.epochs=1",
+    "sft.workers.count=1",
+    "dpo.workers.count=1",
     "benchmarks.0.rows=24",
     "cluster.num_cpus=2",
 ]
@@ -102,6 +106,22 @@ def test_a_person_reads_arms_differences_and_router(compared):
     text = "\n".join(report.lines(found))
     for what in (*ARMS, "carevl - distillation", "calibration resamples", "low pairs", "trained on"):
         assert what in text
+
+
+def test_arms_made_side_by_side_are_those_made_one_after_the_other(compared, settings, tmp_path):
+    where, found = compared
+    for stage in (*(f"score/{expert.name}" for expert in settings.experts), "ingest", "caption"):
+        shutil.copytree(where.root / stage, tmp_path / stage)
+    [world] = where.root.glob("world-*")
+    shutil.copytree(world, tmp_path / world.name)
+    said: list[str] = []
+    again = compare(settings, Run(tmp_path), replace(PLAN, at_once=2), None, said.append)
+    assert again["arms"].keys() == found["arms"].keys()
+    for name, arm in again["arms"].items():
+        assert {key: value for key, value in arm.items() if key != "seconds"} == {
+            key: value for key, value in found["arms"][name].items() if key != "seconds"
+        }
+    assert again["differences"] == found["differences"]
 
 
 def test_again_nothing_is_made_and_test_scenes_are_listed(compared, settings):

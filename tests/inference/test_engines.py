@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from carevl import config
+from carevl.inference.engines import generator
 from carevl.inference.transformers_engine import Ask, ImageTextGenerator, prompted
 from carevl.inference.vllm_engine import VllmGenerator
 from carevl.judging.prompts import judge_prompt, parse_judgment
@@ -39,6 +41,16 @@ def test_greedy_texts_are_those_of_transformers(name, drawn):
         assert len(ours.watched) == ours.tokens
         likely = np.exp(ours.watched) > 0.01
         assert np.exp(ours.watched)[likely] == pytest.approx(np.exp(theirs.watched)[likely], abs=1e-3)
+
+
+def test_an_engine_spread_over_two_processes_writes_the_same_texts(drawn):
+    asks = [Ask(image, CAPTION_PROMPT) for image, _ in drawn[:8]]
+    expected = ImageTextGenerator(WEIGHTS / "captioner").generate(asks, max_tokens=40)
+    captioner = config.load("mini", ["captioner.tensor_parallel=2"]).captioner
+    engine = generator(captioner)
+    made = engine.generate(asks, max_tokens=40)
+    assert engine.engine.llm_engine.vllm_config.parallel_config.tensor_parallel_size == 2
+    assert [g.text for g in made] == [g.text for g in expected]
 
 
 def test_a_reply_goes_on_from_its_beginning(drawn):
