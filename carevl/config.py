@@ -400,7 +400,8 @@ def _element(node: list[Any], key: str, path: list[str]) -> Any:
 def _explain(problem: Any, kind: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        return f"{place}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r})"
+        found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+        return f"{place}: {problem['msg'].removeprefix('Value error, ')}{found}"
     *branch, name = problem["loc"]
     names = list(_model_at(branch, kind).model_fields)
     near = difflib.get_close_matches(str(name), names, 1, cutoff=0.5)
