@@ -190,14 +190,27 @@ def _all_broken(rows: pa.Table) -> bool:
 
 def check_keys(task: Task, rows_in: Mapping[str, pa.Table], rows_out: pa.Table) -> None:
     """Every wanted key goes out, no other does, and no row is there twice."""
-    wanted = set(task.wanted(rows_in) if task.wanted else next(iter(rows_in.values()))[task.key].to_pylist())
-    found = set(rows_out[task.key].to_pylist())
-    doubled = len(rows_out) - len({repr(row) for row in rows_out.select([task.key, *task.identity]).to_pylist()})
-    if found != wanted or doubled:
+    first = next(iter(rows_in.values()))
+    wanted = pc.unique(pa.array(task.wanted(rows_in), pa.string()) if task.wanted else first[task.key])
+    found = pc.unique(rows_out[task.key])
+    lost, invented = (
+        len(some.filter(pc.invert(pc.is_in(some, others)))) for some, others in ((wanted, found), (found, wanted))
+    )
+    doubled = len(rows_out) - _distinct(rows_out.select([task.key, *task.identity]))
+    if lost or invented or doubled:
         raise RunError(
-            f"{task.name}: {len(wanted)} keys came in; {len(wanted - found)} were lost, "
-            f"{len(found - wanted)} invented and {doubled} rows doubled"
+            f"{task.name}: {len(wanted)} keys came in; {lost} were lost, {invented} invented and {doubled} rows doubled"
         )
+
+
+def _distinct(rows: pa.Table) -> int:
+    """How many different rows there are; Arrow groups by columns of plain values only."""
+    columns = [
+        pa.array(map(repr, column.to_pylist()), pa.string()) if pa.types.is_nested(column.type) else column
+        for column in rows.columns
+    ]
+    plain = pa.table(columns, rows.column_names)
+    return int(plain.group_by(plain.column_names).aggregate([]).num_rows)
 
 
 def run_tasks(
