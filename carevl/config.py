@@ -177,6 +177,16 @@ class Judge(Model):
     """The vision-language model that becomes the judge."""
 
     max_tokens: int = Field(256, ge=1, description="Longest judgment, in tokens.")
+    adapter: HomePath | None = Field(
+        None,
+        description="Directory of a LoRA adapter (PEFT) that is loaded on top of `path`, not merged; not in a run, "
+        "which begins with whole weights.",
+    )
+    serve: Literal["merged", "adapter"] = Field(
+        "merged",
+        description="How a run loads the judges that it trained with LoRA: merged, or as an adapter on what the phase "
+        "began with, which on a CPU is several times slower.",
+    )
 
 
 class Demonstrate(_Strict):
@@ -316,6 +326,15 @@ class Settings(_Strict):
     benchmarks: list[Benchmark] = Field([], description="What base, phase-1 and phase-2 judge are evaluated on.")
     miniworld: Miniworld = Field(Miniworld(), description="The drawn world.")
     cluster: Cluster = Field(Cluster(), description="Where Ray runs.")
+
+    @field_validator("judge")
+    @classmethod
+    def _is_merged(cls, judge: Judge) -> Judge:
+        if judge.adapter is not None:
+            raise ValueError(
+                "a run begins with whole weights; merge the adapter first, and give the merged judge as path"
+            )
+        return judge
 
     @field_validator("select")
     @classmethod

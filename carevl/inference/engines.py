@@ -12,7 +12,7 @@ from carevl.inference.guarded import Failure, guarded
 from carevl.runs import RunError
 
 if TYPE_CHECKING:
-    from carevl.config import Model
+    from carevl.config import Captioner, Judge, Model
     from carevl.inference.transformers_engine import Ask, Generation
 
 _SHIPPED = "miniworld:"
@@ -69,10 +69,18 @@ def locate(path: str) -> str:
 def weights_fingerprint(path: str, revision: str | None) -> str:
     """What identifies a model's weights: a hash of a directory's files, or hub id and revision."""
     found = Path(locate(path))
-    if not found.is_dir():
-        return f"{path}@{revision or 'main'}"
+    return _hash(found) if found.is_dir() else f"{path}@{revision or 'main'}"
+
+
+@cache
+def adapter_fingerprint(path: str) -> str:
+    """The same of a LoRA adapter."""
+    return _hash(located_adapter(path))
+
+
+def _hash(directory: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(file for file in found.iterdir() if file.is_file() and file.suffix != ".md"):
+    for file in sorted(file for file in directory.iterdir() if file.is_file() and file.suffix != ".md"):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -91,15 +99,29 @@ def _arguments(model: Model) -> dict[str, Any]:
     return {"model": locate(model.path), "dtype": model.dtype, "batch_size": model.pool.batch_size, **room, **loading}
 
 
-def generator(model: Model) -> Generator:
+def generator(model: Captioner | Judge) -> Generator:
     """A vision-language model in the engine that its settings name."""
+    adapter = getattr(model, "adapter", None)
+    arguments = _arguments(model) | ({} if adapter is None else {"adapter": located_adapter(adapter)})
     if model.engine == "vllm":
         from carevl.inference.vllm_engine import VllmGenerator
 
-        return VllmGenerator(**_arguments(model))
+        return VllmGenerator(**arguments)
     from carevl.inference.transformers_engine import ImageTextGenerator
 
-    return ImageTextGenerator(**_arguments(model))
+    return ImageTextGenerator(**arguments)
+
+
+def located_adapter(path: str) -> Path:
+    """A LoRA adapter's directory.
+
+    Raises:
+        RunError: it lacks its configuration or its safetensors.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(path) / name).is_file():
+            raise RunError(f"{path} has no {name}: it is not a LoRA adapter that can be loaded")
+    return Path(path)
 
 
 def generated(engine: Generator, asks: Sequence[Ask], **how: Any) -> list[Generation | Failure]:

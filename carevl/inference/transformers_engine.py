@@ -67,13 +67,22 @@ class ImageTextGenerator:
         model: a Hugging Face directory or hub id with safetensors and a processor.
         dtype: a torch dtype by name, or `auto` for the one that the weights are stored in.
         batch_size: texts that are written at a time.
+        adapter: directory of a LoRA adapter on top of it, which is not merged.
         loading: `revision` and `trust_remote_code`, handed to transformers.
 
     Raises:
         OSError: the directory lacks weights, configuration or processor.
     """
 
-    def __init__(self, model: str | Path, dtype: str = "auto", *, batch_size: int = 64, **loading: Any) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        dtype: str = "auto",
+        *,
+        batch_size: int = 64,
+        adapter: Path | None = None,
+        **loading: Any,
+    ) -> None:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -83,6 +92,10 @@ class ImageTextGenerator:
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, use_safetensors=True, **loading
         )
+        if adapter is not None:
+            from peft import PeftModel
+
+            self.model = PeftModel.from_pretrained(self.model, adapter).get_base_model()
         self.model.to(self.device).eval()
         ends = self.model.generation_config.eos_token_id
         self.ends = {*(ends if isinstance(ends, list) else [ends]), self.processor.tokenizer.eos_token_id} - {None}

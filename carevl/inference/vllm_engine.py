@@ -6,6 +6,7 @@ The engine runs inside the calling process, so that one Ray actor is one engine.
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,12 @@ def _whole_prompts(max_model_len: int) -> dict[str, Any]:
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}
 
 
+def _slot(adapter: Path) -> int:
+    """The smallest rank that vLLM has room for and the adapter fits in; above them all vLLM refuses, and says so."""
+    rank: int = json.loads((adapter / "adapter_config.json").read_text())["r"]
+    return min((room for room in (8, 16, 32, 64, 128, 256, 320, 512) if room >= rank), default=rank)
+
+
 class VllmGenerator:
     """A vision-language model that answers prompts about images; the same calls as `ImageTextGenerator`.
 
@@ -94,6 +101,7 @@ class VllmGenerator:
         batch_size: most sequences in flight.
         gpu_share: share of a GPU that the engine has to itself, and so of its memory.
         tensor_parallel: GPUs that the engine is spread over; on a CPU, processes.
+        adapter: directory of a LoRA adapter on top of it, which is not merged.
         loading: `revision` and `trust_remote_code`, handed to vLLM and transformers.
     """
 
@@ -106,9 +114,11 @@ class VllmGenerator:
         batch_size: int = 64,
         gpu_share: float = 1.0,
         tensor_parallel: int = 1,
+        adapter: Path | None = None,
         **loading: Any,
     ) -> None:
         max_model_len = _room(model, max_model_len, loading)
+        self.adapter = adapter
         self.engine = _engine(
             model,
             gpu_share,
@@ -119,6 +129,7 @@ class VllmGenerator:
             max_num_seqs=batch_size,
             limit_mm_per_prompt={"image": 1, "video": 0},
             **_whole_prompts(max_model_len),
+            **({} if adapter is None else {"enable_lora": True, "max_lora_rank": _slot(adapter)}),
         )
         from transformers import AutoProcessor
 
@@ -135,6 +146,7 @@ class VllmGenerator:
     ) -> list[Generation]:
         """One text per ask, in their order; greedy at temperature 0."""
         from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
 
         requests = [{"prompt": prompted(self.processor, ask), "multi_modal_data": {"image": ask.image}} for ask in asks]
         ids = first_tokens(self.processor.tokenizer, watch)
@@ -150,7 +162,8 @@ class VllmGenerator:
             for ask in asks
         ]
         with _nothing_left(self.engine):
-            outputs = self.engine.generate(requests, sampling, use_tqdm=False)
+            lora = None if self.adapter is None else LoRARequest("adapter", 1, str(self.adapter))
+            outputs = self.engine.generate(requests, sampling, use_tqdm=False, lora_request=lora)
         return [_generation(output.outputs[0], self.processor.tokenizer, ids) for output in outputs]
 
 

@@ -23,7 +23,7 @@ from carevl.benchmarks.predictions import SCHEMA, record_score, to_table
 from carevl.benchmarks.protocol import Benchmark
 from carevl.benchmarks.rows import Image, Row
 from carevl.errors import UserError
-from carevl.inference.engines import Scorer, scorer, weights_fingerprint
+from carevl.inference.engines import Scorer, adapter_fingerprint, scorer, weights_fingerprint
 from carevl.inference.pools import Tally, Task, Work, run_tasks
 from carevl.judging.prompts import PROMPT_VERSION
 from carevl.runs import RunError, Table
@@ -55,6 +55,7 @@ def facts(judge: Judge) -> dict[str, Any]:
         "version": VERSION,
         "prompts": PROMPT_VERSION,
         "weights": weights_fingerprint(judge.path, judge.revision),
+        **({} if judge.adapter is None else {"adapter": adapter_fingerprint(judge.adapter)}),
         **judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"}),
     }
 

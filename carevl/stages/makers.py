@@ -164,7 +164,7 @@ def _dpo(context: Context, pending: list[str]) -> Counts:
             "dpo: no pair of judgments was selected, so there is nothing to prefer; lower select.min_gap, or raise "
             "sample.samples or sample.temperature so that judgments differ"
         )
-    judge = Path(trained_judge(context, "sft").path)
+    judge = _merged(context, "sft")
     task = Task(
         name="reference",
         make=phases.reference_work,
@@ -187,7 +187,15 @@ def trained_judge(context: Context, stage: str | None) -> Judge:
     judge = context.settings.judge
     if stage is None:
         return judge
-    return judge.model_copy(update={"path": str((context.table(stage).directory / "judge").absolute())})
+    adapter = _merged(context, stage).with_name("adapter")
+    if judge.serve == "merged" or not adapter.exists():
+        return judge.model_copy(update={"path": str(_merged(context, stage))})
+    began_with = {"sft": judge.path, "dpo": str(_merged(context, "sft"))}[stage]
+    return judge.model_copy(update={"path": began_with, "adapter": str(adapter)})
+
+
+def _merged(context: Context, stage: str) -> Path:
+    return (context.table(stage).directory / "judge").absolute()
 
 
 def _evaluate(context: Context, pending: list[str]) -> Counts:

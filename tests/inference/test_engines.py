@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from carevl import config
 from carevl.inference.engines import generator
@@ -14,6 +15,7 @@ from carevl.judging.prompts import judge_prompt, parse_judgment
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import CAPTION_PROMPT
 from carevl.miniworld.weights import WEIGHTS
+from carevl.runs import RunError
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,45 @@ def test_an_engine_spread_over_two_processes_writes_the_same_texts(drawn):
     made = engine.generate(asks, max_tokens=40)
     assert engine.engine.llm_engine.vllm_config.parallel_config.tensor_parallel_size == 2
     assert [g.text for g in made] == [g.text for g in expected]
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """(adapter, the judge merged with it): random, and large enough that texts change."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    directory = tmp_path_factory.mktemp("adapted")
+    torch.manual_seed(0)
+    judge = AutoModelForImageTextToText.from_pretrained(WEIGHTS / "judge")
+    adapted = get_peft_model(judge, LoraConfig(r=12, lora_alpha=24, target_modules=["q_proj", "down_proj"]))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    adapted.save_pretrained(directory / "adapter")
+    adapted.merge_and_unload().save_pretrained(directory / "judge")
+    AutoProcessor.from_pretrained(WEIGHTS / "judge").save_pretrained(directory / "judge")
+    return directory / "adapter", directory / "judge"
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_an_adapter_that_is_not_merged_writes_what_the_merged_judge_writes(drawn, adapted, engine):
+    adapter, merged = adapted
+    asks = [Ask(image, _ask(item)) for image, item in drawn]
+    expected = ImageTextGenerator(merged).generate(asks, max_tokens=40)
+    judge = config.Judge(
+        path="miniworld:judge", adapter=str(adapter), engine=engine, max_model_len=512, pool=config.Pool(batch_size=16)
+    )
+    made = generator(judge).generate(asks, max_tokens=40)
+    assert [g.text for g in made] == [g.text for g in expected]
+    assert [g.text for g in made] != [
+        g.text for g in ImageTextGenerator(WEIGHTS / "judge").generate(asks, max_tokens=40)
+    ]
+
+
+def test_what_is_no_adapter_is_refused():
+    with pytest.raises(RunError, match=r"judge has no adapter_config\.json"):
+        generator(config.Judge(path="miniworld:judge", adapter=str(WEIGHTS / "judge")))
 
 
 def test_a_reply_goes_on_from_its_beginning(drawn):

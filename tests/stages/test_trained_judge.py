@@ -1,0 +1,46 @@
+"""How the stages load a judge that a phase trained."""
+
+import pytest
+
+from carevl import config
+from carevl.runs import Cause, Run
+from carevl.stages.context import Context
+from carevl.stages.makers import trained_judge
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Context of a run whose named phases have left an adapter beside their judge."""
+
+    def make(serve, *phases):
+        settings = config.load("mini", [f"judge.serve={serve}"])
+        context = Context(settings, Run(tmp_path), {name: Cause(name, {}) for name in ("sft", "dpo")}, print)
+        for phase in phases:
+            context.table(phase, "adapter").directory.mkdir(parents=True)
+        return context
+
+    return make
+
+
+def _is(judge, path, adapter):
+    return judge.path == str(path) and judge.adapter == (None if adapter is None else str(adapter))
+
+
+def test_trained_judges_are_merged_by_default(trained):
+    context = trained("merged", "sft", "dpo")
+    assert trained_judge(context, None) == context.settings.judge
+    for phase in ("sft", "dpo"):
+        assert _is(trained_judge(context, phase), context.table(phase, "judge").directory, None)
+
+
+def test_or_an_adapter_of_what_their_phase_began_with(trained):
+    context = trained("adapter", "sft", "dpo")
+    sft, dpo = (context.table(phase).directory for phase in ("sft", "dpo"))
+    assert _is(trained_judge(context, None), "miniworld:judge", None)
+    assert _is(trained_judge(context, "sft"), "miniworld:judge", sft / "adapter")
+    assert _is(trained_judge(context, "dpo"), sft / "judge", dpo / "adapter")
+
+
+def test_a_judge_whose_weights_were_all_trained_has_no_adapter(trained):
+    context = trained("adapter", "dpo")
+    assert _is(trained_judge(context, "sft"), context.table("sft", "judge").directory, None)
