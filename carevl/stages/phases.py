@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from carevl.training.settings import Training
     from carevl.training.train import Trained
 
-VERSION = 1
+VERSION = 2
 
 
 def facts(training: Training) -> dict[str, Any]:

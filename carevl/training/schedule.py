@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate, islice
 
 from carevl.packing import Shape, computed_tokens
 from carevl.training.settings import Packing
@@ -20,7 +22,8 @@ class Schedule:
 
     `n_items` items are seen once per epoch, for `epochs` or until there are `n_steps`; with `n_replay`, a step also
     holds `replay_share` times as many replayed items, numbered from `n_items` on, in rounds that each hold every one
-    of them once.
+    of them once. `together` are the sizes of groups of consecutive items, all of them, whose members share a step where
+    they find room; without it every item is on its own.
     """
 
     n_items: int
@@ -30,6 +33,7 @@ class Schedule:
     n_replay: int = 0
     replay_share: float = 0.0
     n_steps: int | None = None
+    together: tuple[int, ...] = ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -57,7 +61,7 @@ class Schedule:
     def step(self, number: int) -> list[int]:
         """The items of a step."""
         epoch, place = divmod(number, self.steps_per_epoch)
-        order = _shuffled(self.n_items, self.seed, "epoch", epoch)
+        order = _order(self, epoch)
         start = place * self.batch_size
         items = order[start : start + self.batch_size]
         return [*items, *(self.n_items + i for i in self._replayed(epoch * self.n_items + start, len(items)))]
@@ -70,6 +74,24 @@ class Schedule:
         rounds = {k // self.n_replay for k in range(first, last)}
         orders = {k: _shuffled(self.n_replay, self.seed, "replay", k) for k in rounds}
         return [orders[k // self.n_replay][k % self.n_replay] for k in range(first, last)]
+
+
+_LOOK_AHEAD = 64
+
+
+@lru_cache(maxsize=2)
+def _order(schedule: Schedule, epoch: int) -> list[int]:
+    """The items of an epoch, step after step: shuffled groups, of the next ones always the first that fits the step."""
+    sizes = schedule.together or (1,) * schedule.n_items
+    starts = [0, *accumulate(sizes)]
+    waiting = _shuffled(len(sizes), schedule.seed, "epoch", epoch)[::-1]  # the next group is the last
+    order: list[int] = []
+    while waiting:
+        room = schedule.batch_size - len(order) % schedule.batch_size
+        fits = (k for k, group in enumerate(islice(reversed(waiting), _LOOK_AHEAD)) if sizes[group] <= room)
+        group = waiting.pop(-1 - next(fits, 0))
+        order += range(starts[group], starts[group + 1])
+    return order
 
 
 def _shuffled(n: int, *seed: object) -> list[int]:

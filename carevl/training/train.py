@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import pickle
 import signal
@@ -114,7 +115,7 @@ def assign(
             if (out / "judge").exists() or (out / "checkpoints").exists():
                 raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
         else:
-            schedule = Schedule(**known["schedule"])
+            schedule = Schedule(**{**known["schedule"], "together": tuple(known["schedule"].get("together", ()))})
             return Assignment(judge, out / "data", out, schedule, training), known["rows"], known["errors"]
     schedule, used, errors = _encode(phase, rows, judge, out / "data", training, replay, dev)
     found = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
@@ -179,7 +180,13 @@ def _encode(
         _check_packable(model, max(shape.longest for shape in encoded.shapes))
     encoded.save(data)
     schedule = Schedule(
-        len(items), training.batch_size, training.epochs, training.seed, len(replayed), training.dpo.replay_share
+        len(items),
+        training.batch_size,
+        training.epochs,
+        training.seed,
+        len(replayed),
+        training.dpo.replay_share,
+        together=tuple(len(list(group)) for _, group in itertools.groupby(items, key=lambda item: item["item_id"])),
     )
     if training.tokens is not None:
         schedule = schedule.for_tokens(training.tokens, encoded.lengths)

@@ -30,6 +30,31 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert orders[1][:4] != orders[1][4:]
 
 
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=30), seed=st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_groups_share_a_step_where_they_find_room_and_every_item_is_seen_once(sizes, seed):
+    n = sum(sizes)
+    schedule = Schedule(n, 6, 2, seed, together=tuple(sizes))
+    group_of = [group for group, size in enumerate(sizes) for _ in range(size)]
+    for epoch in range(2):
+        steps = [schedule.step(epoch * schedule.steps_per_epoch + k) for k in range(schedule.steps_per_epoch)]
+        assert sorted(i for step in steps for i in step) == list(range(n))
+        assert [len(step) for step in steps[:-1]] == [6] * (len(steps) - 1)
+        for step in steps:
+            torn = {
+                group
+                for group in map(group_of.__getitem__, step)
+                if sum(group_of[i] == group for i in step) < sizes[group]
+            }
+            assert len(torn) <= 2  # what the step before began, and what this one had no room for
+
+
+def test_pairs_of_two_are_never_torn_when_they_fill_the_steps():
+    schedule = Schedule(40, 8, 3, seed=2, together=(2,) * 16 + (1,) * 8)
+    for step in map(schedule.step, range(schedule.steps)):
+        assert all((i ^ 1) in step for i in step if i < 32)
+
+
 @pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
 def test_replay_goes_round_evenly(share):
     schedule = Schedule(10, 4, 3, seed=0, n_replay=7, replay_share=share)

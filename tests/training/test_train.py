@@ -86,6 +86,17 @@ def test_a_training_whose_driver_is_killed_is_taken_up_by_the_next_call(begin, j
     assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
+def test_rows_of_an_item_stand_in_one_step(judge, sft_rows, write, quick, tmp_path):
+    rows = sft_rows.set_column(0, "item_id", pa.array([str(n // 2) for n in range(sft_rows.num_rows)]))
+    assert rows.column_names == sft_rows.column_names
+    files = [write(rows)]
+    assignment, _, _ = assign("sft", files, judge, tmp_path, quick(epochs=2))
+    names = Items.open(assignment.data).ids
+    for step in map(assignment.schedule.step, range(assignment.schedule.steps)):
+        assert {count for count in Counter(names[i] for i in step).values()} == {2}
+    assert assign("sft", files, judge, tmp_path, quick(epochs=2))[0] == assignment
+
+
 def test_a_finished_training_is_only_read(ray_here, judge, sft_rows, write, quick, tmp_path):
     rows, out, said = write(sft_rows), tmp_path / "out", []
     training = quick(epochs=2)
