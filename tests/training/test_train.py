@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 
 from carevl.errors import UserError
+from carevl.training.items import Items
 from carevl.training.progress import read_log
 from carevl.training.train import TrainingError, assign, train
 
@@ -87,13 +90,11 @@ def test_a_training_whose_driver_is_killed_is_taken_up_by_the_next_call(begin, j
 
 
 def test_rows_of_an_item_stand_in_one_step(judge, sft_rows, write, quick, tmp_path):
-    rows = sft_rows.set_column(0, "item_id", pa.array([str(n // 2) for n in range(sft_rows.num_rows)]))
-    assert rows.column_names == sft_rows.column_names
-    files = [write(rows)]
+    files = [write(sft_rows.set_column(0, "item_id", pa.array([str(n // 2) for n in range(sft_rows.num_rows)])))]
     assignment, _, _ = assign("sft", files, judge, tmp_path, quick(epochs=2))
     names = Items.open(assignment.data).ids
     for step in map(assignment.schedule.step, range(assignment.schedule.steps)):
-        assert {count for count in Counter(names[i] for i in step).values()} == {2}
+        assert set(Counter(names[i] for i in step).values()) == {2}
     assert assign("sft", files, judge, tmp_path, quick(epochs=2))[0] == assignment
 
 
