@@ -56,6 +56,12 @@ class Pool(_Strict):
     num_gpus: float = Field(0.0, ge=0, description="GPUs that each actor reserves; fractions share a GPU.")
     resources: dict[str, float] = Field({}, description="Custom Ray resources that each actor reserves.")
     batch_size: int = Field(64, ge=1, description="Rows that an engine is handed at a time.")
+    preparers: int = Field(
+        0,
+        ge=0,
+        description="Actors of one CPU each that read rows, decode images and tokenise ahead of the engines, if they "
+        "find room beside them; 0: the engines' own actors do it, in turns with the engine.",
+    )
 
     @field_validator("concurrency")
     @classmethod

@@ -117,6 +117,7 @@ def _judgments(context: Context, pending: list[str]) -> Counts:
     task = Task(
         name=name,
         make=judgments.work,
+        prepare=judgments.prepare,
         arguments={"judge": settings.judge, "asking": asking},
         sources={
             "items": context.ingested.items,

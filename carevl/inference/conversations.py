@@ -27,11 +27,17 @@ def chat_conversation(tokenizer: Any, user: str, response: str) -> str:
     return written
 
 
-def encode(tokenizer: Any, conversations: Sequence[Conversation]) -> list[Encoded]:
+def encode(tokenizer: Any, conversations: Sequence[Conversation | Encoded]) -> list[Encoded]:
     """Token ids as the chat template writes them: it stands for all special tokens, so no second BOS is added.
 
-    A tokenizer without a template gets user turn and response as a pair of texts, with its own special tokens.
+    A tokenizer without a template gets user turn and response as a pair of texts, with its own special tokens. What is
+    encoded already stays as it is.
     """
+    fresh = iter(_encode(tokenizer, [one for one in conversations if not isinstance(one, Encoded)]))
+    return [one if isinstance(one, Encoded) else next(fresh) for one in conversations]
+
+
+def _encode(tokenizer: Any, conversations: Sequence[Conversation]) -> list[Encoded]:
     if not conversations:
         return []
     if tokenizer.chat_template:

@@ -7,17 +7,18 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from carevl.errors import UserError
-from carevl.inference.engines import scorer, weights_fingerprint
+from carevl.inference.conversations import Conversation, Encoded, encode
+from carevl.inference.engines import locate, scorer, weights_fingerprint
 from carevl.inference.guarded import Failure, SomeRowsError, guarded
 
 if TYPE_CHECKING:
     from carevl.config import Expert
 
-Row = tuple[str, Sequence[str]]
-"""A user turn and the responses to it."""
+Row = tuple[str, Sequence[str | Encoded]]
+"""A user turn and the responses to it; an encoded response stands for the whole conversation."""
 
 
 def load(expert: Expert) -> Callable[[Sequence[Row]], list[list[float] | Failure]]:
@@ -31,7 +32,7 @@ def load(expert: Expert) -> Callable[[Sequence[Row]], list[list[float] | Failure
 
         assert expert.endpoint is not None
         judge = EndpointJudge(expert.path, expert.endpoint)
-        return lambda rows: guarded(judge.score_rows, rows)
+        return lambda rows: guarded(judge.score_rows, cast("Sequence[tuple[str, Sequence[str]]]", rows))
     if expert.kind == "python":
         engine = _python(expert.path)
     else:
@@ -42,6 +43,22 @@ def load(expert: Expert) -> Callable[[Sequence[Row]], list[list[float] | Failure
 
     relieve = getattr(engine, "relieve", lambda: False)
     return lambda rows: guarded(score_rows, rows, relieve)
+
+
+def encoder(expert: Expert) -> Callable[[Sequence[tuple[str, Sequence[str]]]], list[list[Encoded]]] | None:
+    """What encodes rows as the expert's engine does; None where the expert reads texts."""
+    if expert.kind != "reward_model":
+        return None
+    from transformers import AutoTokenizer
+
+    loading = {"revision": expert.revision, "trust_remote_code": expert.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(locate(expert.path), **loading)
+
+    def encoded(rows: Sequence[tuple[str, Sequence[str]]]) -> list[list[Encoded]]:
+        made = iter(encode(tokenizer, [(turn, response) for turn, responses in rows for response in responses]))
+        return [[next(made) for _ in responses] for _, responses in rows]
+
+    return encoded
 
 
 def fingerprint(expert: Expert) -> str:
@@ -56,14 +73,18 @@ def fingerprint(expert: Expert) -> str:
     return weights_fingerprint(expert.path, expert.revision)
 
 
-def _by_row(score: Callable[[list[tuple[str, str]]], Sequence[float]], rows: Sequence[Row]) -> list[list[float]]:
+def _by_row(score: Callable[[list[Conversation | Encoded]], Sequence[float]], rows: Sequence[Row]) -> list[list[float]]:
     """Scores of the rows' conversations, one after the other; a row fails with the first of its conversations.
 
     Raises:
         ValueError: the engine gave another number of scores than it was asked for.
         SomeRowsError: some rows failed.
     """
-    conversations = [(turn, response) for turn, responses in rows for response in responses]
+    conversations = [
+        response if isinstance(response, Encoded) else (turn, response)
+        for turn, responses in rows
+        for response in responses
+    ]
     failures: dict[int, Failure] = {}
     try:
         scores: Sequence[float | None] = score(conversations)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import pyarrow.compute as pc
 
 from carevl.errors import UserError
 from carevl.inference.guarded import BROKEN
-from carevl.inference.sizing import shares
+from carevl.inference.sizing import preparers, shares
 from carevl.resources import Resources, nodes_there
 from carevl.runs import RunError, Table
 from carevl.tables import failures
@@ -39,16 +40,23 @@ _IN_FLIGHT = 2
 _LOOK = 10.0
 """Seconds after which a pool that has said nothing is looked at."""
 
+_MOST_READY = 2**30
+"""Bytes of a part that a preparer hands over at most; the actors make larger ones ready themselves."""
+
 Work = Callable[[Mapping[str, pa.Table]], pa.Table]
 """Input rows by table name to output rows, which have an `error` column."""
+
+Prepare = Callable[[Mapping[str, pa.Table]], Mapping[str, pa.Table]]
+"""Input rows to the same with some of the work done that needs no engine; a work makes the same of both."""
 
 
 @dataclass(frozen=True)
 class Task:
     """What one pool does with every part.
 
-    `make(**arguments)` is called once in each actor and returns the work; `sources` are the tables whose part n it
-    needs to make part n of `target`. Every value of `key` in the first of them has to come out again, or every one
+    `make(**arguments)` is called once in each actor and returns the work; `prepare(**arguments)` in each preparer that
+    the pool has, and returns what makes parts ready ahead of the actors. `sources` are the tables whose part n is
+    needed to make part n of `target`. Every value of `key` in the first of them has to come out again, or every one
     that `wanted` picks; key and the columns of `identity` name an output row, so that none is there twice.
     """
 
@@ -65,6 +73,7 @@ class Task:
     """Whether to make the rows anew that have an error of this task, and no others."""
     parts: tuple[int, ...] | None = None
     """Numbers of the parts to make, where they are not those of all tasks at work together."""
+    prepare: Callable[..., Prepare] | None = None
 
 
 @dataclass
@@ -72,6 +81,7 @@ class Tally:
     """What a pool has done: parts, rows, rows with an error; and its time.
 
     `busy_seconds`: of its actors at work, without `load_seconds`, in which they loaded what they work with.
+    `prepare_seconds`: of its preparers.
     `actors`: how many it has had. `actor_seconds`: of all its actors since its first part was begun.
     """
 
@@ -81,13 +91,14 @@ class Tally:
     errors: int = 0
     busy_seconds: float = 0.0
     load_seconds: float = 0.0
+    prepare_seconds: float = 0.0
     actors: int = 0
     actor_seconds: float = 0.0
     trouble: str = ""
 
     def add(self, other: Tally) -> None:
         """Counts the parts that another tally counted."""
-        for name in ("parts", "rows_in", "rows_out", "errors", "busy_seconds", "load_seconds"):
+        for name in ("parts", "rows_in", "rows_out", "errors", "busy_seconds", "load_seconds", "prepare_seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
@@ -99,6 +110,38 @@ class Tally:
         """What a manifest says of it."""
         told = {name: round(value, 3) for name, value in asdict(self).items() if name != "trouble"}
         return told | {"busy_share": round(self.busy_share, 3)}
+
+
+class _Preparer:
+    """Reads parts and makes them ready, ahead of the actors of a task.
+
+    What goes wrong here is left to the actor, which reads the part itself and meets it again.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.prepare: Prepare | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        started = time.monotonic()
+        ready = self._ready(*batch["part"].tolist())
+        seconds = np.array([time.monotonic() - started])
+        return {**batch, "ready": np.array([ready], dtype=object), "prepare_seconds": seconds}
+
+    def _ready(self, number: int) -> bytes:
+        """A part's tables; empty where the actor has to read them itself."""
+        if self.task.target.part(number).exists():
+            return b""
+        try:
+            if self.prepare is None:
+                assert self.task.prepare is not None
+                self.prepare = self.task.prepare(**self.task.arguments)
+            tables = {name: table.read(number) for name, table in self.task.sources.items()}
+            ready = pickle.dumps(dict(self.prepare(tables)), protocol=5)
+        except (OSError, UserError, ValueError):
+            _log.warning("%s: part %d is left to the actor", self.task.name, number, exc_info=True)
+            return b""
+        return ready if len(ready) < _MOST_READY else b""
 
 
 class _Actor:
@@ -119,15 +162,16 @@ class _Actor:
         tally = Tally()
         if not self.stopped:
             try:
-                tally = self._part(number)
+                tally = self._part(number, pickle.loads(ready) if (ready := bytes(*batch.get("ready", ()))) else None)
+                tally.prepare_seconds = sum(batch.get("prepare_seconds", ()))
             except (OSError, UserError) as error:
                 self.stopped = " ".join(str(error).split())
         report = {"task": self.task.name, "actor": self.name, "tally": json.dumps(asdict(tally))}
         return {name: np.array([value]) for name, value in {**report, "stopped": self.stopped}.items()}
 
-    def _part(self, number: int) -> Tally:
+    def _part(self, number: int, ready: Mapping[str, pa.Table] | None) -> Tally:
         started, self.load_seconds = time.monotonic(), 0.0
-        rows_in: Mapping[str, pa.Table] = {name: table.read(number) for name, table in self.task.sources.items()}
+        rows_in = ready or {name: table.read(number) for name, table in self.task.sources.items()}
         rows_out = self._rows(number, rows_in)
         errors = failures(rows_out["error"])
         busy = time.monotonic() - started - self.load_seconds
@@ -271,13 +315,17 @@ def run_tasks(
 
 
 def _sized(tasks: Sequence[Task], rates: Mapping[str, float], nodes: Sequence[Resources]) -> list[Task]:
-    """The tasks with a number of actors where their pool's size is `auto`; arguments as for `run_tasks`."""
+    """The tasks with their numbers of preparers, and of actors where those are `auto`; arguments as for `run_tasks`."""
     n_parts = max(len(task.parts or ()) for task in tasks)
-    found = shares({task.name: task.pool for task in tasks}, n_parts, rates, nodes)
-    return [
-        replace(task, pool=task.pool.model_copy(update={"concurrency": found[task.name]})) if task.pool.auto else task
-        for task in tasks
-    ]
+    pools = {task.name: task.pool for task in tasks}
+    actors, ahead = shares(pools, n_parts, rates, nodes), preparers(pools, n_parts, nodes)
+    sized = []
+    for task in tasks:
+        if ahead[task.name] < min(task.pool.preparers, n_parts):
+            _log.warning("%s: room for %d of %d preparers", task.name, ahead[task.name], task.pool.preparers)
+        sizes = {"preparers": ahead[task.name]} | ({"concurrency": actors[task.name]} if task.pool.auto else {})
+        sized.append(replace(task, pool=task.pool.model_copy(update=sizes)))
+    return sized
 
 
 def _stream(task: Task) -> Any:
@@ -286,7 +334,16 @@ def _stream(task: Task) -> Any:
 
     parts = task.parts or ()
     low, high = task.pool.bounds
-    return ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts)).map_batches(
+    stream = ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts))
+    if task.prepare is not None and task.pool.preparers and not task.retry:
+        stream = stream.map_batches(
+            _Preparer,
+            fn_constructor_args=(task,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=task.pool.preparers),
+            num_cpus=1,
+        )
+    return stream.map_batches(
         _Actor,
         fn_constructor_args=(task,),
         batch_size=1,

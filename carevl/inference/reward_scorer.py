@@ -70,7 +70,7 @@ class RewardScorer:
         self.limit = min((limit for limit in limits if limit and limit > 0), default=2**31)
         self.shareable = 0 if self.bidirectional else self._shareable()
 
-    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+    def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
         """The raw score (logit) of each (user turn, response), in their order.
 
         Consecutive conversations that begin alike share the work on their beginning.

@@ -70,7 +70,32 @@ def shares(
         )
         for name, pool in pools.items()
     ]
-    return sizes(demands, nodes)
+    ahead = sum(preparers(pools, most, nodes).values())
+    return sizes([Demand("preparers", _PREPARER, 0.0, ahead, ahead), *demands], nodes)
+
+
+_PREPARER: Resources = {"CPU": 1.0}
+
+
+def preparers(pools: Mapping[str, Pool], most: int, nodes: Sequence[Resources]) -> dict[str, int]:
+    """Preparers of pools at work together: those of the settings, or fewer where they would keep an engine out.
+
+    Beside all of them, an actor of every pool finds room, unless it has to wait for another node in any case.
+
+    Args:
+        most: as for `shares`.
+    """
+
+    def fit(actors: Sequence[Resources]) -> bool:
+        return all(map(_Room(nodes).take, actors))
+
+    engines = [needed(pool) for pool in pools.values() if fit([needed(pool)])]
+    for limit in range(max(pool.preparers for pool in pools.values()), 0, -1):
+        found = {name: min(pool.preparers, most, limit) for name, pool in pools.items()}
+        ahead = [_PREPARER] * sum(found.values())
+        if fit(ahead) and all(fit([*ahead, engine]) for engine in engines):
+            return found
+    return dict.fromkeys(pools, 0)
 
 
 class _Room:

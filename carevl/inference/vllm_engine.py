@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from carevl.errors import UserError
-from carevl.inference.conversations import Conversation, encode, too_long
+from carevl.inference.conversations import Conversation, Encoded, encode, too_long
 from carevl.inference.guarded import SomeRowsError
 from carevl.inference.transformers_engine import Ask, Generation, first_tokens, prompted
 
@@ -218,7 +218,7 @@ class VllmScorer:
         if expected is not None and parity_tolerance is not None:
             _check_parity(model, expected, self.score(_SAMPLE), parity_tolerance)
 
-    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+    def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
         """The raw score (logit) of each (user turn, response), in their order.
 
         Conversations run in their order, so that those that begin alike find their beginning in the engine's cache.

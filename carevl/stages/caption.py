@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,12 @@ import pyarrow as pa
 from carevl.inference.engines import generated, generator, weights_fingerprint
 from carevl.inference.guarded import Failure
 from carevl.inference.transformers_engine import Ask
-from carevl.sources.images import ImageLimits, decode_rgb
+from carevl.stages.pictures import decoded, picture
 from carevl.tables import CAPTIONS, row_error
 
 if TYPE_CHECKING:
     from carevl.config import Captioner, Settings
-    from carevl.inference.pools import Work
+    from carevl.inference.pools import Prepare, Work
 
 VERSION = 1
 VIEW = "default"
@@ -32,16 +31,20 @@ def facts(settings: Settings) -> dict[str, Any]:
     }
 
 
+def prepare(captioner: Captioner) -> Prepare:
+    """What decodes the pictures ahead of the captioner."""
+    del captioner
+    return lambda tables: {"images": decoded(tables["images"])}
+
+
 def work(captioner: Captioner) -> Work:
     """Loads the captioner; returns what turns a part of `images` into a part of `captions`."""
     engine = generator(captioner)
-    limits = ImageLimits(max_image_pixels=sys.maxsize)  # ingest has let these images in
 
     def caption(tables: Mapping[str, pa.Table]) -> pa.Table:
         rows = tables["images"].to_pylist()
         good = [row for row in rows if row["error"] is None]
-        pictures = [decode_rgb(row["bytes"], limits) for row in good]
-        asks = [Ask(picture, captioner.prompt) for picture in pictures]
+        asks = [Ask(picture(row), captioner.prompt) for row in good]
         made = generated(engine, asks, max_tokens=captioner.max_tokens)
         texts = dict(zip((row["image_id"] for row in good), made, strict=True))
         captions = []

@@ -24,11 +24,12 @@ from carevl.benchmarks.protocol import Benchmark
 from carevl.benchmarks.rows import Image, Row
 from carevl.errors import UserError
 from carevl.inference.engines import Scorer, adapter_fingerprint, scorer, weights_fingerprint
-from carevl.inference.pools import Tally, Task, Work, run_tasks
+from carevl.inference.pools import Prepare, Tally, Task, Work, run_tasks
 from carevl.judging.prompts import PROMPT_VERSION
 from carevl.runs import RunError, Table
-from carevl.sources.images import ImageLimits, decode_rgb
+from carevl.sources.images import ImageLimits
 from carevl.sources.rows import RowError
+from carevl.stages.pictures import decoded, picture
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 VERSION = 3
 PART_QUESTIONS = 256
+_LIMITS = ImageLimits()
 _QUESTIONS = pa.schema(
     [
         *(SCHEMA.field(name) for name in ("benchmark", "protocol", "key", "order", "sample")),
@@ -163,6 +165,7 @@ class _Pass:
         return Task(
             name=f"evaluate/{self.name}",
             make=work,
+            prepare=prepare,
             arguments={"judge": self.judge, "name": self.name, "seed": self.seed},
             sources={"questions": self.questions, "images": self.images},
             target=self.made,
@@ -268,6 +271,12 @@ def _bytes(image: Image) -> bytes:
         return b""
 
 
+def prepare(judge: Judge, name: str, seed: int) -> Prepare:
+    """What decodes the pictures ahead of the judge."""
+    del judge, name, seed
+    return lambda tables: {**tables, "images": decoded(tables["images"], limits=_LIMITS, key="name")}
+
+
 def work(judge: Judge, name: str, seed: int) -> Work:
     """Returns what turns a part of questions and their images into a part of `predictions`.
 
@@ -279,7 +288,7 @@ def work(judge: Judge, name: str, seed: int) -> Work:
         questions = [_question(row) for row in tables["questions"].to_pylist()]
         written = [question for question in questions if question.response is None]
         scored = [question for question in questions if question.response is not None]
-        pictures = {row["name"]: _decode(row["bytes"]) for row in tables["images"].to_pylist()}
+        pictures = {row["name"]: _picture(row) for row in tables["images"].to_pylist()}
         module = BENCHMARKS[questions[0].benchmark]  # a part is of one benchmark
         made = judge_questions(asked.writer, name, module, written, pictures, seed) if written else []
         if scored:
@@ -310,9 +319,9 @@ def _question(row: Mapping[str, Any]) -> Question:
     return Question(**{**row, "order": tuple(row["order"]), "image": image})
 
 
-def _decode(data: bytes) -> PIL.Image.Image | str:
+def _picture(row: Mapping[str, Any]) -> PIL.Image.Image | str:
     """The picture, or why there is none."""
     try:
-        return decode_rgb(data, ImageLimits())
+        return picture(row, _LIMITS)
     except RowError as error:
         return str(error)

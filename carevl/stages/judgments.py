@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from carevl.inference.engines import generated, generator
 from carevl.inference.guarded import Failure
 from carevl.inference.transformers_engine import Ask, Generation
 from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
-from carevl.sources.images import ImageLimits, decode_rgb
+from carevl.stages.pictures import decoded, picture
 from carevl.tables import JUDGMENTS, row_error
 
 if TYPE_CHECKING:
     from carevl.config import Judge
-    from carevl.inference.pools import Work
+    from carevl.inference.pools import Prepare, Work
 
 Item = dict[str, Any]
 """A row of the table `items`."""
@@ -87,13 +86,24 @@ class Asking:
         )
 
 
+def prepare(judge: Judge, asking: Asking) -> Prepare:
+    """What decodes the pictures that the judge will be asked about, ahead of it."""
+    del judge
+
+    def ready(tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
+        asked = by_item(tables["items"], tables["routes"])
+        wanted = {item["image_id"] for item, routes in asked if asking.prompts(item, routes)}
+        return {**tables, "images": decoded(tables["images"], wanted)}
+
+    return ready
+
+
 def work(judge: Judge, asking: Asking) -> Work:
     """Loads a judge; returns what turns a part of `items`, `images` and `routes` into a part of `judgments`."""
     engine = generator(judge)
-    limits = ImageLimits(max_image_pixels=sys.maxsize)  # ingest has let these images in
 
     def answer(tables: Mapping[str, pa.Table]) -> pa.Table:
-        images = {row["image_id"]: row["bytes"] for row in tables["images"].to_pylist()}
+        images = {row["image_id"]: row for row in tables["images"].to_pylist()}
         rows: list[dict[str, Any]] = []
         asked: list[Prompted] = []
         asks: list[Ask] = []
@@ -101,7 +111,7 @@ def work(judge: Judge, asking: Asking) -> Work:
             prompts = asking.prompts(item, routes)
             if not prompts:
                 continue
-            image = decode_rgb(images[item["image_id"]], limits)
+            image = picture(images[item["image_id"]])
             for prompted in prompts:
                 words = prompted.write(item)
                 for sample in range(asking.samples):

@@ -53,6 +53,7 @@ def _caption(context: Context, pending: list[str]) -> Counts:
     task = Task(
         name="caption",
         make=caption.work,
+        prepare=caption.prepare,
         arguments={"captioner": captioner},
         sources={"images": context.ingested.images},
         target=context.table("caption"),
@@ -68,6 +69,7 @@ def _score(context: Context, pending: list[str]) -> Counts:
         Task(
             name=f"score/{expert.name}",
             make=score.work,
+            prepare=score.prepare,
             arguments={"expert": expert},
             sources={"items": context.ingested.items, "captions": context.table("caption")},
             target=context.table(f"score/{expert.name}"),
@@ -95,6 +97,7 @@ def _judged(context: Context, name: str, judge: Judge, asking: judgments.Asking,
     task = Task(
         name=name,
         make=judgments.work,
+        prepare=judgments.prepare,
         arguments={"judge": judge, "asking": asking},
         sources={"items": items, "images": images, "routes": context.table("route")},
         target=target,

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.confidence.pairs import NO_CAPTION
-from carevl.inference.experts import fingerprint, load
+from carevl.inference.conversations import Encoded
+from carevl.inference.experts import encoder, fingerprint, load
 from carevl.inference.guarded import TOO_LONG, Failure
 from carevl.tables import SCORES, row_error
 
 if TYPE_CHECKING:
     from carevl.config import Expert
-    from carevl.inference.pools import Work
+    from carevl.inference.pools import Prepare, Work
 
 VERSION = 3
 
@@ -48,6 +49,10 @@ class Asked:
     responses: Sequence[str]
     caption: str | None
 
+    def turn(self, expert: Expert) -> str:
+        """The user turn that the expert reads."""
+        return expert.write(self.caption, self.question)
+
     def shorter(self) -> Asked | None:
         """Without the caption's last sentence; None when it has one sentence or none."""
         caption = (self.caption or "").strip()
@@ -57,32 +62,23 @@ class Asked:
 
 Scores = list[list[float] | Failure]
 
+_TOKENS = pa.schema([("ids", pa.list_(pa.list_(pa.int32()))), ("types", pa.list_(pa.list_(pa.int32())))])
+
 
 def work(expert: Expert) -> Work:
     """Loads the expert; returns what turns a part of `items` and `captions` into a part of `scores`."""
     score_rows = load(expert)
 
-    def ask(asked: Sequence[Asked]) -> Scores:
+    def ask(asked: Sequence[Asked], tokens: Sequence[Sequence[Encoded]] | None = None) -> Scores:
         size = expert.pool.batch_size
-        rows = [(expert.write(one.caption, one.question), one.responses) for one in asked]
+        said: Sequence[Sequence[str | Encoded]] = tokens or [one.responses for one in asked]
+        rows = [(one.turn(expert), responses) for one, responses in zip(asked, said, strict=True)]
         return [scored for start in range(0, len(rows), size) for scored in score_rows(rows[start : start + size])]
 
     def score(tables: Mapping[str, pa.Table]) -> pa.Table:
-        captions: dict[str, dict[str, str | None]] = {}
-        for row in tables["captions"].to_pylist():
-            captions.setdefault(row["image_id"], {})[row["view"]] = row["text"] if row["error"] is None else None
-        rows: list[dict[str, Any]] = []
-        asked: list[Asked] = []
-        for item in tables["items"].to_pylist():
-            views = captions.get(item["image_id"], {}) if item["error"] is None else {}
-            for view, text in {**(views or {"default": None}), NO_CAPTION: ""}.items():
-                error = item["error"]
-                if error is None and text is None:
-                    error = row_error("score", "no caption", "the image has no caption")
-                rows.append({"item_id": item["item_id"], "expert": expert.name, "view": view, "error": error})
-                if error is None:
-                    asked.append(Asked(item["question"], item["responses"], text or None))
-        read, made = summarised(ask, asked) if expert.too_long == "summarise" else (asked, ask(asked))
+        rows, asked = _asked(expert, tables)
+        made = ask(asked, _tokens(tables["tokens"]) if "tokens" in tables else None)
+        read, made = summarised(ask, asked, made) if expert.too_long == "summarise" else (asked, made)
         for row, whole, one, scores in zip(
             (row for row in rows if row["error"] is None), asked, read, made, strict=True
         ):
@@ -98,12 +94,55 @@ def work(expert: Expert) -> Work:
     return score
 
 
-def summarised(ask: Callable[[Sequence[Asked]], Scores], asked: Sequence[Asked]) -> tuple[Sequence[Asked], Scores]:
+def prepare(expert: Expert) -> Prepare:
+    """What tokenises ahead of the expert: the table `tokens`, a row for everything that it is asked."""
+    encode = encoder(expert)
+
+    def ready(tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
+        if encode is None:
+            return tables
+        _, asked = _asked(expert, tables)
+        made = encode([(one.turn(expert), one.responses) for one in asked])
+        rows = [{"ids": [one.ids for one in said], "types": [one.types for one in said]} for said in made]
+        return {**tables, "tokens": pa.Table.from_pylist(rows, _TOKENS)}
+
+    return ready
+
+
+def _tokens(table: pa.Table) -> list[list[Encoded]]:
+    return [list(map(Encoded, row["ids"], row["types"])) for row in table.to_pylist()]
+
+
+def _asked(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list[dict[str, Any]], list[Asked]]:
+    """The rows of a part of `scores` without their scores, and what is asked for those that have no error."""
+    captions: dict[str, dict[str, str | None]] = {}
+    for row in tables["captions"].to_pylist():
+        captions.setdefault(row["image_id"], {})[row["view"]] = row["text"] if row["error"] is None else None
+    rows: list[dict[str, Any]] = []
+    asked: list[Asked] = []
+    for item in tables["items"].to_pylist():
+        views = captions.get(item["image_id"], {}) if item["error"] is None else {}
+        for view, text in {**(views or {"default": None}), NO_CAPTION: ""}.items():
+            error = item["error"]
+            if error is None and text is None:
+                error = row_error("score", "no caption", "the image has no caption")
+            rows.append({"item_id": item["item_id"], "expert": expert.name, "view": view, "error": error})
+            if error is None:
+                asked.append(Asked(item["question"], item["responses"], text or None))
+    return rows, asked
+
+
+def summarised(
+    ask: Callable[[Sequence[Asked]], Scores], asked: Sequence[Asked], made: Scores
+) -> tuple[Sequence[Asked], Scores]:
     """What was asked in the end, and the scores: captions of inputs that are too long lose sentences until they fit.
 
     An input that is too long with one sentence, or without a caption, keeps its error.
+
+    Args:
+        made: the scores of all that was `asked`.
     """
-    read, made = list(asked), ask(asked)
+    read, made = list(asked), list(made)
     while True:
         long = {
             i: shorter

@@ -1,17 +1,22 @@
 """Captioner and sampler through their pools against bare vLLM, and three expert pools against the slowest of them.
 
-    python tests/bench/bench_pools.py [--figures captioner_share sampler_share pools_share] [--rows 96] [--parts 4]
+    python tests/bench/bench_pools.py [--figures captioner_share sampler_share pools_share prepared_share]
+        [--rows 96] [--parts 4] [--preparers 1]
 
 `captioner_share`, `sampler_share`: generated tokens per second through the pool of the stage (parts read, images
 decoded, prompts written, answers parsed, parts checked and written, the actor fed) against `LLM.generate` of vLLM on
 the same prompts, ready in memory. Both run in the same actor on the same engine, part by part in turns, caches emptied
-in between; the first part is warm-up. `pools_share`: rows per second of a stage with three expert pools, whose engines
-are waits, against its slowest pool alone, from the first part to the last. Prints one JSON line per figure.
+in between; the first part is warm-up. With `--preparers 0` the actor decodes the images itself. `pools_share`: rows
+per second of a stage with three expert pools, whose engines are waits, against its slowest pool alone, from the first
+part to the last. `prepared_share`: images per second through the captioner's pool with one preparer when the images
+are photographs (drawn noise where `shared/` has none) and the engine is a wait as long as decoding them, against the
+wait alone; `without` is the same ratio of a pool without. Prints one JSON line per figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import os
@@ -23,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from PIL import Image
 
 from carevl import config
 from carevl.cluster import ray_cluster
@@ -32,9 +38,11 @@ from carevl.inference.transformers_engine import Generation, chat_prompt
 from carevl.miniworld.items import draw_items
 from carevl.runs import Table
 from carevl.stages import caption, judgments, sample
+from carevl.stages.pictures import decoded
 from carevl.tables import IMAGES, ITEMS, SCORES
 
 SETTINGS = config.load("mini", ["captioner.engine=vllm", "judge.engine=vllm", "judge.pool.concurrency=1"])
+PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
 
 
 class Engine:
@@ -160,32 +168,24 @@ def generation_share(figure: str, stage: str, arguments: Mapping[str, Any], task
     tell(figure, rate, peer_rate, "tokens/s", 0.95, seconds=round(ours, 1), **shares)
 
 
-def captioner(directory: Path, parts: int, rows: int) -> None:
+def captioner(directory: Path, parts: int, rows: int, preparers: int) -> None:
     """`captioner_share`."""
     tables = draw(directory, parts, 2 * rows)
     sources = {"images": tables["images"]}
-    task = Task(
-        "caption", paired, {}, sources, Table(directory / "captions"), SETTINGS.captioner.pool, "image_id", ("view",)
-    )
+    pool = SETTINGS.captioner.pool.model_copy(update={"preparers": preparers})
+    task = Task("caption", paired, {}, sources, Table(directory / "captions"), pool, "image_id", ("view",))
+    task = replace(task, prepare=lambda **arguments: caption.prepare(arguments["model"]))
     generation_share("captioner_share", "caption", {"model": SETTINGS.captioner, "more": ()}, task, parts)
 
 
-def sampler(directory: Path, parts: int, rows: int) -> None:
+def sampler(directory: Path, parts: int, rows: int, preparers: int) -> None:
     """`sampler_share`."""
     sources = draw(directory, parts, max(1, rows // 6))
     asking = sample.asking(SETTINGS)
     identity = ("task", "order", "sample")
-    task = Task(
-        "sample",
-        paired,
-        {},
-        sources,
-        Table(directory / "judged"),
-        SETTINGS.judge.pool,
-        "item_id",
-        identity,
-        asking.wanted,
-    )
+    pool = SETTINGS.judge.pool.model_copy(update={"preparers": preparers})
+    task = Task("sample", paired, {}, sources, Table(directory / "judged"), pool, "item_id", identity, asking.wanted)
+    task = replace(task, prepare=lambda **arguments: judgments.prepare(arguments["model"], asking))
     generation_share("sampler_share", "judgments", {"model": SETTINGS.judge, "more": (asking,)}, task, parts)
 
 
@@ -201,8 +201,9 @@ def waiting(name: str, seconds: float) -> Callable[..., pa.Table]:
     return work
 
 
-def pools(directory: Path, parts: int, rows: int) -> None:
+def pools(directory: Path, parts: int, rows: int, preparers: int) -> None:
     """`pools_share`: experts that take 1, 2 and 3 seconds over a part."""
+    del preparers
     parts *= 5
     items = Table(directory / "items")
     for part in range(parts):
@@ -233,7 +234,51 @@ def pools(directory: Path, parts: int, rows: int) -> None:
     tell("pools_share", done / spans["three"], done / spans["alone"], "rows/s", 0.9, parts=parts)
 
 
-FIGURES = {"captioner_share": captioner, "sampler_share": sampler, "pools_share": pools}
+def slow_engine(seconds: float) -> Callable[..., pa.Table]:
+    """The stage `caption` with an engine that takes its time over a part."""
+
+    class Wait:
+        def generate(self, asks: Sequence[Any], **how: Any) -> list[Generation]:
+            time.sleep(seconds)
+            return [Generation("A photograph.", 3, False)] * len(asks)
+
+    caption.generator = lambda model: Wait()
+    work: Callable[..., pa.Table] = caption.work(SETTINGS.captioner)
+    return work
+
+
+def prepared(directory: Path, parts: int, rows: int, preparers: int) -> None:
+    """`prepared_share`."""
+    rows, parts = max(1, rows // 4), 4 * parts
+    files = [file.read_bytes() for file in sorted(PHOTOS.glob("*.jpg"))] or [noise()]
+    images = Table(directory / "images")
+    for part in range(parts):
+        drawn = [{"image_id": f"{part}-{n}", "bytes": files[n % len(files)]} for n in range(rows)]
+        images.write(part, pa.Table.from_pylist(drawn, IMAGES))
+    started = time.perf_counter()
+    decoded(images.read(0))
+    seconds = 1.2 * (time.perf_counter() - started)
+    arms = {"ahead": max(preparers, 1), "without": 0}
+    rates = {}
+    for name, count in arms.items():
+        pool, target = Pool(num_cpus=1, preparers=count), Table(directory / name)
+        task = Task(name, slow_engine, {"seconds": seconds}, {"images": images}, target, pool, "image_id", ("view",))
+        task = replace(task, prepare=lambda **arguments: caption.prepare(SETTINGS.captioner))
+        [ends] = ends_of([task], parts).values()
+        rates[name] = (parts - 1) * rows / (ends[-1] - ends[0])
+    alone = rows / seconds
+    more = {"without": round(rates["without"] / alone, 3), "photographs": PHOTOS.exists(), "wait": round(seconds, 3)}
+    tell("prepared_share", rates["ahead"], alone, "images/s", 0.9, **more)
+
+
+def noise() -> bytes:
+    """A JPEG that is as hard to decode as a photograph."""
+    file = io.BytesIO()
+    Image.effect_noise((1600, 1200), 80).convert("RGB").save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+FIGURES = {"captioner_share": captioner, "sampler_share": sampler, "pools_share": pools, "prepared_share": prepared}
 
 
 def main() -> None:
@@ -241,10 +286,11 @@ def main() -> None:
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES))
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--parts", type=int, default=4)
+    parser.add_argument("--preparers", type=int, default=1)
     arguments = parser.parse_args()
     with ray_cluster(SETTINGS.cluster), tempfile.TemporaryDirectory() as directory:
         for name in arguments.figures:
-            FIGURES[name](Path(directory) / name, arguments.parts, arguments.rows)
+            FIGURES[name](Path(directory) / name, arguments.parts, arguments.rows, arguments.preparers)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -71,6 +72,36 @@ def filling(after):
     return work
 
 
+def ahead(log, fail=(), **arguments):
+    """Preparing that notes its parts, and adds 100 to every value."""
+    del arguments
+
+    def prepare(tables):
+        rows = tables["rows"].to_pylist()
+        part = rows[0]["key"].split("-")[0]
+        (log / part).touch()
+        if part in fail:
+            raise OSError("the disk is away")
+        return {"rows": pa.Table.from_pylist([{**row, "value": row["value"] + 100} for row in rows], SCHEMA)}
+
+    return prepare
+
+
+def after_prepared(log, parts, **arguments):
+    """Work that begins when so many parts are ready."""
+    del arguments
+
+    def work(tables):
+        end = time.monotonic() + 60
+        while len(list(log.iterdir())) < parts:
+            if time.monotonic() > end:
+                raise TimeoutError("nothing is made ready ahead")
+            time.sleep(0.05)
+        return waiting()(tables)
+
+    return work
+
+
 @pytest.fixture(scope="module")
 def ray():
     here = sys.modules[__name__]
@@ -131,6 +162,31 @@ def test_what_does_not_fit_at_once_starts_when_another_pool_is_done(ray, source)
 def test_a_pool_of_automatic_size_uses_what_fits(ray, source):
     tallies = run_tasks([task(source, cpus=0.5, concurrency="auto", seconds=0.3)], range(6), 0.0, silent)
     assert tallies["pool"].actors == 4
+
+
+def prepared(source, log, **arguments):
+    pool = Pool(num_cpus=0.5, preparers=3)  # room for one
+    made = task(source, make=after_prepared, log=log, **arguments)
+    return replace(made, prepare=ahead, pool=pool)
+
+
+def test_preparers_make_parts_ready_while_the_engine_works(ray, source, tmp_path):
+    log = tmp_path / "log"
+    log.mkdir()
+    tally = run_tasks([prepared(source, log, parts=2)], range(6), 0.0, silent)["pool"]
+    assert Table(tmp_path / "pool").read()["value"].to_pylist() == [200, 202, 204] * 6
+    assert tally.facts()["prepare_seconds"] > 0
+    assert (tally.parts, tally.rows_in, tally.actors) == (6, 18, 1)
+
+
+def test_what_cannot_be_made_ready_is_left_to_the_actor_and_what_is_there_is_passed_by(ray, source, tmp_path):
+    log = tmp_path / "log"
+    log.mkdir()
+    Table(tmp_path / "pool").write(4, source.read(4))
+    run_tasks([prepared(source, log, parts=0, fail=("1",))], range(6), 0.0, silent)
+    assert {file.name for file in log.iterdir()} == {"0", "1", "2", "3", "5"}
+    values = [Table(tmp_path / "pool").read(part)["value"].to_pylist() for part in range(6)]
+    assert values == [[200, 202, 204], [0, 2, 4], [200, 202, 204], [200, 202, 204], [0, 1, 2], [200, 202, 204]]
 
 
 def test_retrying_rewrites_only_parts_in_which_rows_failed(ray, source):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from carevl.config import Pool
-from carevl.inference.sizing import Demand, shares, sizes
+from carevl.inference.sizing import Demand, preparers, shares, sizes
 
 GPU = {"CPU": 1.0, "GPU": 1.0}
 
@@ -61,3 +61,18 @@ def test_set_sizes_have_their_places_first_and_no_pool_is_left_without_an_actor(
 def test_speeds_decide_between_pools_of_settings():
     pools = {"fast": Pool(concurrency="auto"), "slow": Pool(concurrency="auto"), "set": Pool(concurrency="1..2")}
     assert shares(pools, 16, {"fast": 30.0, "slow": 10.0}, [{"CPU": 10.0}]) == {"fast": 2, "slow": 6}
+    pools["slow"] = Pool(concurrency="auto", preparers=4)
+    assert shares(pools, 16, {"fast": 30.0, "slow": 10.0}, [{"CPU": 10.0}]) == {"fast": 1, "slow": 3}
+
+
+def test_preparers_leave_room_for_an_engine_of_every_pool():
+    judges = {name: Pool(num_cpus=4, num_gpus=1, preparers=3) for name in ("base", "phase1", "phase2")}
+    assert preparers(judges, 16, [{"CPU": 16.0, "GPU": 1.0}]) == {"base": 3, "phase1": 3, "phase2": 3}
+    assert preparers(judges, 16, [{"CPU": 12.0, "GPU": 1.0}]) == {"base": 2, "phase1": 2, "phase2": 2}
+    assert preparers(judges, 16, [{"CPU": 6.0, "GPU": 1.0}]) == dict.fromkeys(judges, 0)
+    assert preparers(judges, 1, [{"CPU": 16.0, "GPU": 1.0}]) == dict.fromkeys(judges, 1)
+    with_cpus = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 9.0}]
+    assert preparers(judges, 16, with_cpus) == dict.fromkeys(judges, 3)
+    assert preparers(judges, 16, [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]) == dict.fromkeys(judges, 2)
+    assert preparers(judges, 16, [{"CPU": 9.0}]) == dict.fromkeys(judges, 3)  # the node with a GPU is yet to come
+    assert preparers({"mini": Pool()}, 16, [{"CPU": 2.0}]) == {"mini": 0}
