@@ -2,12 +2,13 @@
 
 `carevl.packing` lays trees out; here each prefix attends to itself, and branches attend to their prefix and to
 themselves. Costs grow with the trees, not with the square of the row: no mask over a whole row is made, and nothing is
-computed between trees.
+computed between trees. Of what the last layer makes, only what is read afterwards is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,16 +129,49 @@ def seen(model: Any, packed: Packed) -> dict[str, Any]:
     return {"attention_mask": packed.mask}
 
 
+@contextmanager
+def _read_at(model: Any, columns: Tensor) -> Iterator[None]:
+    """Inside, the MLP of the last layer computes the given columns alone; the last hidden states elsewhere are wrong.
+
+    A prefix counts in the last layer through its keys and values only, so that most of that MLP is in vain. With
+    gradient checkpointing everything is computed: the layer runs again in the backward pass, outside.
+    """
+    layers = getattr(model.base_model.get_decoder(), "layers", None)
+    mlp: Any = getattr(layers[-1], "mlp", None) if layers is not None else None
+    if not type(mlp).__name__.endswith("MLP") or model.is_gradient_checkpointing:
+        yield
+        return
+    shape: list[int] = []
+
+    def narrow(module: torch.nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        del module
+        shape[:] = inputs[0].shape
+        return inputs[0].index_select(1, columns)
+
+    def widen(module: torch.nn.Module, inputs: tuple[Tensor], made: Tensor) -> Tensor:
+        del module, inputs
+        return made.new_zeros(shape).index_copy(1, columns, made)
+
+    hooks = [mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def branch_states(model: Any, packed: Packed) -> Tensor:
     """The backbone's last hidden state at the last token of every branch, [M, hidden], trees and branches in order.
 
     Args:
         model: a text model. Where a branch is empty the prefix's last token is read.
     """
-    hidden: Tensor = model.base_model(
-        input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **seen(model, packed)
-    ).last_hidden_state
-    return hidden[0, [end - 1 for place in packed.places for end in place.ends]]
+    ends = torch.tensor([end - 1 for place in packed.places for end in place.ends], device=packed.ids.device)
+    with _read_at(model, torch.unique(ends)):
+        hidden: Tensor = model.base_model(
+            input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **seen(model, packed)
+        ).last_hidden_state
+    return hidden[0, ends]
 
 
 def branch_log_probabilities(model: Any, packed: Packed) -> Tensor:
@@ -155,9 +189,10 @@ def branch_log_probabilities(model: Any, packed: Packed) -> Tensor:
         used = torch.cat([features[i] for i in packed.picture.tolist()]).to(embedded.dtype)
         places = packed.ids.eq(model.config.image_token_id).unsqueeze(-1)
         embedded = embedded.masked_scatter(places, used)
-    hidden = model.base_model(
-        inputs_embeds=embedded, position_ids=packed.positions, use_cache=False, **seen(model, packed)
-    ).last_hidden_state
+    with _read_at(model, torch.unique(packed.column)):
+        hidden = model.base_model(
+            inputs_embeds=embedded, position_ids=packed.positions, use_cache=False, **seen(model, packed)
+        ).last_hidden_state
     logits = model.get_output_embeddings()(hidden[0, packed.column]).float()
     tokens = -torch.nn.functional.cross_entropy(logits, packed.target, reduction="none")
     return tokens.new_zeros(int(packed.branch.max()) + 1).index_add(0, packed.branch, tokens * packed.weight)

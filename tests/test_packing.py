@@ -194,6 +194,28 @@ def test_only_answer_positions_meet_the_vocabulary():
     assert seen == [sum(len(branch) for tree in TREES for branch in tree.branches)]
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_last_layer_thinks_about_answer_positions_only(checkpointing):
+    model = _vision("qwen2_vl").train()
+    plain = torch.stack([_alone(model, tree, b) for tree in TREES for b in range(len(tree.branches))])
+    expected = _gradients(model, plain)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    seen = [0, 0]
+    for n, layer in enumerate(model.model.language_model.layers[1:]):
+        layer.mlp.down_proj.register_forward_hook(
+            lambda module, inputs, output, n=n: seen.__setitem__(n, inputs[0].shape[1])
+        )
+    packed = pack(TREES, PICTURES, model)
+    model.set_attn_implementation({"text_config": BLOCKS})
+    found = _gradients(model, branch_log_probabilities(model, packed))
+    # The first tokens of a tree's branches are all predicted at the end of its prefix.
+    answers = sum(1 + sum(len(branch) - 1 for branch in tree.branches) for tree in TREES)
+    assert seen == [packed.ids.shape[1], packed.ids.shape[1] if checkpointing else answers]
+    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-4
+    assert not any(module._forward_hooks for module in model.modules() if type(module).__name__ == "Qwen2MLP")
+
+
 def test_rows_are_filled_up_to_the_budget():
     assert fill_rows([3, 9, 4, 6, 12], 10) == [[4], [1], [3, 2], [0]]
 

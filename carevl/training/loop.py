@@ -71,7 +71,14 @@ class Loop:
         steps = self.assignment.schedule.steps
         name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
         rates = get_scheduler(name, optimizer, math.ceil(training.warmup * steps), steps)
-        return deepspeed.initialize(model=self.judge, optimizer=optimizer, lr_scheduler=rates, config=configuration)[0]
+        engine = deepspeed.initialize(model=self.judge, optimizer=optimizer, lr_scheduler=rates, config=configuration)[
+            0
+        ]
+        if training.engine_is_bare and self.world == 1:
+            engine.enable_backward_allreduce = (
+                False  # there is nobody to add up with, and it copies every gradient twice
+            )
+        return engine
 
     def step(self, number: int) -> Mapping[str, Any]:
         """Takes a step and returns its facts, the same on every worker but for times.
@@ -132,12 +139,13 @@ class Loop:
 
     def _update(self) -> float:
         """Lets the optimiser step; returns the norm of the gradient before clipping."""
-        # The engine keeps the norm unless it neither spreads nor scales anything; then every worker has the gradients.
-        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-        here = torch.nn.utils.get_total_norm(gradients)
+        training = self.assignment.training
+        if not training.engine_is_bare:
+            self.engine.step()
+            return float(self.engine.get_global_grad_norm())
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, training.gradient_clip)
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return float(here if norm is None else norm)
+        return float(norm)
 
     def share(self, items: Sequence[int]) -> list[MicroBatch]:
         """This worker's micro-batches of items."""

@@ -128,6 +128,11 @@ class Training(_Strict):
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
     tracker: Tracker = Field("none", description="Where steps are also told, through accelerate's tracker classes.")
 
+    @property
+    def engine_is_bare(self) -> bool:
+        """Whether DeepSpeed neither spreads nor scales anything; the worker loop clips gradients then."""
+        return self.zero.stage == 0 and self.dtype == "float32"
+
     def deepspeed(self, hidden_size: int) -> dict[str, Any]:
         """The configuration that DeepSpeed is given; the worker loop itself says which micro-batch ends a step.
 
@@ -147,7 +152,7 @@ class Training(_Strict):
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": self.gradient_clip,
+            "gradient_clipping": 0.0 if self.engine_is_bare else self.gradient_clip,
             "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,  # torch's AdamW serves offloaded optimisers too
             "bf16": {"enabled": self.dtype == "bfloat16"},
