@@ -248,14 +248,17 @@ def _interruptible() -> Iterator[None]:
     """Makes an interrupt of a training end as one anywhere else does.
 
     Ray Train answers it by aborting the training and leaving the process with exit code 0, and its handler would stay.
+    Another thread than the main one just ends: the main thread has the interrupt.
     """
-    before = signal.getsignal(signal.SIGINT)
+    before, main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
     try:
         yield
     except SystemExit:
-        raise KeyboardInterrupt from None
+        if main:
+            raise KeyboardInterrupt from None
+        raise
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if main:
             signal.signal(signal.SIGINT, before)
 
 
