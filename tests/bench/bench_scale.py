@@ -248,7 +248,7 @@ FIGURES = {"scheduling_32": scheduling, "million_items": million}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES))
-    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--wait", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=8)
     arguments = parser.parse_args()

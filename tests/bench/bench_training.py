@@ -1,7 +1,7 @@
 """Training against TRL: pairs and targets per second, and peak memory, one worker each, in turns on the same rows.
 
     python tests/bench/bench_training.py [--sizes mini large] [--phases sft sft_single dpo]
-        [--rounds 3] [--threads 2] [--prompts N]
+        [--rounds 2] [--threads 2] [--prompts N]
 
 `mini` is the shipped base judge on drawn pairs. `large` is a Qwen2.5-VL of about 100 million random weights on prompts
 of 400 to 600 tokens with judgments of about 40. Both trainers take the same steps: same order, same batch, fused AdamW,
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", type=int, help="those of an epoch, instead of the size's own number")
     parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)
