@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from carevl.sources.images import ImageLimits, decode_rgb
 from carevl.sources.rows import RowError
 from carevl.tables import row_error
 from carevl.training.plain import Plain, separate
+from carevl.training.schedule import MicroBatch
 from carevl.training.settings import Packing, Phase
 
 COLUMNS: dict[Phase, list[str]] = {
@@ -302,6 +305,23 @@ class Items:
         pictures = self.pictures(trees, image_processor)
         return pack(trees, pictures, model) if packing == "shared" else separate(trees, pictures, model)
 
+    def prepared(
+        self, batches: Sequence[MicroBatch], image_processor: Any, model: Any, packing: Packing
+    ) -> Iterator[tuple[MicroBatch, Packed | Plain]]:
+        """Micro-batches ready for a forward pass; the next ones are read and decoded while one is computed."""
+        left, begun = iter(batches), deque[tuple[MicroBatch, Future[Packed | Plain]]]()
+
+        def begin(count: int) -> None:
+            for batch in islice(left, count):
+                begun.append((batch, reader.submit(self.batch, batch.items, image_processor, model, packing)))
+
+        with ThreadPoolExecutor(1) as reader:
+            begin(_AHEAD)
+            while begun:
+                batch, ready = begun.popleft()
+                begin(1)
+                yield batch, ready.result()
+
     def pictures(self, trees: Iterable[Tree], image_processor: Any) -> dict[str, Picture]:
         """The images that trees name."""
         names = sorted({tree.image for tree in trees if tree.image is not None})
@@ -312,5 +332,8 @@ class Items:
         made = image_processor(images=[decode_rgb(data, _LIMITS)], return_tensors="pt")
         return Picture(made["pixel_values"], made["image_grid_thw"][0])
 
+
+_AHEAD = 2
+"""Micro-batches that are read before they are computed."""
 
 _NAMES = ("items", "images")

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,16 +153,10 @@ class Loop:
         return workers[self.rank]
 
     def prepared(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Packed | Plain]]:
-        """Micro-batches on the device; the next ones are read and decoded while one is computed."""
+        """Micro-batches on the device, the next ones read ahead."""
         packing = self.assignment.training.packing
-
-        def read(batch: MicroBatch) -> Packed | Plain:
-            return self.items.batch(batch.items, self.image_processor, self.judge.model, packing)
-
-        with ThreadPoolExecutor(1) as ahead:
-            pending = [ahead.submit(read, batch) for batch in batches]
-            for batch, packed in zip(batches, pending, strict=True):
-                yield batch, packed.result().to(self.engine.device)
+        for batch, packed in self.items.prepared(batches, self.image_processor, self.judge.model, packing):
+            yield batch, packed.to(self.engine.device)
 
     def save(self, directory: str, steps_done: int) -> None:
         """Writes this worker's part of a checkpoint: trained weights, optimiser, schedule, position in the data."""

@@ -37,8 +37,8 @@ class Reference:
         values: list[list[float]] = [[]] * len(items)
         everything = list(range(len(items)))
         [batches] = micro_batches(everything, items.shapes, 1, training.batch_tokens, training.packing)
-        for batch in batches:
-            ready = items.batch(batch.items, self.processor.image_processor, self.model, training.packing)
+        reading = items.prepared(batches, self.processor.image_processor, self.model, training.packing)
+        for batch, ready in reading:
             with torch.inference_mode():
                 found = log_probabilities(self.model, ready.to(self.model.device)).view(-1, 2).tolist()
             for i, pair in zip(batch.items, found, strict=True):

@@ -139,7 +139,7 @@ def draw(directory: Path, parts: int, rows: int) -> dict[str, Table]:
     return tables
 
 
-def tell(figure: str, value: float, peer: float, unit: str, goal: float, **more: object) -> None:
+def tell(figure: str, value: float, peer: float, unit: str, goal: float | None, **more: object) -> None:
     """One line: ours and the peer's rate."""
     line = {"figure": figure, "value": round(value, 2), "unit": unit, "peer": round(peer, 2)}
     load = round(os.getloadavg()[0], 1)
@@ -268,7 +268,7 @@ def prepared(directory: Path, parts: int, rows: int, preparers: int) -> None:
         rates[name] = (parts - 1) * rows / (ends[-1] - ends[0])
     alone = rows / seconds
     more = {"without": round(rates["without"] / alone, 3), "photographs": PHOTOS.exists(), "wait": round(seconds, 3)}
-    tell("prepared_share", rates["ahead"], alone, "images/s", 0.9, **more)
+    tell("prepared_share", rates["ahead"], alone, "images/s", None, **more)
 
 
 def noise() -> bytes:
