@@ -159,11 +159,12 @@ class _Actor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         [number] = batch["part"].tolist()
+        [ready], [prepare_seconds] = batch.get("ready", [b""]), batch.get("prepare_seconds", [0.0])
         tally = Tally()
         if not self.stopped:
             try:
-                tally = self._part(number, pickle.loads(ready) if (ready := bytes(*batch.get("ready", ()))) else None)
-                tally.prepare_seconds = sum(batch.get("prepare_seconds", ()))
+                tally = self._part(number, pickle.loads(ready) if ready else None)
+                tally.prepare_seconds = float(prepare_seconds)
             except (OSError, UserError) as error:
                 self.stopped = " ".join(str(error).split())
         report = {"task": self.task.name, "actor": self.name, "tally": json.dumps(asdict(tally))}
