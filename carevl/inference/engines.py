@@ -87,8 +87,12 @@ def _hash(directory: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def loading(model: Model) -> dict[str, Any]:
+    """What transformers and vLLM are told when they load a model or its tokenizer."""
+    return {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+
+
 def _arguments(model: Model) -> dict[str, Any]:
-    loading = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     room: dict[str, Any] = {}
     if model.engine == "vllm":
         room = {
@@ -96,7 +100,13 @@ def _arguments(model: Model) -> dict[str, Any]:
             "gpu_share": min(model.pool.num_gpus, 1.0) or 1.0,
             "tensor_parallel": model.tensor_parallel,
         }
-    return {"model": locate(model.path), "dtype": model.dtype, "batch_size": model.pool.batch_size, **room, **loading}
+    return {
+        "model": locate(model.path),
+        "dtype": model.dtype,
+        "batch_size": model.pool.batch_size,
+        **room,
+        **loading(model),
+    }
 
 
 def generator(model: Captioner | Judge) -> Generator:
@@ -142,6 +152,5 @@ def scorer(model: Model, batch_tokens: int = 8192, parity_tolerance: float | Non
         return VllmScorer(**_arguments(model), parity_tolerance=parity_tolerance)
     from carevl.inference.reward_scorer import RewardScorer
 
-    loading = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    length = model.max_model_len
-    return RewardScorer(locate(model.path), model.dtype, batch_tokens=batch_tokens, max_model_len=length, **loading)
+    length, how = model.max_model_len, loading(model)
+    return RewardScorer(locate(model.path), model.dtype, batch_tokens=batch_tokens, max_model_len=length, **how)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from carevl.errors import UserError
 from carevl.inference.conversations import Conversation, Encoded, encode
-from carevl.inference.engines import locate, scorer, weights_fingerprint
+from carevl.inference.engines import loading, locate, scorer, weights_fingerprint
 from carevl.inference.guarded import Failure, SomeRowsError, guarded
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def encoder(expert: Expert) -> Callable[[Sequence[tuple[str, Sequence[str]]]], l
         return None
     from transformers import AutoTokenizer
 
-    loading = {"revision": expert.revision, "trust_remote_code": expert.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(locate(expert.path), **loading)
+    tokenizer = AutoTokenizer.from_pretrained(locate(expert.path), **loading(expert))
 
     def encoded(rows: Sequence[tuple[str, Sequence[str]]]) -> list[list[Encoded]]:
         made = iter(encode(tokenizer, [(turn, response) for turn, responses in rows for response in responses]))
