@@ -241,6 +241,11 @@ class Select(_Strict):
         "judgment is then chosen whose evidence is most like this answer. Needs sample.answers.",
     )
     min_gap: float = Field(0.3, ge=0, description="Least difference of the scores of chosen and rejected.")
+    same_evidence: bool = Field(
+        False,
+        description="Write the rejected verdict below the evidence of the chosen judgment: the two then differ in the "
+        "verdict alone, and phase 2 holds nothing against evidence that is like the chosen one.",
+    )
     pairs_per_order: int = Field(1, ge=1, description="Most chosen-rejected pairs of one prompt.")
     balance: bool = Field(True, description="As many chosen verdicts for the first answer shown as for the second.")
     max_length_ratio: float = Field(

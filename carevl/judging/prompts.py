@@ -45,6 +45,7 @@ VERDICT_BEGUN: dict[Task, str] = {
 }
 """A verdict's own words up to its first number. The space is left to the judge: tokenizers put it on either side."""
 _VERDICT = re.compile(r"Overall Judgment:[ ]*([^\n]*)")
+_WINNER = re.compile(r"(Overall Judgment:[ ]*Answer )([12])\b")
 _FORMS: dict[Task, re.Pattern[str]] = {
     "pairwise": re.compile(r"Answer (\d+) is better\.?"),
     "pointwise": re.compile(r"Rating (\d+)\.?"),
@@ -100,6 +101,11 @@ def write_judgment(
     else:
         raise ValueError("a judgment needs a winner, a rating or a ranking")
     return f"{evidence}\nOverall Judgment: {verdict}" if evidence else f"Overall Judgment: {verdict}"
+
+
+def contradicted(judgment: str) -> str:
+    """A pairwise judgment with the other verdict; every other character stays."""
+    return _WINNER.sub(lambda found: f"{found[1]}{3 - int(found[2])}", judgment)
 
 
 def parse_judgment(text: str, task: Task, order: Sequence[int], *, truncated: bool = False) -> Verdict:

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from carevl.judging.prompts import contradicted
 from carevl.stages.judgments import Item, Prompted, both_orders, by_item, chance, typical
 from carevl.tables import PAIRS
 
 if TYPE_CHECKING:
     from carevl.config import Select, Settings
 
-VERSION = 4
+VERSION = 5
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_STYLE = 100
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -41,6 +43,10 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
     for row in judgments.to_pylist():
         if row["error"] is None:
             written[row["item_id"], tuple(row["order"])].append(row)
+    witness = Witness(
+        (text for texts in items["responses"].to_pylist() for text in texts or ()),
+        (row["evidence"] for rows in written.values() for row in rows if row["evidence"]),
+    )
     pairs: list[dict[str, Any]] = []
     for item, of_item in by_item(items, routes):
         for route in of_item:
@@ -48,7 +54,7 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
                 prompts = both_orders(route["first"], route["second"])
                 judged = [written[item["item_id"], prompted.order] for prompted in prompts]
                 answers = written[item["item_id"], ()] if select.answer_weight else []
-                scores = verdict_scores(select, item, route, [row for rows in judged for row in rows], answers)
+                scores = verdict_scores(select, item, route, [row for rows in judged for row in rows], witness, answers)
                 for prompted, rows in zip(prompts, judged, strict=True):
                     pairs += _pairs(select, item, prompted, rows, answers, scores)
     if select.balance:
@@ -56,19 +62,53 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
     return pa.Table.from_pylist(pairs, PAIRS)
 
 
+class Witness:
+    """What evidence says for a response: of the words that speak, how many of its own stand there.
+
+    Words of the question do not speak, as any response may repeat them; nor do function words of English, nor those of
+    style, which responses have more than `_STYLE` times as often as evidence has.
+    """
+
+    def __init__(self, responses: Iterable[str], evidence: Iterable[str]) -> None:
+        written, seen = _shares(responses), _shares(evidence)
+        self.speaking = {word for word, share in seen.items() if share * _STYLE >= written.get(word, 0.0)}
+
+    def told(self, question: str, first: str, second: str, judgments: Sequence[dict[str, Any]]) -> float:
+        """How much more the evidence given most often says for the first response than for the second, from -1 to 1.
+
+        s_1 - s_2, times the share of the judgments (or answers) that give this evidence; s is the share of a response's
+        own words, those that the other one has not, that stand in it, and 1/2 where there are none.
+        """
+        evidence, n = _most_given(judgments)
+        asked, a, b, seen = (_content_words(text) for text in (question, first, second, evidence))
+        own = ((words - asked) & self.speaking for words in (a - b, b - a))
+        s_1, s_2 = (len(words & seen) / len(words) if words else 0.5 for words in own)
+        return (s_1 - s_2) * n / len(judgments) if n else 0.0
+
+
+def _shares(texts: Iterable[str]) -> dict[str, float]:
+    """The share of texts that have a content word."""
+    counts, n = Counter[str](), 0
+    for text in texts:
+        counts.update(_content_words(text))
+        n += 1
+    return {word: count / n for word, count in counts.items()}
+
+
 def verdict_scores(
     select: Select,
     item: Item,
     route: dict[str, Any],
     judgments: Sequence[dict[str, Any]],
+    witness: Witness,
     answers: Sequence[dict[str, Any]] = (),
 ) -> dict[int | None, float]:
     """The score of either winner, from 0 to 1; 0 for a judgment without a verdict (None)."""
     first, second = route["first"], route["second"]
     probability = 0.5 if route["probability"] is None else route["probability"]
-    responses = item["responses"][first], item["responses"][second]
+    texts = item["question"], item["responses"][first], item["responses"][second]
     told = [
-        (weight, evidence_for(*responses, rows) if weight else 0.0)
+        (weight, witness.told(*texts, rows) if weight else 0.0)
         for weight, rows in ((select.evidence_weight, judgments), (select.answer_weight, answers))
     ]
     total = select.consistency_weight + select.expert_weight + sum(weight for weight, _ in told)
@@ -79,20 +119,6 @@ def verdict_scores(
         weighted += sum(weight * (0.5 + 0.5 * side * said) for weight, said in told)
         scores[winner] = weighted / max(total, 1e-9)
     return scores
-
-
-def evidence_for(first: str, second: str, judgments: Sequence[dict[str, Any]]) -> float:
-    """How much more of the first response than of the second stands in the evidence given most often, from -1 to 1.
-
-    Of the words in which the responses differ, the share of a response's that the evidence has, times the share of the
-    judgments (or answers) that give this evidence. Function words of English do not count.
-    """
-    evidence, n = _most_given(judgments)
-    if not n:
-        return 0.0
-    a, b, seen = (_content_words(text) for text in (first, second, evidence))
-    shares = [len(own & seen) / len(own) if own else 0.0 for own in (a - b, b - a)]
-    return (shares[0] - shares[1]) * n / len(judgments)
 
 
 def _most_given(judgments: Sequence[dict[str, Any]]) -> tuple[str, int]:
@@ -121,8 +147,11 @@ def _pairs(
     if not chosen:
         return
     winner = typical(_like(chosen, _most_given(answers)[0]), rows)
-    kept: set[tuple[str, str]] = set()
     rejected.sort(key=lambda row: (scores[row["winner"]], row["evidence"] != winner["evidence"], row["sample"]))
+    if select.same_evidence:
+        contradicting = contradicted(winner["text"])
+        rejected = [row if row["winner"] is None else {**row, "text": contradicting} for row in rejected]
+    kept: set[tuple[str, str]] = set()
     for loser in rejected:
         lengths = sorted((len(winner["text"]), len(loser["text"])))
         if lengths[1] > select.max_length_ratio * lengths[0] or (winner["text"], loser["text"]) in kept:

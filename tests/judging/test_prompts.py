@@ -1,6 +1,6 @@
 import pytest
 
-from carevl.judging.prompts import judge_prompt, parse_judgment, write_judgment
+from carevl.judging.prompts import contradicted, judge_prompt, parse_judgment, write_judgment
 
 
 def test_pairwise_verdict_is_an_item_index_whatever_the_order():
@@ -64,3 +64,10 @@ def test_prompt_shows_responses_in_the_given_order():
 def test_prompt_refuses_a_number_of_responses_that_the_task_does_not_show(task, order):
     with pytest.raises(ValueError, match=f"{task} prompt cannot show {len(order)}"):
         judge_prompt(task, "q", ["a", "b", "c"], order)
+
+
+def test_a_contradicted_judgment_has_the_other_verdict_and_nothing_else_changed():
+    text = "Answer 1 is better lit.\n\nOverall Judgment:  Answer 2 is better.\nOverall Judgment: Answer 2 is better"
+    assert contradicted(text) == text.replace("Answer 2", "Answer 1")
+    assert contradicted(contradicted(text)) == text
+    assert contradicted("I cannot tell.") == "I cannot tell."

@@ -26,7 +26,8 @@ def sampled(item_id, order, *judged):
 
 
 def choose(judgments, *overrides, probability=0.5):
-    plain = ["select.min_gap=0.2", "select.balance=false", "select.evidence_weight=0", "select.answer_weight=0"]
+    off = ("balance=false", "evidence_weight=0", "answer_weight=0", "same_evidence=false", "min_gap=0.2")
+    plain = [f"select.{setting}" for setting in off]
     settings = config.load("mini", [*plain, *overrides])
     ids = sorted({row["item_id"] for row in judgments})
     items = [
@@ -111,14 +112,33 @@ def test_evidence_that_says_what_a_response_says_speaks_for_it():
     judged = sampled("a", FIRST, (1, "There are 2 cats."), (0, "There are two cats."), (1, "There are 2 cats."))
     judged += sampled("a", SECOND, (0, "There are 2 cats."), (1, "There are three cats."))
     # "2" stands for "two": four of five judgments say what "Two." says in three wordings, the most frequent in three
-    assert select.evidence_for("Two.", "Three.", judged) == pytest.approx(3 / 5)
-    assert select.evidence_for("Three.", "It is three of them.", judged) == 0.0
-    assert select.evidence_for("Two.", "Three.", []) == 0.0
+    witness = select.Witness(["Two.", "Three."], [row["evidence"] for row in judged])
+    assert witness.told("How many?", "Two.", "Three.", judged) == pytest.approx(3 / 5)
+    assert witness.told("How many?", "Three.", "It is three of them.", judged) == 0.0
+    assert witness.told("How many?", "Two.", "Three.", []) == 0.0
     assert {pair["winner"] for pair in choose(judged, "select.evidence_weight=0")} <= {1}
     pairs = choose(judged, "select.evidence_weight=3")
     assert [pair["winner"] for pair in pairs] == [0, 0]
     # consistency 2/5, experts even, evidence 3/5 of the way: (2/5 + 0.25 + 3 * 0.8) / 4.5
     assert pairs[0]["score_chosen"] == pytest.approx((2 / 5 + 0.25 + 3 * 0.8) / 4.5)
+
+
+def test_words_of_the_question_and_of_style_say_nothing():
+    seen = sampled("a", FIRST, (0, "There is a red cross in the top left and a dot."))
+    asked, evidence = "Where is the red cross?", ["There is a red cross in the top left and a dot.", "bottom right"]
+
+    def told(first, second, responses=()):
+        return select.Witness([first, second, *responses], evidence).told(asked, first, second, seen)
+
+    assert told("The red cross is in the top left.", "In the top left.") == 0.0
+    assert told("In the bottom right, I am sure.", "In the top left.") == -1.0
+    assert told("bottom left", "top") == 0.5 - 1.0
+    assert told("In the top left, I am sure.", "In the top left.") == 0.0  # no evidence ever says "sure"
+    assert told("top left, a dot", "top left") == 0.5  # more than the other, and so it is
+    assert told("top left, bottom", "top left") == -0.5  # more than the other, and it is not so
+    # "dot" stands in 150 of 151 responses and in one of 151 evidences
+    often = select.Witness(["a dot"] * 150 + ["top"], [*evidence, *["top"] * 149])
+    assert often.told(asked, "top left, a dot", "top left", seen) == 0.0
 
 
 def answered(item_id, *texts):
@@ -154,3 +174,14 @@ def test_of_equally_bad_judgments_the_one_with_the_same_evidence_is_rejected():
     [pair] = choose(judged)
     assert pair["chosen"] == "Three.\nOverall Judgment: Answer 2 is better."
     assert pair["rejected"] == "Three.\nOverall Judgment: Answer 1 is better."
+
+
+def test_with_same_evidence_the_rejected_judgment_contradicts_the_chosen_one():
+    judged = sampled("a", FIRST, (1, "Three."), (0, "Two."), (1, "Three."), (None, ""))
+    judged += sampled("a", SECOND, *[(1, "Three.")] * 5)
+    pairs = choose(judged, "select.same_evidence=true", "select.pairs_per_order=2")
+    assert {pair["chosen"] for pair in pairs} == {"Three.\nOverall Judgment: Answer 2 is better."}
+    assert [pair["rejected"] for pair in pairs] == [
+        "I cannot tell from this image.",
+        "Three.\nOverall Judgment: Answer 1 is better.",
+    ]
