@@ -243,8 +243,9 @@ class Select(_Strict):
     min_gap: float = Field(0.3, ge=0, description="Least difference of the scores of chosen and rejected.")
     same_evidence: bool = Field(
         False,
-        description="Write the rejected verdict below the evidence of the chosen judgment: the two then differ in the "
-        "verdict alone, and phase 2 holds nothing against evidence that is like the chosen one.",
+        description="One pair in each order, of a judgment and the same with the other verdict, so that the two differ "
+        "in the verdict alone and phase 2 holds nothing against evidence; where no judgment of this order has the "
+        "better verdict, one of the other order is taken.",
     )
     pairs_per_order: int = Field(1, ge=1, description="Most chosen-rejected pairs of one prompt.")
     balance: bool = Field(True, description="As many chosen verdicts for the first answer shown as for the second.")

@@ -3,8 +3,8 @@
 A verdict's score is the weighted mean of the share of the pair's judgments, in both orders, that agree with it, of the
 probability that the experts give it, and of what the judge's own evidence and its answer to the bare question say for
 it. In each order a judgment of the better verdict is chosen, and one of the other verdict (or without any) rejected,
-with the same evidence if there is one: then the two differ in nothing but what is to be learned. Pairs of responses
-on which all judgments agree give nothing to learn.
+with the same evidence if there is one: then the two differ in nothing but what is to be learned. With `same_evidence`
+they always do. Pairs of responses on which all judgments agree give nothing to learn.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from carevl.tables import PAIRS
 if TYPE_CHECKING:
     from carevl.config import Select, Settings
 
-VERSION = 5
+VERSION = 6
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _STYLE = 100
+_NAMES_ANSWERS = re.compile(r"\b(?:answer|response)s? [12]\b", re.IGNORECASE)
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -43,10 +44,12 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
     for row in judgments.to_pylist():
         if row["error"] is None:
             written[row["item_id"], tuple(row["order"])].append(row)
-    witness = Witness(
-        (text for texts in items["responses"].to_pylist() for text in texts or ()),
-        (row["evidence"] for rows in written.values() for row in rows if row["evidence"]),
-    )
+    witness = None
+    if select.evidence_weight or select.answer_weight:
+        witness = Witness(
+            (text for texts in items["responses"].to_pylist() for text in texts or ()),
+            (row["evidence"] for rows in written.values() for row in rows if row["evidence"]),
+        )
     pairs: list[dict[str, Any]] = []
     for item, of_item in by_item(items, routes):
         for route in of_item:
@@ -55,6 +58,9 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
                 judged = [written[item["item_id"], prompted.order] for prompted in prompts]
                 answers = written[item["item_id"], ()] if select.answer_weight else []
                 scores = verdict_scores(select, item, route, [row for rows in judged for row in rows], witness, answers)
+                if select.same_evidence:
+                    pairs += _contradictions(select, item, prompts, judged, answers, scores)
+                    continue
                 for prompted, rows in zip(prompts, judged, strict=True):
                     pairs += _pairs(select, item, prompted, rows, answers, scores)
     if select.balance:
@@ -100,15 +106,21 @@ def verdict_scores(
     item: Item,
     route: dict[str, Any],
     judgments: Sequence[dict[str, Any]],
-    witness: Witness,
+    witness: Witness | None,
     answers: Sequence[dict[str, Any]] = (),
 ) -> dict[int | None, float]:
-    """The score of either winner, from 0 to 1; 0 for a judgment without a verdict (None)."""
+    """The score of either winner, from 0 to 1; 0 for a judgment without a verdict (None).
+
+    Args:
+        judgments: those of the pair, in both orders.
+        witness: reads evidence and answers; None where they have no weight.
+        answers: to the bare question.
+    """
     first, second = route["first"], route["second"]
     probability = 0.5 if route["probability"] is None else route["probability"]
     texts = item["question"], item["responses"][first], item["responses"][second]
     told = [
-        (weight, witness.told(*texts, rows) if weight else 0.0)
+        (weight, witness.told(*texts, rows) if witness and weight else 0.0)
         for weight, rows in ((select.evidence_weight, judgments), (select.answer_weight, answers))
     ]
     total = select.consistency_weight + select.expert_weight + sum(weight for weight, _ in told)
@@ -148,9 +160,6 @@ def _pairs(
         return
     winner = typical(_like(chosen, _most_given(answers)[0]), rows)
     rejected.sort(key=lambda row: (scores[row["winner"]], row["evidence"] != winner["evidence"], row["sample"]))
-    if select.same_evidence:
-        contradicting = contradicted(winner["text"])
-        rejected = [row if row["winner"] is None else {**row, "text": contradicting} for row in rejected]
     kept: set[tuple[str, str]] = set()
     for loser in rejected:
         lengths = sorted((len(winner["text"]), len(loser["text"])))
@@ -170,6 +179,49 @@ def _pairs(
             "score_rejected": scores[loser["winner"]],
         }
         kept.add((winner["text"], loser["text"]))
+
+
+def _contradictions(
+    select: Select,
+    item: Item,
+    prompts: Sequence[Prompted],
+    judged: Sequence[Sequence[dict[str, Any]]],
+    answers: Sequence[dict[str, Any]],
+    scores: dict[int | None, float],
+) -> Iterator[dict[str, Any]]:
+    """In each order a judgment of the better verdict, and the same with the other verdict.
+
+    A judgment of the other order will do as well, its verdict renamed, unless its evidence names an answer by number:
+    a judge that always prefers what it is shown first has the better verdict in one order only.
+    """
+    rows = [row for of_order in judged for row in of_order]
+    best, other = sorted(prompts[0].order, key=lambda winner: -scores[winner])
+    if scores[best] - scores[other] < select.min_gap or all(row["winner"] == best for row in rows):
+        return
+    answer = _most_given(answers)[0]
+    for prompted in prompts:
+        agreeing = [
+            row
+            for row in rows
+            if row["winner"] == best
+            and (tuple(row["order"]) == prompted.order or not _NAMES_ANSWERS.search(row["evidence"]))
+        ]
+        if not agreeing:
+            continue
+        found = typical(_like(agreeing, answer), rows)
+        texts = found["text"], contradicted(found["text"])
+        chosen, rejected = texts if tuple(found["order"]) == prompted.order else reversed(texts)
+        yield {
+            "item_id": item["item_id"],
+            "order": prompted.order,
+            "rank": 0,
+            "prompt": prompted.write(item),
+            "chosen": chosen,
+            "rejected": rejected,
+            "winner": best,
+            "score_chosen": scores[best],
+            "score_rejected": scores[other],
+        }
 
 
 def _like(judgments: Sequence[dict[str, Any]], answer: str) -> Sequence[dict[str, Any]]:

@@ -179,9 +179,28 @@ def test_of_equally_bad_judgments_the_one_with_the_same_evidence_is_rejected():
 def test_with_same_evidence_the_rejected_judgment_contradicts_the_chosen_one():
     judged = sampled("a", FIRST, (1, "Three."), (0, "Two."), (1, "Three."), (None, ""))
     judged += sampled("a", SECOND, *[(1, "Three.")] * 5)
-    pairs = choose(judged, "select.same_evidence=true", "select.pairs_per_order=2")
-    assert {pair["chosen"] for pair in pairs} == {"Three.\nOverall Judgment: Answer 2 is better."}
-    assert [pair["rejected"] for pair in pairs] == [
-        "I cannot tell from this image.",
-        "Three.\nOverall Judgment: Answer 1 is better.",
-    ]
+    first, second = choose(judged, "select.same_evidence=true")
+    assert (first["order"], second["order"]) == (FIRST, SECOND)
+    assert first["chosen"] == second["rejected"] == "Three.\nOverall Judgment: Answer 2 is better."
+    assert first["rejected"] == second["chosen"] == "Three.\nOverall Judgment: Answer 1 is better."
+    # of nine judgments one has no verdict and seven name the second response, experts even: (7/9 + 0.25) / 1.5
+    assert [pair["score_chosen"] for pair in (first, second)] == pytest.approx([(7 / 9 + 0.25) / 1.5] * 2)
+    assert first["score_rejected"] == pytest.approx((1 / 9 + 0.25) / 1.5)
+    assert choose(judged, "select.same_evidence=true", "select.min_gap=0.5") == []
+
+
+def test_with_same_evidence_a_judge_that_prefers_what_stands_first_gives_pairs_in_both_orders():
+    judged = sampled("a", FIRST, *[(0, "There are three.")] * 4) + sampled("a", SECOND, *[(1, "There are three.")] * 4)
+    weights = ["select.evidence_weight=3", "select.min_gap=0.1"]
+    assert choose(judged, *weights) == []  # in each order all agree
+    pairs = choose(judged, *weights, "select.same_evidence=true")
+    assert [(pair["order"], pair["winner"]) for pair in pairs] == [(FIRST, 1), (SECOND, 1)]
+    assert pairs[0]["chosen"] == pairs[1]["rejected"] == "There are three.\nOverall Judgment: Answer 2 is better."
+
+    named = sampled("a", FIRST, *[(0, "Answer 2 says three.")] * 4)
+    named += sampled("a", SECOND, *[(1, "There are three, as answer 1 says.")] * 4)
+    [pair] = choose(named, *weights, "select.same_evidence=true")
+    assert pair["order"] == SECOND  # what names an answer by number does not hold in the other order
+
+    alike = sampled("a", FIRST, (1, "Three.")) + sampled("a", SECOND, (1, "Three."))
+    assert choose(alike, *weights, "select.same_evidence=true") == []
