@@ -139,8 +139,8 @@ def _most_given(judgments: Sequence[dict[str, Any]]) -> tuple[str, int]:
 
 
 def _content_words(text: str) -> set[str]:
-    """The words of a text but for function words; numbers up to ten are written out."""
-    found = re.findall(r"[^\W_]+", text.lower())
+    """The words of a text but for function words and names of answers; numbers up to ten are written out."""
+    found = re.findall(r"[^\W_]+", _NAMES_ANSWERS.sub("", text).lower())
     written = (_NUMBERS[int(word)] if word.isdecimal() and int(word) < len(_NUMBERS) else word for word in found)
     return {word for word in written if word not in _FUNCTION_WORDS}
 
