@@ -57,12 +57,13 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
                 prompts = both_orders(route["first"], route["second"])
                 judged = [written[item["item_id"], prompted.order] for prompted in prompts]
                 answers = written[item["item_id"], ()] if select.answer_weight else []
-                scores = verdict_scores(select, item, route, [row for rows in judged for row in rows], witness, answers)
+                in_both = [row for rows in judged for row in rows]
+                scores = verdict_scores(select, item, route, in_both, witness, answers)
                 if select.same_evidence:
-                    pairs += _contradictions(select, item, prompts, judged, answers, scores)
-                    continue
-                for prompted, rows in zip(prompts, judged, strict=True):
-                    pairs += _pairs(select, item, prompted, rows, answers, scores)
+                    pairs += _contradictions(select, item, prompts, in_both, answers, scores)
+                else:
+                    for prompted, rows in zip(prompts, judged, strict=True):
+                        pairs += _pairs(select, item, prompted, rows, answers, scores)
     if select.balance:
         pairs = _balanced(pairs, settings.seed)
     return pa.Table.from_pylist(pairs, PAIRS)
@@ -159,8 +160,8 @@ def _pairs(
     if not chosen:
         return
     winner = typical(_like(chosen, _most_given(answers)[0]), rows)
-    rejected.sort(key=lambda row: (scores[row["winner"]], row["evidence"] != winner["evidence"], row["sample"]))
     kept: set[tuple[str, str]] = set()
+    rejected.sort(key=lambda row: (scores[row["winner"]], row["evidence"] != winner["evidence"], row["sample"]))
     for loser in rejected:
         lengths = sorted((len(winner["text"]), len(loser["text"])))
         if lengths[1] > select.max_length_ratio * lengths[0] or (winner["text"], loser["text"]) in kept:
@@ -168,15 +169,10 @@ def _pairs(
         if len(kept) == select.pairs_per_order:
             return
         yield {
-            "item_id": item["item_id"],
-            "order": prompted.order,
+            **_facts(item, prompted, scores, best, loser["winner"]),
             "rank": len(kept),
-            "prompt": prompted.write(item),
             "chosen": winner["text"],
             "rejected": loser["text"],
-            "winner": best,
-            "score_chosen": scores[best],
-            "score_rejected": scores[loser["winner"]],
         }
         kept.add((winner["text"], loser["text"]))
 
@@ -185,7 +181,7 @@ def _contradictions(
     select: Select,
     item: Item,
     prompts: Sequence[Prompted],
-    judged: Sequence[Sequence[dict[str, Any]]],
+    rows: Sequence[dict[str, Any]],
     answers: Sequence[dict[str, Any]],
     scores: dict[int | None, float],
 ) -> Iterator[dict[str, Any]]:
@@ -194,7 +190,6 @@ def _contradictions(
     A judgment of the other order will do as well, its verdict renamed, unless its evidence names an answer by number:
     a judge that always prefers what it is shown first has the better verdict in one order only.
     """
-    rows = [row for of_order in judged for row in of_order]
     best, other = sorted(prompts[0].order, key=lambda winner: -scores[winner])
     if scores[best] - scores[other] < select.min_gap or all(row["winner"] == best for row in rows):
         return
@@ -212,16 +207,25 @@ def _contradictions(
         texts = found["text"], contradicted(found["text"])
         chosen, rejected = texts if tuple(found["order"]) == prompted.order else reversed(texts)
         yield {
-            "item_id": item["item_id"],
-            "order": prompted.order,
+            **_facts(item, prompted, scores, best, other),
             "rank": 0,
-            "prompt": prompted.write(item),
             "chosen": chosen,
             "rejected": rejected,
-            "winner": best,
-            "score_chosen": scores[best],
-            "score_rejected": scores[other],
         }
+
+
+def _facts(
+    item: Item, prompted: Prompted, scores: dict[int | None, float], best: int, other: int | None
+) -> dict[str, Any]:
+    """What a row of PAIRS says beside its two judgments."""
+    return {
+        "item_id": item["item_id"],
+        "order": prompted.order,
+        "prompt": prompted.write(item),
+        "winner": best,
+        "score_chosen": scores[best],
+        "score_rejected": scores[other],
+    }
 
 
 def _like(judgments: Sequence[dict[str, Any]], answer: str) -> Sequence[dict[str, Any]]:
