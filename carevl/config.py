@@ -245,7 +245,7 @@ class Select(_Strict):
         False,
         description="One pair in each order, of a judgment and the same with the other verdict, so that the two differ "
         "in the verdict alone and phase 2 holds nothing against evidence; where no judgment of this order has the "
-        "better verdict, one of the other order is taken.",
+        "better verdict, one of the other order is taken. pairs_per_order and max_length_ratio then change nothing.",
     )
     pairs_per_order: int = Field(1, ge=1, description="Most chosen-rejected pairs of one prompt.")
     balance: bool = Field(True, description="As many chosen verdicts for the first answer shown as for the second.")

@@ -71,6 +71,7 @@ def judged(bench: Bench, cells: Mapping[str, Sequence[Cell]]) -> Tree:
         `arms`: per arm the figures of `outcomes.FIGURES`, and strict accuracy on the questions that a caption decides
         (`decidable`) and on the others, by `groups` and by `kinds`; each a `Spread`. `differences`: CAREVL less every
         other arm, and phase 1 less base, paired: both on the same resamples; `by_kind` of them: CAREVL less base.
+        `judges`: arm to the fingerprint of its training, by seed; they are those that were asked.
     """
     subsets = _subsets(bench)
     n_seeds = max(map(len, cells.values()))
@@ -93,7 +94,8 @@ def judged(bench: Bench, cells: Mapping[str, Sequence[Cell]]) -> Tree:
                 )
                 for kind, rows in subsets["kinds"].items()
             }
-    return {"seeds": n_seeds, "rows": len(bench.rows), "arms": arms, "differences": differences}
+    judges = {name: [cell.trial.made_by for cell in of_arm] for name, of_arm in cells.items()}
+    return {"seeds": n_seeds, "rows": len(bench.rows), "judges": judges, "arms": arms, "differences": differences}
 
 
 def _figures(drawn: Resamples, values: Outcomes, subsets: Mapping[str, Mapping[str, NDArray[np.bool_]]]) -> Tree:
@@ -181,8 +183,14 @@ def lines(found: Tree) -> Iterator[str]:
     yield from _routing(found["routing"], found["settings"]["router"]["precision"])
     for final in found["final"]:
         drawn = "" if final["world_seed"] is None else f", scenes of seed {final['world_seed']}"
-        yield from ("", f"on test data, {final['time']}{drawn}")
+        yield from ("", f"on test data, {final['time']}{drawn}{_other_judges(found, final)}")
         yield from _table(final)
+
+
+def _other_judges(found: Tree, final: Tree) -> str:
+    """Says which of the judges that were asked on test data are not those of the comparison as it is now."""
+    other = [name for name, judges in final["judges"].items() if judges != found["judges"].get(name)]
+    return f"; by judges other than those above: {', '.join(other)}" if other else ""
 
 
 def _costs(arms: Tree) -> Iterator[str]:

@@ -53,6 +53,11 @@ class Trial:
         tokens = {name: sum(facts["tokens"] for facts in log) for name, log in self.phases.items()}
         return Budget(tokens.get("sft", 0), tokens.get("dpo", 0))
 
+    @property
+    def made_by(self) -> str | None:
+        """The fingerprint of the last training; equal for equal judges, None for an arm that is not trained."""
+        return self.causes[list(self.phases)[-1]].fingerprint if self.phases else None
+
     def seconds(self, where: Run) -> dict[str, float]:
         """Seconds that each stage took when it was made, those that other arms share too."""
         second = _PHASE2 if self.arm.judge == "phase2" else ()

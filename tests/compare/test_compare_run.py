@@ -134,6 +134,22 @@ def test_again_nothing_is_made_and_test_scenes_are_listed(compared, settings):
     assert (entry["world_seed"], entry["rows"]) == (5, 24)
     assert entry["arms"]["base"]["strict"]["mean"] is not None
     assert json.loads((where.root / "compare.json").read_text())["final"][0]["time"] == entry["time"]
+    assert "other than those above" not in "\n".join(report.lines(final))
+
+
+def test_test_data_seen_by_judges_that_were_made_anew_since_are_marked(compared):
+    _, found = compared
+    judges = found["judges"]
+    assert judges["base"] == judges["experts"] == [None]
+    assert len({judges[name][0] for name in ("distillation", "phase1", "carevl")}) == 3
+    asked = {"time": "2026-01-01", "world_seed": 5, **{key: found[key] for key in ("seeds", "rows", "arms")}}
+    now = {**asked, "judges": judges, "differences": {}}
+    before = {**asked, "judges": {**judges, "carevl": ["0123456789abcdef"]}, "differences": {}}
+    lines = list(report.lines({**found, "final": [now, before]}))
+    assert [line for line in lines if line.startswith("on test data")] == [
+        "on test data, 2026-01-01, scenes of seed 5",
+        "on test data, 2026-01-01, scenes of seed 5; by judges other than those above: carevl",
+    ]
 
 
 def test_a_directory_in_use_is_left_alone(ray, settings, tmp_path):
