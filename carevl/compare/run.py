@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from carevl import pipeline, resources
 from carevl.compare import report, routing
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from carevl.config import Settings
 
 Say = Callable[[str], None]
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 RESULT = "compare.json"
 
 
@@ -107,7 +109,7 @@ def compare(settings: Settings, where: Run, plan: Plan, final: Final | None, say
         found["final"] = known.get("final", [])
         _write(file, found)
         if final is not None:
-            found["final"].append(_final(bench, cells, final))
+            found["final"].append(_final(bench, cells, final, plan.at_once))
             _write(file, found)
         for picture in report.draw(found, where.root / "figures"):
             say(f"wrote {picture}")
@@ -167,11 +169,7 @@ class _Comparison:
             started = time.monotonic()
             return arm, number, self._cell(arm, number, cells[arm.name].get(0)), time.monotonic() - started
 
-        if self.plan.at_once == 1:
-            yield from map(make, lot)
-            return
-        with ThreadPool(self.plan.at_once) as pool:  # of daemon threads: an interrupt does not wait for them
-            yield from pool.imap_unordered(make, lot)
+        yield from _as_they_come(make, lot, self.plan.at_once)
 
     def _cell(self, arm: Arm, number: int, of_first_seed: Cell | None) -> Cell:
         if not arm.trained:
@@ -213,24 +211,31 @@ class _Comparison:
         )
 
 
-def _final(bench: Bench, cells: dict[str, list[Cell]], final: Final) -> dict[str, Any]:
+def _as_they_come(make: Callable[[Given], Made], lot: Iterable[Given], at_once: int) -> Iterator[Made]:
+    """What is made of each of a lot, `at_once` of them side by side."""
+    if at_once == 1:
+        yield from map(make, lot)
+        return
+    with ThreadPool(at_once) as pool:  # of daemon threads: an interrupt does not wait for them
+        yield from pool.imap_unordered(make, lot)
+
+
+def _final(bench: Bench, cells: dict[str, list[Cell]], final: Final, at_once: int) -> dict[str, Any]:
     """Evaluates the trained judges on test data."""
     [benchmark] = on_benchmark(bench.settings).benchmarks
     path, images = benchmark.final_path, benchmark.final_images
     if final.world_seed is not None:
         path = str(_scenes(bench.where, final.world_seed) / "test/vl_rewardbench.parquet")
     tests = replace(bench, path=path, images=images)
-    asked = {name: list(_asked_again(tests, of_arm)) for name, of_arm in cells.items()}
+    once = {id(cell): cell for of_arm in cells.values() for cell in of_arm}  # base is one cell for all seeds
+
+    def ask(cell: Cell) -> tuple[int, Cell]:
+        return id(cell), Cell(cell.trial, tests.ask(cell.trial))
+
+    asked = dict(_as_they_come(ask, once.values(), at_once))
+    again = {name: [asked[id(cell)] for cell in of_arm] for name, of_arm in cells.items()}
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"time": when, "world_seed": final.world_seed, "data": path, **report.judged(tests, asked)}
-
-
-def _asked_again(tests: Bench, cells: Sequence[Cell]) -> Iterator[Cell]:
-    known: dict[int, Cell] = {}
-    for cell in cells:
-        if id(cell) not in known:
-            known[id(cell)] = Cell(cell.trial, tests.ask(cell.trial))
-        yield known[id(cell)]
+    return {"time": when, "world_seed": final.world_seed, "data": path, **report.judged(tests, again)}
 
 
 def _scenes(where: Run, seed: int) -> Path:

@@ -129,10 +129,10 @@ def test_again_nothing_is_made_and_test_scenes_are_listed(compared, settings):
     again = compare(settings, where, PLAN, None, said.append)
     assert not [line for line in said if "begins" in line or "goes on" in line]
     assert again["arms"] == found["arms"]
-    final = compare(settings, where, Plan(("base",), 1, 1, resamples=5), Final(5), said.append)
+    final = compare(settings, where, Plan(("base", "phase1"), 1, 1, resamples=5, at_once=2), Final(5), said.append)
     [entry] = final["final"]
     assert (entry["world_seed"], entry["rows"]) == (5, 24)
-    assert entry["arms"]["base"]["strict"]["mean"] is not None
+    assert [arm["strict"]["mean"] is not None for arm in entry["arms"].values()] == [True, True]
     assert json.loads((where.root / "compare.json").read_text())["final"][0]["time"] == entry["time"]
     assert "other than those above" not in "\n".join(report.lines(final))
 
@@ -145,10 +145,12 @@ def test_test_data_seen_by_judges_that_were_made_anew_since_are_marked(compared)
     asked = {"time": "2026-01-01", "world_seed": 5, **{key: found[key] for key in ("seeds", "rows", "arms")}}
     now = {**asked, "judges": judges, "differences": {}}
     before = {**asked, "judges": {**judges, "carevl": ["0123456789abcdef"]}, "differences": {}}
-    lines = list(report.lines({**found, "final": [now, before]}))
+    untold = {**asked, "differences": {}}
+    lines = list(report.lines({**found, "final": [now, before, untold]}))
     assert [line for line in lines if line.startswith("on test data")] == [
         "on test data, 2026-01-01, scenes of seed 5",
         "on test data, 2026-01-01, scenes of seed 5; by judges other than those above: carevl",
+        f"on test data, 2026-01-01, scenes of seed 5; by judges other than those above: {', '.join(ARMS)}",
     ]
 
 
