@@ -188,9 +188,13 @@ def lines(found: Tree) -> Iterator[str]:
 
 
 def _other_judges(found: Tree, final: Tree) -> str:
-    """Says which of the judges that were asked on test data are not those of the comparison as it is now."""
-    asked = final.get("judges", {})  # an entry of an earlier version does not say
-    other = [name for name in final["arms"] if asked.get(name) != found["judges"].get(name)]
+    """Says of which arms other judges were asked on test data than the comparison has now with the same seeds."""
+    asked, now = final.get("judges", {}), found["judges"]
+    other = [
+        name
+        for name in final["arms"]
+        if name in now and any(a != b for a, b in zip(asked.get(name, ["untold"]), now[name], strict=False))
+    ]
     return f"; by judges other than those above: {', '.join(other)}" if other else ""
 
 
