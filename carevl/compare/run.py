@@ -205,11 +205,11 @@ class _Comparison:
         )
         seconds = self.plan.seeds * (ours + others) + (self.plan.tries - 1) * (ours + others - labelling)
         stages = ", ".join(f"{name} {took[name]:.0f}" for name in took if took[name] >= 1)
-        at_once = self.plan.at_once
-        shared = f", {seconds / 60 / at_once:.0f} min if {at_once} arms at once do not slow each other" * (at_once > 1)
+        minutes, at_once = seconds / 60, self.plan.at_once
+        shared = "" if at_once == 1 else f", {minutes / at_once:.0f} min if {at_once} at once do not slow each other"
         self.bench.say(
             f"{OURS.name} took {ours:.0f} s with one seed ({stages}); {len(arms)} arms with {self.plan.seeds} seeds "
-            f"and {self.plan.tries} tries: about {seconds / 60:.0f} min of work{shared}, less what is there already"
+            f"and {self.plan.tries} tries: about {minutes:.0f} min of work{shared}, less what is there already"
         )
 
 
