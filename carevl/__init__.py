@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from carevl import _torchvision
 
 if TYPE_CHECKING:
-    from carevl.judging.reward_model import Judgment, RewardModel
+    from carevl.reward_model import Judgment, RewardModel
 
 __version__ = "0.1.0"
 __all__ = ["Judgment", "RewardModel"]
@@ -16,7 +16,7 @@ _torchvision.install()
 def __getattr__(name: str) -> Any:
     """What users import loads only when it is asked for, so that the command line starts at once."""
     if name in __all__:
-        from carevl.judging import reward_model
+        from carevl import reward_model
 
         return getattr(reward_model, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,13 +35,14 @@ def main(last: str | None = None) -> None:
 
 
 def _run(source: str, overrides: Sequence[str], run_dir: Path, last: str | None, *, final: bool) -> None:
-    from carevl import config, pipeline
-    from carevl.cluster import is_private, ray_cluster
+    from carevl.cluster.connect import is_private, ray_cluster
     from carevl.errors import UserError
-    from carevl.runs import Run
-    from carevl.stages import evaluation
+    from carevl.pipeline import core as pipeline
+    from carevl.settings import load_settings
+    from carevl.stages import evaluate
+    from carevl.store.run import Run
 
-    settings, where = config.load(source, overrides), Run.at(run_dir)
+    settings, where = load_settings(source, overrides), Run.at(run_dir)
     if not run_dir.is_absolute():
         raise UserError(
             f"--run-dir {run_dir} is relative: a job's own directory is deleted; name one on shared storage"
@@ -49,7 +50,7 @@ def _run(source: str, overrides: Sequence[str], run_dir: Path, last: str | None,
     if is_private(settings.cluster):
         raise UserError("no Ray cluster to join: submit this with `ray job submit`, or set RAY_ADDRESS")
     if final:
-        evaluation.final(settings)  # refuses before anything runs
+        evaluate.final(settings)  # refuses before anything runs
     with ray_cluster(settings.cluster):
         for stage in pipeline.run(settings, where, _say, last):
             print(f"{stage.name:16s} {stage.action:8s} {stage.rows_out:8d} rows  {stage.errors:6d} errors")

@@ -10,8 +10,14 @@ figures(benchmark.score(rows, predictions, "strict"))["overall"]  # {"value": â€
 ```
 """
 
-from carevl.benchmarks import mllm_judge, mm_rlhf_rewardbench, multimodal_rewardbench, rewardbench2, vl_rewardbench
-from carevl.benchmarks.protocol import Benchmark
+from carevl.benchmarks.suite import Benchmark
+from carevl.benchmarks.suites import (
+    mllm_judge,
+    mm_rlhf_rewardbench,
+    multimodal_rewardbench,
+    rewardbench2,
+    vl_rewardbench,
+)
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.NAME: module

@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from carevl.benchmarks.asking import GREEDY, Decoding, Question, seeded
 from carevl.benchmarks.predictions import Prediction, record
-from carevl.benchmarks.protocol import Benchmark
-from carevl.benchmarks.verdict_tokens import CHOICES, WATCH, forced, stated
-from carevl.inference.engines import generator
-from carevl.inference.transformers_engine import Ask, Generation
+from carevl.benchmarks.questions import GREEDY, Decoding, Question, seeded
+from carevl.benchmarks.suite import Benchmark
 from carevl.judging.prompts import VERDICT_BEGUN, Task, write_judgment
-from carevl.tables import row_error
+from carevl.judging.verdict_tokens import CHOICES, WATCH, forced, stated
+from carevl.models.engines import generator
+from carevl.models.transformers_engine import Ask, Generation
+from carevl.store.schemas import row_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from carevl.config import Judge
+    from carevl.settings.models import Judge
 
 Answer = Generation | str
 """What a judge wrote, or why it could not be asked."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from carevl.benchmarks.asking import Question, seeded
 from carevl.benchmarks.predictions import Prediction, record, record_score
-from carevl.benchmarks.protocol import Benchmark
+from carevl.benchmarks.questions import Question, seeded
 from carevl.benchmarks.rows import Row
+from carevl.benchmarks.suite import Benchmark
 from carevl.judging.prompts import Verdict
 
 _RATING_STEP = 50

@@ -12,21 +12,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from carevl.benchmarks import rewardbench2
 from carevl.benchmarks.answering import is_endpoint
-from carevl.benchmarks.asking import ProtocolName
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
 from carevl.benchmarks.data import Data
 from carevl.benchmarks.layouts import read_official
 from carevl.benchmarks.listing import list_comparison, list_report
 from carevl.benchmarks.predictions import Prediction, from_table, to_table
 from carevl.benchmarks.results import PROTOCOLS, baselines, by_protocol, compared, judged
-from carevl.cluster import ray_cluster
-from carevl.config import Cluster, Judge, fill
+from carevl.benchmarks.run import Asked, Exam, facts, predict
+from carevl.benchmarks.suites import rewardbench2
+from carevl.cluster.connect import ray_cluster
+from carevl.cluster.pools import Tally
 from carevl.errors import UserError
-from carevl.inference.pools import Tally
-from carevl.runs import Cause, Run, Table, write_atomically
-from carevl.stages.evaluate import Asked, Exam, facts, predict
+from carevl.settings.data import ProtocolName
+from carevl.settings.loader import fill
+from carevl.settings.models import Judge
+from carevl.settings.tree import Cluster
+from carevl.store.run import Cause, Run, Table, write_atomically
 
 PREDICTIONS, FIGURES = "predictions.parquet", "figures.json"
 

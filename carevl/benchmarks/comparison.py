@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from carevl.benchmarks.intervals import RESAMPLES, Figure, FloatArray, Scored, Statistic, evaluate
+from carevl.stats.bootstrap import RESAMPLES, Figure, FloatArray, Scored, Statistic, evaluate
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carevl.benchmarks import BENCHMARKS
-from carevl.benchmarks.asking import ProtocolName
-from carevl.benchmarks.protocol import Benchmark
 from carevl.benchmarks.rows import Row
+from carevl.benchmarks.suite import Benchmark
 from carevl.errors import UserError
+from carevl.settings.data import ProtocolName
 
 _NAMED = 5
 

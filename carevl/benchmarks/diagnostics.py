@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from carevl.benchmarks.intervals import FloatArray, Scored, Statistic, divide, mean, ratio
 from carevl.benchmarks.outcomes import scored_rows
 from carevl.benchmarks.predictions import Prediction, by_key
 from carevl.benchmarks.rows import Row
 from carevl.judging.prompts import Status
+from carevl.stats.bootstrap import FloatArray, Scored, Statistic, divide, mean, ratio
 
 STATUSES: tuple[Status, ...] = ("ok", "none", "both", "truncated")
 

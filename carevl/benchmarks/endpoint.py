@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from carevl.benchmarks.answering import Answer
-from carevl.benchmarks.asking import Decoding
+from carevl.benchmarks.questions import Decoding
 from carevl.errors import UserError
-from carevl.inference.chat_client import ChatClient, NoAnswerError
-from carevl.inference.transformers_engine import Ask, Generation
+from carevl.models.chat_client import ChatClient, NoAnswerError
+from carevl.models.transformers_engine import Ask, Generation
 
 if TYPE_CHECKING:
     from PIL.Image import Image

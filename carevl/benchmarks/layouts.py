@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from carevl.benchmarks import mllm_judge, mm_rlhf_rewardbench, multimodal_rewardbench, vl_rewardbench
-from carevl.benchmarks.asking import Question
 from carevl.benchmarks.predictions import Prediction, record, record_score
-from carevl.benchmarks.protocol import Benchmark
+from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Record, Row, read_records
+from carevl.benchmarks.suite import Benchmark
+from carevl.benchmarks.suites import mllm_judge, mm_rlhf_rewardbench, multimodal_rewardbench, vl_rewardbench
 
 _Answer = tuple[tuple[int, ...], str | float]
 """The order shown, and the text (or, for a reward model, the score of the one response)."""

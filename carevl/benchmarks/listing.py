@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from carevl.benchmarks.asking import ProtocolName
 from carevl.benchmarks.comparison import Comparison
 from carevl.benchmarks.data import some
-from carevl.benchmarks.intervals import Figure
-from carevl.benchmarks.published import VL_REWARDBENCH, check
-from carevl.benchmarks.vl_rewardbench import NAME as VL_REWARDBENCH_NAME
+from carevl.benchmarks.suites.published import VL_REWARDBENCH, check
+from carevl.benchmarks.suites.vl_rewardbench import NAME as VL_REWARDBENCH_NAME
+from carevl.settings.data import ProtocolName
+from carevl.stats.bootstrap import Figure
 
 _MANY = 16
 """A longer list leaves out the figures of single data sets and categories (`NAME/…`); figures.json has them all."""

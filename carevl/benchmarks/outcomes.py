@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from carevl.benchmarks.intervals import FloatArray, Scored, Statistic
 from carevl.benchmarks.predictions import Prediction, by_key, in_orders, refuse_missing
 from carevl.benchmarks.rows import Row
+from carevl.stats.bootstrap import FloatArray, Scored, Statistic
 
 BOTH_ORDERS = ((0, 1), (1, 0))
 

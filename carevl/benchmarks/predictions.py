@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from carevl.benchmarks.asking import Question
+from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Row
 from carevl.judging.prompts import Status, Verdict
-from carevl.tables import ERROR
+from carevl.store.schemas import ERROR
 
 _FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("benchmark", pa.string(), False, "id of the benchmark, such as vl-rewardbench"),

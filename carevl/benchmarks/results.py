@@ -6,14 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-from carevl.benchmarks.asking import ProtocolName
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
 from carevl.benchmarks.comparison import Comparison, compare
 from carevl.benchmarks.diagnostics import diagnose, statuses
-from carevl.benchmarks.intervals import Figure, figures
 from carevl.benchmarks.predictions import Prediction
-from carevl.benchmarks.protocol import Benchmark
 from carevl.benchmarks.rows import Row
+from carevl.benchmarks.suite import Benchmark
+from carevl.settings.data import ProtocolName
+from carevl.stats.bootstrap import Figure, figures
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from carevl.data.rows import clean
 from carevl.judging.prompts import Task
-from carevl.sources.rows import clean
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from carevl.compare.labels import Labels
 from carevl.errors import UserError
 
 if TYPE_CHECKING:
-    from carevl.config import Settings
+    from carevl.settings import Settings
 
 RATES = (1.0, 0.5, 2.0, 0.25)
 """What the learning rates of both phases are multiplied by; an arm tries the first few on the first seed."""

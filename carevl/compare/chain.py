@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from carevl import pipeline
-from carevl.runs import Cause, Run, RunError
-from carevl.stages import evaluation
+from carevl.pipeline import core as pipeline
+from carevl.stages import evaluate
+from carevl.store.run import Cause, Run, RunError
 
 if TYPE_CHECKING:
     from carevl.compare.labels import Labels
-    from carevl.config import Settings
+    from carevl.settings import Settings
 
 VERSION = 1
 BENCHMARK = "vl-rewardbench"
@@ -61,7 +61,7 @@ def rebased(causes: Mapping[str, Cause], where: Run, given: Mapping[str, Cause])
 
 def asked(causes: Mapping[str, Cause], tests: Settings, where: Run) -> Causes:
     """The causes with the benchmarks of other settings to be evaluated on; see `on_benchmark`."""
-    facts = evaluation.facts(tests, where)
+    facts = evaluate.facts(tests, where)
     return {
         name: Cause(cause.stage, {**cause.facts, **facts}) if name.startswith("evaluate/") else cause
         for name, cause in causes.items()

@@ -12,18 +12,18 @@ from carevl.compare.chain import VERSION, rebased
 from carevl.compare.stages import run_stages
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
-from carevl.runs import Cause
-from carevl.sources.images import ImageLimits, identify, image_id
-from carevl.sources.rows import RowError
-from carevl.stages import evaluation
-from carevl.stages.context import Context, Counts
+from carevl.data.images import ImageLimits, identify, image_id
+from carevl.data.rows import RowError
+from carevl.stages import evaluate
+from carevl.stages.base import Context, Counts
 from carevl.stages.makers import MAKERS
 from carevl.stages.route import read_fitting
-from carevl.tables import IMAGES, ITEMS, row_error
+from carevl.store.run import Cause
+from carevl.store.schemas import IMAGES, ITEMS, row_error
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
-    from carevl.config import Settings
+    from carevl.settings import Settings
 
 
 def probabilities(context: Context, tests: Settings, rows: Sequence[Row]) -> dict[str, float | None]:
@@ -38,7 +38,7 @@ def probabilities(context: Context, tests: Settings, rows: Sequence[Row]) -> dic
     """
     settings, where = context.settings, context.where
     experts = [expert.name for expert in settings.experts]
-    benchmarks = evaluation.facts(tests, where)["benchmarks"]
+    benchmarks = evaluate.facts(tests, where)["benchmarks"]
     asked = Cause("compare/rows", {"compare": VERSION, "parts": settings.data.parts, "benchmarks": benchmarks})
     causes = rebased(context.causes, where, {"ingest": asked})
     scoring = [f"score/{name}" for name in experts]

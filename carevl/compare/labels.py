@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from carevl.confidence.routing import SCHEMA
-from carevl.stages.judgments import chance
+from carevl.stages.sampling import chance
 
 Rule = Literal["every", "drawn", "subset", "threshold"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from carevl.benchmarks.intervals import FloatArray, divide
+from carevl.audit.ledger import calibration_gaps
 from carevl.benchmarks.outcomes import BOTH_ORDERS
 from carevl.benchmarks.predictions import in_orders
-from carevl.confidence.audit_ledger import calibration_gaps
+from carevl.stats.bootstrap import FloatArray, divide
 
 if TYPE_CHECKING:
     from carevl.benchmarks.predictions import Prediction

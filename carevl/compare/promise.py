@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from carevl.confidence.audit_panel import cross_fit
+from carevl.audit.panel import cross_fit
 from carevl.confidence.guarantee import PromiseError
 from carevl.confidence.policies import fit_router
 
 if TYPE_CHECKING:
     from carevl.confidence.pairs import Pairs
-    from carevl.confidence.policies import RouterSettings
     from carevl.confidence.routing import Router
+    from carevl.settings.router import RouterSettings
     from carevl.stages.route import Fitting
 
 VERSION = 2

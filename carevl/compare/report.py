@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from carevl import results
 from carevl.compare.arms import OURS, Budget
 from carevl.compare.outcomes import FIGURES, Outcomes, Resamples, Spread, over_seeds, spread
-from carevl.miniworld.truth import read_truth
-from carevl.sources.images import image_id
+from carevl.data.images import image_id
+from carevl.data.truth import read_truth
+from carevl.pipeline import results
 from carevl.stages.ingest import resolve
 from carevl.training.progress import LOOKS
 
@@ -154,7 +154,7 @@ def _phase2(bench: Bench, trial: Trial) -> Tree:
     `guard` tells of the checkpoints that were looked at with what was held out or labelled: what was seen at each step,
     and the step whose judge was kept; None when there was nothing to look with.
     """
-    from carevl.training.looks import Looks
+    from carevl.training.validation import Looks
 
     causes = {name: trial.causes[name] for name in ("ingest", "route", "demonstrate", "select")}
     found = results.compute(trial.settings, bench.where, causes)
@@ -264,7 +264,7 @@ def _share(value: float | None) -> str:
 
 def draw(found: Tree, directory: Path) -> list[Path]:
     """Writes the pictures of strict accuracy by arm, and by kind where kinds are known; their files."""
-    from carevl import figures
+    from carevl.plots import figures
 
     arms = found["arms"]
     files = figures.by_arm(directory / "strict_by_arm", {name: _estimate(arm["strict"]) for name, arm in arms.items()})

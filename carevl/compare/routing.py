@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from carevl import results
 from carevl.compare.labels import confidence, decided
 from carevl.compare.promise import THRESHOLDS, VERSION, by_labels, promise, sweep
 from carevl.compare.stages import training_routes
 from carevl.confidence.calibration import MIN_LABELS
-from carevl.runs import Cause, RunError
+from carevl.pipeline import results
 from carevl.stages.route import facts, read_fitting
+from carevl.store.run import Cause, RunError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from carevl.compare.trials import Bench
-    from carevl.stages.context import Context
+    from carevl.stages.base import Context
     from carevl.stages.route import Fitting
 
 _FEWEST = 2 * MIN_LABELS

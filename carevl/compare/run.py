@@ -12,17 +12,18 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from carevl import pipeline, resources
+from carevl.cluster import resources
 from carevl.compare import report, routing
 from carevl.compare.arms import OURS, RATES, Arm, Budget, at_threshold, chosen
 from carevl.compare.chain import BENCHMARK, on_benchmark
 from carevl.compare.promise import RESAMPLES, to_train
 from carevl.compare.report import Cell
 from carevl.compare.trials import Bench
-from carevl.runs import Run, RunError, write_atomically
+from carevl.pipeline import core as pipeline
+from carevl.store.run import Run, RunError, write_atomically
 
 if TYPE_CHECKING:
-    from carevl.config import Settings
+    from carevl.settings import Settings
 
 Say = Callable[[str], None]
 Given = TypeVar("Given")

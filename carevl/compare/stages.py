@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from carevl import pipeline
+from carevl.cluster.pools import Task
 from carevl.compare.labels import decided, lots
-from carevl.inference.pools import Task
-from carevl.stages import demonstrate, judgments
-from carevl.stages.context import Context, Counts
-from carevl.stages.judgments import Asking, Item, Prompted, Prompts
+from carevl.pipeline import core as pipeline
+from carevl.stages import demonstrate, sampling
+from carevl.stages.base import Context, Counts
 from carevl.stages.makers import MAKERS, Maker
+from carevl.stages.sampling import Asking, Item, Prompted, Prompts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,8 +116,8 @@ def _judgments(context: Context, pending: list[str]) -> Counts:
     asking = Asking(_Every(plain.prompts), plain.samples, plain.temperature, plain.seed)
     task = Task(
         name=name,
-        make=judgments.work,
-        prepare=judgments.prepare,
+        make=sampling.work,
+        prepare=sampling.prepare,
         arguments={"judge": settings.judge, "asking": asking},
         sources={
             "items": context.ingested.items,

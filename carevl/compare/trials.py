@@ -15,15 +15,16 @@ from carevl.compare.arms import OURS, Arm, Budget, seeded
 from carevl.compare.chain import Causes, asked, chain, data, on_benchmark
 from carevl.compare.experts import probabilities
 from carevl.compare.stages import makers, run_stages
-from carevl.runs import Run
-from carevl.stages import evaluation
-from carevl.stages.context import Context
+from carevl.stages import evaluate
+from carevl.stages.base import Context
 from carevl.stages.makers import MAKERS
+from carevl.store.run import Run
 from carevl.training.progress import read_log
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
-    from carevl.config import Benchmark, Settings
+    from carevl.settings import Settings
+    from carevl.settings.data import Benchmark
 
 Say = Callable[[str], None]
 _PHASE1 = ("router", "judgments", "route", "demonstrate", "sft")
@@ -91,7 +92,7 @@ class Bench:
     @cached_property
     def rows(self) -> list[Row]:
         """The benchmark's rows."""
-        return evaluation.load(self.settings, self.where, self.benchmark)
+        return evaluate.load(self.settings, self.where, self.benchmark)
 
     def routed(self, number: int) -> Context:
         """CAREVL's stages with the seed of this number, the router's made."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-CalibrationMethod = Literal["temperature", "isotonic", "spread"]
+from carevl.settings.router import CalibrationMethod
+
 MIN_LABELS = 50
 """Labelled pairs below which an expert's scale is not read from labels."""
 

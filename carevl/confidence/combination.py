@@ -7,7 +7,7 @@ missing opinion, and NaN comes out where no expert has one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from scipy import special
 from carevl.confidence.calibration import fit_weights, soft_targets
 from carevl.confidence.redundancy import error_correlation, errors, shared_weights
 
-Combination = Literal["mean", "weighted", "median", "label_model", "learned"]
 _PRIOR_RIGHT, _PRIOR_VOTES = 7.0, 10.0
 """Prior votes of each expert in the label model: a fair expert, right in 70 %, until the data say otherwise."""
 

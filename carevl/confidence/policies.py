@@ -10,14 +10,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from carevl.confidence.calibration import MIN_LABELS, CalibrationMethod, fit_calibration
+from carevl.confidence.calibration import MIN_LABELS, fit_calibration
 from carevl.confidence.combination import (
-    Combination,
     Combiner,
     Mean,
     Median,
@@ -38,42 +34,7 @@ from carevl.confidence.length import doublings, length_slopes, without_length
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.routing import Certificate, Filters, Router
 from carevl.confidence.signals import Ensemble, calibrated, mean_margins
-
-FixedPolicy = Literal["unanimous", "mean_margin", "label_model"]
-Policy = Literal["unanimous", "mean_margin", "label_model", "target_precision"]
-
-
-class RouterSettings(BaseModel):
-    """How pairs are routed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    policy: Policy = "mean_margin"
-    """Which pairs are high: unanimous, mean_margin, label_model or target_precision."""
-    calibration: CalibrationMethod = "temperature"
-    """How margins become probabilities: temperature or isotonic from labels, spread without. Too few labels: spread."""
-    combination: Combination = "mean"
-    """mean, median, label_model (policy label_model has its own); from labels: learned, or weighted by independence."""
-    length_residual: bool = False
-    """Take off every expert's margin what it pays for length alone, right and wrong responses compared apart."""
-    abstain_band: float = Field(default=0.1, ge=0, lt=0.5)
-    """An expert abstains on a pair when |p - 0.5| is below this."""
-    threshold: float = Field(default=0.8, ge=0.5, le=1)
-    """Least probability of the winner for mean_margin and label_model."""
-    precision: float = Field(default=0.95, gt=0.5, lt=1)
-    """target_precision: the share of high pairs whose winner is right."""
-    level: float = Field(default=0.95, gt=0.5, lt=1)
-    """target_precision: probability with which the promise holds, over draws of the labelled images."""
-    fallback: FixedPolicy | None = None
-    """target_precision: the policy to use, without a promise, when none can be made; by default the run stops."""
-    shares: tuple[float, float, float] = (0.25, 0.5, 0.25)
-    """target_precision: shares of the labelled images that fit the experts, choose the threshold, and only check."""
-    text_only_limit: float | None = Field(default=None, ge=0, le=0.5)
-    """Drop a pair whose winner the experts name without any caption by more than this, |p - 0.5|; null keeps all."""
-    require_source: bool = False
-    """Keep a pair from being high when the source's own preference is the other response, or a tie."""
-    seed: int = 0
-    """Draws the split and the pair of each image that is tested."""
+from carevl.settings.router import RouterSettings
 
 
 def fit_router(settings: RouterSettings, labelled: Pairs | None, unlabelled: Pairs | None) -> Router:

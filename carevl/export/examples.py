@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from carevl.data.turns import IMAGE_TAG
 from carevl.errors import UserError
-from carevl.runs import Run, Table
-from carevl.sources.turns import IMAGE_TAG
 from carevl.stages.ingest import Ingested
+from carevl.store.run import Run, Table
 
 What = Literal["items", "pairs", "judgments", "dpo"]
 Row = dict[str, Any]

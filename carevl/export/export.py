@@ -12,7 +12,7 @@ from pathlib import Path
 from carevl.errors import UserError
 from carevl.export.examples import What, parts
 from carevl.export.writers import WRITERS
-from carevl.runs import Run
+from carevl.store.run import Run
 
 
 @dataclass(frozen=True)

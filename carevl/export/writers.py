@@ -20,8 +20,8 @@ from typing import Any, Protocol, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from carevl.data.turns import IMAGE_TAG
 from carevl.export.examples import Example, Part
-from carevl.sources.turns import IMAGE_TAG
 
 _ENDINGS = {"JPEG": "jpg", "TIFF": "tif"}
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from carevl.inference.transformers_engine import Ask, Generation, ImageTextGenerator
 from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.miniworld.items import Item, draw_items
 from carevl.miniworld.models import CAPTION_PROMPT, expert_turn
 from carevl.miniworld.questions import KINDS, caption
+from carevl.models.transformers_engine import Ask, Generation, ImageTextGenerator
 
 MAX_TOKENS = 80
 SAMPLES = 8
@@ -181,7 +181,7 @@ def _measure_samples(figures: Figures, generator: ImageTextGenerator, drawn: Seq
 
 def measure_expert(figures: Figures, name: str, model: Path, items: Sequence[Item], captions: Sequence[str]) -> None:
     """Accuracy over pairs, by whether a caption decides them and by kind; length slope; calibration error."""
-    from carevl.inference.reward_scorer import RewardScorer
+    from carevl.models.reward_scorer import RewardScorer
 
     scorer = RewardScorer(model)
     conversations = [

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl.inference.engines import generated, generator, weights_fingerprint
-from carevl.inference.guarded import Failure
-from carevl.inference.transformers_engine import Ask
-from carevl.stages.pictures import decoded, picture
-from carevl.tables import CAPTIONS, row_error
+from carevl.data.pictures import decoded, picture
+from carevl.models.engines import generated, generator, weights_fingerprint
+from carevl.models.row_errors import Failure
+from carevl.models.transformers_engine import Ask
+from carevl.store.schemas import CAPTIONS, row_error
 
 if TYPE_CHECKING:
-    from carevl.config import Captioner, Settings
-    from carevl.inference.pools import Prepare, Work
+    from carevl.cluster.pools import Prepare, Work
+    from carevl.settings import Settings
+    from carevl.settings.models import Captioner
 
 VERSION = 1
 VIEW = "default"

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
-from carevl.stages.judgments import Asking, Item, Prompted, both_orders, by_item, chance, typical
-from carevl.tables import DEMONSTRATIONS
+from carevl.stages.sampling import Asking, Item, Prompted, both_orders, by_item, chance, typical
+from carevl.store.schemas import DEMONSTRATIONS
 
 if TYPE_CHECKING:
-    from carevl.config import Demonstrate, Settings
+    from carevl.settings import Settings
+    from carevl.settings.stages import Demonstrate
 
 VERSION = 3
 GOOD, BAD = 4, 2

@@ -1,327 +1,86 @@
-"""Stage `evaluate`: judges answer every question of some benchmarks; each answer is a row of `predictions`.
-
-A part holds a block of questions, all those about one image together, so that what they share is computed once. All
-judges are asked side by side, each in one pool, whatever the number of benchmarks: loading costs more than a small one.
-"""
+"""Stages `evaluate/…`: base, phase-1 and phase-2 judge on every benchmark of the settings."""
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from carevl.benchmarks import BENCHMARKS
-from carevl.benchmarks.answering import Answerer, answerer, is_endpoint, judge_questions
-from carevl.benchmarks.asking import ProtocolName, Question
-from carevl.benchmarks.predictions import SCHEMA, record_score, to_table
-from carevl.benchmarks.protocol import Benchmark
-from carevl.benchmarks.rows import Image, Row
-from carevl.errors import UserError
-from carevl.inference.engines import Scorer, adapter_fingerprint, scorer, weights_fingerprint
-from carevl.inference.pools import Prepare, Tally, Task, Work, run_tasks
-from carevl.judging.prompts import PROMPT_VERSION
-from carevl.runs import RunError, Table
-from carevl.sources.images import ImageLimits
-from carevl.sources.rows import RowError
-from carevl.stages.pictures import decoded, picture
+from carevl.benchmarks.run import VERSION, Asked, Exam, predict
+from carevl.stages.ingest import resolve, stamps
+from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
-    import PIL.Image
+    from carevl.benchmarks.rows import Row
+    from carevl.settings import Settings
+    from carevl.settings.data import Benchmark
+    from carevl.settings.models import Judge
+    from carevl.stages.base import Context
 
-    from carevl.config import Judge
-
-VERSION = 3
-PART_QUESTIONS = 256
-_LIMITS = ImageLimits()
-_QUESTIONS = pa.schema(
-    [
-        *(SCHEMA.field(name) for name in ("benchmark", "protocol", "key", "order", "sample")),
-        ("task", pa.string()),
-        ("prompt", pa.string()),
-        ("image", pa.string()),  # key into images, null for a text-only question
-        ("response", pa.string()),  # what a reward model has to score, else null
-    ]
-)
-_IMAGES = pa.schema([("name", pa.string()), ("bytes", pa.large_binary())])
+JUDGES: dict[str, str | None] = {"base": None, "phase1": "sft", "phase2": "dpo"}
+"""Judge to the stage that makes it."""
 
 
-def facts(judge: Judge) -> dict[str, Any]:
-    """What a judge's predictions depend on, apart from the questions."""
-    return {
-        "version": VERSION,
-        "prompts": PROMPT_VERSION,
-        "weights": weights_fingerprint(judge.path, judge.revision),
-        **({} if judge.adapter is None else {"adapter": adapter_fingerprint(judge.adapter)}),
-        **judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"}),
-    }
+def facts(settings: Settings, where: Run) -> dict[str, Any]:
+    """What predictions depend on, apart from the judge."""
+    tests = []
+    for benchmark in settings.benchmarks:
+        path, images = data_of(settings, where, benchmark)
+        tests.append(
+            benchmark.model_dump(exclude={"final_path", "final_images"}) | {"files": stamps(where, path, images)}
+        )
+    return {"version": VERSION, "seed": settings.seed, "benchmarks": tests}
 
 
-@dataclass(frozen=True)
-class Exam:
-    """What is asked: the rows of a benchmark, by some protocols.
-
-    `draws`: judgments per row where the protocol draws several; the benchmark's own number when None.
-    """
-
-    benchmark: Benchmark
-    rows: Sequence[Row]
-    protocols: Sequence[ProtocolName]
-    draws: int | None = None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Who is asked: a judge, what it is called in the table, and where its predictions are written."""
-
-    judge: Judge
-    name: str
-    target: Table
-
-
-def predict(
-    judges: Sequence[Asked],
-    exams: Sequence[Exam],
-    say: Callable[[str, Tally, int], None],
-    *,
-    seed: int = 0,
-    max_error_fraction: float = 0.05,
-    part_questions: int = PART_QUESTIONS,
-    retry: bool = False,
-) -> dict[str, dict[str, int]]:
-    """Asks every judge every question, and writes the parts of `predictions` that are not there yet.
-
-    Ray has to be running, unless all judges are endpoints.
-
-    Args:
-        max_error_fraction: share of a judge's questions that may fail.
-        part_questions: questions per part; more where one image has more.
-        retry: ask those questions once more that failed in the parts that are there, and no others.
-
-    Returns:
-        Name of the judge to rows_in (questions), rows_out (predictions), errors.
+def final(settings: Settings) -> Settings:
+    """The settings with every benchmark's test data in place of its development data.
 
     Raises:
-        UserError: a row has no image although the judge needs one.
-        RunError: more questions failed than allowed; what is done stays.
+        RunError: there is no benchmark, or one has no test data.
     """
-    blocks = [block for exam in exams for block in _blocks(exam, seed, part_questions)]
-    passes = [_Pass.of(asked, blocks, seed, retry) for asked in judges]
-    for asking in passes:
-        _refuse_without_image(question for block in asking.pending.values() for question in block)
-    for asking in passes:
-        for number, block in asking.pending.items():
-            asking.questions.write(number, _to_questions(block))
-            asking.images.write(number, _to_images(block))
-    pooled = [asking for asking in passes if asking.pending and not is_endpoint(asking.judge.path)]
-    for asking in passes:
-        if is_endpoint(asking.judge.path):
-            _run_here(asking.task, say)
-    if pooled:
-        run_tasks([asking.task for asking in pooled], [], 1.0, say)
-    total = sum(map(len, blocks))
-    return {asking.name: asking.finish(total, max_error_fraction) for asking in passes}
+    if not settings.benchmarks:
+        raise RunError("the settings name no benchmarks, so there is no test data to evaluate on")
+    tests = []
+    for benchmark in settings.benchmarks:
+        if benchmark.final_path is None:
+            raise RunError(f"benchmark {benchmark.name} has no final_path, so there is no test data to evaluate on")
+        tests.append(benchmark.model_copy(update={"path": benchmark.final_path, "images": benchmark.final_images}))
+    return settings.model_copy(update={"benchmarks": tests})
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """A judge at work: the questions of every part that is still to be made."""
-
-    name: str
-    judge: Judge
-    target: Table
-    made: Table
-    """Where new predictions are written: the target, or apart from it what was asked again."""
-    pending: Mapping[int, list[Question]]
-    seed: int
-
-    @classmethod
-    def of(cls, asked: Asked, blocks: Sequence[list[Question]], seed: int, retry: bool) -> _Pass:
-        target = asked.target
-        if not retry:
-            pending = {number: block for number, block in enumerate(blocks) if not target.part(number).exists()}
-            return cls(asked.name, asked.judge, target, target, pending, seed)
-        again = Table(target.directory / "again")
-        shutil.rmtree(again.directory, ignore_errors=True)
-        failed = {number: _failed(target.read(number), blocks[number]) for number in target.parts()}
-        pending = {number: block for number, block in failed.items() if block}
-        return cls(asked.name, asked.judge, target, again, pending, seed)
-
-    @property
-    def questions(self) -> Table:
-        return Table(self.target.directory / "questions")
-
-    @property
-    def images(self) -> Table:
-        return Table(self.target.directory / "images")
-
-    @property
-    def task(self) -> Task:
-        return Task(
-            name=f"evaluate/{self.name}",
-            make=work,
-            prepare=prepare,
-            arguments={"judge": self.judge, "name": self.name, "seed": self.seed},
-            sources={"questions": self.questions, "images": self.images},
-            target=self.made,
-            pool=self.judge.pool,
-            key="key",
-            identity=("benchmark", "protocol", "order", "sample"),
-            parts=tuple(self.pending),
-        )
-
-    def finish(self, total: int, max_error_fraction: float) -> dict[str, int]:
-        """Puts predictions that were asked again in their place, takes away what was only passed on, and counts."""
-        target = self.target
-        if self.made != target:
-            for number in self.pending:
-                target.write(number, _replaced(target.read(number), self.made.read(number)))
-            shutil.rmtree(self.made.directory, ignore_errors=True)
-        for table in (self.questions, self.images):
-            shutil.rmtree(table.directory, ignore_errors=True)
-        errors = [error for error in target.read(columns=["error"])["error"].to_pylist() if error is not None]
-        if len(errors) > max_error_fraction * total:
-            raise RunError(
-                f"{self.name}: {len(errors)} of {total} questions failed, more than max_error_fraction = "
-                f"{max_error_fraction:.1%} allows; the first: {errors[0]['message']}"
-            )
-        return {"rows_in": total, "rows_out": total, "errors": len(errors)}
+def load(settings: Settings, where: Run, benchmark: Benchmark) -> list[Row]:
+    """The labelled rows of a benchmark."""
+    return BENCHMARKS[benchmark.name].load(*data_of(settings, where, benchmark))[: benchmark.rows]
 
 
-def _run_here(task: Task, say: Callable[[str, Tally, int], None]) -> None:
-    """As `run_tasks`, in this process: an endpoint needs neither actors nor, on other machines, its key."""
-    answer, tally, parts = task.make(**task.arguments), Tally(), task.parts or ()
-    for number in parts:
-        started = time.monotonic()
-        rows = answer({name: table.read(number) for name, table in task.sources.items()})
-        task.target.write(number, rows)
-        errors = len(rows) - rows["error"].null_count
-        tally.add(Tally(1, len(rows), len(rows), errors, time.monotonic() - started))
-        say(task.name, tally, len(parts))
+def data_of(settings: Settings, where: Run, benchmark: Benchmark) -> tuple[Path, Path | None]:
+    """Where a benchmark's rows and images are."""
+    images = None if benchmark.images is None else Path(benchmark.images)
+    return Path(resolve(settings, where, benchmark.path)), images
 
 
-def _identities(predictions: pa.Table) -> list[tuple[Any, ...]]:
-    rows = predictions.select(["benchmark", "protocol", "key", "order", "sample"]).to_pylist()
-    return [(row["benchmark"], row["protocol"], row["key"], tuple(row["order"]), row["sample"]) for row in rows]
+def run_evaluations(context: Context, judges: Mapping[str, Judge], *, retry: bool = False) -> dict[str, dict[str, int]]:
+    """Asks judges the questions of every benchmark, side by side; a table of predictions each.
 
+    Args:
+        judges: stage to judge.
+        retry: as for `predict`.
 
-def _failed(predictions: pa.Table, block: Sequence[Question]) -> list[Question]:
-    """Those questions of a part whose prediction has an error."""
-    failed = set(_identities(predictions.filter(pc.is_valid(predictions["error"]))))
-    return [q for q in block if (q.benchmark, q.protocol, q.key, q.order, q.sample) in failed]
-
-
-def _replaced(predictions: pa.Table, again: pa.Table) -> pa.Table:
-    """A part with these predictions in place of those that they repeat."""
-    new = set(_identities(again))
-    kept = predictions.filter(pa.array([identity not in new for identity in _identities(predictions)], pa.bool_()))
-    return pa.concat_tables([kept, again])
-
-
-def _blocks(exam: Exam, seed: int, size: int) -> Iterator[list[Question]]:
-    """All questions of an exam, those about one image in one block; the same blocks for the same arguments."""
-    benchmark = exam.benchmark
-    draws = benchmark.DRAWS if exam.draws is None else exam.draws
-    together: dict[str, list[Row]] = {}
-    for row in exam.rows:
-        together.setdefault(row.image.name if row.image else row.key, []).append(row)
-    block: list[Question] = []
-    for group in together.values():
-        for protocol in exam.protocols:
-            block += benchmark.questions(group, protocol, draws=draws, seed=seed)
-        if len(block) >= size:
-            yield block
-            block = []
-    if block:
-        yield block
-
-
-def _refuse_without_image(asked: Iterable[Question]) -> None:
-    for question in asked:
-        if question.image is None and question.response is None:
-            raise UserError(
-                f"{question.benchmark}: {question.key} has no image and a vision-language judge needs one; leave such "
-                "rows out, or let a text reward model score them under the protocol `official`"
-            )
-
-
-def _to_questions(block: Sequence[Question]) -> pa.Table:
-    names = [name for name in _QUESTIONS.names if name != "image"]
-    rows = [
-        {**{name: getattr(question, name) for name in names}, "image": question.image.name if question.image else None}
-        for question in block
+    Returns:
+        Stage to its counts.
+    """
+    settings = context.settings
+    tests = [
+        Exam(BENCHMARKS[benchmark.name], load(settings, context.where, benchmark), benchmark.protocols, benchmark.draws)
+        for benchmark in settings.benchmarks
     ]
-    return pa.Table.from_pylist(rows, _QUESTIONS)
-
-
-def _to_images(block: Sequence[Question]) -> pa.Table:
-    images = {q.image.name: q.image for q in block if q.image is not None and q.response is None}
-    return pa.Table.from_pylist([{"name": name, "bytes": _bytes(image)} for name, image in images.items()], _IMAGES)
-
-
-def _bytes(image: Image) -> bytes:
-    try:
-        return image.read()
-    except OSError:
-        return b""
-
-
-def prepare(judge: Judge, name: str, seed: int) -> Prepare:
-    """What decodes the pictures ahead of the judge."""
-    del judge, name, seed
-    return lambda tables: {**tables, "images": decoded(tables["images"], limits=_LIMITS, key="name")}
-
-
-def work(judge: Judge, name: str, seed: int) -> Work:
-    """Returns what turns a part of questions and their images into a part of `predictions`.
-
-    The judge is loaded as what the questions need: one that writes, or one that scores.
-    """
-    asked = _Loaded(judge)
-
-    def answer(tables: Mapping[str, pa.Table]) -> pa.Table:
-        questions = [_question(row) for row in tables["questions"].to_pylist()]
-        written = [question for question in questions if question.response is None]
-        scored = [question for question in questions if question.response is not None]
-        pictures = {row["name"]: _picture(row) for row in tables["images"].to_pylist()}
-        module = BENCHMARKS[questions[0].benchmark]  # a part is of one benchmark
-        made = judge_questions(asked.writer, name, module, written, pictures, seed) if written else []
-        if scored:
-            scores = asked.scorer.score([(question.prompt, question.response or "") for question in scored])
-            made += [record_score(q, name, score) for q, score in zip(scored, scores, strict=True)]
-        return to_table(made)
-
-    return answer
-
-
-class _Loaded:
-    """A judge in the forms that were needed so far."""
-
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
-
-    @cached_property
-    def writer(self) -> Answerer:
-        return answerer(self.judge)
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        return scorer(self.judge)
-
-
-def _question(row: Mapping[str, Any]) -> Question:
-    image = None if row["image"] is None else Image(row["image"])
-    return Question(**{**row, "order": tuple(row["order"]), "image": image})
-
-
-def _picture(row: Mapping[str, Any]) -> PIL.Image.Image | str:
-    """The picture, or why there is none."""
-    try:
-        return picture(row, _LIMITS)
-    except RowError as error:
-        return str(error)
+    counts = predict(
+        [Asked(judge, name.split("/")[1], context.table(name)) for name, judge in judges.items()],
+        tests,
+        context.progress(),
+        seed=settings.seed,
+        max_error_fraction=settings.max_error_fraction,
+        retry=retry,
+    )
+    return {name: counts[name.split("/")[1]] for name in judges}

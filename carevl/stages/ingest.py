@@ -17,21 +17,21 @@ import pyarrow as pa
 from pyarrow.fs import FileSystem
 
 from carevl.benchmarks import BENCHMARKS
-from carevl.runs import Run, RunError, Table
-from carevl.sources.containers import list_files, locate, stamp
-from carevl.sources.contamination import Contamination
-from carevl.sources.images import ImageLimits
-from carevl.sources.intake import Intake, merge_images, merge_items
-from carevl.sources.looks import Look
-from carevl.sources.near_duplicates import NearDuplicates
-from carevl.sources.reading import Source, SourceRow, mix, read_source
-from carevl.sources.spill import Rows, Spill
-from carevl.sources.urls import UrlFetcher
-from carevl.tables import CONTAMINATED, IMAGES, ITEMS, failures
+from carevl.benchmarks.contamination import Contamination
+from carevl.data.containers import list_files, locate, stamp
+from carevl.data.images import ImageLimits
+from carevl.data.intake import Intake, merge_images, merge_items
+from carevl.data.near_duplicates import NearDuplicates
+from carevl.data.perceptual_hash import Look
+from carevl.data.reading import Source, SourceRow, mix, read_source
+from carevl.data.spill import Rows, Spill
+from carevl.data.urls import UrlFetcher
+from carevl.store.run import Run, RunError, Table
+from carevl.store.schemas import CONTAMINATED, IMAGES, ITEMS, failures
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
-    from carevl.config import Settings
+    from carevl.settings import Settings
 
 VERSION = 2
 _MINIWORLD = "miniworld:"

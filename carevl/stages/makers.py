@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl import measuring
-from carevl.inference.pools import Task
-from carevl.runs import RunError, Table
-from carevl.stages import caption, demonstrate, evaluation, ingest, judgments, phases, route, sample, score, select
-from carevl.stages.context import Context, Counts
+from carevl.cluster import throughput
+from carevl.cluster.pools import Task
+from carevl.stages import caption, demonstrate, evaluate, ingest, phases, route, sample, sampling, score, select
+from carevl.stages.base import Context, Counts
+from carevl.store.run import RunError, Table
 
 if TYPE_CHECKING:
-    from carevl.config import Judge, Settings
+    from carevl.settings import Settings
+    from carevl.settings.models import Judge
 
 Maker = Callable[[Context, list[str]], Counts]
 """Makes the named stages and returns the counts of each."""
@@ -81,7 +82,7 @@ def _score(context: Context, pending: list[str]) -> Counts:
         if f"score/{expert.name}" in pending
     ]
     shared = len(tasks) > 1 and any(task.pool.auto for task in tasks)
-    rates = measuring.rates(context.where, tasks, context.say) if shared else None
+    rates = throughput.rates(context.where, tasks, context.say) if shared else None
     return context.pools(tasks, rates=rates)
 
 
@@ -91,13 +92,13 @@ def _route(context: Context, pending: list[str]) -> Counts:
     return {name: route.run_route(context.settings, context.ingested.items, scores, context.table(name))}
 
 
-def _judged(context: Context, name: str, judge: Judge, asking: judgments.Asking, target: Table) -> Mapping[str, Any]:
+def _judged(context: Context, name: str, judge: Judge, asking: sampling.Asking, target: Table) -> Mapping[str, Any]:
     """Asks a judge about every item in the pools."""
     images, items = context.ingested.images, context.ingested.items
     task = Task(
         name=name,
-        make=judgments.work,
-        prepare=judgments.prepare,
+        make=sampling.work,
+        prepare=sampling.prepare,
         arguments={"judge": judge, "asking": asking},
         sources={"items": items, "images": images, "routes": context.table("route")},
         target=target,
@@ -202,9 +203,9 @@ def _merged(context: Context, stage: str) -> Path:
 
 
 def _evaluate(context: Context, pending: list[str]) -> Counts:
-    trained = {name: evaluation.JUDGES[name.removeprefix("evaluate/")] for name in pending}
+    trained = {name: evaluate.JUDGES[name.removeprefix("evaluate/")] for name in pending}
     judges = {name: trained_judge(context, trained[name]) for name in pending}
-    return evaluation.run_evaluations(context, judges, retry=context.retry)
+    return evaluate.run_evaluations(context, judges, retry=context.retry)
 
 
 MAKERS: dict[str, Maker] = {

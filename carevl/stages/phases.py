@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
-from carevl.runs import RunError, Table
-from carevl.stages.judgments import both_orders, chance
-from carevl.training.settings import NOT_LEARNED
+from carevl.settings.training import NOT_LEARNED
+from carevl.stages.sampling import both_orders, chance
+from carevl.store.run import RunError, Table
 
 if TYPE_CHECKING:
-    from carevl.config import Settings
-    from carevl.inference.pools import Work
+    from carevl.cluster.pools import Work
+    from carevl.settings import Settings
+    from carevl.settings.training import Training
     from carevl.stages.ingest import Ingested
+    from carevl.training.driver import Trained
     from carevl.training.progress import Progress
-    from carevl.training.settings import Training
-    from carevl.training.train import Trained
 
 VERSION = 2
 
@@ -128,7 +128,7 @@ def run_sft(
             "sft: no judgment of the base judge agrees with a high-confidence label in both orders, so there is "
             "nothing to learn from; raise demonstrate.samples, or set demonstrate.verdict_only_share above 0"
         )
-    from carevl.training.train import train
+    from carevl.training.driver import train
 
     files = [rows.part(number) for number in filled]
     dev = _dev(settings, settings.sft, ingested, directory)
@@ -158,7 +158,7 @@ def run_dpo(
     say: Callable[[Progress], None],
 ) -> dict[str, Any]:
     """Phase 2, from the phase-1 judge, on rows that have the reference's log-probabilities."""
-    from carevl.training.train import train
+    from carevl.training.driver import train
 
     dev = _dev(settings, settings.dpo, ingested, directory)
     return _counts(train("dpo", list(rows), judge, directory, settings.dpo, replay=list(replay), dev=dev, say=say))

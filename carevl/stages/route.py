@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from carevl.confidence.guarantee import PromiseError
 from carevl.confidence.pairs import NO_CAPTION, Pairs
 from carevl.confidence.policies import fit_router
-from carevl.runs import RunError, Table
+from carevl.store.run import RunError, Table
 
 if TYPE_CHECKING:
-    from carevl.confidence.policies import RouterSettings
-    from carevl.config import Settings
+    from carevl.settings import Settings
+    from carevl.settings.router import RouterSettings
 
 VERSION = 2
 SAMPLE = 100_000

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from carevl.stages.judgments import Asking, Item, Prompted, both_orders
+from carevl.stages.sampling import Asking, Item, Prompted, both_orders
 
 if TYPE_CHECKING:
-    from carevl.config import Settings
+    from carevl.settings import Settings
 
 VERSION = 2
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.confidence.pairs import NO_CAPTION
-from carevl.inference.conversations import Encoded
-from carevl.inference.experts import encoder, fingerprint, load
-from carevl.inference.guarded import TOO_LONG, Failure
-from carevl.tables import SCORES, row_error
+from carevl.models.conversations import Encoded
+from carevl.models.experts.load import encoder, fingerprint, load
+from carevl.models.row_errors import TOO_LONG, Failure
+from carevl.store.schemas import SCORES, row_error
 
 if TYPE_CHECKING:
-    from carevl.config import Expert
-    from carevl.inference.pools import Prepare, Work
+    from carevl.cluster.pools import Prepare, Work
+    from carevl.settings.models import Expert
 
 VERSION = 3
 

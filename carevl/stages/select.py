@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import contradicted
-from carevl.stages.judgments import Item, Prompted, both_orders, by_item, chance, typical
-from carevl.tables import PAIRS
+from carevl.stages.sampling import Item, Prompted, both_orders, by_item, chance, typical
+from carevl.store.schemas import PAIRS
 
 if TYPE_CHECKING:
-    from carevl.config import Select, Settings
+    from carevl.settings import Settings
+    from carevl.settings.stages import Select
 
 VERSION = 6
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

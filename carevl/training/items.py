@@ -20,16 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from carevl.data.images import ImageLimits, decode_rgb
+from carevl.data.rows import RowError
 from carevl.errors import UserError
-from carevl.inference.transformers_engine import chat_prompt
 from carevl.judging.prompts import VERDICT_BEGUN
-from carevl.packing import Packed, Picture, Shape, Tree, computed_tokens, pack
-from carevl.sources.images import ImageLimits, decode_rgb
-from carevl.sources.rows import RowError
-from carevl.tables import row_error
+from carevl.models.packing import Packed, Picture, Shape, Tree, computed_tokens, pack
+from carevl.models.transformers_engine import chat_prompt
+from carevl.settings.training import Packing, Phase
+from carevl.store.schemas import row_error
 from carevl.training.plain import Plain, separate
 from carevl.training.schedule import MicroBatch
-from carevl.training.settings import Packing, Phase
 
 COLUMNS: dict[Phase, list[str]] = {
     "sft": ["item_id", "image", "prompt", "target"],

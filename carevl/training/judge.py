@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from carevl.errors import UserError
-from carevl.flex_attention import FLEX
-from carevl.packing import Packed
+from carevl.models.flex_attention import FLEX
+from carevl.models.packing import Packed
+from carevl.models.tree_attention import TREES, branch_log_probabilities
 from carevl.training.plain import Plain, plain_log_probabilities
-from carevl.tree_attention import TREES, branch_log_probabilities
 
 if TYPE_CHECKING:
-    from carevl.training.settings import Lora, Training
+    from carevl.settings.training import Lora, Training
 
 _VISION = "model.visual"
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from carevl.errors import UserError
-from carevl.packing import Packed
+from carevl.models.packing import Packed
+from carevl.settings.training import Training
 from carevl.training.items import Items
 from carevl.training.judge import TrainedJudge, export, load_judge, load_processor, prepare
-from carevl.training.looks import DEV
 from carevl.training.plain import Plain
 from carevl.training.schedule import MicroBatch, Schedule, micro_batches
-from carevl.training.settings import Training
 from carevl.training.steps import Objective, over_workers, summed
+from carevl.training.validation import DEV
 
 _TAG = "state"
 _ABOUT = "about.json"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carevl.packing import Picture, Tree
+from carevl.models.packing import Picture, Tree
 
 
 @dataclass(frozen=True)

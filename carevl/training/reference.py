@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from carevl.settings.training import Training
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
 from carevl.training.judge import load_judge, load_processor, log_probabilities
 from carevl.training.schedule import micro_batches
-from carevl.training.settings import Training
 
 
 class Reference:

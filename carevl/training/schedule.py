@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, islice
 
-from carevl.packing import Shape, computed_tokens
-from carevl.training.settings import Packing
+from carevl.models.packing import Shape, computed_tokens
+from carevl.settings.training import Packing
 
 
 @dataclass(frozen=True)

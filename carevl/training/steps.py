@@ -13,8 +13,8 @@ from torch import Tensor
 from carevl.training.objectives import preference_loss, token_loss
 
 if TYPE_CHECKING:
+    from carevl.settings.training import Dpo
     from carevl.training.items import Items
-    from carevl.training.settings import Dpo
 
 
 @dataclass

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from carevl.errors import UserError
-
-Tracker = Literal["none", "tensorboard", "mlflow", "wandb"]
+from carevl.settings.training import Tracker
 
 
 def check_tracker(name: Tracker) -> None:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from carevl.errors import UserError
 from carevl.training.checkpoints import Checkpoints, held
-from carevl.training.looks import Looks, look
 from carevl.training.loop import Assignment, Loop
 from carevl.training.progress import StepLog
 from carevl.training.steps import over_workers
 from carevl.training.trackers import Tracked
+from carevl.training.validation import Looks, look
 
 
 def run_worker(assignment: Assignment) -> str | None:

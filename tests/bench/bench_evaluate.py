@@ -26,13 +26,13 @@ from typing import Any
 
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.answering import EngineJudge, judge_questions
-from carevl.benchmarks.asking import Question
-from carevl.config import Judge
-from carevl.inference.engines import locate
-from carevl.inference.transformers_engine import chat_prompt
+from carevl.benchmarks.questions import Question
+from carevl.benchmarks.run import PART_QUESTIONS
+from carevl.data.images import ImageLimits, decode_rgb
 from carevl.miniworld.publish import publish
-from carevl.sources.images import ImageLimits, decode_rgb
-from carevl.stages.evaluate import PART_QUESTIONS
+from carevl.models.engines import locate
+from carevl.models.transformers_engine import chat_prompt
+from carevl.settings.models import Judge
 
 BENCHMARK = BENCHMARKS["vl-rewardbench"]
 MODEL, MAX_TOKENS, BLOCK = "miniworld:judge", 80, PART_QUESTIONS

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from carevl.sources.images import ImageLimits, examine, identify
-from carevl.sources.looks import look_at
+from carevl.data.images import ImageLimits, examine, identify
+from carevl.data.perceptual_hash import look_at
 
 ROUNDS = 15
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"

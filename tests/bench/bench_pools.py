@@ -30,18 +30,18 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from carevl import config
-from carevl.cluster import ray_cluster
-from carevl.config import Pool
-from carevl.inference.pools import Task, run_tasks
-from carevl.inference.transformers_engine import Generation, chat_prompt
+from carevl.cluster.connect import ray_cluster
+from carevl.cluster.pools import Task, run_tasks
+from carevl.data.pictures import decoded
 from carevl.miniworld.items import draw_items
-from carevl.runs import Table
-from carevl.stages import caption, judgments, sample
-from carevl.stages.pictures import decoded
-from carevl.tables import IMAGES, ITEMS, SCORES
+from carevl.models.transformers_engine import Generation, chat_prompt
+from carevl.settings import load_settings
+from carevl.settings.models import Pool
+from carevl.stages import caption, sample, sampling
+from carevl.store.run import Table
+from carevl.store.schemas import IMAGES, ITEMS, SCORES
 
-SETTINGS = config.load("mini", ["captioner.engine=vllm", "judge.engine=vllm", "judge.pool.concurrency=1"])
+SETTINGS = load_settings("mini", ["captioner.engine=vllm", "judge.engine=vllm", "judge.pool.concurrency=1"])
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
 
 
@@ -63,7 +63,7 @@ class Engine:
 
 def paired(stage: str, model: Any, more: Sequence[Any], log: Path) -> Callable[..., pa.Table]:
     """A stage's work that also times vLLM's own call on the same prompts."""
-    module = {"caption": caption, "judgments": judgments}[stage]
+    module = {"caption": caption, "judgments": sampling}[stage]
     engine = Engine(module.generator(model))
     module.generator = lambda model: engine
     work = module.work(model, *more)
@@ -185,7 +185,7 @@ def sampler(directory: Path, parts: int, rows: int, preparers: int) -> None:
     identity = ("task", "order", "sample")
     pool = SETTINGS.judge.pool.model_copy(update={"preparers": preparers})
     task = Task("sample", paired, {}, sources, Table(directory / "judged"), pool, "item_id", identity, asking.wanted)
-    task = replace(task, prepare=lambda **arguments: judgments.prepare(arguments["model"], asking))
+    task = replace(task, prepare=lambda **arguments: sampling.prepare(arguments["model"], asking))
     generation_share("sampler_share", "judgments", {"model": SETTINGS.judge, "more": (asking,)}, task, parts)
 
 

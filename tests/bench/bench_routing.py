@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from carevl.confidence.pairs import Pairs
-from carevl.confidence.policies import RouterSettings, fit_router
+from carevl.confidence.policies import fit_router
+from carevl.settings.router import RouterSettings
 
 EXPERTS = ("llama", "qwen2", "mistral")
 VIEWS = ("dense",)

@@ -28,14 +28,16 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from carevl import config, pipeline
-from carevl.cluster import ray_cluster
-from carevl.config import Cluster, Pool, Settings
-from carevl.inference import experts
-from carevl.inference.pools import Task, check_keys, run_tasks
-from carevl.runs import Run, Table
+from carevl.cluster.connect import ray_cluster
+from carevl.cluster.pools import Task, check_keys, run_tasks
+from carevl.models.experts import load as experts
+from carevl.pipeline import core as pipeline
+from carevl.settings import Settings, load_settings
+from carevl.settings.models import Expert, Pool
+from carevl.settings.tree import Cluster
 from carevl.stages import route, score
-from carevl.tables import CAPTIONS, ITEMS, SCORES, failures
+from carevl.store.run import Run, Table
+from carevl.store.schemas import CAPTIONS, ITEMS, SCORES, failures
 
 REPLICAS, RAYLETS = 32, 4
 
@@ -108,7 +110,7 @@ class Instant:
         return [0.1 * len(response) for _, response in conversations]
 
 
-def instant(expert: config.Expert) -> Callable[..., pa.Table]:
+def instant(expert: Expert) -> Callable[..., pa.Table]:
     """The real work of stage `score` over a simulated expert."""
     experts._python = lambda path: Instant()
     return score.work(expert)
@@ -195,7 +197,7 @@ def bookkeeping(settings: Settings, directory: Path, task: Task, parts: int) -> 
 
 def engine_seconds(rows: int) -> float:
     """Processor seconds that a shipped expert takes for so many items with two views, from a sample."""
-    [expert] = config.load("mini").experts[:1]
+    [expert] = load_settings("mini").experts[:1]
     scorer = experts.load(expert)
     turns = [expert.write("There are 7 red circles.", "How many circles?"), "How many circles are there?"]
     sample = [(turn, ["There are 7 circles.", "I see 8 circles in this picture."]) for turn in turns * 128]
@@ -213,7 +215,7 @@ def million(directory: Path, arguments: argparse.Namespace) -> None:
     items, captions = draw(directory, n, parts)
     n = n // parts * parts
     words = ["router.policy=mean_margin", "router.threshold=0.6", "cluster.num_cpus=2"]
-    settings = config.load("mini", words)
+    settings = load_settings("mini", words)
     one = settings.experts[0].model_copy(update={"kind": "python", "path": "simulated:Instant"})
     settings = settings.model_copy(update={"experts": [one]})
     pool = Pool(num_cpus=1, concurrency=2, batch_size=256)
@@ -227,7 +229,7 @@ def million(directory: Path, arguments: argparse.Namespace) -> None:
         routed = time.perf_counter()
         seen.look()
     torch.set_num_threads(1)
-    shipped = config.load("mini")
+    shipped = load_settings("mini")
     shipped = shipped.model_copy(update={"experts": shipped.experts[:1]})
     kept, engine = bookkeeping(shipped, directory, task, parts), engine_seconds(n)
     line = {"figure": "million_items", "value": round(n / (routed - started), 1), "unit": "items/s", "peer": None}

@@ -25,9 +25,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import transformers as hf
 
-from carevl.inference.conversations import encode
-from carevl.inference.reward_scorer import RewardScorer
 from carevl.miniworld.weights import WEIGHTS
+from carevl.models.conversations import encode
+from carevl.models.reward_scorer import RewardScorer
 
 PREFIX, RESPONSE = 400, 60
 BATCHES = (1, 2, 4, 8)

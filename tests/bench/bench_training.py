@@ -128,7 +128,7 @@ def answer_turns(side: str, directory: Path, size: str, threads: int) -> None:
     import torch
     import trl_peer  # noqa: F401  both sides hold the same libraries
 
-    from carevl.training.settings import Training
+    from carevl.settings.training import Training
 
     torch.set_num_threads(threads)
     if side == "ours":
@@ -182,9 +182,9 @@ class Clock:
 
 def ours(phase: str, directory: Path, judge: Path, training: Any) -> Turn:
     """The reference pass, in dpo, and an epoch."""
+    from carevl.training.driver import assign
     from carevl.training.loop import Loop
     from carevl.training.reference import Reference
-    from carevl.training.train import assign
 
     file, facts = directory / f"{phase}.parquet", {}
     if phase == "dpo":
@@ -225,9 +225,9 @@ def theirs(phase: str, directory: Path, judge: Path, training: Any) -> Turn:
 
 def make_rows(size: str, directory: Path, prompts: int) -> None:
     """Writes rows for each of `PHASES`, and `judge.json`, the judge's directory."""
-    from carevl.inference.engines import locate
     from carevl.judging.prompts import judge_prompt, write_judgment
     from carevl.miniworld.items import draw_items
+    from carevl.models.engines import locate
 
     judge = Path(locate("miniworld:judge")) if size == "mini" else make_large(directory / "judge")
     (directory / "judge.json").write_text(json.dumps(str(judge.resolve())))

@@ -22,8 +22,8 @@ from typing import Any
 
 from bench_pools import SETTINGS, draw
 
-from carevl.runs import Table
-from carevl.stages import judgments, sample
+from carevl.stages import sample, sampling
+from carevl.store.run import Table
 
 LAYOUTS = {"first": (1, 1), "vllm_texts_again": (1, 1), "vllm_texts_other_parts": (4, -1)}
 """Into how many a part is cut, and in which order these come."""
@@ -70,7 +70,7 @@ def judged(directory: Path, pieces: int, direction: int) -> dict[str, Texts]:
     asking = sample.asking(SETTINGS)
     found: dict[str, Texts] = {}
     for heat, temperature in (("sampled", asking.temperature), ("greedy", 0.0)):
-        work = judgments.work(SETTINGS.judge, replace(asking, temperature=temperature))
+        work = sampling.work(SETTINGS.judge, replace(asking, temperature=temperature))
         size = -(-len(tables["items"]) // pieces)
         starts = range(0, len(tables["items"]), size)[::direction]
         rows: list[dict[str, Any]] = []

@@ -78,9 +78,9 @@ def worker(name: str, directory: Path, threads: int) -> int:
     """Takes two steps; returns the most bytes that it held in the second, beyond those before the judge was there."""
     import torch
 
+    from carevl.settings.training import Training
+    from carevl.training.driver import assign
     from carevl.training.loop import Loop
-    from carevl.training.settings import Training
-    from carevl.training.train import assign
     from carevl.training.worker import join_workers
 
     torch.set_num_threads(threads)

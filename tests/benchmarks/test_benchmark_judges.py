@@ -10,12 +10,12 @@ import pytest
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
 from carevl.benchmarks.diagnostics import diagnose, statuses
-from carevl.benchmarks.intervals import figures
 from carevl.benchmarks.predictions import record
-from carevl.benchmarks.published import VL_REWARDBENCH, check
 from carevl.benchmarks.rows import missing_images
+from carevl.benchmarks.suites.published import VL_REWARDBENCH, check
 from carevl.judging.prompts import Verdict
 from carevl.miniworld.publish import publish
+from carevl.stats.bootstrap import figures
 
 PROTOCOLS = ("official", "official_scorer", "strict", "verdict_prob")
 USELESS = {

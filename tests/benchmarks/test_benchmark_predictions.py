@@ -4,9 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from carevl.benchmarks.asking import own_question
 from carevl.benchmarks.outcomes import pairs_right, response_ratings
 from carevl.benchmarks.predictions import SCHEMA, by_key, draws_of, from_table, record, record_score, to_table
+from carevl.benchmarks.questions import own_question
 from carevl.benchmarks.rows import Row
 from carevl.judging.prompts import Verdict
 

@@ -16,16 +16,16 @@ from PIL import Image
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks import rows as benchmark_rows
 from carevl.benchmarks.answering import judge_questions
-from carevl.benchmarks.asking import GREEDY
 from carevl.benchmarks.endpoint import Endpoint
 from carevl.benchmarks.predictions import from_table
-from carevl.benchmarks.verdict_tokens import WATCH
-from carevl.config import Judge
+from carevl.benchmarks.questions import GREEDY
+from carevl.benchmarks.run import Asked, Exam, predict
 from carevl.errors import UserError
-from carevl.inference import chat_client
-from carevl.inference.transformers_engine import Ask
-from carevl.runs import Table
-from carevl.stages.evaluate import Asked, Exam, predict
+from carevl.judging.verdict_tokens import WATCH
+from carevl.models import chat_client
+from carevl.models.transformers_engine import Ask
+from carevl.settings.models import Judge
+from carevl.store.run import Table
 
 SECRET = "sk-very-secret"
 TEXT = "There is one circle.\nOverall Judgment: Answer 2 is better."

@@ -2,17 +2,17 @@
 
 import pytest
 
-from carevl import config
 from carevl.compare.arms import ARMS, OURS, RATES, Budget, at_threshold, chosen, seeded
 from carevl.compare.promise import to_train
 from carevl.errors import UserError
+from carevl.settings import load_settings
 
 BUDGET = Budget(phase1=900, phase2=100)
 
 
 @pytest.fixture(scope="module")
 def settings():
-    return config.load("mini")
+    return load_settings("mini")
 
 
 def _tokens(arm, settings):
@@ -36,7 +36,7 @@ def test_every_trained_arm_but_phase1_takes_the_tokens_of_carevl(settings):
 
 
 def test_labelled_pairs_that_guard_phase_2_guard_arms_of_one_phase_too():
-    settings = config.load("mini", ["dpo.dev_pairs=40"])
+    settings = load_settings("mini", ["dpo.dev_pairs=40"])
     guards = {name: ARMS[name].settings(settings, 1.0, BUDGET).sft.dev_pairs for name in ("distillation", "phase1")}
     assert guards == {"distillation": 40, "phase1": 0}
 
@@ -84,6 +84,6 @@ def test_two_thresholds_are_trained_on_either_side_of_the_routers_coverage():
     coverages = {0.5: 1.0, 0.6: 0.8, 0.7: 0.6, 0.8: 0.4, 0.9: 0.2, 0.95: 0.0}
     points = [{"threshold": t, "coverage": c, "precision": None} for t, c in coverages.items()]
     assert to_train(points, 0.4) == [0.9, 0.7]
-    assert _tokens(at_threshold(0.9), config.load("mini")) == (900, 100)
+    assert _tokens(at_threshold(0.9), load_settings("mini")) == (900, 100)
     assert at_threshold(0.9).name == "carevl_at_0.90"
     assert to_train([{"threshold": 0.9, "coverage": 0.0, "precision": None}], 0.0) == []

@@ -5,19 +5,20 @@ from threading import Barrier, BrokenBarrierError
 
 import pytest
 
-from carevl import config, pipeline
 from carevl.compare.arms import ARMS, OURS, Budget, seeded
 from carevl.compare.chain import asked, chain, data, on_benchmark, rebased
 from carevl.compare.stages import run_stages
-from carevl.runs import Cause, Run, RunError
-from carevl.stages.context import Context
+from carevl.pipeline import core as pipeline
+from carevl.settings import load_settings
+from carevl.stages.base import Context
+from carevl.store.run import Cause, Run, RunError
 
 BUDGET = Budget(9000, 1000)
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    settings = config.load("mini", ["miniworld.items=4", "miniworld.calibration_images=4"])
+    settings = load_settings("mini", ["miniworld.items=4", "miniworld.calibration_images=4"])
     settings = settings.model_copy(update={"experts": settings.experts[:1]})
     where = Run(tmp_path_factory.mktemp("run"))
     return settings, where, data(settings, where)

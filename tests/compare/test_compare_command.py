@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from carevl import config
 from carevl.compare.run import Final, Plan, check
 from carevl.errors import UserError
+from carevl.settings import load_settings
 
 CAREVL = Path(sys.executable).with_name("carevl")
 
@@ -28,7 +28,7 @@ CAREVL = Path(sys.executable).with_name("carevl")
 )
 def test_what_cannot_be_compared_is_refused_with_the_reason(overrides, plan, final, says):
     with pytest.raises(UserError, match=r"^compare: ") as refused:
-        check(config.load("mini", overrides), plan, final)
+        check(load_settings("mini", overrides), plan, final)
     assert says in str(refused.value)
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from carevl import config
-from carevl.cluster import ray_cluster
+from carevl.cluster.connect import ray_cluster
 from carevl.compare import report
 from carevl.compare.run import Final, Plan, compare
-from carevl.runs import Run, RunError
+from carevl.settings import load_settings
+from carevl.store.run import Run, RunError
 
 SMALL = [
     "miniworld.items=40",
@@ -39,7 +39,7 @@ PLAN = Plan(ARMS, seeds=1, tries=1, resamples=5)
 
 @pytest.fixture(scope="module")
 def settings():
-    found = config.load("mini", SMALL)
+    found = load_settings("mini", SMALL)
     return found.model_copy(update={"experts": found.experts[:1]})
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from carevl.compare.promise import by_labels, drawn_images, promise, true_precision
 from carevl.confidence.pairs import Pairs
-from carevl.confidence.policies import RouterSettings, fit_router
+from carevl.confidence.policies import fit_router
+from carevl.settings.router import RouterSettings
 from carevl.stages.route import Fitting
 
 

@@ -12,7 +12,8 @@ from carevl.confidence.guarantee import (
     one_per_image,
     split_images,
 )
-from carevl.confidence.policies import RouterSettings, fit_router
+from carevl.confidence.policies import fit_router
+from carevl.settings.router import RouterSettings
 
 DRAWS = 1000
 

@@ -4,7 +4,8 @@ from pydantic import ValidationError
 from scipy.special import expit, logit
 
 from carevl.confidence.guarantee import PromiseError
-from carevl.confidence.policies import RouterSettings, fit_router
+from carevl.confidence.policies import fit_router
+from carevl.settings.router import RouterSettings
 
 NAN = np.nan
 

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 
 from carevl.confidence.pairs import Pairs
-from carevl.confidence.policies import RouterSettings, fit_router
+from carevl.confidence.policies import fit_router
 from carevl.confidence.routing import REASONS, SCHEMA
+from carevl.settings.router import RouterSettings
 
 NAN = np.nan
 

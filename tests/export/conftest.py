@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from carevl import config
 from carevl.confidence.routing import SCHEMA as ROUTES
 from carevl.judging.prompts import judge_prompt, write_judgment
-from carevl.runs import Cause, Run, Table
+from carevl.settings import load_settings
 from carevl.stages import ingest
-from carevl.tables import DEMONSTRATIONS, PAIRS
+from carevl.store.run import Cause, Run, Table
+from carevl.store.schemas import DEMONSTRATIONS, PAIRS
 
 WORLD = ["miniworld.items=60", "miniworld.calibration_images=15", "data.parts=3"]
 Row = dict[str, Any]
@@ -46,7 +46,7 @@ def judged(item: Row) -> list[Row]:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run, settings = Run(tmp_path_factory.mktemp("run")), config.load("mini", WORLD)
+    run, settings = Run(tmp_path_factory.mktemp("run")), load_settings("mini", WORLD)
     cause = Cause("ingest", ingest.facts(settings, run))
     counts = ingest.run_ingest(settings, run, run.table(cause).directory, lambda *_: None)
     run.table(cause).finish({"stage": "ingest", "fingerprint": cause.fingerprint, "cause": dict(cause.facts), **counts})

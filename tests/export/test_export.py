@@ -16,13 +16,13 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
+from carevl.data.intake import Intake, merge_items
+from carevl.data.reading import Source, detect_formats, read_source
 from carevl.errors import UserError
 from carevl.export.export import export
 from carevl.export.writers import WRITERS
-from carevl.runs import Run
-from carevl.sources.intake import Intake, merge_items
-from carevl.sources.reading import Source, detect_formats, read_source
 from carevl.stages.ingest import Ingested
+from carevl.store.run import Run
 
 WHAT = ("items", "pairs", "judgments", "dpo")
 READ_AS = {"trl": "trl", "llamafactory": "llamafactory-sharegpt", "ms-swift": "ms-swift"}

@@ -6,12 +6,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from carevl import config
-from carevl.inference.transformers_engine import Generation
-from carevl.stages import caption, judgments, sample, select
-from carevl.tables import CAPTIONS, IMAGES, ITEMS, JUDGMENTS
+from carevl.models.transformers_engine import Generation
+from carevl.settings import load_settings
+from carevl.stages import caption, sample, sampling, select
+from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS, JUDGMENTS
 
-SETTINGS = config.load("mini")
+SETTINGS = load_settings("mini")
 
 
 class Engine:
@@ -42,7 +42,7 @@ def image(number):
 @pytest.fixture
 def engine(monkeypatch):
     made = Engine("Overall Judgment: Answer 1 is better.")
-    for module in (caption, judgments):
+    for module in (caption, sampling):
         monkeypatch.setattr(module, "generator", lambda model: made)
     return made
 
@@ -77,7 +77,7 @@ def test_prompts_that_kill_the_judge_are_errors_that_no_pair_is_made_of(engine):
     routed = {"first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.6}
     routes = pa.Table.from_pylist([{"item_id": key, **routed} for key in ("0", "1")])
     images = pa.Table.from_pylist([image(0), image(1)], IMAGES)
-    work = judgments.work(SETTINGS.judge, sample.asking(SETTINGS))
+    work = sampling.work(SETTINGS.judge, sample.asking(SETTINGS))
     made = work({"items": items, "images": images, "routes": routes})
     assert made.schema == JUDGMENTS
     rows = made.to_pylist()

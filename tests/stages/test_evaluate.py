@@ -19,14 +19,15 @@ from carevl.benchmarks.answering import EngineJudge, judge_questions
 from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.results import judged, summary
 from carevl.benchmarks.rows import Image
-from carevl.cluster import ray_cluster
-from carevl.config import Cluster, Judge
+from carevl.benchmarks.run import Asked, Exam, _blocks, predict
+from carevl.cluster.connect import ray_cluster
+from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
-from carevl.inference.transformers_engine import Ask
 from carevl.miniworld.publish import publish
-from carevl.runs import RunError, Table
-from carevl.sources.images import ImageLimits, decode_rgb
-from carevl.stages.evaluate import Asked, Exam, _blocks, predict
+from carevl.models.transformers_engine import Ask
+from carevl.settings.models import Judge
+from carevl.settings.tree import Cluster
+from carevl.store.run import RunError, Table
 
 JUDGE = Judge(path="miniworld:judge", engine="transformers", max_tokens=80)
 BOTH = ["official_scorer", "strict"]

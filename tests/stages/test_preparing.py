@@ -6,16 +6,18 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from carevl import config
-from carevl.benchmarks.asking import Question
+from carevl.benchmarks import run as evaluate
+from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Image as Named
-from carevl.inference.conversations import Encoded, encode
+from carevl.data.pictures import decoded, picture
 from carevl.miniworld.items import draw_items
-from carevl.stages import caption, evaluate, judgments, sample, score
-from carevl.stages.pictures import decoded, picture
-from carevl.tables import CAPTIONS, IMAGES, ITEMS
+from carevl.models.conversations import Encoded, encode
+from carevl.settings import load_settings
+from carevl.settings.models import Expert
+from carevl.stages import caption, sample, sampling, score
+from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS
 
-SETTINGS = config.load("mini", ["captioner.engine=transformers", "judge.max_tokens=12"])
+SETTINGS = load_settings("mini", ["captioner.engine=transformers", "judge.max_tokens=12"])
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def no_decoding(monkeypatch):
         def decode(data, limits):
             raise AssertionError("decoded again")
 
-        monkeypatch.setattr("carevl.stages.pictures.decode_rgb", decode)
+        monkeypatch.setattr("carevl.data.pictures.decode_rgb", decode)
 
     return forbid
 
@@ -85,7 +87,7 @@ def test_judgments(tables, no_decoding):
     mine["routes"] = pa.Table.from_pylist(
         [row | {"route": "low" if row["item_id"] == "1" else "dropped"} for row in mine["routes"].to_pylist()]
     )
-    work, ready = judgments.work(SETTINGS.judge, asking), judgments.prepare(SETTINGS.judge, asking)(mine)
+    work, ready = sampling.work(SETTINGS.judge, asking), sampling.prepare(SETTINGS.judge, asking)(mine)
     assert [row["rgb"] is None for row in ready["images"].to_pylist()] == [True, False, True]
     expected = work(mine)
     no_decoding()
@@ -123,13 +125,13 @@ def test_scores(tables, monkeypatch, policy):
     work, ready = score.work(expert), score.prepare(expert)(mine)
     assert ready["tokens"].num_rows == 6  # every item with its caption and without
     expected = work(mine)
-    monkeypatch.setattr("carevl.inference.conversations._encode", lambda tokenizer, texts: [None] * len(texts))
+    monkeypatch.setattr("carevl.models.conversations._encode", lambda tokenizer, texts: [None] * len(texts))
     assert work(ready).equals(expected)
     assert not any(expected["error"].to_pylist())
 
 
 def test_an_expert_that_reads_texts_is_handed_texts(tables):
-    expert = config.Expert(name="own", kind="python", path="collections:OrderedDict")
+    expert = Expert(name="own", kind="python", path="collections:OrderedDict")
     mine = {name: tables[name] for name in ("items", "captions")}
     assert score.prepare(expert)(mine) is mine
 

@@ -5,12 +5,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from carevl import config
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
-from carevl.runs import RunError, Table
+from carevl.settings import load_settings
 from carevl.stages import route
-from carevl.tables import ITEMS, SCORES
+from carevl.store.run import RunError, Table
+from carevl.store.schemas import ITEMS, SCORES
 
 EXPERTS = ("llama", "qwen2", "mistral")
 reads: Counter[tuple[Path, int]] = Counter()
@@ -64,7 +64,7 @@ def tables(tmp_path):
 
 def test_parts_are_read_once_to_fit_and_once_to_route_and_the_routes_are_those_of_all_pairs_at_once(tables, tmp_path):
     items, scores = tables
-    settings = config.load("mini", ["router.threshold=0.6"])
+    settings = load_settings("mini", ["router.threshold=0.6"])
     target = Table(tmp_path / "routes")
     counts = route.run_route(settings, items, scores, target)
     assert set(reads.values()) == {2}
@@ -94,6 +94,6 @@ def test_what_is_held_to_fit_is_the_labels_and_a_bounded_sample_of_every_part(ta
 
 
 def test_a_promise_that_cannot_be_made_says_what_to_do(tables, tmp_path):
-    settings = config.load("mini", ["router.policy=target_precision"])
+    settings = load_settings("mini", ["router.policy=target_precision"])
     with pytest.raises(RunError, match=r"route: .* labelled images; .*router\.fallback"):
         route.run_route(settings, *tables, Table(tmp_path / "routes"))

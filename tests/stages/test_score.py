@@ -3,9 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from carevl import config
+from carevl.settings import load_settings
+from carevl.settings.models import Expert
 from carevl.stages import score
-from carevl.tables import CAPTIONS, ITEMS
+from carevl.store.schemas import CAPTIONS, ITEMS
 
 CAPTION = "A red circle. Two blue squares are below it! Is that a dog?\nIt is a cat."
 
@@ -16,7 +17,7 @@ class Counting:
     limit = 12
 
     def score(self, conversations):
-        from carevl.inference.guarded import Failure, SomeRowsError
+        from carevl.models.row_errors import Failure, SomeRowsError
 
         lengths = [len(f"{turn} {response}".split()) for turn, response in conversations]
         failures = {i: Failure("too long", f"{n} words") for i, n in enumerate(lengths) if n > self.limit}
@@ -31,8 +32,8 @@ def scored(monkeypatch, limit, *overrides, caption=CAPTION):
     expert |= dict(override.split("=") for override in overrides)
     items = [{"item_id": "a", "image_id": "i", "question": "How many?", "responses": ["One.", "It is two."]}]
     captions = [{"image_id": "i", "view": "default", "text": caption}]
-    monkeypatch.setattr("carevl.inference.experts._python", lambda path: Counting())
-    made = score.work(config.Expert(**expert))(
+    monkeypatch.setattr("carevl.models.experts.load._python", lambda path: Counting())
+    made = score.work(Expert(**expert))(
         {"items": pa.Table.from_pylist(items, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)}
     )
     return {row["view"]: row for row in made.to_pylist()}
@@ -68,6 +69,6 @@ def test_what_cannot_fit_keeps_its_error(monkeypatch, caption):
 
 
 def test_the_policy_names_other_scores():
-    settings = config.load("mini").experts[0]
+    settings = load_settings("mini").experts[0]
     other = settings.model_copy(update={"too_long": "summarise"})
     assert score.facts(settings) != score.facts(other)

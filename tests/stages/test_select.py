@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from carevl import config
 from carevl.judging.prompts import parse_judgment, write_judgment
+from carevl.settings import SettingsError, load_settings
 from carevl.stages import select
-from carevl.tables import ITEMS, JUDGMENTS
+from carevl.store.schemas import ITEMS, JUDGMENTS
 
 FIRST, SECOND = [0, 1], [1, 0]
 
@@ -28,7 +28,7 @@ def sampled(item_id, order, *judged):
 def choose(judgments, *overrides, probability=0.5):
     off = ("balance=false", "evidence_weight=0", "answer_weight=0", "same_evidence=false", "min_gap=0.2")
     plain = [f"select.{setting}" for setting in off]
-    settings = config.load("mini", [*plain, *overrides])
+    settings = load_settings("mini", [*plain, *overrides])
     ids = sorted({row["item_id"] for row in judgments})
     items = [
         {"item_id": name, "image_id": "i", "question": "How many?", "responses": ["Two.", "Three."]} for name in ids
@@ -163,8 +163,8 @@ def test_the_answer_to_the_bare_question_speaks_for_a_response_and_for_evidence_
 
 
 def test_answers_that_are_not_asked_for_cannot_be_weighed():
-    with pytest.raises(config.SettingsError, match=r"select: answer_weight .* set sample.answers to true"):
-        config.load("single-gpu", ["select.answer_weight=1"])
+    with pytest.raises(SettingsError, match=r"select: answer_weight .* set sample.answers to true"):
+        load_settings("single-gpu", ["select.answer_weight=1"])
 
 
 def test_of_equally_bad_judgments_the_one_with_the_same_evidence_is_rejected():

@@ -3,12 +3,12 @@
 import pyarrow as pa
 import pytest
 
-from carevl import config
 from carevl.judging.prompts import parse_judgment, write_judgment
-from carevl.runs import RunError, Table
+from carevl.settings import load_settings
 from carevl.stages import demonstrate, phases
 from carevl.stages.ingest import Ingested
-from carevl.tables import ITEMS, JUDGMENTS
+from carevl.store.run import RunError, Table
+from carevl.store.schemas import ITEMS, JUDGMENTS
 
 RESPONSES = ["Two circles.", "Three circles."]
 
@@ -40,7 +40,7 @@ def judgment(item_id, task, order, sample, evidence, **verdict):
 
 def choose(items, routes, judgments, *overrides):
     quiet = ["demonstrate.pointwise_share=0", "demonstrate.ranking_share=0"]
-    settings = config.load("mini", [*quiet, *overrides])
+    settings = load_settings("mini", [*quiet, *overrides])
     tables = (
         pa.Table.from_pylist(items, ITEMS),
         pa.Table.from_pylist(routes),
@@ -150,7 +150,7 @@ def test_a_ranking_that_contradicts_no_high_pair_is_a_target():
         route(first=0, second=2, winner=2, name="low"),
     ]
     three = item(responses=["Two.", "Three.", "Four."])
-    settings = config.load("mini", ["demonstrate.ranking_share=1", "demonstrate.pointwise_share=0"])
+    settings = load_settings("mini", ["demonstrate.ranking_share=1", "demonstrate.pointwise_share=0"])
     [prompted] = [p for p in demonstrate.asking(settings).prompts(three, routes) if p.task == "ranking"]
     order = list(prompted.order)
     for ranking, n in (((1, 0, 2), 1), ((1, 2, 0), 1), ((0, 1, 2), 0), ((2, 1, 0), 0)):
@@ -160,6 +160,6 @@ def test_a_ranking_that_contradicts_no_high_pair_is_a_target():
 
 
 def test_two_responses_are_not_ranked():
-    settings = config.load("mini", ["demonstrate.pointwise_share=0", "demonstrate.ranking_share=1"])
+    settings = load_settings("mini", ["demonstrate.pointwise_share=0", "demonstrate.ranking_share=1"])
     prompts = demonstrate.asking(settings).prompts(item(), [route()])
     assert [(prompted.task, prompted.order) for prompted in prompts] == [("pairwise", (0, 1)), ("pairwise", (1, 0))]

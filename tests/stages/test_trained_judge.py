@@ -2,10 +2,10 @@
 
 import pytest
 
-from carevl import config
-from carevl.runs import Cause, Run
-from carevl.stages.context import Context
+from carevl.settings import load_settings
+from carevl.stages.base import Context
 from carevl.stages.makers import trained_judge
+from carevl.store.run import Cause, Run
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def trained(tmp_path):
     """Context of a run whose named phases have left an adapter beside their judge."""
 
     def make(serve, *phases):
-        settings = config.load("mini", [f"judge.serve={serve}"])
+        settings = load_settings("mini", [f"judge.serve={serve}"])
         context = Context(settings, Run(tmp_path), {name: Cause(name, {}) for name in ("sft", "dpo")}, print)
         for phase in phases:
             context.table(phase, "adapter").directory.mkdir(parents=True)

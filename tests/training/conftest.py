@@ -16,9 +16,9 @@ import pytest
 
 from carevl.judging.prompts import judge_prompt, write_judgment
 from carevl.miniworld.items import draw_items
+from carevl.settings.training import Lora, Phase, Training
+from carevl.training.driver import assign
 from carevl.training.loop import Loop
-from carevl.training.settings import Lora, Phase, Training
-from carevl.training.train import assign
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     import ray
-    from train_driver import start_ray
+
+    from tests.training.train_driver import start_ray
 
     start_ray()
     yield

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import transformers as hf
 
-from carevl.packing import Tree, pack
+from carevl.models.packing import Tree, pack
 
 _TREES = (("P", 4, {"a": 2, "b": 3}), ("Q", 3, {"c": 2}))
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 import transformers as hf
 
+from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
-from carevl.inference.transformers_engine import chat_prompt
-from carevl.sources.images import ImageLimits, decode_rgb
+from carevl.models.transformers_engine import chat_prompt
+from carevl.settings.training import Lora
+from carevl.training.driver import assign
 from carevl.training.items import Encoder, Items, split
 from carevl.training.judge import lora_modules, skeleton
 from carevl.training.reference import Reference
-from carevl.training.settings import Lora
-from carevl.training.train import assign
 
 
 def _processed(processor, row):

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from carevl.settings.training import Dpo
 from carevl.training.items import Items
 from carevl.training.objectives import preference_loss, token_loss
-from carevl.training.settings import Dpo
 from carevl.training.steps import Objective, summed
 
 

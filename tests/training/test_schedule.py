@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from carevl.packing import Shape, computed_tokens
+from carevl.models.packing import Shape, computed_tokens
 from carevl.training.schedule import Schedule, micro_batches
 
 

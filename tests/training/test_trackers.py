@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from carevl.errors import UserError
-from carevl.training.curve import draw
+from carevl.plots.training_curve import draw
 from carevl.training.progress import read_log
 from carevl.training.trackers import check_tracker
 from carevl.training.worker import run_loop

@@ -19,9 +19,9 @@ import pytest
 from safetensors.torch import load_file
 
 from carevl.errors import UserError
+from carevl.training.driver import TrainingError, _interruptible, assign, train
 from carevl.training.items import Items
 from carevl.training.progress import read_log
-from carevl.training.train import TrainingError, _interruptible, assign, train
 
 
 def _losses(curve):

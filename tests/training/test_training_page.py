@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mask_picture import picture
 
-from carevl.training.settings import Training
+from carevl.settings.training import Training
+from tests.training.mask_picture import picture
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from carevl.judging.prompts import write_judgment
-from carevl.training.looks import Looks, form, look
 from carevl.training.progress import read_log
+from carevl.training.validation import Looks, form, look
 from carevl.training.worker import run_loop
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import ray
 
-from carevl.training.settings import Training
-from carevl.training.train import train
+from carevl.settings.training import Training
+from carevl.training.driver import train
 
 
 def start_ray() -> None:

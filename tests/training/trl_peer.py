@@ -13,8 +13,8 @@ from datasets import Dataset, disable_progress_bars
 from PIL import Image
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from carevl.inference.transformers_engine import chat_prompt
-from carevl.training.settings import Phase, Training
+from carevl.models.transformers_engine import chat_prompt
+from carevl.settings.training import Phase, Training
 
 
 def load(judge: Path, training: Training) -> Any:

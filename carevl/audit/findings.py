@@ -1,0 +1,162 @@
+"""The audit's figures in words: what is wrong with whom. A finding needs its whole interval beyond a stated size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from carevl.audit.ledger import Estimate, Tree
+from carevl.audit.panel import ENSEMBLE
+
+SLOPE = 0.04
+"""Standard deviations of margin per doubling of length."""
+BEHIND = 0.1
+"""Accuracy that an expert lacks on a kind that the others manage."""
+OVERCONFIDENCE = 0.05
+"""Confidence less accuracy."""
+TEXT_ONLY = 0.55
+"""Accuracy without any caption; 0.5 is chance."""
+CORRELATION = 0.3
+"""Correlation of two experts' errors."""
+STYLE = 0.1
+"""Standard deviations of margin that a rewrite without content moves a score by."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong; `flaw` is a name to search by."""
+
+    expert: str
+    flaw: str
+    sentence: str
+
+
+def say(figure: Estimate, digits: int = 2) -> str:
+    """`0.61 [0.57, 0.65]`."""
+    if figure["value"] is None:
+        return "unknown"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:.{digits}f}"
+    return f"{figure['value']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+
+
+def find(report: Tree) -> list[Finding]:
+    """The findings of a report: `experts` and `redundancy` as `labelled_figures` gives them, `style` by expert."""
+    findings: list[Finding] = []
+    for name, figures in report.get("experts", {}).items():
+        findings += _length(name, figures)
+        if name != ENSEMBLE:
+            findings += _weakness(name, figures)
+        findings += _overconfidence(name, figures)
+        findings += _text_only(name, figures)
+    for name, rewrites in report.get("style", {}).items():
+        findings += _style(name, rewrites)
+    findings += _undecidable(report)
+    findings += _redundancy(report)
+    return findings
+
+
+def _length(name: str, figures: Tree) -> Iterator[Finding]:
+    length = figures["length"]
+    slope = length["slope"]
+    if _low(slope) > SLOPE or _high(slope) < -SLOPE:
+        longer = slope["value"] > 0
+        yield Finding(
+            name,
+            "prefers_longer" if longer else "prefers_shorter",
+            f"{name} prefers {'longer' if longer else 'shorter'} responses: a doubling of length moves its margin by "
+            f"{say(slope)} of its spread; it is right in {say(length['right_is_longer'])} when the right response is "
+            f"the longer one and in {say(length['right_is_shorter'])} when it is the shorter.",
+        )
+
+
+def _weakness(name: str, figures: Tree) -> Iterator[Finding]:
+    for which in ("kind", "source"):
+        for label, group in figures.get(f"by_{which}", {}).items():
+            if "behind_others" not in group or group["behind_elsewhere"]["value"] is None:
+                continue
+            if _low(group["behind_others"]) > max(BEHIND, _high(group["behind_elsewhere"])):
+                yield Finding(
+                    name,
+                    f"weak_on_{label}",
+                    f"{name} is weak on {label}: {say(group['accuracy'])}, where the others reach "
+                    f"{say(group['others'])}; elsewhere it is behind them by {say(group['behind_elsewhere'])}.",
+                )
+
+
+def _overconfidence(name: str, figures: Tree) -> Iterator[Finding]:
+    parts = []
+    raw = figures.get("raw_overconfidence")
+    if raw is not None and _low(raw) > OVERCONFIDENCE:
+        claimed = raw["value"] + figures["accuracy"]["value"]
+        parts.append(
+            f"its own scores claim {claimed:.2f} and it is right in {say(figures['accuracy'])} (calibration error "
+            f"{say(figures['raw_ece'])})"
+        )
+    kinds = {label: group for label, group in figures.get("by_kind", {}).items() if _low(group["overconfidence"]) > 0.1}
+    if kinds:
+        worst = sorted(kinds.items(), key=lambda kind: -kind[1]["overconfidence"]["value"])
+        named = ", ".join(f"{label} ({_claim(group)})" for label, group in worst)
+        parts.append(f"{'even ' if parts else ''}once calibrated it is too sure on {named}")
+    if parts:
+        yield Finding(name, "overconfident", f"{name} is overconfident: {'; '.join(parts)}.")
+
+
+def _claim(group: Tree) -> str:
+    return f"{group['confidence']['value']:.2f} claimed, {say(group['accuracy'])} right"
+
+
+def _text_only(name: str, figures: Tree) -> Iterator[Finding]:
+    accuracy = figures["text_only"]["accuracy"]
+    if _low(accuracy) > TEXT_ONLY:
+        yield Finding(
+            name,
+            "text_only",
+            f"{name} needs no image: without any caption it is right in {say(accuracy)}, where chance is 0.50.",
+        )
+
+
+def _style(name: str, rewrites: Tree) -> Iterator[Finding]:
+    for rewrite, figures in rewrites.items():
+        effect = figures["effect"]
+        if _low(effect) > STYLE or _high(effect) < -STYLE:
+            verb = "likes" if effect["value"] > 0 else "dislikes"
+            yield Finding(
+                name,
+                f"{verb}_{rewrite}",
+                f"{name} {verb} {rewrite}: the same response rewritten so moves by {say(effect)} of its margins' "
+                f"spread, and a rewrite of one response changes {say(figures['flips'])} of its verdicts.",
+            )
+
+
+def _undecidable(report: Tree) -> Iterator[Finding]:
+    experts = {name: figures for name, figures in report.get("experts", {}).items() if name != ENSEMBLE}
+    kinds = sorted({label for figures in experts.values() for label in figures.get("by_kind", {})})
+    for kind in kinds:
+        seen = [figures["by_kind"][kind]["accuracy"] for figures in experts.values() if kind in figures["by_kind"]]
+        best = max(seen, key=lambda figure: figure["value"] if figure["value"] is not None else -1.0)
+        if _high(best) < 0.6:
+            yield Finding(
+                "all",
+                f"undecided_{kind}",
+                f"no expert decides {kind}: the best is right in {say(best)}; chance is 0.50.",
+            )
+
+
+def _redundancy(report: Tree) -> Iterator[Finding]:
+    redundancy = report.get("redundancy", {})
+    for one, others in redundancy.get("error_correlation", {}).items():
+        for two, figure in others.items():
+            if _low(figure) > CORRELATION:
+                yield Finding(
+                    f"{two}+{one}", "redundant", f"{two} and {one} err together: correlation of errors {say(figure)}."
+                )
+
+
+def _low(figure: Estimate) -> float:
+    return -math.inf if figure["low"] is None else figure["low"]
+
+
+def _high(figure: Estimate) -> float:
+    return math.inf if figure["high"] is None else figure["high"]

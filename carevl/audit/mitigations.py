@@ -1,0 +1,65 @@
+"""What each mitigation does to label precision: labelled pairs routed with and without it, everything else the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carevl.audit.ledger import Floats, Ledger, Tree
+from carevl.audit.panel import Panel, cross_fit
+from carevl.confidence.pairs import Pairs
+from carevl.settings.router import RouterSettings
+from carevl.stats.bootstrap import Statistic, ratio
+
+_TEXT_ONLY_LIMIT = 0.2
+
+
+def mitigation_figures(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> Tree:
+    """`SETTING.{coverage,precision}.{without,with}`, `.precision.change` and `.precision.change_at_same_coverage`.
+
+    The last compares as many of the surest pairs with the mitigation as are high without it: what is left of a change
+    that a stricter threshold would have brought as well.
+    """
+    limit = _TEXT_ONLY_LIMIT if settings.text_only_limit is None else settings.text_only_limit
+    combination = "mean" if settings.combination == "weighted" else settings.combination
+    mitigations: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "length_residual=true": ({"length_residual": False}, {"length_residual": True}),
+        "combination=weighted": ({"combination": combination}, {"combination": "weighted"}),
+        f"text_only_limit={limit:g}": ({"text_only_limit": None}, {"text_only_limit": limit}),
+    }
+    if settings.policy == "label_model":  # combines the experts in its own way
+        del mitigations["combination=weighted"]
+    figures: Tree = {}
+    for name, changes in mitigations.items():
+        panels = [cross_fit(settings.model_copy(update=change), labelled, unlabelled) for change in changes]
+        figures[name] = _compare(*panels)
+    return figures
+
+
+def _compare(before: Panel, after: Panel) -> Tree:
+    ledger = Ledger(before.image)
+    right = {"without": before.label_right(), "with": after.label_right()}
+    high = {"without": before.high, "with": after.high}
+    for when in ("without", "with"):
+        ledger.mean("coverage", when, values=high[when])
+        ledger.mean("precision", when, values=np.where(high[when], right[when], np.nan))
+    surest = _surest(after, int(before.high.sum()))
+    for path, chosen in (("change", after.high), ("change_at_same_coverage", surest)):
+        statistic = _difference(right["with"], chosen, right["without"], before.high)
+        ledger.put("precision", path, statistic=statistic, n=int(chosen.sum()))
+    return ledger.tree()
+
+
+def _surest(panel: Panel, n: int) -> NDArray[np.bool_]:
+    """The n eligible pairs with the highest confidence."""
+    confidence = np.where(panel.eligible, np.abs(panel.p[:, -1] - 0.5), -1.0)
+    chosen = np.zeros(len(confidence), dtype=np.bool_)
+    chosen[np.argsort(-confidence, kind="stable")[:n]] = True
+    return chosen & panel.eligible
+
+
+def _difference(one: Floats, in_one: NDArray[np.bool_], two: Floats, in_two: NDArray[np.bool_]) -> Statistic:
+    first, second = ratio(one * in_one, in_one), ratio(two * in_two, in_two)
+    return lambda weights: first(weights) - second(weights)

@@ -1,0 +1,116 @@
+"""Controlled rewrites: the same response in another style, scored again. What moves then is not content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from carevl.audit.ledger import Ledger, Tree
+from carevl.confidence.pairs import NO_CAPTION
+from carevl.models.experts import load as experts
+from carevl.models.row_errors import Failure
+from carevl.store.run import RunError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from carevl.settings.models import Expert
+    from carevl.store.run import Table
+
+REWRITES: dict[str, Callable[[str], str]] = {
+    "verbosity": lambda text: (
+        f"Thank you for the question. Here is what can be said about it. {text} I hope that helps."
+    ),
+    "hedging": lambda text: f"I am not completely sure, but it may be so: {text}",
+    "markdown": lambda text: f"### Answer\n\n- **{text}**",
+}
+"""Each keeps the response's own words and adds nothing about the image."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An item, the caption that an expert read, and the expert's scores of its responses."""
+
+    image_id: str
+    question: str
+    caption: str
+    responses: Sequence[str]
+    scores: Sequence[float]
+
+
+def style_figures(expert: Expert, items: Sequence[Scored], spread: float) -> Tree:
+    """`REWRITE.effect`, in units of `spread`, and `REWRITE.flips`, the share of verdicts that change.
+
+    A verdict is the better of an item's first two responses; one of them is rewritten, each in turn.
+
+    Args:
+        spread: the expert's typical margin, in its own scale.
+    """
+    rows = [
+        (expert.write(item.caption, item.question), [rewrite(response) for response in item.responses])
+        for item in items
+        for rewrite in REWRITES.values()
+    ]
+    values = iter([_scored(expert, row) for row in experts.load(expert)(rows)])
+    _, images = np.unique([item.image_id for item in items], return_inverse=True)
+    effects: dict[str, list[float]] = {name: [] for name in REWRITES}
+    flips: dict[str, list[float]] = {name: [] for name in REWRITES}
+    for item in items:
+        for name in REWRITES:
+            rewritten = next(values)
+            effects[name].append(float(np.mean(np.subtract(rewritten, item.scores))) / (spread or 1.0))
+            flips[name].append(_flips(item.scores, rewritten))
+    ledger = Ledger(images)
+    for name in REWRITES:
+        ledger.mean(name, "effect", values=np.array(effects[name]))
+        ledger.mean(name, "flips", values=np.array(flips[name]))
+    return ledger.tree()
+
+
+def _scored(expert: Expert, row: list[float] | Failure) -> list[float]:
+    if isinstance(row, Failure):
+        raise RunError(f"expert {expert.name} could not score a rewritten response: {row.message}")
+    return row
+
+
+def _flips(scores: Sequence[float], rewritten: Sequence[float]) -> float:
+    before = np.sign(scores[0] - scores[1])
+    after = np.sign([rewritten[0] - scores[1], scores[0] - rewritten[1]])
+    return float(np.mean(after != before))
+
+
+def sample_items(items: Table, captions: Table, scores: Sequence[Table], n: int) -> dict[str, list[Scored]]:
+    """By expert, the first items of every part, about n in all, that have caption and scores.
+
+    A part's items lie in the order of a hash, so the first of them are a fair sample.
+    """
+    parts = items.parts()
+    found: dict[str, list[Scored]] = {}
+    for number in parts:
+        columns = ["item_id", "image_id", "question", "responses", "error"]
+        rows = items.read(number, columns)
+        rows = rows.filter(rows["error"].is_null()).slice(0, -(-n // len(parts)))
+        by_item = {row["item_id"]: row for row in rows.to_pylist()}
+        texts = {
+            (row["image_id"], row["view"]): row["text"]
+            for row in _of(captions.read(number, ["image_id", "view", "text"]), "image_id", rows["image_id"])
+        }
+        for table in scores:
+            seen: set[str] = set()
+            for row in _of(table.read(number), "item_id", rows["item_id"]):
+                item, key = by_item[row["item_id"]], row["item_id"]
+                text = texts.get((item["image_id"], row["view"]))
+                if row["view"] == NO_CAPTION or row["scores"] is None or text is None or key in seen:
+                    continue
+                seen.add(key)
+                scored = Scored(item["image_id"], item["question"], text, item["responses"], row["scores"])
+                found.setdefault(row["expert"], []).append(scored)
+    return found
+
+
+def _of(rows: pa.Table, key: str, values: pa.ChunkedArray) -> Iterator[Mapping[str, Any]]:
+    yield from rows.filter(pc.is_in(rows[key], values)).to_pylist()

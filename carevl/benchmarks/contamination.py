@@ -1,0 +1,139 @@
+"""What preference data share with the benchmarks that the judge will be measured on.
+
+| shared | what happens |
+|---|---|
+| equal pixels, whatever the file | the row is set aside as an error of the kind `contaminated` |
+| a near-duplicate image and the same question | the same |
+| question and a response, but not the image | counted: short answers repeat |
+
+Questions are compared without image tags, capitals, runs of white space and compatibility forms (NFKC).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL import Image
+
+from carevl.benchmarks import rows as benchmark_rows
+from carevl.data.images import ImageLimits, decode_rgb, examine
+from carevl.data.perceptual_hash import Look, look_at, near
+from carevl.data.rows import RowError
+from carevl.data.turns import IMAGE_TAG
+from carevl.store.schemas import CONTAMINATED, row_error
+
+Kind = Literal["equal_pixels", "near_duplicate"]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A benchmark's row and its image."""
+
+    benchmark: str
+    key: str
+    look: Look
+    pixels: bytes
+
+
+class Contamination:
+    """Screens rows against benchmarks, and keeps the account of what it found.
+
+    Args:
+        benchmarks: name to its rows with their images, as `carevl.benchmarks` loads them.
+        limits: caps on images.
+    """
+
+    def __init__(self, benchmarks: Mapping[str, Sequence[benchmark_rows.Row]], limits: ImageLimits) -> None:
+        self._limits = limits
+        self._by_look: dict[Look, list[_Place]] = defaultdict(list)
+        self._by_question: dict[str, list[_Place]] = defaultdict(list)
+        self._responses: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self._read: dict[str, Counter[str]] = {name: self._load(name, rows) for name, rows in benchmarks.items()}
+        self._removed: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self._same_text: Counter[tuple[str, str]] = Counter()
+
+    def screened(self, item: dict[str, Any], data: bytes, look: Look) -> dict[str, Any]:
+        """The row of `items`, or its error row if it shares its image with a benchmark; counts what it finds.
+
+        Args:
+            item: a row without error, as `Intake` makes it.
+            data: the file of its image.
+            look: what the image looks like.
+        """
+        [source] = item["sources"]
+        question = _plain(item["question"])
+        found: dict[str, tuple[Kind, str]] = {}
+        if look in self._by_look:
+            pixels = _digest(decode_rgb(data, self._limits))
+            for place in self._by_look[look]:
+                if place.pixels == pixels:
+                    found.setdefault(place.benchmark, ("equal_pixels", place.key))
+        for place in self._by_question.get(question, ()):
+            if place.benchmark not in found and near(look, place.look):
+                found[place.benchmark] = ("near_duplicate", place.key)
+        for benchmark, (kind, _) in found.items():
+            self._removed[benchmark, source["source"]][kind] += 1
+        texts = [self._responses.get((question, _plain(response)), set()) for response in item["responses"]]
+        for benchmark in set().union(*texts) - found.keys():
+            self._same_text[benchmark, source["source"]] += 1
+        if not found:
+            return item
+        benchmark, (kind, key) = next(iter(found.items()))
+        same = "the pixels of its image" if kind == "equal_pixels" else "its question and nearly its image"
+        message = f"shares {same} with row {key} of {benchmark}"
+        return item | {"gold": None, "error": row_error("ingest", CONTAMINATED, message)}
+
+    def report(self) -> dict[str, Any]:
+        """By benchmark: its rows and images, and by source the rows set aside and those with the same text alone."""
+        return {
+            name: {
+                **read,
+                "removed": {source: dict(kinds) for (one, source), kinds in self._removed.items() if one == name},
+                "same_text": {source: n for (one, source), n in self._same_text.items() if one == name},
+            }
+            for name, read in self._read.items()
+        }
+
+    def _load(self, name: str, rows: Sequence[benchmark_rows.Row]) -> Counter[str]:
+        """Indexes a benchmark; returns the numbers of its rows and of its images, present, missing and broken."""
+        images: dict[str, tuple[Look, bytes] | None] = {}
+        count = Counter(rows=len(rows), images=0, missing_images=0, broken_images=0)
+        for row in rows:
+            question = _plain(row.question)
+            for response in row.responses:
+                self._responses[question, _plain(response)].add(name)
+            if row.image is None:
+                continue
+            if row.image.name not in images:
+                images[row.image.name] = self._look(row.image, count)
+            if seen := images[row.image.name]:
+                place = _Place(name, row.key, *seen)
+                self._by_look[place.look].append(place)
+                self._by_question[question].append(place)
+        return count
+
+    def _look(self, image: benchmark_rows.Image, count: Counter[str]) -> tuple[Look, bytes] | None:
+        if not image.present:
+            count["missing_images"] += 1
+            return None
+        data = image.data if image.data is not None else image.path.read_bytes() if image.path else b""
+        try:
+            _, pixels = examine(data, self._limits)
+        except RowError:
+            count["broken_images"] += 1
+            return None
+        count["images"] += 1
+        return look_at(pixels), _digest(pixels)
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text.replace(IMAGE_TAG, " ")).casefold().split())
+
+
+def _digest(image: Image.Image) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()

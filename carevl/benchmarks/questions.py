@@ -1,0 +1,142 @@
+"""What has to be asked of a judge, under each protocol, and how its answer is read.
+
+| protocol | prompt | verdict read by | a row counts as right |
+|---|---|---|---|
+| `official` | the benchmark's | the benchmark's own parser | as the benchmark says |
+| `official_scorer` | the judge's own | the benchmark's parser where it fits, else ours | as the benchmark says |
+| `strict` | the judge's own, both orders, greedy | our strict parser | only if every order is right |
+| `verdict_prob` | the judge's own, both orders, verdict forced | the verdict token's probability | as `strict` |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from carevl.benchmarks.rows import Image, Row
+from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment, write_judgment
+from carevl.settings.data import ProtocolName
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a judgment is generated. `max_tokens` None: the judge's own cap."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int | None = None
+    image_first: bool = True
+    """Whether the image stands before the text of the user turn."""
+
+
+GREEDY = Decoding()
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt for one judge. (benchmark, protocol, key, order, sample) is its identity."""
+
+    benchmark: str
+    protocol: ProtocolName
+    key: str
+    order: tuple[int, ...]
+    """Indices of the responses in the order shown; one index where a single response is rated."""
+    sample: int
+    task: Task
+    prompt: str
+    image: Image | None
+    response: str | None = None
+    """The assistant turn a reward model has to score. None: the judge writes it."""
+
+
+def own_question(
+    benchmark: str, row: Row, protocol: ProtocolName, order: Sequence[int], sample: int = 0, task: Task | None = None
+) -> Question:
+    """The row in the judge's own prompt."""
+    asked = task or row.task
+    prompt = judge_prompt(asked, row.question, row.responses, order)
+    return Question(benchmark, protocol, row.key, tuple(order), sample, asked, prompt, row.image)
+
+
+def own_parse(question: Question, text: str, *, truncated: bool = False) -> Verdict:
+    """The judge's own grammar, read by the one strict parser."""
+    return parse_judgment(text, question.task, question.order, truncated=truncated)
+
+
+def own_say(question: Question, verdict: Verdict) -> str:
+    """A verdict in the judge's own grammar; empty for a tie, which that grammar does not have."""
+    if verdict.ranking is not None:
+        return write_judgment("", ranking=[question.order.index(i) + 1 for i in verdict.ranking])
+    if verdict.rating is not None:
+        return write_judgment("", rating=verdict.rating)
+    if verdict.winner in question.order:
+        return write_judgment("", winner=question.order.index(verdict.winner) + 1)
+    return ""
+
+
+def strict_questions(benchmark: str, rows: Iterable[Row], protocol: ProtocolName) -> Iterator[Question]:
+    """Each row in both orders: as stored and reversed (once where a single response is rated)."""
+    for row in rows:
+        order = as_stored(row)
+        for shown in dict.fromkeys((order, order[::-1])):
+            yield own_question(benchmark, row, protocol, shown)
+
+
+def is_strict(protocol: ProtocolName) -> bool:
+    """Whether every order is asked once and read strictly."""
+    return protocol in ("strict", "verdict_prob")
+
+
+def drawn_questions(
+    benchmark: str,
+    rows: Iterable[Row],
+    protocol: ProtocolName,
+    draws: int,
+    order: Callable[[Row, int], Sequence[int]],
+    official_prompt: Callable[[Row, Sequence[int]], str],
+) -> Iterator[Question]:
+    """Each row `draws` times in the order of each draw, in the benchmark's prompt under `official`, else the judge's.
+
+    Args:
+        order: of a row's responses in a draw.
+        official_prompt: of a row with its responses in this order.
+    """
+    for row in rows:
+        for sample in range(draws):
+            own = own_question(benchmark, row, protocol, order(row, sample), sample)
+            yield replace(own, prompt=official_prompt(row, own.order)) if protocol == "official" else own
+
+
+def as_stored(row: Row, _: int = 0) -> tuple[int, ...]:
+    """The order of the file, whatever the draw."""
+    return tuple(range(len(row.responses)))
+
+
+def pointwise_questions(
+    benchmark: str, rows: Iterable[Row], protocol: ProtocolName, draws: int = 1
+) -> Iterator[Question]:
+    """Each response on its own: scored by a reward model under `official`, else rated in the judge's own prompt."""
+    for row in rows:
+        for i, response in enumerate(row.responses):
+            for sample in range(draws):
+                if protocol == "official":
+                    yield Question(
+                        benchmark, protocol, row.key, (i,), sample, "pointwise", row.question, row.image, response
+                    )
+                else:
+                    yield own_question(benchmark, row, protocol, (i,), sample, task="pointwise")
+
+
+def seeded(seed: int, *parts: object) -> random.Random:
+    """A generator that depends on the parts alone, so that a resumed run draws what an undisturbed one would."""
+    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
+
+
+def random_order(seed: int, row: Row, sample: int) -> tuple[int, ...]:
+    """A uniform order of the row's responses, the same for the same seed, key and sample."""
+    order = list(range(len(row.responses)))
+    seeded(seed, row.key, sample).shuffle(order)
+    return tuple(order)

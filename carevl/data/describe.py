@@ -1,0 +1,56 @@
+"""What `carevl sources` says: the known formats, and what is found at a path."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+from carevl.data.containers import locate
+from carevl.data.examples import EXAMPLES
+from carevl.data.formats import FORMATS
+from carevl.data.images import ImageLimits
+from carevl.data.intake import Intake
+from carevl.data.reading import Source, detect_formats, read_source
+
+
+def known() -> Iterator[str]:
+    """Every format: its name, the columns that it is known by, and the smallest row."""
+    for name, known_format in FORMATS.items():
+        columns = [
+            f"{names.replace('|', ' or ')} ({kinds.replace('|', ' or ')})"
+            for names, kinds in known_format.columns.items()
+        ]
+        yield name
+        yield f"  columns  {', '.join(columns)}"
+        yield f"  example  {json.dumps(EXAMPLES[name])}"
+
+
+def found(source: Source, rows: int, limits: ImageLimits) -> Iterator[str]:
+    """Each file of a source: its format, how many of its first rows are good, and the first of each kind of problem.
+
+    Rows are read as a run reads them, images included; URLs are not fetched.
+
+    Args:
+        rows: most rows to read of each file.
+
+    Raises:
+        UnknownFormatError, SourceError: as `detect_formats`.
+    """
+    filesystem, _ = locate(source.path)
+    intake = Intake(source, limits=limits)
+    for file, name in detect_formats(source).items():
+        count = 0
+        problems: dict[str, list[str]] = {}
+        for row in itertools.islice(read_source(replace(source, path=file), filesystem), rows):
+            count += 1
+            _, item = intake(row)
+            if error := item["error"]:
+                problems.setdefault(error["kind"], []).append(
+                    f"row {row.locator.rpartition('#')[2]}: {error['message']}"
+                )
+        read = f"first {count} rows" if count == rows else f"{count} rows"
+        yield f"{file}: {name or 'no known format'}, {read}, {sum(map(len, problems.values()))} with an error"
+        for kind, messages in problems.items():
+            yield f"  {len(messages)} {kind}, first {messages[0]}"

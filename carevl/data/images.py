@@ -1,0 +1,149 @@
+"""Safe image intake: what a file really is, whether it decodes, and its pixels as RGB.
+
+The bytes decide what an image is, never its name. Size in bytes and in pixels is checked before a pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from carevl.data.rows import RowError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to the operation that undoes it (EXIF 2.32, tag 274)."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Caps that hold before decoding."""
+
+    max_image_bytes: int = 64 << 20
+    max_image_pixels: int = 50_000_000
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the `images` table says of an image; width and height in pixels, EXIF orientation applied."""
+
+    image_id: str
+    format: str
+    width: int
+    height: int
+
+
+def image_id(data: bytes) -> str:
+    """The identity of an image: SHA-256 of its original bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def identify(data: bytes, limits: ImageLimits) -> ImageFacts:
+    """Decodes an image once to prove that it is whole, and says what it is.
+
+    Raises:
+        RowError: over a cap, not one of FORMATS, truncated, or otherwise undecodable.
+    """
+    return _facts(data, _load(data, limits))
+
+
+def decode_rgb(data: bytes, limits: ImageLimits) -> Image.Image:
+    """The first frame upright, as 8-bit RGB.
+
+    Transparency is laid over white, 16-bit grey keeps its upper 8 bits, CMYK and palettes are converted.
+
+    Raises:
+        RowError: as `identify`.
+    """
+    return _upright(_load(data, limits))
+
+
+def examine(data: bytes, limits: ImageLimits) -> tuple[ImageFacts, Image.Image]:
+    """What `identify` says and what `decode_rgb` gives, of one decoding.
+
+    Raises:
+        RowError: as `identify`.
+    """
+    image = _load(data, limits)
+    return _facts(data, image), _upright(image)
+
+
+def _facts(data: bytes, image: Image.Image) -> ImageFacts:
+    width, height = image.size
+    return ImageFacts(image_id(data), _format(image), *((height, width) if _turn(image) in range(5, 9) else image.size))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_turn(image))
+    rgb = _rgb(image)
+    return rgb.transpose(turn) if turn is not None else rgb
+
+
+def _load(data: bytes, limits: ImageLimits) -> Image.Image:
+    if not data:
+        raise RowError("image_broken", "the image has zero bytes")
+    if len(data) > limits.max_image_bytes:
+        raise too_many_bytes(len(data), limits)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as failure:
+        raise RowError("image_too_large", f"{failure}") from None
+    except UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise RowError("image_broken", f"not an image of {known}; the bytes begin with {data[:16]!r}") from None
+    except Exception as failure:  # plugins raise nearly anything on hostile headers
+        raise RowError("image_broken", f"the header does not read: {type(failure).__name__}: {failure}") from None
+    width, height = image.size
+    if width * height > limits.max_image_pixels:
+        message = f"{width} x {height} pixels, over max_image_pixels {limits.max_image_pixels}"
+        raise RowError("image_too_large", message)
+    try:
+        image.load()
+    except Exception as failure:  # as above
+        message = f"{_format(image)} of {len(data)} bytes does not decode: {type(failure).__name__}: {failure}"
+        raise RowError("image_broken", message) from None
+    if image.mode in ("I", "F"):
+        raise RowError("image_broken", f"{_format(image)} with 32-bit pixels, whose range is unknown")
+    return image
+
+
+def too_many_bytes(size: int, limits: ImageLimits) -> RowError:
+    """The error of an image over the cap on bytes."""
+    return RowError("image_too_large", f"{size} bytes, over max_image_bytes {limits.max_image_bytes}")
+
+
+def _format(image: Image.Image) -> str:
+    """The format by content; a JPEG with further pictures behind the first (MPO) is a JPEG."""
+    return "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def _turn(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; damaged EXIF counts as upright, as viewers treat it."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # the EXIF parser raises nearly anything on damaged data
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

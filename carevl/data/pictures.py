@@ -1,0 +1,59 @@
+"""Pictures of the rows of a table of images: decoded by the work that needs them, or ahead of it by a preparer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from carevl.data.images import ImageLimits, decode_rgb
+from carevl.data.rows import RowError
+
+INGESTED = ImageLimits(max_image_pixels=sys.maxsize)
+"""The limits of images that ingest has let in."""
+
+_RGB = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("pixels", pa.large_binary())])
+
+
+def picture(row: Mapping[str, Any], limits: ImageLimits = INGESTED) -> Image.Image:
+    """The picture of a row, upright, as 8-bit RGB.
+
+    Raises:
+        RowError: as `decode_rgb`.
+    """
+    rgb = row.get("rgb")
+    if rgb is None:
+        return decode_rgb(row["bytes"], limits)
+    return Image.frombuffer("RGB", (rgb["width"], rgb["height"]), rgb["pixels"], "raw", "RGB", 0, 1)
+
+
+def decoded(
+    images: pa.Table, wanted: Collection[str] | None = None, limits: ImageLimits = INGESTED, key: str = "image_id"
+) -> pa.Table:
+    """The table with a column `rgb` that `picture` reads. Bytes remain only of images that do not decode.
+
+    Args:
+        wanted: keys of the images that will be asked for; all of them when None.
+    """
+    pixels, kept = [], []
+    for row in images.select([key, "bytes"]).to_pylist():
+        rgb, left = None, None
+        if wanted is None or row[key] in wanted:
+            rgb = _rgb(row["bytes"], limits)
+            left = row["bytes"] if rgb is None else None
+        pixels.append(rgb)
+        kept.append(left)
+    place = images.column_names.index("bytes")
+    images = images.set_column(place, "bytes", pa.array(kept, pa.large_binary()))
+    return images.append_column("rgb", pa.array(pixels, _RGB))
+
+
+def _rgb(data: bytes | None, limits: ImageLimits) -> dict[str, Any] | None:
+    try:
+        image = decode_rgb(data or b"", limits)
+    except RowError:
+        return None
+    return {"width": image.width, "height": image.height, "pixels": image.tobytes()}

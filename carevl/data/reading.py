@@ -1,0 +1,179 @@
+"""A source as the settings declare it, and its rows as a stream: located, recognised, read."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import posixpath
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyarrow.fs as pafs
+
+from carevl.data.containers import Record, SourceError, list_files, locate, read_records
+from carevl.data.formats import Format, UnknownFormatError, columns_of, detect, format_named
+from carevl.data.json_rows import json_values
+from carevl.data.rows import Preference, RowError
+
+_HEAD_ROWS = 16
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Preference data in one place."""
+
+    name: str
+    path: str
+    """A file or a directory, local or a URI that pyarrow knows (`s3://…`, `gs://…`)."""
+    format: str | None = None
+    """Name of the format; None detects it from the columns, file by file."""
+    labels: bool = False
+    """Whether the preference is trusted: it then fills `gold` as well."""
+    split: str = "train"
+    image_root: str | None = None
+    """Directory that relative image paths are looked up in and cannot leave; the source's own when None."""
+    captions: str | None = None
+    """JSON file of image name to caption or captions (LLaVA-RLHF's image_to_caption.json)."""
+
+    def __post_init__(self) -> None:
+        if self.format is not None:
+            format_named(self.format)
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row of a source: a preference, or the error that stands in its place."""
+
+    source: Source
+    locator: str
+    """`FILE#ROW`, rows counted from 0."""
+    format: str | None
+    preference: Preference | None = None
+    error: RowError | None = None
+
+    @property
+    def directory(self) -> str:
+        """Where the row's file lies."""
+        return posixpath.dirname(self.locator.rpartition("#")[0])
+
+
+def read_source(
+    source: Source, filesystem: pafs.FileSystem | None = None, tell: Callable[[str], None] | None = None
+) -> Iterator[SourceRow]:
+    """Every row of a source, in the order of its files' names, in the memory of a few rows.
+
+    Args:
+        filesystem: where `source.path` is; found from the path when None.
+        tell: called with a line about each format that is found, at the first file that has it.
+
+    Raises:
+        SourceError: nothing at the path, no file of a known kind, or an unreadable captions file.
+    """
+    where, path = locate(source.path, filesystem)
+    captions = {} if source.captions is None else _read_captions(*locate(source.captions, filesystem))
+    told: set[str] = set()
+    for file in list_files(where, path, source.captions):
+        fitting, head, records = _recognise(source, where, file)
+        name = fitting.name if isinstance(fitting, Format) else "no known format"
+        if tell and fitting is not None and name not in told:
+            told.add(name)
+            tell(f"{source.name}: {name} in {file}")
+        for record in itertools.chain(head, records):
+            yield _read(source, f"{file}#{record.number}", record, fitting, captions)
+
+
+def detect_formats(source: Source, filesystem: pafs.FileSystem | None = None) -> dict[str, str | None]:
+    """File to the name of its format, from the first rows of each; None where there are no rows or none fits.
+
+    Raises:
+        UnknownFormatError: no file fits a format; the message shows the columns found and the closest format.
+        SourceError: as `read_source`.
+    """
+    where, path = locate(source.path, filesystem)
+    found: dict[str, str | None] = {}
+    failure: UnknownFormatError | None = None
+    for file in list_files(where, path, source.captions):
+        fitting, _, _ = _recognise(source, where, file)
+        found[file] = fitting.name if isinstance(fitting, Format) else None
+        if isinstance(fitting, UnknownFormatError):
+            failure = failure or UnknownFormatError(f"{file}: {fitting}")
+    if failure and not any(found.values()):
+        raise failure
+    return found
+
+
+def mix(streams: Sequence[Iterator[_T]], weights: Sequence[float], seed: int = 0) -> Iterator[_T]:
+    """Draws from several streams at random until all are empty, each with a rate in proportion to its weight.
+
+    Nothing is lost or repeated, so any prefix is a mixture with the weights asked for (while no stream runs dry).
+
+    Raises:
+        ValueError: not one positive weight per stream.
+    """
+    if len(weights) != len(streams) or not all(weight > 0 for weight in weights):
+        raise ValueError(f"{len(streams)} streams need as many positive weights, found {list(weights)}")
+    rng = random.Random(seed)
+    clocks = [(rng.expovariate(weight), n) for n, weight in enumerate(weights)]
+    heapq.heapify(clocks)
+    while clocks:
+        now, n = clocks[0]
+        try:
+            value = next(streams[n])
+        except StopIteration:
+            heapq.heappop(clocks)
+            continue
+        heapq.heapreplace(clocks, (now + rng.expovariate(weights[n]), n))
+        yield value
+
+
+def _recognise(
+    source: Source, filesystem: pafs.FileSystem, file: str
+) -> tuple[Format | UnknownFormatError | None, list[Record], Iterator[Record]]:
+    """A file's format (None without a readable row, the error where none fits), its first records, and the rest."""
+    records = read_records(filesystem, file)
+    head = list(itertools.islice(records, _HEAD_ROWS))
+    rows = [record.row for record in head if record.row is not None]
+    if source.format is not None:
+        return format_named(source.format), head, records
+    if not rows:
+        return None, head, records
+    try:
+        return detect(columns_of(rows)), head, records
+    except UnknownFormatError as failure:
+        return failure, head, records
+
+
+def _read(
+    source: Source,
+    locator: str,
+    record: Record,
+    fitting: Format | UnknownFormatError | None,
+    captions: Mapping[str, Any],
+) -> SourceRow:
+    name = fitting.name if isinstance(fitting, Format) else None
+    if record.row is None:
+        return SourceRow(source, locator, name, error=record.error)
+    if not isinstance(fitting, Format):
+        return SourceRow(source, locator, None, error=RowError("format", str(fitting or "no format was recognised")))
+    row = record.row
+    image = row.get("image")
+    if isinstance(image, str) and image in captions:
+        row = {**row, "captions": captions[image]}
+    try:
+        return SourceRow(source, locator, name, fitting.read(row))
+    except RowError as failure:
+        return SourceRow(source, locator, name, error=failure)
+
+
+def _read_captions(filesystem: pafs.FileSystem, file: str) -> Mapping[str, Any]:
+    try:
+        with filesystem.open_input_stream(file) as handle:
+            captions = next(json_values(handle), None)
+    except (OSError, ValueError) as failure:
+        raise SourceError(f"{file}: the captions file cannot be read: {failure}") from None
+    if not isinstance(captions, dict):
+        raise SourceError(f"{file}: a captions file should be a JSON object of image name to captions")
+    return captions

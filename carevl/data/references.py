@@ -1,0 +1,143 @@
+"""From an image reference in a row (bytes, struct, path, base64, data, file or http URI) to the bytes it stands for."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import posixpath
+import urllib.parse
+from collections.abc import Mapping
+
+import pyarrow.fs as pafs
+
+from carevl.data.images import ImageLimits, too_many_bytes
+from carevl.data.rows import RowError, clean, kind_of
+from carevl.data.urls import UrlFetcher
+
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_SHOWN = 120
+
+
+class ImageReader:
+    """Reads the images of one source.
+
+    Args:
+        filesystem: where the source is.
+        base: directory of the source, or `image_root` where the settings name one. No path leads out of it.
+        limits: caps; a file is measured before it is read.
+        fetcher: for http(s) references; None where `allow_url_fetch` is not set.
+    """
+
+    def __init__(
+        self, filesystem: pafs.FileSystem, base: str, limits: ImageLimits, fetcher: UrlFetcher | None = None
+    ) -> None:
+        self._filesystem, self._limits, self._fetcher = filesystem, limits, fetcher
+        self._local = isinstance(filesystem, pafs.LocalFileSystem)
+        self._base = os.path.realpath(base) if self._local else posixpath.normpath(base)
+
+    def read(self, reference: object, near: str) -> bytes:
+        """The bytes of an image.
+
+        Args:
+            reference: as the row has it.
+            near: directory of the file that the row came from; a relative path is looked up there, then in `base`.
+
+        Raises:
+            RowError: no reference, nothing there, not allowed, or over the cap on bytes.
+        """
+        if isinstance(reference, Mapping):
+            inner = reference.get("bytes")
+            reference = reference.get("path") if inner is None else inner
+        if reference is None or reference == "":
+            raise RowError("image_missing", "the row has no image")
+        if isinstance(reference, bytes):
+            return self._capped(reference)
+        if not isinstance(reference, str):
+            found = kind_of(reference)
+            raise RowError("image_missing", f"an image should be bytes, a struct or text, found {found}")
+        scheme = reference[:8].lower()
+        if scheme.startswith("data:"):
+            return self._data_uri(reference)
+        if scheme.startswith(("http://", "https://")):
+            return self._url(reference)
+        if scheme.startswith("file:"):
+            return self._path(_file_uri_path(reference), near)
+        if _looks_like_base64(reference):
+            return self._base64(reference)
+        return self._path(reference, near)
+
+    def _capped(self, data: bytes) -> bytes:
+        if len(data) > self._limits.max_image_bytes:
+            raise too_many_bytes(len(data), self._limits)
+        return data
+
+    def _data_uri(self, reference: str) -> bytes:
+        head, comma, body = reference.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise RowError("image_broken", f"a data URI should be base64, found {head[:_SHOWN]!r}")
+        return self._base64(body)
+
+    def _base64(self, body: str) -> bytes:
+        if len(body) // 4 * 3 > self._limits.max_image_bytes + 2:
+            raise too_many_bytes(len(body) // 4 * 3, self._limits)
+        try:
+            return self._capped(base64.b64decode("".join(body.split()), validate=True))
+        except (binascii.Error, ValueError) as failure:
+            raise RowError("image_broken", f"the image is not base64: {failure}") from None
+
+    def _url(self, url: str) -> bytes:
+        if self._fetcher is None:
+            raise RowError("image_refused", f"{url[:_SHOWN]!r} is a URL; set allow_url_fetch to fetch images")
+        return self._fetcher.fetch(url, self._limits.max_image_bytes)
+
+    def _path(self, path: str, near: str) -> bytes:
+        if clean(path) != path or len(path) > 4096:
+            raise RowError("image_missing", f"{path[:_SHOWN]!r} is not a path")
+        refused = False
+        for directory in dict.fromkeys((near, self._base)):
+            inside = self._inside(directory, path)
+            refused = refused or inside is None
+            if inside is not None and (data := self._file(inside)) is not None:
+                return data
+        if refused:
+            raise RowError("image_refused", f"{path[:_SHOWN]!r} leads out of {self._base}")
+        places = " or ".join(dict.fromkeys((near or ".", self._base)))
+        raise RowError("image_missing", f"{path[:_SHOWN]!r}: no such file under {places}")
+
+    def _inside(self, directory: str, path: str) -> str | None:
+        """The real path, or None when it is not under the base once links and `..` are resolved."""
+        joined = posixpath.join(directory, path)
+        real = os.path.realpath(joined) if self._local else posixpath.normpath(joined)
+        return real if f"{real}/".startswith(f"{self._base.rstrip('/')}/") else None
+
+    def _file(self, path: str) -> bytes | None:
+        try:
+            info = self._filesystem.get_file_info(path)
+            if info.type != pafs.FileType.File:
+                return None
+            if info.size is not None and info.size > self._limits.max_image_bytes:
+                raise too_many_bytes(info.size, self._limits)
+            with self._filesystem.open_input_stream(path, compression=None) as handle:
+                return self._capped(handle.read(self._limits.max_image_bytes + 1))
+        except (OSError, ValueError) as failure:
+            raise RowError("image_missing", f"{path[-_SHOWN:]!r} cannot be read: {failure}") from None
+
+
+def _file_uri_path(reference: str) -> str:
+    try:
+        uri = urllib.parse.urlsplit(reference)
+    except ValueError as failure:
+        raise RowError("image_missing", f"{reference[:_SHOWN]!r} is not a URI: {failure}") from None
+    if uri.netloc not in ("", "localhost"):
+        raise RowError("image_refused", f"{reference[:_SHOWN]!r} names another host")
+    return urllib.parse.unquote(uri.path)
+
+
+def _looks_like_base64(reference: str) -> bool:
+    """Whether the text decodes to the first bytes of an image: a path nearly always has a dot, base64 never."""
+    try:
+        start = base64.b64decode(reference[:24], validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return "." not in reference and start.startswith(_MAGIC)

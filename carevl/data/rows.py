@@ -1,0 +1,143 @@
+"""What a reader sees and what it gives back: typed access to a row's fields, and the preference found in it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from carevl.store.schemas import row_error
+
+Row = Mapping[str, Any]
+"""A row as its container gives it: column name to plain Python value."""
+
+ErrorKind = Literal[
+    "file",  # a file cannot be opened, or breaks off
+    "row",  # bytes that are not a row
+    "format",  # a column is missing or has another type
+    "question",  # null or empty
+    "responses",  # none, one, or all equal
+    "preference",  # a rating or label that cannot be read
+    "image_missing",  # no reference, or nothing there
+    "image_several",  # more than one image
+    "image_refused",  # a path or address that must not be read
+    "image_fetch",  # a URL that did not answer with an image in time
+    "image_too_large",  # over the cap on bytes or pixels
+    "image_broken",  # not an image of a known format, or truncated
+]
+
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (type(None), "null"),
+    (str, "text"),
+    (Mapping, "struct"),
+    ((list, tuple), "list"),
+    (bytes, "bytes"),
+    ((bool, int, float), "number"),
+)
+_UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
+_NUMBER = re.compile(r"\s*[+-]?\d{1,30}(\.\d{1,30})?\s*", re.ASCII)
+
+
+class RowError(Exception):
+    """A row that cannot become an item. `kind` is for counting, the message for people."""
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind: ErrorKind = kind
+        self.message = clean(message)
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[ErrorKind, str]]:
+        return RowError, (self.kind, self.message)
+
+    def as_struct(self) -> dict[str, str]:
+        """The error as `tables.ERROR` stores it."""
+        return row_error("ingest", self.kind, self.message)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One question about one image, with the responses to choose from.
+
+    Raises:
+        RowError: the question is empty; there are no responses, one, or only equal ones; the preference has another
+            length than the responses or is not finite.
+    """
+
+    question: str
+    responses: tuple[str, ...]
+    preference: tuple[float, ...] | None
+    """One per response, higher is better; None where the source does not say."""
+    image: object
+    """The reference as found: bytes, struct, path, URI or None."""
+    extra: dict[str, object] = field(default_factory=dict)
+    """Other facts of the row, plain JSON values."""
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise RowError("question", "the question is empty")
+        if len(self.responses) < 2:
+            found = "only one response" if self.responses else "no responses"
+            raise RowError("responses", f"{found}; a preference needs two or more")
+        if len(set(self.responses)) == 1:
+            raise RowError("responses", f"all {len(self.responses)} responses are equal")
+        if self.preference is None:
+            return
+        if len(self.preference) != len(self.responses):
+            raise RowError("preference", f"{len(self.preference)} ratings of {len(self.responses)} responses")
+        if not all(math.isfinite(value) for value in self.preference):
+            raise RowError("preference", f"the ratings {self.preference} are not all finite")
+
+
+def clean(text: str) -> str:
+    """The text with NUL and lone surrogates, which no UTF-8 table or tokenizer takes, replaced by U+FFFD."""
+    return _UNENCODABLE.sub("\ufffd", text)
+
+
+def kind_of(value: object) -> str:
+    """The type of a value in a user's words: text, number, list, struct, bytes, or null."""
+    return next((name for types, name in _KINDS if isinstance(value, types)), type(value).__name__)
+
+
+def text(value: object, where: str, kind: ErrorKind = "format") -> str:
+    """A text field, cleaned. Raises RowError of `kind` when it is null or of another type."""
+    if not isinstance(value, str):
+        raise RowError(kind, f"`{where}` should be text, found {kind_of(value)}")
+    return clean(value)
+
+
+def items_of(value: object, where: str) -> Sequence[Any]:
+    """A list field. Raises RowError when it is null or of another type."""
+    if not isinstance(value, list | tuple):
+        raise RowError("format", f"`{where}` should be a list, found {kind_of(value)}")
+    return value
+
+
+def struct(value: object, where: str) -> Mapping[str, Any]:
+    """A struct field. Raises RowError when it is null or of another type."""
+    if not isinstance(value, Mapping):
+        raise RowError("format", f"`{where}` should be a struct, found {kind_of(value)}")
+    return value
+
+
+def number(value: object, where: str) -> float:
+    """A rating: a number, or the decimal text of one. Raises RowError for anything else, `N/A` and NaN included."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+        raise RowError("preference", f"`{where}` should be a number, found {str(value)[:60]!r}")
+    return float(value)
+
+
+def facts(row: Row, *names: str) -> dict[str, object]:
+    """The named fields of a row that hold plain values (text, finite numbers, lists of text), for `extra`."""
+    return {name: row[name] for name in names if _is_plain(row.get(name))}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(element, str) for element in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | bool | int)

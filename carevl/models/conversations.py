@@ -1,0 +1,61 @@
+"""What a text reward model reads: conversations as its own tokenizer writes them, and how long they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from carevl.models.row_errors import TOO_LONG, Failure
+
+Conversation = tuple[str, str]
+"""User turn and response."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a conversation, and the type of each where the tokenizer tells two texts apart by type."""
+
+    ids: Sequence[int]
+    types: Sequence[int] | None = None
+
+
+def chat_conversation(tokenizer: Any, user: str, response: str) -> str:
+    """A user turn and the response to it, in a reward model's own chat template."""
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": response}]
+    written: str = tokenizer.apply_chat_template(messages, tokenize=False)
+    return written
+
+
+def encode(tokenizer: Any, conversations: Sequence[Conversation | Encoded]) -> list[Encoded]:
+    """Token ids as the chat template writes them: it stands for all special tokens, so no second BOS is added.
+
+    A tokenizer without a template gets user turn and response as a pair of texts, with its own special tokens. What is
+    encoded already stays as it is.
+    """
+    fresh = iter(_encode(tokenizer, [one for one in conversations if not isinstance(one, Encoded)]))
+    return [one if isinstance(one, Encoded) else next(fresh) for one in conversations]
+
+
+def _encode(tokenizer: Any, conversations: Sequence[Conversation]) -> list[Encoded]:
+    if not conversations:
+        return []
+    if tokenizer.chat_template:
+        texts = [chat_conversation(tokenizer, *conversation) for conversation in conversations]
+        return [Encoded(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    pairs = tokenizer([user for user, _ in conversations], [response for _, response in conversations])
+    types = pairs.get("token_type_ids") or [None] * len(conversations)
+    return [Encoded(ids, kinds) for ids, kinds in zip(pairs["input_ids"], types, strict=True)]
+
+
+def too_long(encoded: Sequence[Encoded], limit: int) -> Mapping[int, Failure]:
+    """Conversations of more than `limit` tokens, by position: they are refused, never cut."""
+    return {
+        i: Failure(
+            TOO_LONG,
+            f"{len(one.ids)} tokens, and the expert reads {limit}; raise its max_model_len if the model allows it, "
+            "set its too_long to summarise, or let the captioner write less",
+        )
+        for i, one in enumerate(encoded)
+        if len(one.ids) > limit
+    }

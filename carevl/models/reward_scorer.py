@@ -1,0 +1,205 @@
+"""Scores of text reward models with transformers: what conversations share is computed once.
+
+A causal model reads trees of consecutive conversations (`carevl.models.packing`), with nothing padded. A bidirectional
+one, and one whose architecture does not allow sharing, reads batches of nearly equal length. A score does not depend on
+what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carevl.errors import UserError
+from carevl.models.conversations import Conversation, Encoded, encode, too_long
+from carevl.models.packing import Tree, check_packable, fill_rows, pack, sliding_window
+from carevl.models.reward_head import head, load_reward_model, probe_ids, reads_ahead
+from carevl.models.row_errors import Failure, SomeRowsError
+from carevl.models.tree_attention import TREES, branch_states
+
+_log = logging.getLogger(__name__)
+
+_LEAST_TOKENS = 256
+_SLACK = 1 / 16
+"""Most padding of a text in a batch of nearly equal lengths, as a share of the longest."""
+
+
+class RewardScorer:
+    """A text reward model: one raw score per conversation, higher is better, on a scale of its own.
+
+    Args:
+        model: a directory or hub id that `AutoModelForSequenceClassification` loads with one output.
+        dtype: a torch dtype by name, or `auto` for the one that the weights are stored in.
+        batch_tokens: tokens that run at a time.
+        max_model_len: longest conversation in tokens; the model's own limit holds too.
+        loading: `revision` and `trust_remote_code`, handed to transformers.
+
+    Raises:
+        UserError: see `load_reward_model`; or a causal model has no chat template, or no linear head.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        dtype: str = "auto",
+        *,
+        batch_tokens: int = 8192,
+        max_model_len: int | None = None,
+        **loading: Any,
+    ) -> None:
+        from transformers import AutoTokenizer
+
+        self.batch_tokens = batch_tokens
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **loading)
+        self.model: Any = load_reward_model(model, dtype, **loading)
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.head = head(self.model)
+        self.bidirectional = reads_ahead(self.model)
+        if not self.bidirectional and (self.head is None or not self.tokenizer.chat_template):
+            lacking = "linear head with one output" if self.head is None else "chat template"
+            raise UserError(f"{model} has no {lacking}; wrap it in a Python class (kind: python), or choose another")
+        limits = [max_model_len, getattr(self.model.config.get_text_config(), "max_position_embeddings", None)]
+        if self.bidirectional:
+            limits.append(self.tokenizer.model_max_length)
+        self.limit = min((limit for limit in limits if limit and limit > 0), default=2**31)
+        self.shareable = 0 if self.bidirectional else self._shareable()
+
+    def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
+        """The raw score (logit) of each (user turn, response), in their order.
+
+        Consecutive conversations that begin alike share the work on their beginning.
+
+        Raises:
+            SomeRowsError: conversations are longer than the model reads; the others have their score in it.
+        """
+        encoded = encode(self.tokenizer, conversations)
+        failures: dict[int, Failure] = dict(too_long(encoded, self.limit))
+        scores = [math.nan] * len(encoded)
+        good = [i for i in range(len(encoded)) if i not in failures]
+        apart = [i for i in good if len(encoded[i].ids) > self.shareable]
+        with torch.inference_mode():
+            self._score_trees(encoded, [i for i in good if len(encoded[i].ids) <= self.shareable], scores)
+            self._score_apart(encoded, apart, scores)
+        if failures:
+            raise SomeRowsError([None if i in failures else score for i, score in enumerate(scores)], failures)
+        return scores
+
+    def relieve(self) -> bool:
+        """Halves the tokens that run at a time; False when they are few already."""
+        if self.batch_tokens <= _LEAST_TOKENS:
+            return False
+        self.batch_tokens //= 2
+        _log.warning("out of memory: %d tokens at a time from now on", self.batch_tokens)
+        torch.cuda.empty_cache()
+        return True
+
+    def _score_trees(self, encoded: Sequence[Encoded], good: Sequence[int], scores: list[float]) -> None:
+        groups = list(_groups([encoded[i].ids for i in good], self.batch_tokens))
+        trees = [tree for tree, _ in groups]
+        for row in fill_rows([tree.tokens for tree in trees], self.batch_tokens):
+            values = self._trees([trees[t] for t in row])
+            places = [good[k] for t in row for k in groups[t][1]]
+            for i, value in zip(places, values, strict=True):
+                scores[i] = value
+
+    def _trees(self, trees: Sequence[Tree]) -> list[float]:
+        assert self.head is not None
+        packed = pack(trees, {}, self.model).to(self.model.device)
+        values: list[float] = self.head(branch_states(self.model, packed))[:, 0].float().tolist()
+        return values
+
+    def _score_apart(self, encoded: Sequence[Encoded], apart: Sequence[int], scores: list[float]) -> None:
+        for batch in _alike([len(encoded[i].ids) for i in apart], self.batch_tokens):
+            for k, value in zip(batch, self._padded([encoded[apart[k]] for k in batch]), strict=True):
+                scores[apart[k]] = value
+
+    def _padded(self, batch: Sequence[Encoded]) -> list[float]:
+        """Padding stands at the right: a causal model does not see it, and a bidirectional one is told of it."""
+        padding = self.model.config.get_text_config().pad_token_id or 0
+        ids = torch.full((len(batch), max(len(one.ids) for one in batch)), padding)
+        mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
+        for row, one in enumerate(batch):
+            ids[row, : len(one.ids)] = torch.tensor(one.ids)
+            mask[row, : len(one.ids)] = 1
+            types[row, : len(one.ids)] = torch.tensor(one.types or [0])
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if batch[0].types is not None:
+            inputs["token_type_ids"] = types
+        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+        if self.bidirectional:
+            logits = self.model(**inputs).logits
+        else:
+            assert self.head is not None
+            hidden = self.model.base_model(**inputs).last_hidden_state
+            logits = self.head(hidden[range(len(batch)), [len(one.ids) - 1 for one in batch]])
+        values: list[float] = logits[:, 0].float().tolist()
+        return values
+
+    def _shareable(self) -> int:
+        """Tokens of the longest conversation that may share its beginning with others; 0: none may.
+
+        The architecture is asked, and then a tree is tried against the model's own forward pass.
+        """
+        before = self.model.config._attn_implementation
+        try:
+            check_packable(self.model, 0)
+            ids = probe_ids(self.model, 24, 3)
+            ids[1, :20] = ids[0, :20]
+            tree = Tree(ids[0, :20].tolist(), [ids[0, 20:].tolist(), ids[1, 20:].tolist()])
+            with torch.inference_mode():
+                expected = self.model(input_ids=ids[:2]).logits[:, 0].float()
+                self.model.set_attn_implementation(TREES)
+                found = torch.tensor(self._trees([tree, Tree(ids[2].tolist(), [[]])])[:2])
+            near = 1e-3 if self.model.dtype == torch.float32 else 5e-2
+            if torch.allclose(found.to(expected.device), expected, rtol=near, atol=near):
+                return sliding_window(self.model) or 2**31
+            reason = f"scores with and without sharing are {found.tolist()} and {expected.tolist()}"
+        except (UserError, NotImplementedError, TypeError) as error:
+            reason = str(error)
+        self.model.set_attn_implementation(before)
+        _log.warning("no prefixes are shared: %s", reason)
+        return 0
+
+
+def _groups(texts: Sequence[Sequence[int]], most: int) -> Iterator[tuple[Tree, list[int]]]:
+    """Consecutive texts as trees of at most `most` tokens, where that saves tokens; each with its texts' positions."""
+    shared = [*(_shared(a, b) for a, b in pairwise(texts)), 0]
+    start = 0
+    while start < len(texts):
+        prefix, end = len(texts[start]), start + 1
+        tokens = prefix
+        while end < len(texts):
+            n, joint = end - start, min(prefix, shared[end - 1])
+            joined = tokens + n * (prefix - joint) + len(texts[end]) - joint
+            worth = (n + 1) * joint > n * prefix if n > 1 else 2 * joint >= shared[end]
+            if not joint or not worth or joined > most:
+                break
+            prefix, tokens, end = joint, joined, end + 1
+        branches = [texts[i][prefix:] for i in range(start, end)]
+        yield Tree(texts[start][:prefix], branches), list(range(start, end))
+        start = end
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    shorter = min(len(first), len(second))
+    return next((n for n in range(shorter) if first[n] != second[n]), shorter)
+
+
+def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Positions in batches of nearly equal length and at most `most` tokens."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batch[0]] if batch else 0
+        if batch and (longest - lengths[i] > longest * _SLACK or (len(batch) + 1) * longest > most):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

@@ -1,0 +1,187 @@
+"""Generation with transformers: runs everywhere, and is what vLLM is tested against."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from carevl.models.decoding import Texts
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question to a vision-language model.
+
+    The reply goes on from the words in `begun`. `seed` matters where texts are sampled: the same seed gives the same
+    noise, whatever else is in the batch. The image stands before the prompt, or else behind it.
+    """
+
+    image: Image
+    prompt: str
+    begun: str = ""
+    seed: int = 0
+    image_first: bool = True
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote after `begun`.
+
+    `tokens` counts what was generated; `truncated` when it stopped at the token limit; `watched` has, for every
+    generated token, the log-probability (nats, at temperature 1) that each watched text's first token had there.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+    watched: tuple[tuple[float, ...], ...] = ()
+
+
+def prompted(processor: Any, ask: Ask) -> str:
+    """All that stands before the reply's new words."""
+    return chat_prompt(processor, ask.prompt, image_first=ask.image_first) + ask.begun
+
+
+def chat_prompt(processor: Any, text: str, *, image_first: bool = True) -> str:
+    """A user turn with one image before (or else after) `text`, in the model's own chat template."""
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    messages = [{"role": "user", "content": content if image_first else content[::-1]}]
+    written: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return written
+
+
+class ImageTextGenerator:
+    """A vision-language model that answers prompts about images.
+
+    Args:
+        model: a Hugging Face directory or hub id with safetensors and a processor.
+        dtype: a torch dtype by name, or `auto` for the one that the weights are stored in.
+        batch_size: texts that are written at a time.
+        adapter: directory of a LoRA adapter on top of it, which is not merged.
+        loading: `revision` and `trust_remote_code`, handed to transformers.
+
+    Raises:
+        OSError: the directory lacks weights, configuration or processor.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        dtype: str = "auto",
+        *,
+        batch_size: int = 64,
+        adapter: Path | None = None,
+        **loading: Any,
+    ) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.batch_size = batch_size
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.processor: Any = AutoProcessor.from_pretrained(model, **loading)
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            model, dtype=dtype, use_safetensors=True, **loading
+        )
+        if adapter is not None:
+            from peft import PeftModel
+
+            self.model = PeftModel.from_pretrained(self.model, adapter).get_base_model()
+        self.model.to(self.device).eval()
+        ends = self.model.generation_config.eos_token_id
+        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.processor.tokenizer.eos_token_id} - {None}
+
+    def generate(
+        self,
+        asks: Sequence[Ask],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        watch: Sequence[str] = (),
+    ) -> list[Generation]:
+        """One text per ask, in their order; greedy at temperature 0. A prompt about one image is read once."""
+        from carevl.models.decoding import Texts
+
+        watched = first_tokens(self.processor.tokenizer, watch)
+        generations: dict[int, Generation] = {}
+        for batch in self._batches(asks):
+            texts = Texts(
+                prompts=[number for number, same in enumerate(batch) for _ in same],
+                seeds=[asks[i].seed for same in batch for i in same],
+                temperature=temperature,
+                top_p=top_p,
+                watch=watched,
+            )
+            self._write([asks[same[0]] for same in batch], texts, max_tokens)
+            generations.update(zip(itertools.chain.from_iterable(batch), self._read(texts), strict=True))
+        return [generations[i] for i in range(len(asks))]
+
+    def _batches(self, asks: Sequence[Ask]) -> Iterator[list[list[int]]]:
+        """Positions of asks for up to `batch_size` texts; those with one image and prompt stand in one list.
+
+        Prompts of nearly equal length are together, because the shorter ones are padded.
+        """
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for i, ask in enumerate(asks):
+            alike.setdefault((id(ask.image), ask.prompt, ask.begun, ask.image_first), []).append(i)
+        by_length = sorted(alike.values(), key=lambda same: len(asks[same[0]].prompt) + len(asks[same[0]].begun))
+        ordered = [(number, i) for number, same in enumerate(by_length) for i in same]
+        for start in range(0, len(ordered), self.batch_size):
+            together = itertools.groupby(ordered[start : start + self.batch_size], key=itemgetter(0))
+            yield [[i for _, i in same] for _, same in together]
+
+    def relieve(self) -> bool:
+        """Halves the texts that are written at a time; False when it is one already."""
+        import torch
+
+        if self.batch_size == 1:
+            return False
+        self.batch_size //= 2
+        _log.warning("out of memory: %d texts at a time from now on", self.batch_size)
+        torch.cuda.empty_cache()
+        return True
+
+    def _write(self, prompts: Sequence[Ask], texts: Texts, max_tokens: int) -> None:
+        import torch
+
+        from carevl.models.decoding import decode
+
+        inputs = self.processor(
+            text=[prompted(self.processor, ask) for ask in prompts],
+            images=[[ask.image] for ask in prompts],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+        ).to(self.device)
+        with torch.inference_mode():
+            self.model.generate(
+                **inputs,
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                repetition_penalty=1.0,
+                eos_token_id=sorted(self.ends),
+                use_cache=True,
+                custom_generate=decode,
+                texts=texts,
+            )
+
+    def _read(self, texts: Texts) -> Iterator[Generation]:
+        for tokens, watched in zip(texts.tokens, texts.watched, strict=True):
+            ended = tokens[-1] in self.ends
+            text = self.processor.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+            yield Generation(text, len(tokens), not ended, tuple(watched))
+
+
+def first_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """The id of each text's first token."""
+    return [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts]

@@ -1,0 +1,231 @@
+"""`results.json`: what a run found, computed from its stored rows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from carevl.benchmarks import BENCHMARKS
+from carevl.benchmarks.predictions import from_table
+from carevl.benchmarks.results import summary
+from carevl.data.truth import Truth, read_truth
+from carevl.stages import evaluate, ingest
+from carevl.stages.ingest import Ingested
+from carevl.stats.bootstrap import Figure
+from carevl.store.run import Cause, Run, RunError, Table, write_atomically
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+
+RESULTS = "results.json"
+Truths = Mapping[tuple[str, str], Truth]
+
+
+def compute(settings: Settings, where: Run, causes: Mapping[str, Cause]) -> dict[str, Any]:
+    """Every figure that the finished stages among `causes` allow: settings, routing, targets, pairs and judges."""
+    finished = {name: where.table(cause) for name, cause in causes.items() if where.table(cause).manifest is not None}
+    found: dict[str, Any] = {"settings": settings.model_dump(mode="json")}
+    truths = drawn_truths(settings, where)
+    if "route" in finished:
+        items = {row["item_id"]: row for row in _items(Ingested(finished["ingest"].directory).items)}
+        found["routing"] = _routing(finished["route"], items, truths)
+        if "demonstrate" in finished:
+            found["targets"] = _targets(Table(finished["demonstrate"].directory / "targets"))
+        if "select" in finished:
+            found["pairs"] = _pairs(finished["select"], items, truths)
+    asked = {name: finished[f"evaluate/{name}"] for name in evaluate.JUDGES if f"evaluate/{name}" in finished}
+    return {**found, "judges": judges(settings, where, asked)}
+
+
+def again(settings: Settings, where: Run, causes: Mapping[str, Cause]) -> dict[str, Any]:
+    """As `compute`, for a run whose results are there; also the figures of every evaluation on test data.
+
+    Raises:
+        RunError: a stage of these results is no longer there as its sources and settings are now.
+    """
+    file = where.root / RESULTS
+    known = json.loads(file.read_text()) if file.exists() else {}
+    gone = [
+        stage["name"]
+        for stage in known.get("stages", [])
+        if stage["name"] not in causes or where.table(causes[stage["name"]]).manifest is None
+    ]
+    if gone:
+        raise RunError(
+            f"{where.root}: sources, models or settings have changed since {', '.join(gone)} ran, so {RESULTS} is left "
+            "as it is; `carevl status` says what changed, and `carevl run` makes the results anew"
+        )
+    finals = [{**entry, "judges": _final_judges(entry, where)} for entry in known.get("final", [])]
+    return compute(settings, where, causes) | ({"final": finals} if finals else {})
+
+
+def _final_judges(entry: Mapping[str, Any], where: Run) -> dict[str, Any]:
+    from carevl.settings import Settings
+
+    asked = {name: where.table_of(f"final/{name}", found) for name, found in entry["fingerprints"].items()}
+    return judges(Settings.model_validate(entry["settings"]), where, asked)
+
+
+def judges(settings: Settings, where: Run, asked: Mapping[str, Table]) -> dict[str, Any]:
+    """The figures of judges.
+
+    Args:
+        settings: whose benchmarks were asked about.
+        asked: judge to its predictions.
+    """
+    found = {}
+    for name, table in asked.items():
+        answered = {}
+        predicted = table.read()
+        for benchmark in settings.benchmarks:
+            predictions = from_table(predicted.filter(pc.equal(predicted["benchmark"], benchmark.name)))
+            rows = evaluate.load(settings, where, benchmark)
+            answered[benchmark.name] = (BENCHMARKS[benchmark.name], rows, predictions)
+        found[name] = summary(answered)
+    return found
+
+
+def add_final(where: Run, entry: Mapping[str, Any]) -> None:
+    """Lists an evaluation on test data, unless these predictions are listed."""
+    known = json.loads((where.root / RESULTS).read_text())
+    listed = known.get("final", [])
+    if entry["fingerprints"] not in [other["fingerprints"] for other in listed]:
+        write(where, known, final=[*listed, entry])
+
+
+def write(where: Run, figures: Mapping[str, Any], **more: Any) -> Path:
+    """Writes results.json; what it held besides the figures stays unless `more` replaces it."""
+    file = where.root / RESULTS
+    known = json.loads(file.read_text()) if file.exists() else {}
+    kept = {name: known[name] for name in ("stages", "wall_seconds", "final") if name in known and name not in figures}
+    text = json.dumps({**figures, **kept, **more}, indent=2, ensure_ascii=False)
+    write_atomically(file, text.encode("utf-8", "surrogatepass"))
+    return file
+
+
+def drawn_truths(settings: Settings, where: Run) -> Truths:
+    """The truth of the drawn worlds among the sources, by image_id and question; nothing for other data."""
+    worlds = {Path(source.path).parent.parent for source in ingest.sources(settings, where)}
+    return {key: truth for world in sorted(worlds) for key, truth in read_truth(world).items()}
+
+
+def _items(items: Table) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = items.read(
+        columns=["item_id", "image_id", "question", "responses", "gold", "error"]
+    ).to_pylist()
+    return [row for row in rows if row["error"] is None and row["gold"] is None]
+
+
+def better(item: Mapping[str, Any], truths: Truths, winner: int, loser: int) -> bool | None:
+    """Whether one response is truly better than another; None when that is unknown or they are alike."""
+    truth = truths.get((item["image_id"], item["question"]))
+    if truth is None:
+        return None
+    ratings = [truth.ratings[item["responses"][i]] for i in (winner, loser)]
+    return None if ratings[0] == ratings[1] else ratings[0] > ratings[1]
+
+
+def _routing(routes: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths) -> dict[str, Any]:
+    """Pairs per route without the labelled ones, and where truth is known the precision of the winners."""
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    right: dict[str, list[bool]] = {"high": [], "low": []}
+    columns = ["item_id", "first", "second", "route", "winner", "reason"]
+    for row in routes.read(columns=columns).to_pylist():
+        item = items.get(row["item_id"])
+        if item is None:
+            continue
+        counts[row["route"]] += 1
+        reasons[row["reason"]] += 1
+        if row["route"] in right and row["winner"] is not None and row["winner"] >= 0:
+            loser = row["first"] + row["second"] - row["winner"]
+            true = better(item, truths, row["winner"], loser)
+            right[row["route"]] += [] if true is None else [true]
+    precision = {f"{route}_precision": share(hits) for route, hits in right.items() if hits}
+    return {"high": counts["high"], "low": counts["low"], "dropped": counts["dropped"], **precision, "reasons": reasons}
+
+
+def _targets(targets: Table) -> dict[str, Any]:
+    rows = targets.read(columns=["task", "evidence"]).to_pylist()
+    tasks = Counter(row["task"] for row in rows)
+    return {"count": len(rows), "with_evidence": sum(row["evidence"] for row in rows), "tasks": tasks}
+
+
+def _pairs(pairs: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths) -> dict[str, Any]:
+    """Chosen-rejected pairs; where truth is known, the share whose chosen verdict is right."""
+    rows = pairs.read(columns=["item_id", "order", "winner"]).to_pylist()
+    hits = []
+    for row in rows:
+        loser = sum(row["order"]) - row["winner"]
+        true = better(items[row["item_id"]], truths, row["winner"], loser)
+        hits += [] if true is None else [true]
+    right = {"right_way": share(hits)} if hits else {}
+    return {"count": len(rows), "items": len({row["item_id"] for row in rows}), **right}
+
+
+def share(hits: Sequence[bool]) -> Figure:
+    """A share with its exact 95 % interval (Clopper-Pearson 1934)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(sum(hits), len(hits)).proportion_ci()
+    return {"value": sum(hits) / len(hits), "low": float(interval.low), "high": float(interval.high)}
+
+
+def table(results: Mapping[str, Any]) -> Iterator[str]:
+    """The results as a person reads them, one line at a time."""
+    if routing := results.get("routing"):
+        yield from _routing_lines(routing)
+    if targets := results.get("targets"):
+        tasks = ", ".join(f"{n} {task}" for task, n in targets["tasks"].items())
+        yield f"targets of phase 1: {targets['count']} ({tasks}), {targets['with_evidence']} with evidence"
+    if pairs := results.get("pairs"):
+        right = f", {_figure(pairs['right_way'])} the right way" if "right_way" in pairs else ""
+        yield f"pairs of phase 2: {pairs['count']} from {pairs['items']} items{right}"
+    if judges := results.get("judges"):
+        yield ""
+        yield from _judge_lines(judges, "")
+    for entry in results.get("final", []):
+        yield ""
+        yield from _judge_lines(entry["judges"], f"test data, {entry['time']}")
+
+
+def _judge_lines(judges: Mapping[str, Any], title: str) -> Iterator[str]:
+    yield f"{title:44s}" + "".join(f"{name:>24s}" for name in judges)
+    for path in _leaves(next(iter(judges.values()))):
+        values = (_figure(_at(judge, path)) for judge in judges.values())
+        yield f"{' '.join(path):44s}" + "".join(f"{value:>24s}" for value in values)
+
+
+def _routing_lines(routing: Mapping[str, Any]) -> Iterator[str]:
+    total = sum(routing[route] for route in ("high", "low", "dropped"))
+    yield f"{'routed':8s} {'pairs':>7s} {'share':>7s}  labels right"
+    for route in ("high", "low", "dropped"):
+        precision = _figure(routing.get(f"{route}_precision"))
+        yield f"{route:8s} {routing[route]:7d} {routing[route] / max(1, total):7.1%}  {precision}"
+
+
+def _leaves(tree: Mapping[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
+    for name, below in tree.items():
+        if isinstance(below, Mapping) and "value" not in below:
+            yield from _leaves(below, *above, name)
+        elif isinstance(below, Mapping):
+            yield (*above, name)
+
+
+def _at(tree: Mapping[str, Any], path: Iterable[str]) -> Any:
+    for name in path:
+        tree = tree.get(name, {})
+    return tree or None
+
+
+def _figure(figure: Figure | None) -> str:
+    if not figure or figure["value"] is None:
+        return "-"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"

@@ -1,0 +1,63 @@
+"""Preference data, benchmarks, and the drawn world."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from carevl.settings.base import HomePath, Strict
+
+ProtocolName = Literal["official", "official_scorer", "strict", "verdict_prob"]
+"""How judges are asked; `carevl.benchmarks.questions` has a table of them."""
+
+
+class Benchmark(Strict):
+    """A labelled test of judges."""
+
+    name: str = Field(description="Id of the benchmark, such as vl-rewardbench; `carevl evaluate --help` lists them.")
+    path: HomePath = Field(description="Its development data; `miniworld:FILE` is drawn.")
+    images: HomePath | None = Field(None, description="Directory of its images when they lie apart.")
+    final_path: HomePath | None = Field(None, description="Its test data, used by `carevl run --final` only.")
+    final_images: HomePath | None = Field(None, description="Directory of the images of its test data.")
+    protocols: list[ProtocolName] = Field(["official_scorer", "strict"], description="How judges are asked.")
+    draws: int = Field(1, ge=1, description="Judgments per row where the protocol draws several.")
+    rows: int | None = Field(None, ge=1, description="Use the first rows only; all when absent.")
+
+
+class Source(Strict):
+    """Preference data on disk."""
+
+    path: HomePath = Field(description="File or directory, local or `s3://…`, `gs://…`; `miniworld:FILE` is drawn.")
+    name: str | None = Field(None, description="Its name in tables; source-0, source-1, … when absent.")
+    format: str | None = Field(None, description="Name of the format; found from the columns when absent.")
+    labels: bool = Field(False, description="Its preference is true: it calibrates experts and router.")
+    split: str = Field("train", description="Split that its items belong to.")
+    weight: float = Field(1.0, gt=0, description="How often its rows are drawn, relative to other sources.")
+    image_root: HomePath | None = Field(None, description="Directory that relative image paths are looked up in.")
+    captions: str | None = Field(None, description="JSON file of image name to caption (LLaVA-RLHF).")
+
+
+class Data(Strict):
+    """What is read."""
+
+    sources: list[Source] = Field(min_length=1, description="Preference data; their own preference is not used.")
+    parts: int = Field(
+        16,
+        ge=1,
+        description="Parts of every table: the unit of work, of commit and of resume. One over 128 MB is divided.",
+    )
+    max_image_pixels: int = Field(50_000_000, ge=1, description="Images with more pixels are row errors.")
+    allow_url_fetch: bool = Field(False, description="Fetch images from http(s) addresses named in the data.")
+    decontaminate: bool = Field(True, description="Set rows aside that share their image with a benchmark.")
+    near_duplicates: Literal["report", "merge", "ignore"] = Field(
+        "report", description="Images that look alike: counted in the manifest, made one, or not searched for."
+    )
+
+
+class Miniworld(Strict):
+    """The drawn world, for sources whose path begins with `miniworld:`."""
+
+    items: int = Field(640, ge=1, description="Training items to draw.")
+    calibration_images: int = Field(3000, ge=1, description="Labelled images to draw.")
+    seed: int = Field(7, description="Seed of the drawing.")

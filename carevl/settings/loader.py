@@ -1,0 +1,137 @@
+"""Settings from a preset or a YAML file, with overrides; and their documentation as YAML."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from carevl.settings.base import SettingsError
+from carevl.settings.tree import Settings
+
+_Tree = TypeVar("_Tree", bound=BaseModel)
+PRESETS = Path(__file__).parent / "presets"
+
+
+def presets() -> list[str]:
+    """Names of the presets."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def load_settings(source: str, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from a preset's name or a YAML file, with `key.path=value` overrides.
+
+    Raises:
+        SettingsError: no such preset or file, a line that is no YAML, or a field that is unknown or wrong.
+    """
+    # Mappings that a YAML file shares by anchors become separate, so that an override changes one place only.
+    return fill(Settings, json.loads(json.dumps(_read(source), default=str)), overrides)
+
+
+def fill(kind: type[_Tree], tree: dict[str, Any], overrides: Sequence[str]) -> _Tree:
+    """Settings of a kind from a tree of values, with `key.path=value` overrides. Raises SettingsError as `load`."""
+    for override in overrides:
+        path, found, text = override.partition("=")
+        if not found:
+            raise SettingsError(f"--set {override}: write key=value, for example --set data.items=64")
+        _put(tree, path.split("."), _parse(text, f"--set {path}"))
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(problem, kind) for problem in error.errors())) from None
+
+
+def _read(source: str) -> dict[str, Any]:
+    file = PRESETS / f"{source}.yaml" if source in presets() else Path(source)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        near = difflib.get_close_matches(source, presets(), 1)
+        hint = f"did you mean the preset {near[0]}?" if near else f"the presets are {', '.join(presets())}"
+        raise SettingsError(f"cannot read settings {source}: {error}; {hint}") from None
+    tree = _parse(text, source)
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{source} holds no settings; see `carevl settings mini`")
+    return tree
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    node: Any = tree
+    for key in path[:-1]:
+        if isinstance(node, list):
+            node = _element(node, key, path)
+        elif isinstance(node, dict):
+            node = node.setdefault(key, {})
+    if isinstance(node, dict):
+        node[path[-1]] = value
+    elif isinstance(node, list):
+        _element(node, path[-1], path)
+        node[int(path[-1])] = value
+    else:
+        raise SettingsError(f"--set {'.'.join(path)}: {'.'.join(path[:-1])} is a value and has no fields")
+
+
+def _element(node: list[Any], key: str, path: list[str]) -> Any:
+    if not key.isdigit() or int(key) >= len(node):
+        raise SettingsError(f"--set {'.'.join(path)}: {key} is no index of a list of {len(node)}")
+    return node[int(key)]
+
+
+def _explain(problem: Any, kind: type[BaseModel]) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+        return f"{place}: {problem['msg'].removeprefix('Value error, ')}{found}"
+    *branch, name = problem["loc"]
+    names = list(_model_at(branch, kind).model_fields)
+    near = difflib.get_close_matches(str(name), names, 1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"the fields here are {', '.join(names)}"
+    return f"{place}: there is no such setting; {hint}"
+
+
+def _model_at(branch: Sequence[Any], model: type[BaseModel]) -> type[BaseModel]:
+    for part in branch:
+        if isinstance(part, str):
+            model = _inner(model.model_fields[part].annotation)
+    return model
+
+
+def _inner(annotation: Any) -> type[BaseModel]:
+    arguments = getattr(annotation, "__args__", ())
+    return _inner(arguments[0]) if arguments else annotation
+
+
+def reference(settings: Settings) -> Iterator[str]:
+    """The resolved tree as YAML lines, each field with its documentation above it."""
+    yield from _document(settings, 0)
+
+
+def _document(node: BaseModel, depth: int) -> Iterator[str]:
+    pad = "  " * depth
+    for name, field in type(node).model_fields.items():
+        if field.description:
+            yield f"{pad}# {field.description}"
+        value = getattr(node, name)
+        if isinstance(value, BaseModel):
+            yield f"{pad}{name}:"
+            yield from _document(value, depth + 1)
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            yield f"{pad}{name}:"
+            for element in value:
+                first, *rest = (line for line in _document(element, 0) if not line.startswith("#"))
+                yield f"{pad}- {first}"
+                yield from (f"{pad}  {line}" for line in rest)
+        else:
+            yield f"{pad}{name}: {json.dumps(value, ensure_ascii=False)}"

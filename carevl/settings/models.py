@@ -1,0 +1,162 @@
+"""Models, the engines that run them, and the actor pools that hold them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from carevl.settings.base import HomePath, Strict
+
+
+class Pool(Strict):
+    """An actor pool of Ray Data."""
+
+    concurrency: int | str = Field(
+        1,
+        description="Actors: a number; `min..max` to scale with the load; `auto`: as many as fit on the cluster, "
+        "shared among pools at work together so that they finish together, by measured speed.",
+    )
+    num_cpus: float = Field(1.0, ge=0, description="CPUs that each actor reserves.")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs that each actor reserves; fractions share a GPU.")
+    resources: dict[str, float] = Field({}, description="Custom Ray resources that each actor reserves.")
+    batch_size: int = Field(64, ge=1, description="Rows that an engine is handed at a time.")
+    preparers: int = Field(
+        0,
+        ge=0,
+        description="Actors of one CPU each that read rows, decode images and tokenise ahead of the engines, if they "
+        "find room beside them; 0: the engines' own actors do it, in turns with the engine.",
+    )
+
+    @field_validator("concurrency")
+    @classmethod
+    def _range(cls, value: int | str) -> int | str:
+        low, high = _bounds(value)
+        if not 1 <= low <= high:
+            raise ValueError(f"{value!r} is no number of actors; write 4, 1..8 to scale, or auto")
+        return value
+
+    @property
+    def auto(self) -> bool:
+        """Whether the number of actors is chosen when the pool starts."""
+        return self.concurrency == "auto"
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Fewest and most actors; with `auto`, one and as many as fit."""
+        return _bounds(self.concurrency)
+
+
+def _bounds(value: int | str) -> tuple[int, int]:
+    if value == "auto":
+        return 1, sys.maxsize
+    match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
+    return (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+
+
+class Model(Strict):
+    """A model, the engine that runs it, and the pool of actors that holds it."""
+
+    path: HomePath = Field(description="Hugging Face directory or hub id; `miniworld:NAME` is a shipped model.")
+    revision: str | None = Field(None, description="Commit of a hub model; pin it, so that a run can be repeated.")
+    engine: Literal["vllm", "transformers"] = Field(
+        "vllm", description="vllm for throughput; transformers gives the same texts whatever the batch."
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field("auto", description="Format of the numbers.")
+    max_model_len: int = Field(4096, ge=16, description="Most tokens of prompt and answer together.")
+    tensor_parallel: int = Field(
+        1, ge=1, description="On vllm: GPUs of one node that an engine is spread over; pool.num_gpus is as many."
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+    pool: Pool = Field(Pool(), description="The actors that hold it.")
+
+    @model_validator(mode="after")
+    def _uses_its_gpus(self) -> Self:
+        spread, reserved = self.tensor_parallel, self.pool.num_gpus
+        if spread > 1 and self.engine != "vllm":
+            raise ValueError(f"tensor_parallel: {spread} needs engine: vllm")
+        if spread > 1 and reserved not in (0, spread):  # without GPUs an engine is spread over processes
+            raise ValueError(f"tensor_parallel: {spread} uses {spread} GPUs, but pool.num_gpus reserves {reserved:g}")
+        if spread == 1 and reserved > 1:
+            raise ValueError(f"pool.num_gpus reserves {reserved:g} GPUs, but an engine uses one; set tensor_parallel")
+        return self
+
+
+class Captioner(Model):
+    """The model that describes every distinct image once."""
+
+    prompt: str = Field(
+        "Describe this image in detail: every object with its number, colour, size and place, and all text.",
+        description="What the captioner is asked.",
+    )
+    max_tokens: int = Field(512, ge=1, description="Longest caption, in tokens.")
+
+
+class Endpoint(Strict):
+    """An OpenAI-compatible service that judges texts; captions, questions and responses are sent to it."""
+
+    url: str = Field(description="Its base address, such as http://127.0.0.1:8000/v1.", pattern=r"^https?://")
+    api_key_env: str | None = Field(
+        None, description="Environment variable that holds its key; none is sent if absent."
+    )
+    timeout: float = Field(60.0, gt=0, description="Seconds that an answer may take.")
+    retries: int = Field(5, ge=0, description="Failed requests of a row that are tried again, with growing pauses.")
+    concurrency: int = Field(8, ge=1, description="Rows that are asked about at a time, by each actor.")
+
+
+class Expert(Model):
+    """A text reward model that scores caption + question + response."""
+
+    name: str = Field(description="Its name in tables and reports.", pattern=r"^[A-Za-z0-9._-]+$")
+    kind: Literal["reward_model", "endpoint", "python"] = Field(
+        "reward_model",
+        description="reward_model; endpoint: `path` is the model's name there; python: `path` is package.module:Class.",
+    )
+    endpoint: Endpoint | None = Field(None, description="Where the judge of kind endpoint is asked.")
+    batch_tokens: int = Field(
+        8192, ge=1, description="Tokens that run at a time on transformers; halved by an actor that runs out of memory."
+    )
+    parity_tolerance: float | None = Field(
+        0.05,
+        gt=0,
+        description="On vllm: largest difference from transformers' scores on a sample, as a share of their size, "
+        "checked when an actor starts; null: no check.",
+    )
+    template: str = Field(
+        "Image description: {caption}\n\n{question}",
+        description="The user turn; {caption} and {question} are filled in.",
+    )
+
+    too_long: Literal["error", "summarise"] = Field(
+        "error",
+        description="Inputs of more tokens than the expert reads: error marks the row; summarise leaves out the "
+        "caption's last sentences, as few as are enough, and the row says what share of the caption was read.",
+    )
+
+    def write(self, caption: str | None, question: str) -> str:
+        """The user turn; the bare question without a caption."""
+        return question if caption is None else self.template.format(caption=caption, question=question)
+
+    @model_validator(mode="after")
+    def _has_endpoint(self) -> Self:
+        if (self.kind == "endpoint") != (self.endpoint is not None):
+            raise ValueError("kind: endpoint and the settings under endpoint belong together; give both or neither")
+        return self
+
+
+class Judge(Model):
+    """The vision-language model that becomes the judge."""
+
+    max_tokens: int = Field(256, ge=1, description="Longest judgment, in tokens.")
+    adapter: HomePath | None = Field(
+        None,
+        description="Directory of a LoRA adapter (PEFT) that is loaded on top of `path`, not merged; not in a run, "
+        "which begins with whole weights.",
+    )
+    serve: Literal["merged", "adapter"] = Field(
+        "merged",
+        description="How a run loads the judges that it trained with LoRA: merged, or as an adapter on what the phase "
+        "began with, which on a CPU is several times slower.",
+    )

@@ -1,0 +1,66 @@
+"""Choices of the stages between router and training: which judgments are asked for, and which become rows."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from carevl.settings.base import Strict
+
+
+class Demonstrate(Strict):
+    """Targets of phase 1: the base judge's own judgments where they hold in both orders."""
+
+    samples: int = Field(4, ge=1, description="Judgments that the base judge writes per prompt, to choose from.")
+    temperature: float = Field(1.0, ge=0, description="Of those judgments; 0 is greedy.")
+    pointwise_share: float = Field(
+        0.25, ge=0, le=1, description="Share of the items whose responses are also rated one by one."
+    )
+    ranking_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the items with more than two responses that are also ranked."
+    )
+    verdict_only_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of the targets that are a bare verdict; items without a judgment first."
+    )
+
+
+class Sample(Strict):
+    """Judgments of low-confidence items by the phase-1 judge."""
+
+    samples: int = Field(8, ge=2, description="Judgments per pair and order.")
+    temperature: float = Field(1.0, gt=0, description="Of those judgments.")
+    answers: bool = Field(
+        False, description="Also ask the bare question of each item, as often: needed for select.answer_weight."
+    )
+
+
+class Select(Strict):
+    """Chosen and rejected judgments for phase 2."""
+
+    consistency_weight: float = Field(
+        1.0, ge=0, description="Weight of the share of a pair's judgments, in both orders, that agree with a verdict."
+    )
+    expert_weight: float = Field(0.5, ge=0, description="Weight of the probability that the experts give a verdict.")
+    evidence_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of how much more of a verdict's response than of the other one stands in the evidence that "
+        "the judge gives most often: a judge can see well and compare badly.",
+    )
+    answer_weight: float = Field(
+        0.0,
+        ge=0,
+        description="The same with the judge's own answer to the bare question, which no response has led on; that "
+        "judgment is then chosen whose evidence is most like this answer. Needs sample.answers.",
+    )
+    min_gap: float = Field(0.3, ge=0, description="Least difference of the scores of chosen and rejected.")
+    same_evidence: bool = Field(
+        False,
+        description="One pair in each order, of a judgment and the same with the other verdict, so that the two differ "
+        "in the verdict alone and phase 2 holds nothing against evidence; where no judgment of this order has the "
+        "better verdict, one of the other order is taken. pairs_per_order and max_length_ratio then change nothing.",
+    )
+    pairs_per_order: int = Field(1, ge=1, description="Most chosen-rejected pairs of one prompt.")
+    balance: bool = Field(True, description="As many chosen verdicts for the first answer shown as for the second.")
+    max_length_ratio: float = Field(
+        2.0, ge=1, description="The longer of chosen and rejected has at most so many times the other's characters."
+    )

@@ -1,0 +1,159 @@
+"""Settings of a training phase."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from carevl.settings.base import Strict
+
+Tracker = Literal["none", "tensorboard", "mlflow", "wandb"]
+"""Where steps are logged beside the run directory."""
+
+Packing = Literal["shared", "plain"]
+"""`shared` computes a prompt once for all its judgments; `plain` computes each with a prompt of its own."""
+
+Phase = Literal["sft", "dpo"]
+"""`sft` teaches judgments to imitate; `dpo` prefers chosen to rejected judgments."""
+
+
+NOT_LEARNED = {"workers", "checkpoint_steps", "keep_checkpoints", "tracker"}
+"""Fields of `Training` that do not change what is learned."""
+
+
+class Lora(Strict):
+    """Which modules get low-rank adapters."""
+
+    rank: int = Field(64, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(128.0, gt=0, description="Scale of the adapters, divided by their rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of an adapter's inputs that is dropped in training.")
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Modules by the end of their name; those of a frozen vision tower are passed by.",
+    )
+
+
+class Dpo(Strict):
+    """The objective of phase 2."""
+
+    beta: float = Field(0.1, gt=0, description="How strongly the judge is held to the reference.")
+    nll_weight: float = Field(1.0, ge=0, description="Weight of the mean token loss on chosen judgments.")
+    replay_share: float = Field(1.0, ge=0, description="Phase-1 rows in every step, relative to its pairs.")
+    replay_weight: float = Field(1.0, ge=0, description="Weight of the mean token loss on those rows.")
+
+
+class Zero(Strict):
+    """DeepSpeed's ZeRO: what is spread over the workers."""
+
+    stage: Literal[0, 1, 2, 3] = Field(
+        0, description="0 spreads nothing, 1 the optimiser, 2 also gradients, 3 also weights."
+    )
+    offload_optimizer: bool = Field(False, description="Keep the optimiser in CPU memory; needs stage 1 or more.")
+
+
+class Workers(Strict):
+    """The training workers that Ray starts."""
+
+    count: int = Field(1, ge=1, description="Workers; the data of a step are the same for any number.")
+    num_cpus: float = Field(1.0, gt=0, description="CPUs that each worker reserves.")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs that each worker reserves.")
+    resources: dict[str, float] = Field({}, description="Custom Ray resources that each worker reserves.")
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="How Ray places the workers on the nodes."
+    )
+    max_failures: int = Field(3, ge=-1, description="Lost workers that are replaced before the run stops; -1: any.")
+
+    @property
+    def backend(self) -> Literal["nccl", "gloo"]:
+        """What the workers talk through."""
+        return "nccl" if self.num_gpus else "gloo"
+
+
+class Training(Strict):
+    """How a judge is trained in one phase.
+
+    Starting points for the learning rate: 1e-4 (sft) and 5e-6 (dpo) with LoRA, 2e-6 and 5e-7 for all weights.
+    """
+
+    learning_rate: float = Field(1e-4, gt=0, description="Peak; LoRA wants more than ten times that of all weights.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after warm-up.")
+    warmup: float = Field(0.03, ge=0, le=1, description="Share of the steps in which the learning rate rises.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest norm of a step's gradient.")
+    epochs: int = Field(1, ge=1, description="Times that every item is seen.")
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens to train on, in whole steps: items come again, or not all of them; null: as epochs say.",
+    )
+    batch_size: int = Field(
+        32, ge=1, description="Items of a step, over all workers; all targets of a prompt are one item."
+    )
+    batch_tokens: int = Field(
+        8192, ge=1, description="Tokens that a worker computes at a time, padding included; a longer item is an error."
+    )
+    packing: Packing = Field(
+        "shared",
+        description="shared: a prompt is computed once for all its judgments; plain: once for each, for judges that "
+        "cannot share (linear attention, sliding windows shorter than a prompt).",
+    )
+    seed: int = Field(0, description="Seed of order, adapters and dropout.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Format of the numbers.")
+    lora: Lora | None = Field(Lora(), description="Adapters; all weights are trained when null.")
+    freeze_vision: bool = Field(True, description="Leave vision tower and projector as they are.")
+    gradient_checkpointing: bool = Field(False, description="Save memory by computing activations twice.")
+    verdict_weight: float = Field(
+        1.0, gt=0, description="How often the tokens of a target's verdict count, those of its evidence counting once."
+    )
+    dpo: Dpo = Field(Dpo(), description="The objective of phase 2.")
+    zero: Zero = Field(Zero(), description="DeepSpeed's ZeRO.")
+    workers: Workers = Field(Workers(), description="The training workers that Ray starts.")
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the items, by image, that is held out: the checkpoint that is best there is exported.",
+    )
+    dev_pairs: int = Field(
+        0,
+        ge=0,
+        description="Labelled pairs, from sources with labels, whose verdicts in both orders say which checkpoint is "
+        "best; 0: what is held out says it.",
+    )
+    patience: int = Field(0, ge=0, description="Checkpoints without a new best after which training ends; 0: never.")
+    checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints, and looks at how good they are.")
+    keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
+    tracker: Tracker = Field("none", description="Where steps are also told, through accelerate's tracker classes.")
+
+    @property
+    def engine_is_bare(self) -> bool:
+        """Whether DeepSpeed neither spreads nor scales anything; the worker loop clips gradients then."""
+        return self.zero.stage == 0 and self.dtype == "float32"
+
+    def deepspeed(self, hidden_size: int) -> dict[str, Any]:
+        """The configuration that DeepSpeed is given; the worker loop itself says which micro-batch ends a step.
+
+        Args:
+            hidden_size: of the language model. ZeRO's buffers are made to fit it, as transformers' Trainer does:
+                those of DeepSpeed's own size, up to 5e8 numbers, can take more memory than spreading saves.
+        """
+        zero: dict[str, Any] = {
+            "stage": self.zero.stage,
+            "reduce_bucket_size": hidden_size**2,
+            "allgather_bucket_size": hidden_size**2,
+            "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
+            "stage3_param_persistence_threshold": 10 * hidden_size,
+        }
+        if self.zero.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": 0.0 if self.engine_is_bare else self.gradient_clip,
+            "zero_optimization": zero,
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW serves offloaded optimisers too
+            "bf16": {"enabled": self.dtype == "bfloat16"},
+            "steps_per_print": 2**62,
+        }

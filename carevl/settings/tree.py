@@ -1,0 +1,62 @@
+"""The whole tree of settings. `carevl settings` prints it with the description of every field."""
+
+from __future__ import annotations
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from carevl.settings.base import HomePath, Strict
+from carevl.settings.data import Benchmark, Data, Miniworld
+from carevl.settings.models import Captioner, Expert, Judge
+from carevl.settings.router import RouterSettings
+from carevl.settings.stages import Demonstrate, Sample, Select
+from carevl.settings.training import Training
+
+
+class Cluster(Strict):
+    """Where Ray runs."""
+
+    address: str | None = Field(None, description="Address of a running cluster; a local one is started when absent.")
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; those of the machine when absent.")
+    launcher: HomePath | None = Field(
+        None, description="Cluster launcher file: nodes that Ray may still start by it count as there."
+    )
+
+
+class Settings(Strict):
+    """Everything that a run depends on."""
+
+    seed: int = Field(0, description="Seed of every random choice.")
+    items: int | None = Field(None, ge=1, description="Most rows to read of the sources without labels; all if absent.")
+    max_error_fraction: float = Field(
+        0.05, ge=0, le=1, description="Share of rows that may fail in a stage before the run stops."
+    )
+    data: Data = Field(description="What is read.")
+    captioner: Captioner = Field(description="The model that describes every distinct image once.")
+    experts: list[Expert] = Field(min_length=1, description="Text reward models; different kinds help most.")
+    router: RouterSettings = Field(RouterSettings(), description="How labels are trusted or not.")
+    judge: Judge = Field(description="The vision-language model that becomes the judge.")
+    demonstrate: Demonstrate = Field(Demonstrate(), description="Targets of phase 1.")
+    sft: Training = Field(Training(), description="Phase 1: the judge imitates the targets.")
+    sample: Sample = Field(Sample(), description="Judgments of low-confidence items.")
+    select: Select = Field(Select(), description="Chosen and rejected judgments.")
+    dpo: Training = Field(Training(learning_rate=5e-6), description="Phase 2: the judge prefers chosen to rejected.")
+    benchmarks: list[Benchmark] = Field([], description="What base, phase-1 and phase-2 judge are evaluated on.")
+    miniworld: Miniworld = Field(Miniworld(), description="The drawn world.")
+    cluster: Cluster = Field(Cluster(), description="Where Ray runs.")
+
+    @field_validator("judge")
+    @classmethod
+    def _is_merged(cls, judge: Judge) -> Judge:
+        if judge.adapter is not None:
+            raise ValueError(
+                "a run begins with whole weights; merge the adapter first, and give the merged judge as path"
+            )
+        return judge
+
+    @field_validator("select")
+    @classmethod
+    def _has_answers(cls, select: Select, known: ValidationInfo) -> Select:
+        sample = known.data.get("sample")
+        if select.answer_weight and sample is not None and not sample.answers:
+            raise ValueError("answer_weight weighs answers that are not asked for; set sample.answers to true")
+        return select

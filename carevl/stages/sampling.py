@@ -1,0 +1,146 @@
+"""What a judge is asked about training items, and its answers: the work of the stages demonstrate and sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from carevl.data.pictures import decoded, picture
+from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
+from carevl.models.engines import generated, generator
+from carevl.models.row_errors import Failure
+from carevl.models.transformers_engine import Ask, Generation
+from carevl.store.schemas import JUDGMENTS, row_error
+
+if TYPE_CHECKING:
+    from carevl.cluster.pools import Prepare, Work
+    from carevl.settings.models import Judge
+
+Item = dict[str, Any]
+"""A row of the table `items`."""
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt about an item: its task and the responses it shows, in order; task `answer` is the bare question."""
+
+    task: Task | Literal["answer"]
+    order: tuple[int, ...]
+
+    def write(self, item: Item) -> str:
+        """The user turn."""
+        if self.task == "answer":
+            question: str = item["question"]
+            return question
+        return judge_prompt(self.task, item["question"], item["responses"], self.order)
+
+    def read(self, generation: Generation) -> Verdict:
+        """What was written. An answer is all evidence."""
+        if self.task == "answer":
+            return Verdict("truncated" if generation.truncated else "ok", generation.text.strip())
+        return parse_judgment(generation.text, self.task, self.order, truncated=generation.truncated)
+
+
+Prompts = Callable[[Item, Sequence[dict[str, Any]]], list[Prompted]]
+"""What is asked about an item, given its rows of the table `routes`."""
+
+
+def both_orders(first: int, second: int) -> tuple[Prompted, Prompted]:
+    """The two pairwise prompts of a pair of responses."""
+    return Prompted("pairwise", (first, second)), Prompted("pairwise", (second, first))
+
+
+def chance(*parts: object) -> float:
+    """A number in [0, 1) that depends on the parts alone: choices that hold whatever else is in the data."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big") / 2**48
+
+
+def by_item(items: pa.Table, routes: pa.Table) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
+    """Every item to learn from, with its routes: those with an error, and labelled ones, are passed by."""
+    of_item: dict[str, list[dict[str, Any]]] = {}
+    for row in routes.to_pylist():
+        of_item.setdefault(row["item_id"], []).append(row)
+    for item in items.to_pylist():
+        if item["error"] is None and item["gold"] is None:
+            yield item, of_item.get(item["item_id"], [])
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Which prompts a judge gets, how often, and at what temperature (0 is greedy)."""
+
+    prompts: Prompts
+    samples: int
+    temperature: float
+    seed: int
+
+    def wanted(self, tables: Mapping[str, pa.Table]) -> Iterable[str]:
+        """Ids of the items that are asked about at all."""
+        return (
+            item["item_id"] for item, routes in by_item(tables["items"], tables["routes"]) if self.prompts(item, routes)
+        )
+
+
+def prepare(judge: Judge, asking: Asking) -> Prepare:
+    """What decodes the pictures that the judge will be asked about, ahead of it."""
+    del judge
+
+    def ready(tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
+        asked = by_item(tables["items"], tables["routes"])
+        wanted = {item["image_id"] for item, routes in asked if asking.prompts(item, routes)}
+        return {**tables, "images": decoded(tables["images"], wanted)}
+
+    return ready
+
+
+def work(judge: Judge, asking: Asking) -> Work:
+    """Loads a judge; returns what turns a part of `items`, `images` and `routes` into a part of `judgments`."""
+    engine = generator(judge)
+
+    def answer(tables: Mapping[str, pa.Table]) -> pa.Table:
+        images = {row["image_id"]: row for row in tables["images"].to_pylist()}
+        rows: list[dict[str, Any]] = []
+        asked: list[Prompted] = []
+        asks: list[Ask] = []
+        for item, routes in by_item(tables["items"], tables["routes"]):
+            prompts = asking.prompts(item, routes)
+            if not prompts:
+                continue
+            image = picture(images[item["image_id"]])
+            for prompted in prompts:
+                words = prompted.write(item)
+                for sample in range(asking.samples):
+                    key = (item["item_id"], prompted.task, prompted.order, sample)
+                    asks.append(Ask(image, words, seed=int(chance(asking.seed, *key) * 2**31)))
+                    asked.append(prompted)
+                    rows.append(dict(zip(("item_id", "task", "order", "sample"), key, strict=True)))
+        made = generated(engine, asks, max_tokens=judge.max_tokens, temperature=asking.temperature)
+        for row, prompted, generation in zip(rows, asked, made, strict=True):
+            if isinstance(generation, Failure):
+                row["error"] = row_error("judge", generation.kind, generation.message)
+                continue
+            verdict = prompted.read(generation)
+            row |= {
+                "text": generation.text,
+                "evidence": verdict.evidence,
+                "winner": verdict.winner,
+                "rating": verdict.rating,
+                "ranking": verdict.ranking,
+                "status": verdict.status,
+                "tokens": generation.tokens,
+                "error": None,
+            }
+        return pa.Table.from_pylist(rows, JUDGMENTS)
+
+    return answer
+
+
+def typical(judgments: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The one of `judgments` whose evidence is given most often in `among`; the first of them when several are."""
+    counts = Counter(row["evidence"] for row in among)
+    return max(judgments, key=lambda row: (counts[row["evidence"]], -row["sample"]))

@@ -1,0 +1,269 @@
+"""Trains a judge in one phase on the Ray cluster that is joined."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from carevl.errors import UserError
+from carevl.models.engines import locate, weights_fingerprint
+from carevl.models.packing import check_packable
+from carevl.plots.training_curve import draw
+from carevl.settings.training import NOT_LEARNED, Phase, Training
+from carevl.store.run import differences, write_atomically
+from carevl.training.items import Encoder, Items, read_rows, split
+from carevl.training.judge import load_processor, lora_modules, skeleton
+from carevl.training.loop import Assignment
+from carevl.training.progress import Progress, read_log, watched
+from carevl.training.schedule import Schedule
+from carevl.training.trackers import check_tracker
+from carevl.training.validation import DEV
+
+
+class TrainingError(UserError):
+    """A training that stopped; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did.
+
+    `judge` is a Hugging Face directory with merged weights; `adapter` one for PEFT, None without LoRA. `items` counts
+    the rows that were used, replay not among them; `errors` are rows that were left out, as {row, item_id, error}.
+    `curve` has the facts of every step, as `steps.jsonl` holds them.
+    """
+
+    judge: Path
+    adapter: Path | None
+    items: int
+    errors: list[dict[str, Any]]
+    curve: list[dict[str, Any]]
+
+
+def train(
+    phase: Phase,
+    rows: Sequence[Path],
+    judge: Path,
+    out: Path,
+    training: Training,
+    *,
+    replay: Sequence[Path] = (),
+    dev: Sequence[Path] = (),
+    say: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Trains `judge` on parquet rows.
+
+    Called again with the same rows, judge and settings, it goes on from the last checkpoint in `out`; a training that
+    is finished is only read.
+
+    Args:
+        rows: files with the columns of `items.COLUMNS`; for dpo also those of `items.REFERENCE`.
+        out: directory that all workers see; it receives `judge/`, `adapter/`, `steps.jsonl`, `curve.png`
+            and the checkpoints.
+        replay: rows of phase 1 to mix into every step of dpo.
+        dev: labelled pairs: rows with the columns of dpo, whose `chosen` is the right verdict and `rejected` the wrong
+            one; a row for each order, with the same `item_id`. The checkpoint that is best there is exported.
+        say: is told of the steps every few seconds, from a thread of its own.
+
+    Raises:
+        UserError: rows, judge or settings cannot be used, or `out` holds another training.
+        TrainingError: the loss was not a number, or more workers were lost than allowed.
+    """
+    assignment, used, errors = assign(phase, rows, judge, out, training, replay=replay, dev=dev)
+    out = assignment.out
+    if not (out / "judge").exists():
+        with watched(out / "steps.jsonl", assignment.schedule.steps, say):
+            stopped = _fit(assignment)
+        if curve := read_log(out / "steps.jsonl"):
+            draw(out / "curve.png", curve)
+        if stopped:
+            raise TrainingError(f"{phase} {stopped}; the last good checkpoint is kept in {out}")
+    adapter = None if training.lora is None else out / "adapter"
+    return Trained(out / "judge", adapter, used, errors, read_log(out / "steps.jsonl"))
+
+
+def assign(
+    phase: Phase,
+    rows: Sequence[Path],
+    judge: Path,
+    out: Path,
+    training: Training,
+    *,
+    replay: Sequence[Path] = (),
+    dev: Sequence[Path] = (),
+) -> tuple[Assignment, int, list[dict[str, Any]]]:
+    """Checks and encodes everything that workers need, into `out/data`; arguments and errors as for `train`.
+
+    Returns:
+        What workers are told, the number of rows that are used, and those that are left out, as in `Trained`.
+    """
+    check_tracker(training.tracker)
+    judge, out = Path(locate(str(judge))).resolve(), out.resolve()
+    told, facts = out / "training.json", _facts(phase, rows, judge, training, replay, dev)
+    if told.exists():
+        known = json.loads(told.read_text())
+        if changed := differences(known["facts"], facts):
+            if (out / "judge").exists() or (out / "checkpoints").exists():
+                raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
+        else:
+            schedule = Schedule(**{**known["schedule"], "together": tuple(known["schedule"].get("together", ()))})
+            return Assignment(judge, out / "data", out, schedule, training), known["rows"], known["errors"]
+    schedule, used, errors = _encode(phase, rows, judge, out / "data", training, replay, dev)
+    found = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
+    write_atomically(told, json.dumps(found, indent=1).encode())
+    return Assignment(judge, out / "data", out, schedule, training), used, errors
+
+
+def _facts(
+    phase: Phase, rows: Sequence[Path], judge: Path, training: Training, replay: Sequence[Path], dev: Sequence[Path]
+) -> dict[str, Any]:
+    """What the curve depends on: not the number of workers, nor how often there are checkpoints."""
+    settings = training.model_dump(mode="json", exclude=NOT_LEARNED)
+    contents = {"rows": rows, "replay": replay, "dev": dev}
+    hashes = {name: [_hash(file) for file in files] for name, files in contents.items()}
+    return {"phase": phase, "judge": weights_fingerprint(str(judge), None), **hashes, "settings": settings}
+
+
+def _hash(file: Path) -> str:
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file with rows to train on")
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def _encode(
+    phase: Phase,
+    rows: Sequence[Path],
+    judge: Path,
+    data: Path,
+    training: Training,
+    replay: Sequence[Path],
+    dev: Sequence[Path],
+) -> tuple[Schedule, int, list[dict[str, Any]]]:
+    """Writes items into `data`; returns the steps, and of the rows what `assign` does."""
+    model, processor = skeleton(judge), load_processor(judge)
+    if training.lora is not None:
+        lora_modules(model, training.lora, training.freeze_vision)
+    encoder = Encoder(
+        processor, training.batch_tokens, packing=training.packing, verdict_weight=training.verdict_weight
+    )
+    table = read_rows(rows, phase, reference=phase == "dpo")
+    items, images, errors = encoder.encode(table, phase)
+    used = table.num_rows - len(errors)
+    if not items:
+        raise UserError(f"none of the {len(errors)} rows can be trained on; the first: {errors[0]['error']['message']}")
+    held_out: list[dict[str, Any]] = []
+    if training.holdout:
+        items, held_out = split(items, training.holdout, training.seed)
+    replayed: list[dict[str, Any]] = []
+    if phase == "dpo" and replay and training.dpo.replay_share:
+        replayed, more, failed = encoder.encode(read_rows(replay, "sft", reference=False), "sft")
+        images |= more
+        errors += failed
+    labelled: list[dict[str, Any]] = []
+    if dev:
+        labelled, more, failed = encoder.encode(read_rows(dev, "dpo", reference=False), "dpo")
+        images |= more
+        errors += failed
+    labelled = [item | {"phase": DEV} for item in labelled]
+    encoded = Items.of([*items, *replayed, *held_out, *labelled], images)
+    if training.packing == "shared":
+        _check_packable(model, max(shape.longest for shape in encoded.shapes))
+    encoded.save(data)
+    schedule = Schedule(
+        len(items),
+        training.batch_size,
+        training.epochs,
+        training.seed,
+        len(replayed),
+        training.dpo.replay_share,
+        together=tuple(len(list(group)) for _, group in itertools.groupby(items, key=lambda item: item["item_id"])),
+    )
+    if training.tokens is not None:
+        schedule = schedule.for_tokens(training.tokens, encoded.lengths)
+    return schedule, used, errors
+
+
+def _check_packable(model: Any, longest: int) -> None:
+    try:
+        check_packable(model, longest)
+    except UserError as error:
+        raise UserError(
+            f"{error}; set packing to plain, which computes every judgment with its own prompt, or choose another judge"
+        ) from None
+
+
+def _fit(assignment: Assignment) -> str | None:
+    """Runs the workers; returns why they stopped early, None when they did not."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    def work(told: dict[str, bytes]) -> str | None:
+        from carevl.training.worker import run_worker
+
+        return run_worker(pickle.loads(told["assignment"]))
+
+    workers = assignment.training.workers
+    resources = {"CPU": workers.num_cpus, "GPU": workers.num_gpus, **workers.resources}
+    trainer = TorchTrainer(
+        work,
+        # In bytes, which Ray's controller passes on without importing all that they need.
+        train_loop_config={"assignment": pickle.dumps(assignment)},
+        torch_config=TorchConfig(backend=workers.backend),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.num_gpus > 0,
+            resources_per_worker={name: amount for name, amount in resources.items() if amount},
+            placement_strategy=workers.placement,
+        ),
+        run_config=RunConfig(
+            name=".ray",
+            storage_path=str(assignment.out),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+    )
+    try:
+        with _interruptible():
+            stopped: str | None = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise TrainingError(
+            f"the training was given up after {workers.max_failures} lost workers: {_cause(error)}; "
+            f"the last good checkpoint is kept in {assignment.out}"
+        ) from error
+    return stopped
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes an interrupt of a training end as one anywhere else does.
+
+    Ray Train answers it by aborting the training and leaving the process with exit code 0, and its handler would stay.
+    Another thread than the main one just ends: the main thread has the interrupt.
+    """
+    before, main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
+    try:
+        yield
+    except SystemExit:
+        if main:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _cause(error: Any) -> str:
+    """One line: what the first worker that failed said last."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    lines = str(failures[min(failures)]).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,60 @@
+"""What `carevl sources` says of the formats and of data on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from carevl.data import describe
+from carevl.data.examples import EXAMPLES
+from carevl.data.formats import FORMATS, UnknownFormatError
+from carevl.data.images import ImageLimits
+from carevl.data.reading import Source
+
+Write = Callable[..., Path]
+
+
+def said(path: Path, rows: int = 1000) -> list[str]:
+    return list(describe.found(Source("s", str(path)), rows, ImageLimits()))
+
+
+def test_every_format_is_listed_with_its_columns_and_an_example_that_reads() -> None:
+    lines = list(describe.known())
+    assert lines[::3] == list(FORMATS)
+    for name, columns, example in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+        assert all(column in columns for names in FORMATS[name].columns for column in names.split("|"))
+        assert FORMATS[name].read(json.loads(example.removeprefix("  example  "))).question == "What is it?"
+
+
+def test_a_file_is_described_by_format_rows_and_first_problems(
+    write_lines: Write, tmp_path: Path, draw: Callable[..., bytes]
+) -> None:
+    (tmp_path / "a.png").write_bytes(draw())
+    good = EXAMPLES["spa-vl"]
+    path = write_lines([good, good | {"chosen": None}, good | {"image": "b.png"}, good | {"image": "c.png"}])
+    file, *problems = said(path)
+    assert file == f"{path}: spa-vl, 4 rows, 3 with an error"
+    assert problems[0] == "  1 responses, first row 1: `chosen` is null or absent"
+    assert problems[1].startswith("  2 image_missing, first row 2: 'b.png': no such file")
+    assert said(path, 2)[0] == f"{path}: spa-vl, first 2 rows, 1 with an error"
+
+
+def test_images_of_a_file_in_a_folder_are_looked_up_from_the_folder(
+    write_lines: Write, tmp_path: Path, draw: Callable[..., bytes]
+) -> None:
+    (tmp_path / "a.png").write_bytes(draw())
+    write_lines([EXAMPLES["spa-vl"]], "rows/one.jsonl")
+    write_lines([{"caption": "x"}], "rows/two.jsonl")
+    one, two, problem = said(tmp_path)
+    assert one.endswith("one.jsonl: spa-vl, 1 rows, 0 with an error")
+    assert two.endswith("two.jsonl: no known format, 1 rows, 1 with an error")
+    assert "Closest is" in problem
+
+
+def test_columns_that_no_format_has_are_shown_with_the_closest(write_lines: Write) -> None:
+    path = write_lines([{"picture": "a.png", "question": "Q?", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(UnknownFormatError, match=r"picture \(text\), .* Closest is spa-vl, which also needs `image`"):
+        said(path)

@@ -1,0 +1,211 @@
+"""Each public format with its smallest example, and what is said when none fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carevl.data.examples import EXAMPLES
+from carevl.data.formats import FORMATS, UnknownFormatError, columns_of, detect
+from carevl.data.reading import Source, detect_formats, read_source
+from carevl.data.rows import RowError
+
+IMAGE = "a.png"
+ASKED, GOOD, BAD = "What is it?", "A cat.", "A dog."
+RATED = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+
+
+def ratings(*values: object) -> dict[str, Any]:
+    return {name: {"Rating": value, "Rationale": ""} for name, value in zip(RATED, values, strict=True)}
+
+
+def human(text: str) -> dict[str, str]:
+    return {"from": "human", "value": text}
+
+
+def gpt(text: str) -> dict[str, str]:
+    return {"from": "gpt", "value": text}
+
+
+def user(content: object) -> dict[str, object]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: object) -> dict[str, object]:
+    return {"role": "assistant", "content": content}
+
+
+def part(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def test_every_format_has_an_example() -> None:
+    assert set(EXAMPLES) == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_smallest_example_is_detected_and_read(name: str) -> None:
+    row = EXAMPLES[name]
+    assert detect(columns_of([row])).name == name
+    found = FORMATS[name].read(row)
+    assert (found.question, found.image) == (ASKED, IMAGE)
+    assert found.preference is not None
+    by_text = dict(zip(found.responses, found.preference, strict=True))
+    assert by_text.keys() == {GOOD, BAD}
+    assert by_text[GOOD] > by_text[BAD]
+
+
+@pytest.mark.parametrize(("name", "column"), [(name, column) for name, row in EXAMPLES.items() for column in row])
+def test_a_null_or_missing_or_wrong_column_is_a_row_error_or_optional(name: str, column: str) -> None:
+    row = EXAMPLES[name]
+    required = {one for names in FORMATS[name].columns for one in names.split("|")} - {"ds_name"}
+    images = {"image", "images", "img_path"}
+    for broken in (row | {column: None}, {k: v for k, v in row.items() if k != column}, row | {column: 7.5}):
+        if column not in required and (name, column) != ("trl", "prompt"):
+            if broken.get(column) is None:
+                assert FORMATS[name].read(broken).question == ASKED
+        elif column in images:
+            assert FORMATS[name].read(broken).image in (None, 7.5)
+        else:
+            with pytest.raises(RowError) as failure:
+                FORMATS[name].read(broken)
+            assert failure.value.kind in ("format", "question", "responses", "preference")
+
+
+@pytest.mark.parametrize("rating", ["N/A", "", None, "nan", "inf", float("nan"), True, [5], "５", "1e3"])
+def test_ratings_that_are_not_numbers_are_errors(rating: object) -> None:
+    row = EXAMPLES["vlfeedback"]
+    completions = [row["completions"][0], row["completions"][1] | {"annotations": ratings("1", rating, "1")}]
+    with pytest.raises(RowError, match=r"completions\[1\].Ethical") as failure:
+        FORMATS["vlfeedback"].read(row | {"completions": completions})
+    assert failure.value.kind == "preference"
+
+
+def test_vlfeedback_averages_the_aspects_and_reads_a_struct_of_lists() -> None:
+    rated = [
+        {"annotations": ratings("5", "5", "4.0"), "model": "m", "response": GOOD},
+        {"annotations": ratings("1", "5", "1"), "model": "n", "response": BAD},
+    ]
+    as_lists = {key: [one[key] for one in rated] for key in ("annotations", "model", "response")}
+    for completions in (rated, as_lists):
+        found = FORMATS["vlfeedback"].read(EXAMPLES["vlfeedback"] | {"completions": completions})
+        assert found.preference == pytest.approx((14 / 3, 7 / 3))
+
+
+def test_vlfeedback_without_annotations_has_no_preference() -> None:
+    row = EXAMPLES["vlfeedback"]
+    unrated = [{"response": GOOD, "annotations": None}, {"response": BAD, "annotations": None}]
+    assert FORMATS["vlfeedback"].read(row | {"completions": unrated}).preference is None
+    with pytest.raises(RowError, match="annotations"):
+        FORMATS["vlfeedback"].read(row | {"completions": [row["completions"][0], unrated[1]]})
+
+
+@pytest.mark.parametrize("label", [0, 3, 1.5, "A", "-1"])
+def test_llava_rlhf_accepts_only_one_or_two(label: object) -> None:
+    with pytest.raises(RowError) as failure:
+        FORMATS["llava-rlhf"].read(EXAMPLES["llava-rlhf"] | {"preference": label})
+    assert failure.value.kind == "preference"
+
+
+def test_llava_rlhf_captions_come_from_their_file(write_lines: Callable[..., Path], tmp_path: Path) -> None:
+    captions = tmp_path / "image_to_caption.json"
+    captions.write_text(json.dumps({IMAGE: ["A cat on a mat.", "A cat."]}))
+    path = write_lines([EXAMPLES["llava-rlhf"], EXAMPLES["llava-rlhf"] | {"image": "b.png"}])
+    rows = list(read_source(Source("s", str(path.parent), captions=str(captions))))
+    assert [row.preference.extra.get("captions") for row in rows if row.preference] == [
+        ["A cat on a mat.", "A cat."],
+        None,
+    ]
+
+
+def test_mm_rlhf_rows_about_a_video_are_errors() -> None:
+    row = EXAMPLES["mm-rlhf"] | {"image": None, "video": "v.mp4"}
+    with pytest.raises(RowError, match="video") as failure:
+        FORMATS["mm-rlhf"].read(row)
+    assert failure.value.kind == "image_missing"
+
+
+def test_trl_without_prompt_asks_what_stands_before_the_response() -> None:
+    chosen = [user([{"type": "image"}, *part(ASKED)]), assistant(GOOD)]
+    row = {"images": [IMAGE], "chosen": chosen, "rejected": [chosen[0], assistant(BAD)]}
+    assert detect(columns_of([row])).name == "trl"
+    found = FORMATS["trl"].read(row)
+    assert (found.question, found.responses) == (ASKED, (GOOD, BAD))
+
+
+def test_ms_swift_reads_rejected_messages() -> None:
+    row = EXAMPLES["ms-swift"] | {"rejected_response": None, "rejected_messages": [user(ASKED), assistant(BAD)]}
+    assert FORMATS["ms-swift"].read(row).responses == (GOOD, BAD)
+
+
+def test_earlier_turns_become_part_of_the_question() -> None:
+    talk = [human(f"<image>\n{ASKED}"), gpt("A pet."), human("Which one?")]
+    row = EXAMPLES["llamafactory-sharegpt"] | {"conversations": talk}
+    found = FORMATS["llamafactory-sharegpt"].read(row)
+    assert found.question == f"User: {ASKED}\nAssistant: A pet.\nUser: Which one?"
+
+
+def test_several_images_or_tags_are_errors() -> None:
+    row = EXAMPLES["llamafactory-sharegpt"]
+    for change in ({"images": [IMAGE, IMAGE]}, {"conversations": [human("<image><image>Which?")]}):
+        with pytest.raises(RowError) as failure:
+            FORMATS["llamafactory-sharegpt"].read(row | change)
+        assert failure.value.kind == "image_several"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"responses": []}, "responses"),
+        ({"responses": [GOOD]}, "responses"),
+        ({"responses": [GOOD, GOOD, GOOD]}, "responses"),
+        ({"responses": [GOOD, None]}, "format"),
+        ({"responses": None}, "format"),
+        ({"question": None}, "question"),
+        ({"question": " \n"}, "question"),
+        ({"source_preference": [1]}, "preference"),
+        ({"source_preference": ["good", "bad"]}, "preference"),
+    ],
+)
+def test_items_that_cannot_be_judged_are_errors(change: dict[str, object], kind: str) -> None:
+    with pytest.raises(RowError) as failure:
+        FORMATS["items"].read(EXAMPLES["items"] | {"source_preference": None} | change)
+    assert failure.value.kind == kind
+
+
+def test_rlhf_v_text_that_is_not_json_is_an_error() -> None:
+    for packed in ("{", "[1]", "null", "[" * 100_000):
+        with pytest.raises(RowError) as failure:
+            FORMATS["rlhf-v"].read(EXAMPLES["rlhf-v"] | {"text": packed})
+        assert failure.value.kind == "format"
+
+
+def test_unknown_columns_show_what_was_found_and_the_closest_format(write_lines: Callable[..., Path]) -> None:
+    path = write_lines([{"picture": IMAGE, "question": ASKED, "chosen": GOOD, "rejected": BAD}])
+    with pytest.raises(UnknownFormatError) as failure:
+        detect_formats(Source("s", str(path)))
+    message = str(failure.value)
+    assert message.startswith(f"{path}: ")
+    assert "picture (text), question (text), chosen (text), rejected (text)" in message
+    assert "Closest is spa-vl, which also needs `image`." in message
+
+
+def test_wrong_type_in_a_column_is_named_with_the_closest_format() -> None:
+    with pytest.raises(UnknownFormatError, match=r"Closest is spa-vl, which also needs `chosen` \(text\)"):
+        detect(columns_of([EXAMPLES["spa-vl"] | {"chosen": 3}]))
+
+
+def test_a_null_in_the_first_row_does_not_hide_a_column(write_lines: Callable[..., Path]) -> None:
+    path = write_lines([EXAMPLES["trl"] | {"chosen": None}, EXAMPLES["trl"]])
+    rows = list(read_source(Source("s", str(path))))
+    assert [row.format for row in rows] == ["trl", "trl"]
+    assert [row.error.kind if row.error else None for row in rows] == ["responses", None]
+
+
+def test_unknown_format_name_lists_the_known_ones() -> None:
+    with pytest.raises(UnknownFormatError, match=r"unknown format 'rlaif'; known: .*rlaif-v"):
+        Source("s", "x", format="rlaif")

@@ -1,0 +1,61 @@
+"""Drawn images and the photographs that may lie beside the checkout."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from carevl.data.intake import Intake, merge_items
+from carevl.data.reading import Source, read_source
+
+PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[bytes]:
+    if not PHOTOS.is_dir():
+        pytest.skip(f"no photographs at {PHOTOS}")
+    return [path.read_bytes() for path in sorted(PHOTOS.glob("*.jpg"))]
+
+
+@pytest.fixture
+def draw() -> Callable[..., bytes]:
+    """`draw("PNG", seed=3)`: a small file in that format; another seed, another image."""
+
+    def make(kind: str = "PNG", seed: int = 0, size: tuple[int, int] = (9, 7), **options: Any) -> bytes:
+        data = io.BytesIO()
+        Image.new("RGB", size, (seed % 256, seed // 256, 90)).save(data, kind, **options)
+        return data.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows as JSON Lines."""
+
+    def write(rows: Iterable[object], name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def take_in() -> Callable[..., tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """All rows of a source as (rows of images, merged rows of items)."""
+
+    def take(source: Source, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        intake = Intake(source, **options)
+        made = [intake(row) for row in read_source(source)]
+        return [image for image, _ in made if image], merge_items(item for _, item in made)
+
+    return take

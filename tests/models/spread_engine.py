@@ -1,0 +1,22 @@
+"""A script, since one process holds one engine: texts of the captioner, spread over two processes, as JSON."""
+
+import itertools
+import json
+
+from carevl.miniworld.items import draw_items
+from carevl.miniworld.models import CAPTION_PROMPT
+from carevl.models.engines import generator
+from carevl.models.transformers_engine import Ask
+from carevl.settings import load_settings
+
+
+def main() -> None:
+    asks = [Ask(image, CAPTION_PROMPT) for image, _ in itertools.islice(draw_items("test", "engines"), 8)]
+    engine = generator(load_settings("mini", ["captioner.tensor_parallel=2"]).captioner)
+    texts = [made.text for made in engine.generate(asks, max_tokens=40)]
+    parallel = engine.engine.llm_engine.vllm_config.parallel_config.tensor_parallel_size
+    print(json.dumps({"processes": parallel, "texts": texts}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""A text judge behind HTTP: a real server on loopback that answers well, is busy, breaks, or is slow."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from carevl.errors import UserError
+from carevl.models import chat_client
+from carevl.models.experts.endpoint import EndpointJudge, _log_odds, least_squares
+from carevl.models.experts.load import load
+from carevl.models.row_errors import SomeRowsError
+from carevl.settings.models import Endpoint, Expert
+
+QUALITY = {"a red circle": 2.0, "a blue circle": 0.5, "nothing": -1.0}
+BIAS = 0.7
+"""Log-odds by which the served judge favours what it sees first."""
+
+
+class Server:
+    """Judges by QUALITY and BIAS. `script` lists what to do first: a status code, or seconds to be silent."""
+
+    def __init__(self, letters=" AB"):
+        self.script, self.asked, self.headers, self.letters = [], [], [], letters
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.asked.append(body)
+                server.headers.append(dict(self.headers))
+                step = server.script.pop(0) if server.script else 200
+                if isinstance(step, float):
+                    time.sleep(step)
+                    step = 500
+                self.send_response(step)
+                self.send_header("Retry-After", "0")
+                self.end_headers()
+                if step == 200:
+                    self.wfile.write(json.dumps(server.answer(body)).encode())
+
+            def log_message(self, *arguments):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def answer(self, body):
+        text = body["messages"][0]["content"]
+        first, second = (text.split(f"[Response {letter}]\n")[1].split("\n\n")[0] for letter in "AB")
+        odds = QUALITY[first] - QUALITY[second] + BIAS
+        logs = [-math.log1p(math.exp(-odds)), -math.log1p(math.exp(odds))]
+        tokens = zip(["A", " B"] if self.letters == " AB" else self.letters, logs, strict=False)
+        return {
+            "choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": t, "logprob": v} for t, v in tokens]}]}}]
+        }
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(chat_client, "_WAIT", 0.01)
+    made = Server()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+
+
+def _judge(server, **changes):
+    return EndpointJudge("judge-1", Endpoint(url=server.url, **changes))
+
+
+ROW = ("What is there?", list(QUALITY))
+
+
+def test_scores_are_the_judge_s_log_odds_without_its_position_bias(server):
+    [scores] = _judge(server).score_rows([ROW])
+    assert [a - b for a, b in itertools.pairwise(scores)] == pytest.approx([1.5, 1.5])
+    assert sum(scores) == pytest.approx(0)
+    assert len(server.asked) == 6
+    assert {(body["model"], body["max_tokens"], body["temperature"]) for body in server.asked} == {("judge-1", 1, 0)}
+
+
+def test_rows_with_the_same_question_are_not_mixed_up(server):
+    rows = [("What is there?", ["a red circle", "nothing"]), ("What is there?", ["a blue circle", "nothing"])] * 4
+    made = _judge(server, concurrency=4).score_rows(rows)
+    assert [scores[0] - scores[1] for scores in made] == pytest.approx([3.0, 1.5] * 4)
+
+
+@pytest.mark.parametrize("script", [[429, 503, 429], [500, 0.6], [200, 429]])
+def test_a_busy_or_broken_endpoint_is_asked_again(server, script):
+    server.script = list(script)
+    [[first, second]] = _judge(server, timeout=0.3).score_rows([("What is there?", ["a red circle", "nothing"])])
+    assert first - second == pytest.approx(3.0)
+    assert len(server.asked) == 2 + sum(step != 200 for step in script)
+
+
+def test_a_row_has_a_budget_of_tries_and_the_others_go_on(server):
+    server.script = [500] * 3
+    rows = [("What is there?", ["a red circle", "nothing"]), ("What is there?", ["a blue circle", "nothing"])]
+    with pytest.raises(SomeRowsError) as caught:
+        _judge(server, retries=2, concurrency=1).score_rows(rows)
+    assert caught.value.failures[0].message == "status 500: ; given up after 2 more tries"
+    assert caught.value.results == [None, pytest.approx([0.75, -0.75])]
+
+
+def test_an_endpoint_that_is_not_there_fails_its_rows(server):
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(SomeRowsError, match=r"ConnectError: .*; given up after 1 more tries"):
+        _judge(server, retries=1).score_rows([ROW])
+
+
+def test_a_row_that_the_endpoint_does_not_take_is_not_asked_again(server):
+    server.script = [400]
+    with pytest.raises(SomeRowsError, match="status 400"):
+        _judge(server).score_rows([ROW])
+    assert len(server.asked) == 1
+
+
+def test_an_answer_without_a_letter_is_no_verdict(server):
+    server.letters = ["Both", "Neither"]
+    with pytest.raises(SomeRowsError) as caught:
+        _judge(server).score_rows([ROW])
+    assert caught.value.failures[0].kind == "no verdict"
+
+
+def test_an_answer_without_log_probabilities_is_a_row_error(server):
+    server.answer = lambda body: {"choices": [{"message": {"content": "A"}}]}
+    with pytest.raises(SomeRowsError, match="no log-probabilities"):
+        _judge(server).score_rows([ROW])
+
+
+def test_a_letter_that_is_missing_counts_as_the_least_likely_one_named(server):
+    server.answer = lambda body: {
+        "choices": [
+            {
+                "logprobs": {
+                    "content": [{"top_logprobs": [{"token": "A", "logprob": -0.1}, {"token": "x", "logprob": -5.0}]}]
+                }
+            }
+        ]
+    }
+    [[first, second]] = _judge(server).score_rows([("What is there?", ["a red circle", "nothing"])])
+    assert first == second == 0.0
+
+
+def test_a_letter_that_the_service_calls_impossible_has_a_finite_score(server):
+    logs = [{"token": "A", "logprob": 0.0}, {"token": "B", "logprob": -9999.0}]
+    server.answer = lambda body: {"choices": [{"logprobs": {"content": [{"top_logprobs": logs}]}}]}
+    [[first, second]] = _judge(server).score_rows([("What is there?", ["a red circle", "nothing"])])
+    assert first == second == 0.0
+    odds = _log_odds(server.answer({}))
+    assert odds == pytest.approx(100.0)
+
+
+def test_the_key_comes_from_the_environment_and_stays_out_of_errors(server, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret-words")
+    server.script = [401]
+    with pytest.raises(UserError, match=r"status 401.*the model judge-1 and the key") as caught:
+        _judge(server, api_key_env="JUDGE_KEY").score_rows([ROW])
+    assert server.headers[0]["Authorization"] == "Bearer secret-words"
+    assert "secret" not in str(caught.value)
+    monkeypatch.delenv("JUDGE_KEY")
+    with pytest.raises(UserError, match="the environment has no JUDGE_KEY"):
+        _judge(server, api_key_env="JUDGE_KEY")
+
+
+def test_a_key_never_travels_unencrypted(monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret-words")
+    with pytest.raises(UserError, match="is not encrypted"):
+        EndpointJudge("judge-1", Endpoint(url="http://judges.example/v1", api_key_env="JUDGE_KEY"))
+    EndpointJudge("judge-1", Endpoint(url="https://judges.example/v1", api_key_env="JUDGE_KEY"))
+
+
+def test_an_endpoint_is_an_expert_like_any_other(server):
+    expert = Expert(name="remote", kind="endpoint", path="judge-1", endpoint=Endpoint(url=server.url, retries=0))
+    server.script = [500]
+    made = load(expert)([ROW])
+    assert made[0].kind == "endpoint"
+    [scores] = load(expert)([ROW])
+    assert scores == pytest.approx([1.5, 0.0, -1.5])
+
+
+def test_least_squares_recovers_scores_and_settles_contradictions():
+    truth = [1.0, -2.0, 0.5, 0.5]
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    assert least_squares({(i, j): truth[i] - truth[j] for i, j in pairs}, 4) == pytest.approx(truth)
+    assert least_squares({(0, 1): 1.0, (1, 2): 1.0, (0, 2): -1.0}, 3) == pytest.approx([0.0, 0.0, 0.0])

@@ -1,0 +1,102 @@
+"""Experts of every kind behind one call, and what becomes of their failures in the stage's table."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from carevl.errors import UserError
+from carevl.models.experts.load import fingerprint, load
+from carevl.models.row_errors import Failure
+from carevl.settings.models import Endpoint, Expert
+from carevl.stages import score
+from carevl.store.schemas import CAPTIONS, ITEMS
+
+SOURCE = """
+class Length:
+    def score(self, conversations):
+        for turn, response in conversations:
+            if response == "crash":
+                raise RuntimeError("the lexicon is broken")
+        made = [float("nan") if response == "nothing" else float(len(response)) for _, response in conversations]
+        return made[:-1] if any(response == "lost" for _, response in conversations) else made
+
+class Silent:
+    pass
+"""
+
+
+@pytest.fixture
+def expert(tmp_path, monkeypatch):
+    (tmp_path / "lengthy_expert.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Expert(name="length", kind="python", path="lengthy_expert:Length")
+    sys.modules.pop("lengthy_expert", None)
+
+
+def test_a_python_class_scores(expert):
+    assert load(expert)([("q", ["one", "three"]), ("q", ["to"])]) == [[3.0, 5.0], [2.0]]
+
+
+def test_a_row_that_breaks_an_expert_fails_alone(expert):
+    made = load(expert)([("q", ["one", "three"]), ("q", ["crash", "two"]), ("q", ["lost"]), ("q", ["four"])])
+    assert made[0] == [3.0, 5.0]
+    assert made[1] == Failure("engine", "RuntimeError: the lexicon is broken")
+    assert made[2] == Failure("engine", "ValueError: the expert gave 0 scores for 1 conversations")
+    assert made[3] == [4.0]
+
+
+def test_over_long_rows_of_a_reward_model_fail_alone():
+    expert = Expert(name="llama", path="miniworld:expert-llama", engine="transformers", max_model_len=60)
+    short, long, other = load(expert)([("how many?", ["two", "three"]), ("why? " * 60, ["a", "b"]), ("how?", ["so"])])
+    assert long.kind == "too long"
+    assert [len(short), len(other)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "path", ["no_such_module:Length", "lengthy_expert", "lengthy_expert:Nobody", "lengthy_expert:Silent"]
+)
+def test_a_path_that_names_no_expert_is_refused(expert, path):
+    with pytest.raises(UserError, match=f"expert {path}: "):
+        load(expert.model_copy(update={"path": path}))
+
+
+def test_an_endpoint_needs_its_settings_and_nobody_else_has_them():
+    with pytest.raises(ValidationError, match="belong together"):
+        Expert(name="x", kind="endpoint", path="judge-1")
+    with pytest.raises(ValidationError, match="belong together"):
+        Expert(name="x", path="judge-1", endpoint=Endpoint(url="http://127.0.0.1/v1"))
+
+
+def test_what_an_expert_computes_has_a_fingerprint(expert, tmp_path):
+    before = fingerprint(expert)
+    (tmp_path / "lengthy_expert.py").write_text(SOURCE.replace("float(len(response))", "-float(len(response))"))
+    assert fingerprint(expert) != before
+    served = Expert(name="x", kind="endpoint", path="judge-1", endpoint=Endpoint(url="http://127.0.0.1/v1"))
+    assert fingerprint(served) == "http://127.0.0.1/v1 judge-1"
+    assert "retries" not in str(score.facts(served))
+
+
+def test_every_item_has_its_row_whatever_the_expert_does(expert):
+    responses = [["a", "bb"], ["crash", "bb"], ["nothing", "bb"], ["lost", "bb"], ["ccc", "d"]]
+    items = [{"item_id": str(i), "image_id": "x", "question": "q", "responses": r} for i, r in enumerate(responses)]
+    captions = [{"image_id": "x", "view": "default", "text": "said", "captioner": "c", "tokens": 1}]
+    tables = {"items": pa.Table.from_pylist(items, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)}
+    rows = score.work(expert)(tables).to_pylist()
+    assert [(row["item_id"], row["view"]) for row in rows] == [
+        (str(i), v) for i in range(5) for v in ("default", "none")
+    ]
+    assert [row["error"] and row["error"]["kind"] for row in rows[::2]] == [
+        None,
+        "engine",
+        "not a number",
+        "engine",
+        None,
+    ]
+    assert rows[0]["scores"] == rows[1]["scores"] == [1.0, 2.0]
+    assert all(math.isfinite(value) for row in rows for value in row["scores"] or ())
+    assert "length: RuntimeError: the lexicon is broken" in rows[2]["error"]["message"]

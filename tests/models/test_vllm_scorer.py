@@ -1,0 +1,45 @@
+"""vLLM's pooling engine against transformers: same scores, same refusals, or no work at all."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from carevl.errors import UserError
+from carevl.miniworld.items import draw_items
+from carevl.miniworld.models import expert_turn
+from carevl.miniworld.questions import caption
+from carevl.miniworld.weights import WEIGHTS
+from carevl.models.reward_scorer import RewardScorer
+from carevl.models.row_errors import SomeRowsError
+from carevl.models.vllm_engine import VllmScorer, _check_parity
+
+
+@pytest.fixture(scope="module")
+def conversations():
+    drawn = [items[0] for _, items in itertools.islice(draw_items("test", "engines"), 16)]
+    return [
+        (expert_turn(caption(item.scene), item.question.text), response.text)
+        for item in drawn
+        for response in item.responses
+    ]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_scores_are_those_of_transformers(name, conversations):
+    expected = RewardScorer(WEIGHTS / f"expert-{name}").score(conversations)
+    scorer = VllmScorer(WEIGHTS / f"expert-{name}", batch_size=16, max_model_len=512, parity_tolerance=0.01)
+    assert scorer.score(conversations) == pytest.approx(expected, abs=5e-4)
+    assert max(expected) - min(expected) > 0.1
+    with pytest.raises(SomeRowsError, match="and the expert reads 512") as caught:
+        scorer.score([*conversations[:2], ("why " * 1000, "because")])
+    assert caught.value.results == pytest.approx([*expected[:2], None], abs=5e-4)
+
+
+def test_an_engine_that_disagrees_with_its_reference_is_refused_with_the_numbers():
+    with pytest.raises(UserError, match=r"disagree by up to 0\.3, and parity_tolerance 0\.05 allows 0\.1: .* 1, -1\.7"):
+        _check_parity("experts/eight", [1.0, -2.0], [1.0, -1.7], 0.05)
+    with pytest.raises(UserError, match="disagree by up to nan"):
+        _check_parity("experts/eight", [1.0, -2.0], [float("nan"), -2.0], 0.05)
+    _check_parity("experts/eight", [1.0, -2.0], [1.05, -2.05], 0.05)

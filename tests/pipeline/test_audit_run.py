@@ -1,0 +1,129 @@
+"""`carevl audit` on a run directory: a drawn world, its truth, and simulated scores with the flaws of the experts."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from carevl.audit.rewrites import REWRITES
+from carevl.data.truth import read_truth
+from carevl.pipeline import core as pipeline
+from carevl.pipeline.audit import audit
+from carevl.settings import load_settings
+from carevl.stages import ingest
+from carevl.store.run import Run, RunError
+from carevl.store.schemas import CAPTIONS, SCORES
+
+SETTINGS = ["miniworld.items=60", "miniworld.calibration_images=600", "data.parts=3"]
+CAREVL = Path(sys.executable).with_name("carevl")
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory):
+    """A run up to its scores: items are read from a drawn world, captions and scores are made up from its truth."""
+    run, settings = Run(tmp_path_factory.mktemp("audited")), load_settings("mini", SETTINGS)
+    causes = _ingested(settings, run)
+    items = ingest.Ingested(run.table(causes["ingest"]).directory).items
+    truths = read_truth(next(run.root.glob("world-*")))
+    rng = np.random.default_rng(0)
+    for number in items.parts():
+        rows = items.read(number).to_pylist()
+        captions = {row["image_id"]: "The image shows one red circle." for row in rows}
+        for name, cause in causes.items():
+            if name == "caption":
+                made = [{"image_id": image, "view": "default", "text": text} for image, text in captions.items()]
+                run.table(cause).write(number, pa.Table.from_pylist(made, CAPTIONS))
+            elif name.startswith("score/"):
+                expert = name.removeprefix("score/")
+                made = [
+                    {
+                        "item_id": row["item_id"],
+                        "expert": expert,
+                        "view": view,
+                        "scores": _scores(rng, expert, row, truth, view),
+                    }
+                    for row in rows
+                    for truth in [truths[row["image_id"], row["question"]]]
+                    for view in ("default", "none")
+                ]
+                run.table(cause).write(number, pa.Table.from_pylist(made, SCORES))
+    for cause in causes.values():
+        run.table(cause).finish({"cause": dict(cause.facts)})
+    return run
+
+
+def _ingested(settings, run):
+    """Reads the sources; returns the causes up to the scores."""
+    causes = pipeline.causes_until(settings, run, "score")
+    ingest.run_ingest(settings, run, run.table(causes["ingest"]).directory, lambda *_: None)
+    run.remember(settings.model_dump(mode="json"))
+    return causes
+
+
+def _scores(rng, expert, row, truth, view):
+    """What an expert gives each response: its flaw is that of the shipped expert of this name."""
+    read = view == "default" and truth.decidable and not (expert == "qwen2" and truth.kind == "count")
+    scores = []
+    for text in row["responses"]:
+        score = rng.normal(0, 0.7)
+        if read:
+            score += 3 * (truth.ratings[text] == 5)
+        elif expert == "mistral":
+            score += rng.choice([-1.5, 1.5])
+        if expert == "llama":
+            score += 1.2 * np.log2(len(text))
+        scores.append(float(score * {"llama": 1.0, "qwen2": 0.4, "mistral": 2.5}[expert]))
+    return scores
+
+
+@pytest.fixture(scope="module")
+def report(where):
+    return audit(where.root, 0, lambda _: None)
+
+
+def test_the_flaws_of_the_experts_are_found_by_name(report):
+    found = {(finding["expert"], finding["flaw"]) for finding in report["findings"]}
+    assert {("llama", "prefers_longer"), ("qwen2", "weak_on_count"), ("mistral", "overconfident")} <= found
+    assert not {("qwen2", "prefers_longer"), ("mistral", "prefers_longer"), ("llama", "weak_on_count")} & found
+
+
+def test_kinds_come_from_the_truth_and_labels_from_the_labelled_source(report, where):
+    world = read_truth(next(where.root.glob("world-*")))
+    by_kind = report["experts"]["ensemble"]["by_kind"]
+    assert set(by_kind) == {truth.kind for truth in world.values()}
+    assert sum(group["accuracy"]["n"] for group in by_kind.values()) == 600
+    assert set(report["experts"]["ensemble"]["by_source"]) == {"labelled"}
+    assert set(report["label_free"]["llama"]["agrees_with_source"]) == {"labelled", "pairs", "ratings"}
+    assert report["training"]["coverage"]["n"] > 60
+    assert report["training"]["precision"]["value"] > 0.8
+
+
+def test_the_command_prints_findings_and_writes_figures_and_json(where, tmp_path):
+    file = tmp_path / "audit.json"
+    done = subprocess.run(
+        [CAREVL, "audit", where.root, "--json", file, "--rewrites", "6"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"llama prefers longer responses: a doubling of length .* \[0\.\d\d, 0\.\d\d\]", done.stdout)
+    figures = json.loads(file.read_text())
+    assert {(name, rewrite) for name, style in figures["style"].items() for rewrite in style} == {
+        (name, rewrite) for name in ("llama", "qwen2", "mistral") for rewrite in REWRITES
+    }
+    written = {found.name for found in (where.root / "figures").iterdir()}
+    assert written == {f"{name}.{kind}" for name in ("reliability", "coverage", "agreement") for kind in ("png", "svg")}
+
+
+def test_a_directory_without_a_run_and_an_unfinished_run_are_refused(where, tmp_path):
+    with pytest.raises(RunError, match=r"holds no settings\.yaml"):
+        audit(tmp_path, 0, lambda _: None)
+    settings = load_settings("mini", [*SETTINGS, "captioner.prompt=Say what you see."])
+    unfinished = Run(tmp_path / "run")
+    causes = _ingested(settings, unfinished)
+    unfinished.table(causes["ingest"]).finish({"cause": dict(causes["ingest"].facts)})
+    with pytest.raises(RunError, match=r"caption is not there .* carevl run .*settings\.yaml --run-dir"):
+        audit(unfinished.root, 0, lambda _: None)

@@ -1,0 +1,346 @@
+"""The data plane on a real, private Ray: rows accounted for, resume after kills, and only what changed made again."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from carevl.cluster.connect import ray_cluster
+from carevl.judging.prompts import parse_judgment
+from carevl.models.engines import locate
+from carevl.pipeline import core as pipeline
+from carevl.pipeline import results
+from carevl.settings import load_settings
+from carevl.stages.ingest import Ingested
+from carevl.store.run import Run, RunError, Table
+from carevl.store.schemas import row_error
+
+SMALL = [
+    "miniworld.items=60",
+    "miniworld.calibration_images=40",
+    "data.parts=4",
+    "captioner.engine=transformers",
+    "captioner.pool.num_cpus=0.5",
+    "judge.engine=transformers",
+    "judge.pool.concurrency=1",
+    "router.policy=mean_margin",
+    "router.threshold=0.7",
+    "demonstrate.samples=2",
+    "sft.workers.count=1",
+    "sft.batch_size=8",
+    "sft.epochs=1",
+    "sample.samples=4",
+    "select.min_gap=0.1",
+    "dpo.batch_size=8",
+    "dpo.epochs=1",
+    "benchmarks.0.rows=12",
+    "benchmarks.1.rows=12",
+    "cluster.num_cpus=2",
+]
+SCORES = ["score/llama", "score/qwen2", "score/mistral"]
+DATA = ["ingest", "caption", *SCORES, "route"]
+LEARNING = ["demonstrate", "sft", "sample", "select", "dpo"]
+STAGES = [*DATA, *LEARNING, "evaluate/base", "evaluate/phase1", "evaluate/phase2"]
+
+
+@pytest.fixture(scope="module")
+def ray():
+    with ray_cluster(load_settings("mini", SMALL).cluster):
+        yield
+
+
+@pytest.fixture(scope="module")
+def first(ray, tmp_path_factory):
+    where = Run(tmp_path_factory.mktemp("run"))
+    settings = load_settings("mini", SMALL)
+    return where, settings, pipeline.run(settings, where, lambda _: None)
+
+
+def _copy(where, directory, *stages):
+    """A run directory with these stages of another, and its world."""
+    other = Run(directory / "run")
+    for source in (*where.root.glob("world-*"), *(where.root / stage for stage in stages)):
+        shutil.copytree(source, other.root / source.name, dirs_exist_ok=True)
+    shutil.copy(where.root / results.RESULTS, other.root)
+    return other
+
+
+def _actions(done):
+    return {stage.name: stage.action for stage in done}
+
+
+def test_every_stage_runs_and_accounts_for_its_rows(first):
+    where, settings, done = first
+    assert _actions(done) == dict.fromkeys(STAGES, "ran")
+    tables = pipeline.tables(settings, where)
+    ingested = Ingested(tables["ingest"].directory)
+    items, images = ingested.items.read().to_pylist(), ingested.images.read().to_pylist()
+    assert sum(len(item["sources"]) for item in items) == done[0].rows_in == 100
+    captions = tables["caption"].read().to_pylist()
+    assert sorted(row["image_id"] for row in captions) == sorted({row["image_id"] for row in images})
+    for name in ("llama", "qwen2", "mistral"):
+        scores = tables[f"score/{name}"].read().to_pylist()
+        assert sorted((row["item_id"], row["view"]) for row in scores) == sorted(
+            (item["item_id"], view) for item in items for view in ("default", "none")
+        )
+        sizes = {item["item_id"]: len(item["responses"]) for item in items}
+        assert all(len(row["scores"]) == sizes[row["item_id"]] for row in scores)
+    routes = tables["route"].read().to_pylist()
+    assert {row["item_id"] for row in routes} == {item["item_id"] for item in items}
+    assert {row["route"] for row in routes} == {"high", "low"}
+
+
+def test_a_second_run_skips_everything(first):
+    where, settings, _ = first
+    assert _actions(pipeline.run(settings, where, lambda _: None)) == dict.fromkeys(STAGES, "skipped")
+
+
+def test_judgments_targets_and_pairs_fit_their_routes(first):
+    where, settings, _ = first
+    tables = pipeline.tables(settings, where)
+    items = {row["item_id"]: row for row in Ingested(tables["ingest"].directory).items.read().to_pylist()}
+    routes = {
+        (row["item_id"], row["first"], row["second"]): row
+        for row in tables["route"].read().to_pylist()
+        if items[row["item_id"]]["gold"] is None
+    }
+    high, low = ({key for key, row in routes.items() if row["route"] == route} for route in ("high", "low"))
+    sampled = Counter(
+        (row["item_id"], tuple(row["order"])) for row in tables["sample"].read().to_pylist() if row["error"] is None
+    )
+    asked = {(item, order) for item, i, j in low for order in ((i, j), (j, i), ())}  # () is the bare question
+    assert sampled == dict.fromkeys(asked, settings.sample.samples)
+    judged = Table(tables["demonstrate"].directory / "judgments").read().to_pylist()
+    pairwise = {(row["item_id"], tuple(row["order"])) for row in judged if row["task"] == "pairwise"}
+    assert pairwise == {(item, order) for item, i, j in high for order in ((i, j), (j, i))}
+    targets = Table(tables["demonstrate"].directory / "targets").read().to_pylist()
+    for row in targets:
+        if row["task"] == "pairwise":
+            verdict = parse_judgment(row["text"], "pairwise", row["order"])
+            assert verdict.winner == routes[row["item_id"], *sorted(row["order"])]["winner"]
+            assert verdict.evidence
+    for row in tables["select"].read().to_pylist():
+        assert (row["item_id"], *sorted(row["order"])) in low
+        assert parse_judgment(row["chosen"], "pairwise", row["order"]).winner == row["winner"]
+        assert parse_judgment(row["rejected"], "pairwise", row["order"]).winner != row["winner"]
+        assert row["score_chosen"] > row["score_rejected"]
+
+
+def test_results_are_those_of_the_stored_rows(first):
+    where, settings, done = first
+    file = where.root / results.RESULTS
+    written = json.loads(file.read_text())
+    assert [stage["name"] for stage in written["stages"]] == [stage.name for stage in done]
+    assert written["wall_seconds"] > 0
+    assert set(written["judges"]) == {"base", "phase1", "phase2"}
+    for judge in written["judges"].values():
+        assert set(judge["vl_rewardbench"]) == {"official_scorer", "strict"}
+        overall = judge["vl_rewardbench"]["strict"]["overall"]
+        assert overall["low"] <= overall["value"] <= overall["high"]
+        assert set(judge["mllm_judge"]["batch"]) == set(judge["order_consistency"]) == {"value", "low", "high"}
+        assert 0 <= judge["parse_rate"]["value"] <= 1
+    routing = written["routing"]
+    assert routing["high"] + routing["low"] + routing["dropped"] == sum(routing["reasons"].values())
+    again = json.loads(json.dumps(results.again(settings, where, pipeline.causes(settings, where))))
+    assert again == {name: written[name] for name in again}
+    other = load_settings("mini", [*SMALL, "router.threshold=0.95"])
+    with pytest.raises(RunError, match="have changed since route, demonstrate"):
+        results.again(other, where, pipeline.causes(other, where))
+
+
+def test_the_judge_is_an_ordinary_model_with_one_adapter_of_the_base(first):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    where, settings, _ = first
+    published = where.root / "judge"
+    assert AutoProcessor.from_pretrained(published).chat_template
+    merged = AutoModelForImageTextToText.from_pretrained(published, dtype="float32")
+    base = AutoModelForImageTextToText.from_pretrained(locate(settings.judge.path), dtype="float32")
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    adapted = PeftModel.from_pretrained(base, published / "adapter").merge_and_unload().state_dict()
+    changed = 0
+    for name, weight in merged.state_dict().items():
+        assert torch.allclose(adapted[name], weight, atol=1e-5), name
+        changed += not torch.equal(before[name], weight)
+    assert changed
+    assert "base_model: miniworld:judge" in (published / "README.md").read_text()
+
+
+def test_failed_rows_are_tried_again_and_no_others(first, tmp_path):
+    where, settings, _ = first
+    other = _copy(where, tmp_path, "ingest", "caption", "score")
+    causes = pipeline.causes(settings, other)
+    captions, scores = other.table(causes["caption"]), other.table(causes["score/llama"])
+    good = captions.read()
+    lost = captions.read(0).to_pylist()
+    lost[0] |= {"text": None, "tokens": None, "error": row_error("caption", "lost", "a test took it")}
+    captions.write(0, pa.Table.from_pylist(lost, good.schema))
+    captions.finish({**captions.manifest, "errors": 1})
+    kept = {file: file.stat().st_mtime_ns for file in scores.directory.glob("part-*.parquet")}
+    assert "1 x lost, such as: a test took it" in "\n".join(pipeline.status(settings, other))
+    tried = pipeline.retry(settings, other, lambda _: None)
+    assert tried == {"caption": {"rows_out": 1, "errors": 0}}
+    assert sorted(captions.read().to_pylist(), key=str) == sorted(good.to_pylist(), key=str)
+    assert captions.manifest["errors"] == 0
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
+    assert pipeline.causes(settings, other)["score/llama"].fingerprint != causes["score/llama"].fingerprint
+    again = pipeline.run(settings, other, lambda _: None, until="score")
+    assert _actions(again) == dict.fromkeys(DATA[:-1], "skipped")
+    assert not (other.root / "route").exists()
+    assert pipeline.retry(settings, other, lambda _: None) == {}
+
+
+def test_failed_questions_are_asked_again_and_no_others(first, tmp_path):
+    where, settings, _ = first
+    other = _copy(where, tmp_path, *(stage.split("/")[0] for stage in STAGES))
+    predictions = other.table(pipeline.causes(settings, other)["evaluate/base"])
+    good = predictions.read()
+    rows = predictions.read(0).to_pylist()
+    error = row_error("evaluate", "not answered", "a test took it")
+    rows[3] |= {"text": "", "winner": None, "status": "none", "probability": None, "error": error}
+    predictions.write(0, pa.Table.from_pylist(rows, good.schema))
+    predictions.finish({**predictions.manifest, "errors": 1})
+    kept = {file: file.stat().st_mtime_ns for file in other.root.glob("evaluate/phase*/*/part-*.parquet")}
+    before = json.loads((other.root / results.RESULTS).read_text())["judges"]
+    assert pipeline.retry(settings, other, lambda _: None) == {"evaluate/base": {"rows_out": 1, "errors": 0}}
+    identity = [(name, "ascending") for name in ("benchmark", "protocol", "key", "prompt_hash")]
+    ours, theirs = (table.sort_by(identity) for table in (predictions.read(), good))
+    assert ours.drop_columns("probability").equals(theirs.drop_columns("probability"))
+    assert ours["probability"].to_pylist() == pytest.approx(theirs["probability"].to_pylist(), abs=1e-5)
+    assert (predictions.manifest["errors"], predictions.manifest["retried"]) == (0, 1)
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
+    assert json.loads((other.root / results.RESULTS).read_text())["judges"] == before
+
+
+def test_a_changed_threshold_routes_again_and_runs_no_model(first):
+    where, _, _ = first
+    settings = load_settings("mini", [*SMALL, "router.threshold=0.9"])
+    planned = {stage.name: (stage.action, stage.reason) for stage in pipeline.plan(settings, where)}
+    assert planned["route"] == ("recompute", "router.threshold: 0.7 -> 0.9")
+    done = pipeline.run(settings, where, lambda _: None, until="route")
+    assert _actions(done) == {**dict.fromkeys(DATA, "skipped"), "route": "ran"}
+
+
+def test_sources_read_again_with_the_same_rows_change_nothing_after_them(first):
+    where, _, _ = first
+    settings = load_settings("mini", [*SMALL, "data.decontaminate=false"])
+    planned = {stage.name: (stage.action, stage.reason) for stage in pipeline.plan(settings, where)}
+    assert planned["ingest"][0] == planned["caption"][0] == "recompute"
+    assert planned["caption"][1].endswith("; kept if the sources give the same rows as before")
+    done = pipeline.run(settings, where, lambda _: None)
+    assert _actions(done) == {**dict.fromkeys(STAGES, "skipped"), "ingest": "ran"}
+
+
+def test_a_changed_caption_prompt_makes_captions_and_all_after_them_again(first):
+    where, _, _ = first
+    settings = load_settings("mini", [*SMALL, "captioner.prompt=Say what you see."])
+    planned = {stage.name: stage for stage in pipeline.plan(settings, where)}
+    assert planned["ingest"].action == "skip"
+    assert all(planned[name].action == "recompute" for name in STAGES[1:] if name != "evaluate/base")
+    assert planned["evaluate/base"].action == "skip"
+    assert planned["caption"].reason == 'caption.prompt: "List the objects in the image." -> "Say what you see."'
+
+
+def test_pool_sizes_change_nothing(first):
+    where, settings, _ = first
+    other = load_settings("mini", [*SMALL, "captioner.pool.concurrency=2", "experts.0.pool.num_cpus=0.25"])
+    assert pipeline.plan(other, where) == pipeline.plan(settings, where)
+
+
+def test_rows_that_fail_keep_their_error_and_too_many_stop_the_run(ray, tmp_path):
+    settings = load_settings("mini", [*SMALL, "captioner.max_tokens=10", "max_error_fraction=0.01"])
+    where = Run(tmp_path)
+    with pytest.raises(RunError, match=r"caption: \d+ of \d+ rows failed"):
+        pipeline.run(settings, where, lambda _: None)
+    captions = pipeline.tables(settings, where)["caption"].read().to_pylist()
+    failed = [row for row in captions if row["error"]]
+    assert failed
+    assert {row["error"]["kind"] for row in failed} == {"truncated"}
+
+
+class _Killer:
+    """Told the lines of a run, kills a worker in each of some stages: SIGKILL, once it is at work."""
+
+    def __init__(self, where, workers):
+        self.where, self.workers = where, dict(workers)
+        self.killed = []
+
+    def __call__(self, line):
+        stage = line.split()[0]
+        if worker := self.workers.pop(stage, None):
+            Thread(target=self._kill, args=(stage, *worker), daemon=True).start()
+
+    def _kill(self, stage, title, there):
+        while stage not in self.killed:
+            time.sleep(0.02)
+            if not next(self.where.root.glob(there), None):
+                continue
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess, IndexError):
+                    if process.cmdline()[0].startswith(title):
+                        process.kill()
+                        self.killed.append(stage)
+                        break
+
+
+def test_kills_and_permuted_truth_change_no_table(first, tmp_path):
+    """The driver is killed in mid-caption, an actor while it samples, a worker in mid-training; and the sidecar of
+    exact truth, which is for reports, has its rows exchanged. Every table is the same, byte for byte."""
+    where, settings, _ = first
+    other = Run(tmp_path / "run")
+    pipeline.plan(settings, other)
+    [world] = other.root.glob("world-*")
+    for file in (world / "truth").glob("*.parquet"):
+        rows = pq.read_table(file)
+        pq.write_table(rows.take(list(reversed(range(len(rows))))), file)
+    command = [Path(sys.executable).with_name("carevl"), "run", "mini", "--run-dir", other.root]
+    command += [word for override in SMALL for word in ("--set", override)]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while len(list(other.root.glob("caption/*/part-*.parquet"))) < 2:
+        assert killed.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    kept = {file: file.stat().st_mtime_ns for file in other.root.glob("caption/*/part-*.parquet")}
+    workers = {
+        "sft": ("ray::RayTrainWorker", "sft/*/checkpoints/step-*"),
+        "sample": ("ray::MapWorker(MapBatches(_Actor)).submit", "sft/*/manifest.json"),
+    }
+    killer = _Killer(other, workers)
+    done = pipeline.run(load_settings("mini", [*SMALL, "sft.checkpoint_steps=2"]), other, killer, until="select")
+    assert killer.killed == ["sft", "sample"]
+    assert _actions(done)["ingest"] == "skipped"
+    assert _actions(done)["caption"] in ("resumed", "skipped")
+    assert all(file.stat().st_mtime_ns == before for file, before in kept.items())
+    weights = [
+        (run.table(pipeline.causes(settings, run)["sft"]).directory / "judge" / "model.safetensors").read_bytes()
+        for run in (where, other)
+    ]
+    assert weights[0] == weights[1]
+    for name in [*DATA, "demonstrate", "sample", "select"]:
+        before, after = (pipeline.causes(settings, run)[name] for run in (where, other))
+        parts = sorted(where.table(before).directory.rglob("*.parquet"))
+        assert parts
+        for part in parts:
+            twin = other.table(after).directory / part.relative_to(where.table(before).directory)
+            ours, theirs = pq.read_table(part), pq.read_table(twin)
+            if name == "ingest" and "sources" in ours.column_names:
+                ours, theirs = ours.drop_columns("sources"), theirs.drop_columns("sources")
+                assert ours.equals(theirs)
+            else:
+                assert part.read_bytes() == twin.read_bytes(), part

@@ -1,0 +1,104 @@
+"""Rows of sources that failed are tried again, after their files were repaired or not."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from carevl.pipeline import core as pipeline
+from carevl.settings import load_settings
+from carevl.stages.ingest import Ingested
+from carevl.store.run import Run, RunError
+
+
+@pytest.fixture
+def read(tmp_path):
+    """A run whose source has one good row, one whose image is torn, and one without image; sources are read."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [
+        {"image": name, "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
+        for name in ("good.png", "torn.png", "none.png")
+    ]
+    (data / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (data / "good.png").write_bytes(_png("red"))
+    (data / "torn.png").write_bytes(_png("blue")[:60])
+    sources = f"data.sources=[{{path: {data / 'rows.jsonl'}}}]"
+    settings = load_settings("mini", ["benchmarks=[]", "data.parts=2", "max_error_fraction=1", sources])
+    where = Run(tmp_path / "run")
+    pipeline.run(settings, where, lambda _: None, "ingest")
+    return settings, where
+
+
+def _png(colour):
+    data = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(data, "PNG")
+    return data.getvalue()
+
+
+def _state(settings, where):
+    """Version, manifest and good items of what was read."""
+    cause = pipeline.causes(settings, where)["ingest"]
+    table = where.table(cause)
+    items = Ingested(table.directory).items.read().to_pylist()
+    return where.version(cause), table.manifest, [item for item in items if item["error"] is None]
+
+
+def test_a_repaired_image_lets_its_row_in(read, tmp_path):
+    before, _, good = _state(*read)
+    assert len(good) == 1
+    (tmp_path / "data" / "torn.png").write_bytes(_png("blue"))
+    assert pipeline.retry(*read, lambda _: None) == {"ingest": {"rows_out": 2, "errors": 1}}
+    version, manifest, good = _state(*read)
+    assert len(good) == 2
+    assert version == f"{before}+1"
+    assert (manifest["rows_in"], manifest["errors"], manifest["retried"]) == (3, 1, 1)
+    assert [path.name for path in (tmp_path / "run" / "ingest").iterdir()] == [before]
+    assert not (tmp_path / "run" / "caption").exists()
+
+
+def test_rows_that_still_fail_change_nothing(read, tmp_path):
+    before = _state(*read)
+    part = next((tmp_path / "run" / "ingest").rglob("items/part-00000.parquet"))
+    kept = part.stat().st_mtime_ns
+    assert pipeline.retry(*read, lambda _: None) == {"ingest": {"rows_out": 2, "errors": 2}}
+    assert _state(*read) == before
+    assert part.stat().st_mtime_ns == kept
+
+
+def test_good_tables_are_not_read_again(read, tmp_path):
+    (tmp_path / "data" / "rows.jsonl").write_text(
+        json.dumps({"image": "good.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}) + "\n"
+    )
+    pipeline.run(*read, lambda _: None, "ingest")
+    said = []
+    assert pipeline.retry(*read, said.append) == {}
+    assert said == []
+
+
+def test_sources_that_give_the_same_rows_again_count_as_what_was_read_before(read, tmp_path):
+    settings, where = read
+    before, _, _ = _state(*read)
+    file = tmp_path / "data" / "rows.jsonl"
+    file.touch()
+    assert pipeline.plan(*read)[0].action == "recompute"
+    pipeline.run(*read, lambda _: None, "ingest")
+    assert len(list((tmp_path / "run" / "ingest").iterdir())) == 2
+    assert _state(*read)[0] == before
+    file.write_text(file.read_text().replace("A cat.", "A cow."))
+    pipeline.run(*read, lambda _: None, "ingest")
+    assert _state(*read)[0] == pipeline.causes(settings, where)["ingest"].fingerprint
+
+
+def test_too_many_rows_that_cannot_be_used_stop_the_run_with_the_first_of_each_kind(read, tmp_path):
+    settings, where = read
+    few = settings.model_copy(update={"max_error_fraction": 0.5})
+    with pytest.raises(RunError, match=r"ingest: 2 of 3 rows cannot be used, .* = 50.0% allows") as stopped:
+        pipeline.run(few, Run(tmp_path / "other"), lambda _: None, "ingest")
+    told = "\n".join(pipeline.status(settings, where))
+    for said in (str(stopped.value), told):
+        assert "1 x image_missing, such as: " in said
+        assert f"1 x image_broken, such as: {tmp_path / 'data' / 'rows.jsonl'}#1: PNG of 60 bytes" in said

@@ -1,0 +1,42 @@
+"""The entry points without a cluster: which there are, and how they refuse."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from carevl.pipeline import core as pipeline
+from carevl.settings import load_settings
+from carevl.store.run import Run
+
+JOBS = Path(__file__).parents[2] / "ray_jobs"
+
+
+def test_every_stage_has_an_entry_point_that_stops_there(tmp_path):
+    settings = load_settings("mini", ["miniworld.items=5", "miniworld.calibration_images=5"])
+    stages = {name.split("/")[0] for name in pipeline.causes(settings, Run(tmp_path))}
+    scripts = {file.stem: file.read_text() for file in JOBS.glob("[!_]*.py")}
+    assert scripts.keys() == stages | {"pipeline"}
+    assert all(f'main("{stage}")' in scripts[stage] for stage in stages)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--run-dir", "runs/x"], "--run-dir runs/x is relative"),
+        (["--run-dir", "s3://bucket/x"], "only sources may lie in a bucket"),
+        (["--run-dir", "/shared/x"], "no Ray cluster to join"),
+        (["--run-dir", "/shared/x", "--settings", "mnii"], "did you mean the preset mini?"),
+        (["--run-dir", "/shared/x", "--set", "seed=often"], "seed: "),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_a_failing_exit_code(words, says, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, JOBS / "select.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("select.py: ")
+    assert says in line

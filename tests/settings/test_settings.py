@@ -1,0 +1,80 @@
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from carevl.settings import Settings, SettingsError, load_settings, loader
+from carevl.settings.loader import presets, reference
+
+
+def test_every_preset_loads_and_its_reference_loads_to_the_same_settings(tmp_path):
+    for preset in presets():
+        settings = load_settings(preset)
+        file = tmp_path / f"{preset}.yaml"
+        file.write_text("\n".join(reference(settings)))
+        assert load_settings(str(file)) == settings
+
+
+def test_every_field_is_documented():
+    def undocumented(model, path=""):
+        for name, field in model.model_fields.items():
+            if not field.description:
+                yield f"{path}{name}"
+            inner = loader._inner(field.annotation)
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from undocumented(inner, f"{path}{name}.")
+
+    assert list(undocumented(Settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("captoiner.prompt=x", "captoiner: there is no such setting; did you mean captioner?"),
+        ("captioner.promt=x", "captioner.promt: there is no such setting; did you mean prompt?"),
+        ("experts.0.egnine=vllm", "experts.0.egnine: there is no such setting; did you mean engine?"),
+        ("data.sources.0.pth=x", "did you mean path?"),
+        ("captioner.pool.concurrency=4..2", "captioner.pool.concurrency: '4..2' is no number of actors"),
+        ("max_error_fraction=2", "max_error_fraction: Input should be less than or equal to 1 (found 2)"),
+        ("seed", "write key=value"),
+        ("experts.7.name=x", "7 is no index of a list of 3"),
+        ("captioner.prompt.x=1", "captioner.prompt is a value and has no fields"),
+        ("captioner.prompt={", "is not YAML"),
+        ("captioner.pool.num_gpus=4", "captioner: pool.num_gpus reserves 4 GPUs, but an engine uses one"),
+        ("captioner={path: x, tensor_parallel: 4, pool: {num_gpus: 2}}", "but pool.num_gpus reserves 2"),
+        ("judge.tensor_parallel=2", "judge: tensor_parallel: 2 needs engine: vllm"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_would_do(override, says):
+    with pytest.raises(SettingsError) as caught:
+        load_settings("mini", [override])
+    assert says in str(caught.value)
+
+
+def test_an_unknown_preset_suggests_the_nearest():
+    with pytest.raises(SettingsError, match="did you mean the preset mini"):
+        load_settings("mnii")
+
+
+def test_overrides_reach_values_in_lists_and_keep_their_types():
+    settings = load_settings("mini", ["items=64", "experts.1.pool.num_gpus=0.5", "captioner.pool.concurrency=1..4"])
+    assert settings.items == 64
+    assert settings.experts[1].pool.num_gpus == 0.5
+    assert settings.experts[0].pool.num_gpus == settings.experts[2].pool.num_gpus == 0  # they share a YAML anchor
+    assert settings.captioner.pool.bounds == (1, 4)
+
+
+def test_the_settings_file_may_hold_only_settings(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("just words")
+    with pytest.raises(SettingsError, match="holds no settings"):
+        load_settings(str(file))
+    file.write_text(yaml.safe_dump({"seed": 3}))
+    with pytest.raises(SettingsError, match="data: Field required"):
+        load_settings(str(file))
+
+
+def test_a_path_may_begin_with_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    settings = load_settings("mini", ["data.sources=[{path: ~/pairs.jsonl}]", "judge.path=~/judge"])
+    assert settings.data.sources[0].path == "/home/somebody/pairs.jsonl"
+    assert settings.judge.path == "/home/somebody/judge"

@@ -1,0 +1,90 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from carevl.store.run import Cause, Run, RunError, differences, write_atomically
+
+
+def _cause(**facts):
+    return Cause("caption", {"version": 1, "caption": {"prompt": "a", "tokens": 8}, **facts})
+
+
+def test_the_fingerprint_depends_on_every_fact_and_on_nothing_else():
+    assert _cause().fingerprint == Cause("caption", {"caption": {"tokens": 8, "prompt": "a"}, "version": 1}).fingerprint
+    assert _cause().fingerprint != _cause(caption={"prompt": "b", "tokens": 8}).fingerprint
+    assert _cause().fingerprint != Cause("score", _cause().facts).fingerprint
+
+
+def test_differences_name_each_changed_leaf():
+    old, new = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "e": 4}
+    assert differences(old, new) == ["a.c: 2 -> 3", "d: [1] -> null", "e: null -> 4"]
+    assert differences({"a": [{"b": 1}, 2]}, {"a": [{"b": 3}, 2]}) == ["a.0.b: 1 -> 3"]
+    assert differences({"a": [1, 2]}, {"a": [1]}) == ["a: [1, 2] -> [1]"]
+
+
+def test_actions_follow_what_is_on_disk(tmp_path):
+    run = Run(tmp_path)
+    cause = _cause()
+    assert run.action(cause) == ("run", "never run")
+    table = run.table(cause)
+    table.write(0, pa.table({"x": [1, 2]}))
+    assert run.action(cause) == ("resume", "1 parts are there")
+    table.write(1, pa.table({"x": [3]}))
+    table.finish({"cause": dict(cause.facts)})
+    assert run.action(cause)[0] == "skip"
+    assert run.table(cause).read()["x"].to_pylist() == [1, 2, 3]
+    changed = _cause(caption={"prompt": "b", "tokens": 8})
+    assert run.action(changed) == ("recompute", 'caption.prompt: "a" -> "b"')
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_the_old_one_and_no_debris(tmp_path, largest_file):
+    file = tmp_path / "f"
+    write_atomically(file, b"old")
+    with largest_file(100), pytest.raises(OSError, match=rf"File too large: '{file}'"):
+        write_atomically(file, bytes(101))
+    assert file.read_bytes() == b"old"
+    assert [f.name for f in tmp_path.iterdir()] == ["f"]
+
+
+def test_neither_a_part_nor_a_manifest_appears_on_a_full_disk(tmp_path, largest_file):
+    run = Run(tmp_path)
+    table = run.table(_cause())
+    with largest_file(100), pytest.raises(OSError, match=r"part-00000.parquet"):
+        table.write(0, pa.table({"x": [1, 2]}))
+    with largest_file(100), pytest.raises(OSError, match=r"manifest.json"):
+        table.finish({"cause": dict(_cause().facts), "rows": list(range(100))})
+    assert run.action(_cause()) == ("run", "never run")
+
+
+def test_a_run_directory_is_held_by_one_process(tmp_path):
+    hold = f"""
+import sys
+from pathlib import Path
+from carevl.runs import Run
+with Run(Path({str(tmp_path)!r})).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline().strip() == "held"
+    with pytest.raises(RunError, match=f"in use by process {other.pid}"), Run(tmp_path).lock():
+        pass
+    other.kill()
+    other.wait()
+    with Run(tmp_path).lock():
+        assert str(other.pid) not in (tmp_path / "run.lock").read_text()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write to the run directory"), Run(tmp_path / "file" / "run").lock():
+        pass
+
+
+@pytest.mark.parametrize("bucket", ["s3://bucket/run", "gs:/bucket/run"])
+def test_a_bucket_is_no_run_directory(bucket):
+    with pytest.raises(RunError, match="only sources may lie in a bucket"):
+        Run.at(Path(bucket))
