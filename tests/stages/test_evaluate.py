@@ -221,10 +221,11 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(first, pairs, world, tmp_p
     script = f"""
 from pathlib import Path
 from carevl.benchmarks import BENCHMARKS
-from carevl.cluster import ray_cluster
-from carevl.config import Cluster, Judge
-from carevl.runs import Table
-from carevl.stages.evaluate import Asked, Exam, predict
+from carevl.cluster.connect import ray_cluster
+from carevl.settings.models import Judge
+from carevl.settings.tree import Cluster
+from carevl.store.run import Table
+from carevl.benchmarks.run import Asked, Exam, predict
 benchmark = BENCHMARKS["vl-rewardbench"]
 rows = benchmark.load(Path({str(world / "dev/vl_rewardbench.parquet")!r}))[:12]
 judge = Judge.model_validate_json({JUDGE.model_dump_json()!r})

@@ -63,7 +63,7 @@ def test_a_run_directory_is_held_by_one_process(tmp_path):
     hold = f"""
 import sys
 from pathlib import Path
-from carevl.runs import Run
+from carevl.store.run import Run
 with Run(Path({str(tmp_path)!r})).lock():
     print("held", flush=True)
     sys.stdin.read()
