@@ -33,7 +33,7 @@ def test_registered_objects_are_there_by_name_in_their_order():
 
 
 def test_a_misspelt_name_gets_the_nearest_and_a_strange_one_gets_all():
-    with pytest.raises(SettingsError, match="there is no fruit 'appel'; did you mean apple?"):
+    with pytest.raises(SettingsError, match=r"there is no fruit 'appel'; did you mean apple\?"):
         FRUITS["appel"]
     with pytest.raises(SettingsError, match="there are apple, plum"):
         FRUITS["xyz"]
