@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from carevl.settings.base import SettingsError
 
@@ -65,14 +65,13 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._members)
 
     def _import(self, path: str) -> T:
-        member: Any = import_object(path, self.kind)
-        if isinstance(member, type) and issubclass(member, self.base):
-            member = member()
+        imported = import_object(path, self.kind)
+        member: Any = imported() if isinstance(imported, type) and issubclass(imported, self.base) else imported
         if not isinstance(member, self.base):
             raise SettingsError(
                 f"{self.kind} {path}: it is no carevl {self.base.__name__}, but {type(member).__name__}"
             )
-        return member  # type: ignore[no-any-return]
+        return cast("T", member)
 
 
 def import_object(path: str, kind: str) -> Any:
