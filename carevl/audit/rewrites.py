@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from carevl.settings.models import Expert
-    from carevl.store.run import Table
+    from carevl.store.table import Table
 
 REWRITES: dict[str, Callable[[str], str]] = {
     "verbosity": lambda text: (

@@ -28,7 +28,9 @@ from carevl.settings.data import ProtocolName
 from carevl.settings.loader import fill
 from carevl.settings.models import Judge
 from carevl.settings.tree import Cluster
-from carevl.store.run import Cause, Run, Table, write_atomically
+from carevl.store.run import Run
+from carevl.store.stage_key import StageKey
+from carevl.store.table import Table, write_atomically
 
 PREDICTIONS, FIGURES = "predictions.parquet", "figures.json"
 
@@ -90,7 +92,7 @@ def _ask(
     say: Callable[[str], None],
 ) -> pa.Table:
     questions = {"benchmark": data.benchmark.NAME, "rows": data.fingerprint, "protocols": list(protocols)}
-    cause = Cause("parts", {**questions, "draws": draws, "judge": facts(judge)})
+    cause = StageKey("parts", {**questions, "draws": draws, "judge": facts(judge)})
     table: Table = run.table(cause)
     if table.manifest is None:
 

@@ -30,7 +30,8 @@ from carevl.errors import UserError
 from carevl.judging.prompts import PROMPT_VERSION
 from carevl.models.engines import Scorer, adapter_fingerprint, scorer, weights_fingerprint
 from carevl.settings.data import ProtocolName
-from carevl.store.run import RunError, Table
+from carevl.store.run import RunError
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     import PIL.Image

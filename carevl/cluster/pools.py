@@ -26,8 +26,9 @@ from carevl.cluster.resources import Resources, nodes_there
 from carevl.cluster.sizing import preparers, shares
 from carevl.errors import UserError
 from carevl.models.row_errors import BROKEN
-from carevl.store.run import RunError, Table
+from carevl.store.run import RunError
 from carevl.store.schemas import failures
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.settings.models import Pool

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.resources import Resources, needed
-from carevl.store.run import Run, write_atomically
+from carevl.store.run import Run
+from carevl.store.table import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa

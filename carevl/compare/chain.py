@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from carevl.pipeline import core as pipeline
 from carevl.stages import evaluate
-from carevl.store.run import Cause, Run, RunError
+from carevl.store.run import Run, RunError
+from carevl.store.stage_key import StageKey
 
 if TYPE_CHECKING:
     from carevl.compare.labels import Labels
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 BENCHMARK = "vl-rewardbench"
-Causes = dict[str, Cause]
+Causes = dict[str, StageKey]
 
 
 def data(settings: Settings, where: Run) -> Causes:
@@ -25,7 +26,7 @@ def data(settings: Settings, where: Run) -> Causes:
     return {name: cause for name, cause in found.items() if name.split("/")[0] in ("ingest", "caption", "score")}
 
 
-def chain(settings: Settings, labels: Labels | None, where: Run, shared: Mapping[str, Cause]) -> Causes:
+def chain(settings: Settings, labels: Labels | None, where: Run, shared: Mapping[str, StageKey]) -> Causes:
     """The causes of an arm's stages: those of `carevl run`, with the arm's own labels as `route` and its targets as
     `demonstrate`; beside them `router`, the routes as they were decided, and `judgments`, which all arms choose their
     targets from.
@@ -38,32 +39,34 @@ def chain(settings: Settings, labels: Labels | None, where: Run, shared: Mapping
     found = rebased(own, where, shared)
     router, told = found["route"], found["demonstrate"].facts
     read = {name: where.version(found[name]) for name in ("ingest", "route")}
-    judgments = Cause("compare/judgments", {**told, "inputs": read, "compare": VERSION})
+    judgments = StageKey("compare/judgments", {**told, "inputs": read, "compare": VERSION})
     route = router
     if labels is not None:
-        route = Cause("compare/labels", {"inputs": read, "compare": VERSION, "seed": settings.seed, **asdict(labels)})
+        route = StageKey(
+            "compare/labels", {"inputs": read, "compare": VERSION, "seed": settings.seed, **asdict(labels)}
+        )
     inputs = {"route": where.version(route), "judgments": where.version(judgments)}
-    targets = Cause("compare/targets", {**told, "inputs": inputs, "compare": VERSION})
+    targets = StageKey("compare/targets", {**told, "inputs": inputs, "compare": VERSION})
     found = rebased(own, where, {**shared, "route": route, "demonstrate": targets})
     return {**found, "router": router, "judgments": judgments}
 
 
-def rebased(causes: Mapping[str, Cause], where: Run, given: Mapping[str, Cause]) -> Causes:
+def rebased(causes: Mapping[str, StageKey], where: Run, given: Mapping[str, StageKey]) -> Causes:
     """The causes with some of them given, and all that follow brought in line."""
     found: Causes = {}
     for name, cause in causes.items():
         facts = dict(cause.facts)
         if name not in given and "inputs" in facts:
             facts["inputs"] = {made_from: where.version(found[made_from]) for made_from in facts["inputs"]}
-        found[name] = given.get(name, Cause(cause.stage, facts))
+        found[name] = given.get(name, StageKey(cause.stage, facts))
     return found
 
 
-def asked(causes: Mapping[str, Cause], tests: Settings, where: Run) -> Causes:
+def asked(causes: Mapping[str, StageKey], tests: Settings, where: Run) -> Causes:
     """The causes with the benchmarks of other settings to be evaluated on; see `on_benchmark`."""
     facts = evaluate.facts(tests, where)
     return {
-        name: Cause(cause.stage, {**cause.facts, **facts}) if name.startswith("evaluate/") else cause
+        name: StageKey(cause.stage, {**cause.facts, **facts}) if name.startswith("evaluate/") else cause
         for name, cause in causes.items()
     }
 

@@ -18,8 +18,8 @@ from carevl.stages import evaluate
 from carevl.stages.base import Context, Counts
 from carevl.stages.makers import MAKERS
 from carevl.stages.route import read_fitting
-from carevl.store.run import Cause
 from carevl.store.schemas import IMAGES, ITEMS, row_error
+from carevl.store.stage_key import StageKey
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
@@ -39,7 +39,7 @@ def probabilities(context: Context, tests: Settings, rows: Sequence[Row]) -> dic
     settings, where = context.settings, context.where
     experts = [expert.name for expert in settings.experts]
     benchmarks = evaluate.facts(tests, where)["benchmarks"]
-    asked = Cause("compare/rows", {"compare": VERSION, "parts": settings.data.parts, "benchmarks": benchmarks})
+    asked = StageKey("compare/rows", {"compare": VERSION, "parts": settings.data.parts, "benchmarks": benchmarks})
     causes = rebased(context.causes, where, {"ingest": asked})
     scoring = [f"score/{name}" for name in experts]
     about = Context(settings, where, causes, context.say)

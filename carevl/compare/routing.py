@@ -12,7 +12,8 @@ from carevl.compare.stages import training_routes
 from carevl.confidence.calibration import MIN_LABELS
 from carevl.pipeline import results
 from carevl.stages.route import facts, read_fitting
-from carevl.store.run import Cause, RunError
+from carevl.store.run import RunError
+from carevl.store.stage_key import StageKey
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,7 +78,7 @@ def _promise(bench: Bench, context: Context, fitting: Fitting, resamples: int) -
     """As `promise.promise`, kept in the run directory."""
     inputs = {name: cause.fingerprint for name, cause in bench.shared.items()}
     told = {"version": VERSION, "inputs": inputs, "router": facts(bench.settings.router), "resamples": resamples}
-    table = context.where.table(Cause("compare/promise", told))
+    table = context.where.table(StageKey("compare/promise", told))
     if table.manifest is None:
         table.finish(promise(bench.settings.router, fitting, resamples, bench.say))
     return table.manifest

@@ -20,7 +20,8 @@ from carevl.compare.promise import RESAMPLES, to_train
 from carevl.compare.report import Cell
 from carevl.compare.trials import Bench
 from carevl.pipeline import core as pipeline
-from carevl.store.run import Run, RunError, write_atomically
+from carevl.store.run import Run, RunError
+from carevl.store.table import write_atomically
 
 if TYPE_CHECKING:
     from carevl.settings import Settings

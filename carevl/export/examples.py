@@ -9,7 +9,8 @@ from typing import Any, Literal
 from carevl.data.turns import IMAGE_TAG
 from carevl.errors import UserError
 from carevl.stages.ingest import Ingested
-from carevl.store.run import Run, Table
+from carevl.store.run import Run
+from carevl.store.table import Table
 
 What = Literal["items", "pairs", "judgments", "dpo"]
 Row = dict[str, Any]

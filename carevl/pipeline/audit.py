@@ -26,7 +26,8 @@ from carevl.pipeline.results import drawn_truths
 from carevl.settings.router import RouterSettings
 from carevl.stages import ingest
 from carevl.stages.route import Fitting, read_fitting
-from carevl.store.run import Run, RunError, Table
+from carevl.store.run import Run, RunError
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.confidence.routing import Router

@@ -19,7 +19,9 @@ from carevl.pipeline.publish import publish
 from carevl.settings import load_settings
 from carevl.stages import caption, demonstrate, evaluate, ingest, makers, phases, route, sample, score, select
 from carevl.stages.base import Context
-from carevl.store.run import Cause, Run, RunError, Table
+from carevl.store.run import Run, RunError
+from carevl.store.stage_key import StageKey
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,13 +55,13 @@ class Done:
     rows_per_second: float
 
 
-def causes(settings: Settings, where: Run) -> dict[str, Cause]:
+def causes(settings: Settings, where: Run) -> dict[str, StageKey]:
     """Every stage's cause, in the order in which the stages run."""
-    found: dict[str, Cause] = {}
+    found: dict[str, StageKey] = {}
 
     def add(stage: str, inputs: Sequence[str], **facts: Any) -> None:
         made_from = {name: where.version(found[name]) for name in inputs}
-        found[stage] = Cause(stage, ({"inputs": made_from} if inputs else {}) | facts)
+        found[stage] = StageKey(stage, ({"inputs": made_from} if inputs else {}) | facts)
 
     judge = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision)}
     asked = settings.judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"})
@@ -85,7 +87,7 @@ def causes(settings: Settings, where: Run) -> dict[str, Cause]:
     return found
 
 
-def causes_until(settings: Settings, where: Run, last: str | None) -> dict[str, Cause]:
+def causes_until(settings: Settings, where: Run, last: str | None) -> dict[str, StageKey]:
     """The causes up to and including a stage; `score` stands for all experts and `evaluate` for all judges.
 
     Raises:
@@ -340,7 +342,7 @@ def run_final(settings: Settings, where: Run, say: Callable[[str], None]) -> dic
         for name, cause in list(found.items()):
             if name.startswith("evaluate/"):
                 facts = {**cause.facts, **evaluate.facts(tests, where)}
-                found[name] = Cause(f"final/{name.removeprefix('evaluate/')}", facts)
+                found[name] = StageKey(f"final/{name.removeprefix('evaluate/')}", facts)
         runner = _Runner(Context(tests, where, found, say))
         asked = {judge: found[f"evaluate/{judge}"] for judge in evaluate.JUDGES}
         runner.stages([f"evaluate/{judge}" for judge in asked], makers.MAKERS["evaluate"])

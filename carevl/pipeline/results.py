@@ -17,7 +17,9 @@ from carevl.data.truth import Truth, read_truth
 from carevl.stages import evaluate, ingest
 from carevl.stages.ingest import Ingested
 from carevl.stats.bootstrap import Figure
-from carevl.store.run import Cause, Run, RunError, Table, write_atomically
+from carevl.store.run import Run, RunError
+from carevl.store.stage_key import StageKey
+from carevl.store.table import Table, write_atomically
 
 if TYPE_CHECKING:
     from carevl.settings import Settings
@@ -26,7 +28,7 @@ RESULTS = "results.json"
 Truths = Mapping[tuple[str, str], Truth]
 
 
-def compute(settings: Settings, where: Run, causes: Mapping[str, Cause]) -> dict[str, Any]:
+def compute(settings: Settings, where: Run, causes: Mapping[str, StageKey]) -> dict[str, Any]:
     """Every figure that the finished stages among `causes` allow: settings, routing, targets, pairs and judges."""
     finished = {name: where.table(cause) for name, cause in causes.items() if where.table(cause).manifest is not None}
     found: dict[str, Any] = {"settings": settings.model_dump(mode="json")}
@@ -42,7 +44,7 @@ def compute(settings: Settings, where: Run, causes: Mapping[str, Cause]) -> dict
     return {**found, "judges": judges(settings, where, asked)}
 
 
-def again(settings: Settings, where: Run, causes: Mapping[str, Cause]) -> dict[str, Any]:
+def again(settings: Settings, where: Run, causes: Mapping[str, StageKey]) -> dict[str, Any]:
     """As `compute`, for a run whose results are there; also the figures of every evaluation on test data.
 
     Raises:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from carevl.cluster.pools import Tally, Task, run_tasks
 from carevl.cluster.resources import supply
 from carevl.stages.ingest import Ingested
-from carevl.store.run import Cause, Run, Table
+from carevl.store.run import Run
+from carevl.store.stage_key import StageKey
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.settings import Settings
@@ -26,7 +28,7 @@ class Context:
 
     settings: Settings
     where: Run
-    causes: Mapping[str, Cause]
+    causes: Mapping[str, StageKey]
     say: Callable[[str], None]
     told: dict[str, float] = field(default_factory=dict)
     retry: bool = False

@@ -26,8 +26,9 @@ from carevl.data.perceptual_hash import Look
 from carevl.data.reading import Source, SourceRow, mix, read_source
 from carevl.data.spill import Rows, Spill
 from carevl.data.urls import UrlFetcher
-from carevl.store.run import Run, RunError, Table
+from carevl.store.run import Run, RunError
 from carevl.store.schemas import CONTAMINATED, IMAGES, ITEMS, failures
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row

@@ -12,7 +12,8 @@ from carevl.cluster import throughput
 from carevl.cluster.pools import Task
 from carevl.stages import caption, demonstrate, evaluate, ingest, phases, route, sample, sampling, score, select
 from carevl.stages.base import Context, Counts
-from carevl.store.run import RunError, Table
+from carevl.store.run import RunError
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.settings import Settings

@@ -15,7 +15,8 @@ import pyarrow as pa
 from carevl.judging.prompts import write_judgment
 from carevl.settings.training import NOT_LEARNED
 from carevl.stages.sampling import both_orders, chance
-from carevl.store.run import RunError, Table
+from carevl.store.run import RunError
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.cluster.pools import Work

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from carevl.confidence.guarantee import PromiseError
 from carevl.confidence.pairs import NO_CAPTION, Pairs
 from carevl.confidence.policies import fit_router
-from carevl.store.run import RunError, Table
+from carevl.store.run import RunError
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.settings import Settings

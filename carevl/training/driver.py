@@ -19,7 +19,8 @@ from carevl.models.engines import locate, weights_fingerprint
 from carevl.models.packing import check_packable
 from carevl.plots.training_curve import draw
 from carevl.settings.training import NOT_LEARNED, Phase, Training
-from carevl.store.run import differences, write_atomically
+from carevl.store.stage_key import differences
+from carevl.store.table import write_atomically
 from carevl.training.items import Encoder, Items, read_rows, split
 from carevl.training.judge import load_processor, lora_modules, skeleton
 from carevl.training.loop import Assignment

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from carevl.store.run import write_atomically
+from carevl.store.table import write_atomically
 
 LOOKS = ("held_out", "dev_accuracy")
 _RECENT = 10

@@ -38,8 +38,8 @@ from carevl.models.transformers_engine import Generation, chat_prompt
 from carevl.settings import load_settings
 from carevl.settings.models import Pool
 from carevl.stages import caption, sample, sampling
-from carevl.store.run import Table
 from carevl.store.schemas import IMAGES, ITEMS, SCORES
+from carevl.store.table import Table
 
 SETTINGS = load_settings("mini", ["captioner.engine=vllm", "judge.engine=vllm", "judge.pool.concurrency=1"])
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"

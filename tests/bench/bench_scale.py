@@ -36,8 +36,9 @@ from carevl.settings import Settings, load_settings
 from carevl.settings.models import Expert, Pool
 from carevl.settings.tree import Cluster
 from carevl.stages import route, score
-from carevl.store.run import Run, Table
+from carevl.store.run import Run
 from carevl.store.schemas import CAPTIONS, ITEMS, SCORES, failures
+from carevl.store.table import Table
 
 REPLICAS, RAYLETS = 32, 4
 

@@ -23,7 +23,7 @@ from typing import Any
 from bench_pools import SETTINGS, draw
 
 from carevl.stages import sample, sampling
-from carevl.store.run import Table
+from carevl.store.table import Table
 
 LAYOUTS = {"first": (1, 1), "vllm_texts_again": (1, 1), "vllm_texts_other_parts": (4, -1)}
 """Into how many a part is cut, and in which order these come."""

@@ -25,7 +25,7 @@ from carevl.judging.verdict_tokens import WATCH
 from carevl.models import chat_client
 from carevl.models.transformers_engine import Ask
 from carevl.settings.models import Judge
-from carevl.store.run import Table
+from carevl.store.table import Table
 
 SECRET = "sk-very-secret"
 TEXT = "There is one circle.\nOverall Judgment: Answer 2 is better."

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from carevl.store.run import Table
+from carevl.store.table import Table
 
 ENTRY = Path(__file__).parents[2] / "ray_jobs" / "score.py"
 EXPERTS = ("llama", "qwen2", "mistral")

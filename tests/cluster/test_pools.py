@@ -13,8 +13,9 @@ from carevl.cluster.connect import ray_cluster
 from carevl.cluster.pools import Tally, Task, _Watched, run_tasks
 from carevl.settings.models import Pool
 from carevl.settings.tree import Cluster
-from carevl.store.run import RunError, Table
+from carevl.store.run import RunError
 from carevl.store.schemas import ERROR, row_error
+from carevl.store.table import Table
 
 SCHEMA = pa.schema([("key", pa.string()), ("value", pa.int64()), ("error", ERROR)])
 

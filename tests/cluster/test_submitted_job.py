@@ -4,7 +4,7 @@ import json
 
 import httpx
 
-from carevl.store.run import Table
+from carevl.store.table import Table
 
 
 def test_a_submitted_job_runs_the_pipeline_and_says_where_the_output_is(submitted):

@@ -11,7 +11,8 @@ from carevl.compare.stages import run_stages
 from carevl.pipeline import core as pipeline
 from carevl.settings import load_settings
 from carevl.stages.base import Context
-from carevl.store.run import Cause, Run, RunError
+from carevl.store.run import Run, RunError
+from carevl.store.stage_key import StageKey
 
 BUDGET = Budget(9000, 1000)
 
@@ -83,21 +84,21 @@ def test_judges_are_asked_in_both_orders_on_one_benchmark(setting):
 
 def test_a_given_cause_moves_all_that_follow_it_and_nothing_else(tmp_path):
     where = Run(tmp_path)
-    first = Cause("first", {"x": 1})
-    causes = {"first": first, "second": Cause("second", {"inputs": {"first": first.fingerprint}})}
+    first = StageKey("first", {"x": 1})
+    causes = {"first": first, "second": StageKey("second", {"inputs": {"first": first.fingerprint}})}
     causes |= {
-        "third": Cause("third", {"inputs": {"second": causes["second"].fingerprint}}),
-        "apart": Cause("apart", {}),
+        "third": StageKey("third", {"inputs": {"second": causes["second"].fingerprint}}),
+        "apart": StageKey("apart", {}),
     }
     assert rebased(causes, where, {}) == causes
-    moved = rebased(causes, where, {"first": Cause("first", {"x": 2})})
+    moved = rebased(causes, where, {"first": StageKey("first", {"x": 2})})
     assert [name for name in causes if moved[name] == causes[name]] == ["apart"]
     assert moved["third"].facts["inputs"] == {"second": moved["second"].fingerprint}
 
 
 def test_a_stage_that_two_arms_share_is_made_once(setting, tmp_path):
     settings, _, _ = setting
-    cause = Cause("shared", {"n": 1})
+    cause = StageKey("shared", {"n": 1})
     both_at_it, made = Barrier(2), []
 
     def make(context, pending):

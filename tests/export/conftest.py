@@ -13,8 +13,10 @@ from carevl.confidence.routing import SCHEMA as ROUTES
 from carevl.judging.prompts import judge_prompt, write_judgment
 from carevl.settings import load_settings
 from carevl.stages import ingest
-from carevl.store.run import Cause, Run, Table
+from carevl.store.run import Run
 from carevl.store.schemas import DEMONSTRATIONS, PAIRS
+from carevl.store.stage_key import StageKey
+from carevl.store.table import Table
 
 WORLD = ["miniworld.items=60", "miniworld.calibration_images=15", "data.parts=3"]
 Row = dict[str, Any]
@@ -47,13 +49,13 @@ def judged(item: Row) -> list[Row]:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run, settings = Run(tmp_path_factory.mktemp("run")), load_settings("mini", WORLD)
-    cause = Cause("ingest", ingest.facts(settings, run))
+    cause = StageKey("ingest", ingest.facts(settings, run))
     counts = ingest.run_ingest(settings, run, run.table(cause).directory, lambda *_: None)
     run.table(cause).finish({"stage": "ingest", "fingerprint": cause.fingerprint, "cause": dict(cause.facts), **counts})
     items = ingest.Ingested(run.table(cause).directory).items
 
     def make(stage: str, inputs: Row, below: str, of_item: Callable[[Row], list[Row]], schema: pa.Schema) -> str:
-        made = Cause(stage, {"inputs": inputs})
+        made = StageKey(stage, {"inputs": inputs})
         table = Table(run.table(made).directory / below)
         for number in items.parts():
             rows = [row for item in items.read(number).to_pylist() if not item["error"] for row in of_item(item)]

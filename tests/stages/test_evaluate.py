@@ -27,7 +27,8 @@ from carevl.miniworld.publish import publish
 from carevl.models.transformers_engine import Ask
 from carevl.settings.models import Judge
 from carevl.settings.tree import Cluster
-from carevl.store.run import RunError, Table
+from carevl.store.run import RunError
+from carevl.store.table import Table
 
 JUDGE = Judge(path="miniworld:judge", engine="transformers", max_tokens=80)
 BOTH = ["official_scorer", "strict"]
@@ -224,7 +225,7 @@ from carevl.benchmarks import BENCHMARKS
 from carevl.cluster.connect import ray_cluster
 from carevl.settings.models import Judge
 from carevl.settings.tree import Cluster
-from carevl.store.run import Table
+from carevl.store.table import Table
 from carevl.benchmarks.run import Asked, Exam, predict
 benchmark = BENCHMARKS["vl-rewardbench"]
 rows = benchmark.load(Path({str(world / "dev/vl_rewardbench.parquet")!r}))[:12]

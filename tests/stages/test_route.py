@@ -9,8 +9,9 @@ from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
 from carevl.settings import load_settings
 from carevl.stages import route
-from carevl.store.run import RunError, Table
+from carevl.store.run import RunError
 from carevl.store.schemas import ITEMS, SCORES
+from carevl.store.table import Table
 
 EXPERTS = ("llama", "qwen2", "mistral")
 reads: Counter[tuple[Path, int]] = Counter()

@@ -5,7 +5,8 @@ import pytest
 from carevl.settings import load_settings
 from carevl.stages.base import Context
 from carevl.stages.makers import trained_judge
-from carevl.store.run import Cause, Run
+from carevl.store.run import Run
+from carevl.store.stage_key import StageKey
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def trained(tmp_path):
 
     def make(serve, *phases):
         settings = load_settings("mini", [f"judge.serve={serve}"])
-        context = Context(settings, Run(tmp_path), {name: Cause(name, {}) for name in ("sft", "dpo")}, print)
+        context = Context(settings, Run(tmp_path), {name: StageKey(name, {}) for name in ("sft", "dpo")}, print)
         for phase in phases:
             context.table(phase, "adapter").directory.mkdir(parents=True)
         return context

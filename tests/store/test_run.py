@@ -5,17 +5,21 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from carevl.store.run import Cause, Run, RunError, differences, write_atomically
+from carevl.store.run import Run, RunError
+from carevl.store.stage_key import StageKey, differences
+from carevl.store.table import write_atomically
 
 
 def _cause(**facts):
-    return Cause("caption", {"version": 1, "caption": {"prompt": "a", "tokens": 8}, **facts})
+    return StageKey("caption", {"version": 1, "caption": {"prompt": "a", "tokens": 8}, **facts})
 
 
 def test_the_fingerprint_depends_on_every_fact_and_on_nothing_else():
-    assert _cause().fingerprint == Cause("caption", {"caption": {"tokens": 8, "prompt": "a"}, "version": 1}).fingerprint
+    assert (
+        _cause().fingerprint == StageKey("caption", {"caption": {"tokens": 8, "prompt": "a"}, "version": 1}).fingerprint
+    )
     assert _cause().fingerprint != _cause(caption={"prompt": "b", "tokens": 8}).fingerprint
-    assert _cause().fingerprint != Cause("score", _cause().facts).fingerprint
+    assert _cause().fingerprint != StageKey("score", _cause().facts).fingerprint
 
 
 def test_differences_name_each_changed_leaf():
