@@ -1,0 +1,38 @@
+"""A run that an earlier version finished is found again: every stage skipped, the same results printed.
+
+`tests/data/finished_run` was written by commit 33b32dc (`SMALL` of test_pipeline.py), without weights and without the
+drawn world: the world is drawn again, byte for byte the same. A stage that a new version has to make again is listed
+here with the reason.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from carevl.pipeline import core as pipeline
+from carevl.pipeline import results
+from carevl.settings import load_settings
+from carevl.store.run import Run
+
+FINISHED = Path(__file__).parents[1] / "data" / "finished_run"
+MADE_AGAIN: dict[str, str] = {}
+"""Stage to the sentence that says why a version makes it again."""
+
+
+@pytest.fixture
+def finished(tmp_path):
+    shutil.copytree(FINISHED, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def test_every_stage_is_skipped_and_the_results_are_the_same(finished):
+    before = json.loads((finished.root / "results.json").read_text())
+    settings = load_settings(str(finished.settings))
+    done = pipeline.run(settings, finished, lambda _: None)
+    assert {stage.name for stage in done if stage.action != "skipped"} == set(MADE_AGAIN)
+    after = json.loads((finished.root / "results.json").read_text())
+    for name in ("routing", "targets", "pairs", "judges"):
+        assert after[name] == before[name], name
+    assert list(results.table(after)) == list(results.table(before))
