@@ -13,32 +13,12 @@ import pyarrow as pa
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Row
 from carevl.judging.prompts import Status, Verdict
-from carevl.store.schemas import ERROR
-
-_FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
-    ("benchmark", pa.string(), False, "id of the benchmark, such as vl-rewardbench"),
-    ("protocol", pa.string(), False, "official, official_scorer, strict or verdict_prob"),
-    ("judge", pa.string(), False, "the judge's name: a directory, a hub id, an endpoint, or a trivial judge"),
-    ("key", pa.string(), False, "key of the row within the benchmark"),
-    ("order", pa.list_(pa.int32()), False, "indices of the responses in the order shown"),
-    ("sample", pa.int32(), False, "number of the draw, from 0"),
-    ("prompt_hash", pa.string(), False, "first 16 hex digits of the SHA-256 of the prompt"),
-    ("text", pa.string(), False, "what the judge wrote; empty for a reward model"),
-    ("winner", pa.int32(), True, "response index of the row, -1 for a tie, null when unparsed or not pairwise"),
-    ("ranking", pa.list_(pa.int32()), True, "response indices, best first; null when unparsed or not a ranking"),
-    ("rating", pa.float64(), True, "1 to 5, or a reward model's raw score; null when unparsed or not pointwise"),
-    ("status", pa.string(), False, "ok, none (no verdict), both (contradicting verdicts) or truncated"),
-    ("probability", pa.float64(), True, "P(winner is the lower response index), from the verdict token; may be null"),
-    ("error", ERROR, True, "why the judge could not be asked, null if it was; such a row counts as without a verdict"),
-)
-
-SCHEMA = pa.schema([pa.field(name, kind, nullable, {"description": text}) for name, kind, nullable, text in _FIELDS])
-"""Key: benchmark, protocol, judge, key, order, sample. Each field carries its description as metadata."""
+from carevl.store.schemas import PREDICTIONS
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row of the table; the fields are documented in `SCHEMA`."""
+    """One row of the table; the fields are documented in `PREDICTIONS`."""
 
     benchmark: str
     protocol: str
@@ -93,7 +73,7 @@ def record_score(question: Question, judge: str, score: float) -> Prediction:
 
 
 def to_table(predictions: Iterable[Prediction]) -> pa.Table:
-    return pa.Table.from_pylist([asdict(prediction) for prediction in predictions], SCHEMA)
+    return pa.Table.from_pylist([asdict(prediction) for prediction in predictions], PREDICTIONS)
 
 
 def from_table(table: pa.Table) -> list[Prediction]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.answering import Answerer, answerer, is_endpoint, judge_questions
-from carevl.benchmarks.predictions import SCHEMA, record_score, to_table
+from carevl.benchmarks.predictions import record_score, to_table
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Image, Row
 from carevl.benchmarks.suite import Benchmark
@@ -31,6 +31,7 @@ from carevl.judging.prompts import PROMPT_VERSION
 from carevl.models.engines import Scorer, adapter_fingerprint, scorer, weights_fingerprint
 from carevl.settings.data import ProtocolName
 from carevl.store.run import RunError
+from carevl.store.schemas import QUESTION_IMAGES, QUESTIONS
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
@@ -41,16 +42,6 @@ if TYPE_CHECKING:
 VERSION = 3
 PART_QUESTIONS = 256
 _LIMITS = ImageLimits()
-_QUESTIONS = pa.schema(
-    [
-        *(SCHEMA.field(name) for name in ("benchmark", "protocol", "key", "order", "sample")),
-        ("task", pa.string()),
-        ("prompt", pa.string()),
-        ("image", pa.string()),  # key into images, null for a text-only question
-        ("response", pa.string()),  # what a reward model has to score, else null
-    ]
-)
-_IMAGES = pa.schema([("name", pa.string()), ("bytes", pa.large_binary())])
 
 
 def facts(judge: Judge) -> dict[str, Any]:
@@ -253,17 +244,19 @@ def _refuse_without_image(asked: Iterable[Question]) -> None:
 
 
 def _to_questions(block: Sequence[Question]) -> pa.Table:
-    names = [name for name in _QUESTIONS.names if name != "image"]
+    names = [name for name in QUESTIONS.names if name != "image"]
     rows = [
         {**{name: getattr(question, name) for name in names}, "image": question.image.name if question.image else None}
         for question in block
     ]
-    return pa.Table.from_pylist(rows, _QUESTIONS)
+    return pa.Table.from_pylist(rows, QUESTIONS)
 
 
 def _to_images(block: Sequence[Question]) -> pa.Table:
     images = {q.image.name: q.image for q in block if q.image is not None and q.response is None}
-    return pa.Table.from_pylist([{"name": name, "bytes": _bytes(image)} for name, image in images.items()], _IMAGES)
+    return pa.Table.from_pylist(
+        [{"name": name, "bytes": _bytes(image)} for name, image in images.items()], QUESTION_IMAGES
+    )
 
 
 def _bytes(image: Image) -> bytes:

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from carevl.confidence.routing import SCHEMA
 from carevl.stages.sampling import chance
+from carevl.store.schemas import ROUTES
 
 Rule = Literal["every", "drawn", "subset", "threshold"]
 
@@ -47,11 +47,11 @@ class Labels:
         route = np.where(high, "high", np.where(dropped, "dropped", "low"))
         known = pa.array(np.nan_to_num(winner).astype(np.int32))
         changed = {
-            "route": pa.array(route).cast(SCHEMA.field("route").type),
+            "route": pa.array(route).cast(ROUTES.field("route").type),
             "winner": pa.compute.if_else(pa.array(high), known, routes["winner"]),
         }
         for name, column in changed.items():
-            routes = routes.set_column(routes.column_names.index(name), SCHEMA.field(name), column)
+            routes = routes.set_column(routes.column_names.index(name), ROUTES.field(name), column)
         return routes
 
 

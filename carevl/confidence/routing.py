@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from carevl.confidence.guarantee import Tally
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.signals import Ensemble, Signals
+from carevl.store.schemas import ROUTES
 
 Route = Literal["high", "low", "dropped"]
 Block = tuple[pa.Table | pa.RecordBatch, pa.Table | pa.RecordBatch]
@@ -44,24 +45,6 @@ REASONS: dict[str, tuple[Route, str]] = {
 
 _CODES = {reason: code for code, reason in enumerate(REASONS)}
 _ELIGIBLE = -1
-
-SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("first", pa.int32()),
-        ("second", pa.int32()),
-        ("route", pa.dictionary(pa.int8(), pa.string())),
-        ("winner", pa.int32()),
-        ("probability", pa.float32()),
-        ("agreement", pa.float32()),
-        ("stability", pa.float32()),
-        ("no_caption_margin", pa.float32()),
-        ("source_agreement", pa.float32()),
-        ("length_difference", pa.int32()),
-        ("reason", pa.dictionary(pa.int8(), pa.string())),
-    ]
-)
-"""`routes`: winner is a response index, -1 for a tie, null when unknown; length_difference is in characters."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +102,7 @@ class Router:
     """Sentences for the report: how each expert was calibrated, what is promised and what is not."""
 
     def route(self, pairs: Pairs) -> pa.RecordBatch:
-        """One row of SCHEMA per pair, in the same order."""
+        """One row of ROUTES per pair, in the same order."""
         signals = self.ensemble.signals(pairs)
         codes = self.filters.reasons(pairs, signals)
         codes = np.where(codes == _ELIGIBLE, self._decisions(signals), codes)
@@ -144,7 +127,7 @@ class Router:
             pairs.lengths[:, 0] - pairs.lengths[:, 1],
             _dictionary(codes, tuple(REASONS)),
         ]
-        return pa.record_batch([pa.array(column) for column in columns], schema=SCHEMA)
+        return pa.record_batch([pa.array(column) for column in columns], schema=ROUTES)
 
     def route_stream(self, blocks: Iterable[Block]) -> Iterator[pa.RecordBatch]:
         """Routes block by block, so that memory is bounded by the largest block.

@@ -11,11 +11,10 @@ from PIL import Image
 
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.data.rows import RowError
+from carevl.store.schemas import RGB
 
 INGESTED = ImageLimits(max_image_pixels=sys.maxsize)
 """The limits of images that ingest has let in."""
-
-_RGB = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("pixels", pa.large_binary())])
 
 
 def picture(row: Mapping[str, Any], limits: ImageLimits = INGESTED) -> Image.Image:
@@ -48,7 +47,7 @@ def decoded(
         kept.append(left)
     place = images.column_names.index("bytes")
     images = images.set_column(place, "bytes", pa.array(kept, pa.large_binary()))
-    return images.append_column("rgb", pa.array(pixels, _RGB))
+    return images.append_column("rgb", pa.array(pixels, RGB))
 
 
 def _rgb(data: bytes | None, limits: ImageLimits) -> dict[str, Any] | None:

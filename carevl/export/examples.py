@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from carevl.data.turns import IMAGE_TAG
 from carevl.errors import UserError
-from carevl.stages.ingest import Ingested
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 from carevl.store.table import Table
 

@@ -24,8 +24,8 @@ from carevl.data.truth import Truth
 from carevl.pipeline import core as pipeline
 from carevl.pipeline.results import drawn_truths
 from carevl.settings.router import RouterSettings
-from carevl.stages import ingest
 from carevl.stages.route import Fitting, read_fitting
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.table import Table
 
@@ -51,7 +51,7 @@ def audit(root: Path, rewrites: int, say: Say) -> Tree:
     """
     settings, where = pipeline.remembered(root)
     tables = _finished(settings, where)
-    items = ingest.Ingested(tables["ingest"].directory).items
+    items = Ingested(tables["ingest"].directory).items
     scores = [tables[f"score/{expert.name}"] for expert in settings.experts]
     fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
     facts = ItemFacts.read(items, fitting.pairs, drawn_truths(settings, where))

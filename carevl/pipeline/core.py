@@ -19,6 +19,7 @@ from carevl.pipeline.publish import publish
 from carevl.settings import load_settings
 from carevl.stages import caption, demonstrate, evaluate, ingest, makers, phases, route, sample, score, select
 from carevl.stages.base import Context
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey
 from carevl.store.table import Table
@@ -250,7 +251,7 @@ def status(settings: Settings, where: Run) -> Iterator[str]:
             yield f"{name:16s} to {action}: {reason}"
             continue
         yield f"{name:16s} finished {manifest['finished']}: {manifest['rows_out']} rows, {manifest['errors']} errors"
-        table = where.table(cause) if name != "ingest" else ingest.Ingested(where.table(cause).directory).items
+        table = where.table(cause) if name != "ingest" else Ingested(where.table(cause).directory).items
         yield from (f"{'':16s} {problem}" for problem in table.problems(5))
 
 
@@ -313,7 +314,7 @@ def _retry_ingest(context: Context, tried: dict[str, Mapping[str, Any]]) -> bool
     again = Table(table.directory.with_name(f"{table.directory.name}.again"))
     counts = makers.read_sources(context, again.directory)
     tried["ingest"] = {"rows_out": manifest["errors"], "errors": counts["errors"]}
-    changed = ingest.Ingested(table.directory).failed() != ingest.Ingested(again.directory).failed()
+    changed = Ingested(table.directory).failed() != Ingested(again.directory).failed()
     if changed:
         known = {name: value for name, value in manifest.items() if name != "same_as"}
         again.finish(known | counts | {"retried": manifest.get("retried", 0) + 1})

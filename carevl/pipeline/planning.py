@@ -20,7 +20,7 @@ from carevl.cluster.sizing import shares
 from carevl.cluster.throughput import Rate, note, timed
 from carevl.pipeline import core as pipeline
 from carevl.stages import caption, score
-from carevl.stages.ingest import Ingested
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:

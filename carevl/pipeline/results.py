@@ -15,8 +15,8 @@ from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.results import summary
 from carevl.data.truth import Truth, read_truth
 from carevl.stages import evaluate, ingest
-from carevl.stages.ingest import Ingested
 from carevl.stats.bootstrap import Figure
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey
 from carevl.store.table import Table, write_atomically

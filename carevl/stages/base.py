@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.pools import Tally, Task, run_tasks
 from carevl.cluster.resources import supply
-from carevl.stages.ingest import Ingested
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
 from carevl.store.table import Table

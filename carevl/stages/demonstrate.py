@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
 from carevl.stages.sampling import Asking, Item, Prompted, both_orders, by_item, chance, typical
-from carevl.store.schemas import DEMONSTRATIONS
+from carevl.store.schemas import TARGETS
 
 if TYPE_CHECKING:
     from carevl.settings import Settings
@@ -59,7 +59,7 @@ def rankable(n_responses: int, high: Sequence[dict[str, Any]]) -> bool:
 
 
 def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.Table) -> pa.Table:
-    """The targets of phase 1, a pure function of stored rows: DEMONSTRATIONS."""
+    """The targets of phase 1, a pure function of stored rows: TARGETS."""
     share = settings.demonstrate.verdict_only_share
     written: dict[tuple[str, str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
     for row in judgments.to_pylist():
@@ -81,7 +81,7 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
                 bare += [_target(item, p, _verdict(p, of_item), evidence=False) for p in group]
     keep = round(len(targets) * share / (1 - share))
     bare.sort(key=lambda row: chance(settings.seed, row["item_id"], "bare"))
-    return pa.Table.from_pylist([*targets, *bare[:keep]], DEMONSTRATIONS)
+    return pa.Table.from_pylist([*targets, *bare[:keep]], TARGETS)
 
 
 def _groups(prompts: Sequence[Prompted]) -> Iterator[list[Prompted]]:

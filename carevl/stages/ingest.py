@@ -9,7 +9,6 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,9 +25,9 @@ from carevl.data.perceptual_hash import Look
 from carevl.data.reading import Source, SourceRow, mix, read_source
 from carevl.data.spill import Rows, Spill
 from carevl.data.urls import UrlFetcher
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
-from carevl.store.schemas import CONTAMINATED, IMAGES, ITEMS, failures
-from carevl.store.table import Table
+from carevl.store.schemas import IMAGES, ITEMS, failures
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
@@ -105,31 +104,6 @@ def _stamp(filesystem: FileSystem, path: str, run: Run) -> list[int]:
     """As `containers.stamp`, without the age of a world that the run has drawn: a copied run directory stays valid."""
     found = stamp(filesystem, path)
     return found[:-1] if path.startswith(f"{run.root.absolute()}/world-") else found
-
-
-@dataclass(frozen=True)
-class Ingested:
-    """The two tables of the stage, in one directory with one manifest."""
-
-    directory: Path
-
-    @property
-    def images(self) -> Table:
-        """One row per distinct image."""
-        return Table(self.directory / "images")
-
-    @property
-    def items(self) -> Table:
-        """One row per distinct item."""
-        return Table(self.directory / "items")
-
-    def failed(self) -> set[str]:
-        """Ids of the items that could not be read; those set aside as contaminated are not among them."""
-        return {
-            row["item_id"]
-            for row in self.items.read(columns=["item_id", "error"]).to_pylist()
-            if row["error"] is not None and row["error"]["kind"] != CONTAMINATED
-        }
 
 
 def run_ingest(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from carevl.cluster.pools import Work
     from carevl.settings import Settings
     from carevl.settings.training import Training
-    from carevl.stages.ingest import Ingested
+    from carevl.store.ingested import Ingested
     from carevl.training.driver import Trained
     from carevl.training.progress import Progress
 
@@ -38,7 +38,7 @@ def write_rows(learned: Table, columns: Mapping[str, str], ingested: Ingested, t
     """Joins images to the parts of a table; returns the parts that have rows.
 
     Args:
-        learned: DEMONSTRATIONS or PAIRS.
+        learned: TARGETS or PAIRS.
         columns: name in training to name in the table.
         target: receives `item_id`, `image` (bytes) and `columns`.
     """

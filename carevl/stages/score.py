@@ -21,7 +21,7 @@ from carevl.confidence.pairs import NO_CAPTION
 from carevl.models.conversations import Encoded
 from carevl.models.experts.load import encoder, fingerprint, load
 from carevl.models.row_errors import TOO_LONG, Failure
-from carevl.store.schemas import SCORES, row_error
+from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
 
 if TYPE_CHECKING:
     from carevl.cluster.pools import Prepare, Work
@@ -61,8 +61,6 @@ class Asked:
 
 
 Scores = list[list[float] | Failure]
-
-_TOKENS = pa.schema([("ids", pa.list_(pa.list_(pa.int32()))), ("types", pa.list_(pa.list_(pa.int32())))])
 
 
 def work(expert: Expert) -> Work:
@@ -104,7 +102,7 @@ def prepare(expert: Expert) -> Prepare:
         _, asked = _asked(expert, tables)
         made = encode([(one.turn(expert), one.responses) for one in asked])
         rows = [{"ids": [one.ids for one in said], "types": [one.types for one in said]} for said in made]
-        return {**tables, "tokens": pa.Table.from_pylist(rows, _TOKENS)}
+        return {**tables, "tokens": pa.Table.from_pylist(rows, EXPERT_TOKENS)}
 
     return ready
 

@@ -1,4 +1,4 @@
-"""The Arrow schema of every table that passes between stages."""
+"""The Arrow schema of every table that is written: between stages, by benchmarks, for experts and for training."""
 
 from __future__ import annotations
 
@@ -51,6 +51,9 @@ ITEMS = pa.schema(
 )
 """One row per distinct item, and one per source row that could not be read."""
 
+RGB = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("pixels", pa.large_binary())])
+"""A decoded image: rows of pixels from the top, 3 bytes each."""
+
 CAPTIONS = pa.schema(
     [
         ("image_id", pa.string()),  # key, with view
@@ -78,6 +81,26 @@ SCORES = pa.schema(
 )
 """One row per item, expert and view."""
 
+EXPERT_TOKENS = pa.schema([("ids", pa.list_(pa.list_(pa.int32()))), ("types", pa.list_(pa.list_(pa.int32())))])
+"""Token ids and types of the responses, one row for everything that an expert is asked."""
+
+ROUTES = pa.schema(
+    [
+        ("item_id", pa.string()),  # key, with first and second
+        ("first", pa.int32()),
+        ("second", pa.int32()),
+        ("route", pa.dictionary(pa.int8(), pa.string())),  # high, low or dropped
+        ("winner", pa.int32()),  # response index, -1 for a tie, null when unknown
+        ("probability", pa.float32()),
+        ("agreement", pa.float32()),
+        ("stability", pa.float32()),
+        ("no_caption_margin", pa.float32()),
+        ("source_agreement", pa.float32()),
+        ("length_difference", pa.int32()),  # in characters
+        ("reason", pa.dictionary(pa.int8(), pa.string())),  # why it was routed there, see `confidence.routing.REASONS`
+    ]
+)
+"""One row per pair of responses of an item."""
 
 JUDGMENTS = pa.schema(
     [
@@ -97,7 +120,7 @@ JUDGMENTS = pa.schema(
 )
 """One row per prompt and draw."""
 
-DEMONSTRATIONS = pa.schema(
+TARGETS = pa.schema(
     [
         ("item_id", pa.string()),  # key, with task and order
         ("task", pa.string()),
@@ -123,6 +146,58 @@ PAIRS = pa.schema(
     ]
 )
 """Chosen and rejected judgments of phase 2."""
+
+TRAINING_ITEMS = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("phase", pa.string()),
+        ("image", pa.string()),
+        ("prefix", pa.list_(pa.int32())),
+        ("branches", pa.list_(pa.list_(pa.int32()))),
+        ("weights", pa.list_(pa.list_(pa.float32()))),
+        ("reference", pa.list_(pa.float64())),
+    ]
+)
+"""What training reads, encoded: one row per prompt, its branches and what each token of them weighs."""
+
+TRAINING_IMAGES = pa.schema([("image", pa.string()), ("bytes", pa.large_binary())])
+"""The image files that training items name."""
+
+_PREDICTION_FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
+    ("benchmark", pa.string(), False, "id of the benchmark, such as vl-rewardbench"),
+    ("protocol", pa.string(), False, "official, official_scorer, strict or verdict_prob"),
+    ("judge", pa.string(), False, "the judge's name: a directory, a hub id, an endpoint, or a trivial judge"),
+    ("key", pa.string(), False, "key of the row within the benchmark"),
+    ("order", pa.list_(pa.int32()), False, "indices of the responses in the order shown"),
+    ("sample", pa.int32(), False, "number of the draw, from 0"),
+    ("prompt_hash", pa.string(), False, "first 16 hex digits of the SHA-256 of the prompt"),
+    ("text", pa.string(), False, "what the judge wrote; empty for a reward model"),
+    ("winner", pa.int32(), True, "response index of the row, -1 for a tie, null when unparsed or not pairwise"),
+    ("ranking", pa.list_(pa.int32()), True, "response indices, best first; null when unparsed or not a ranking"),
+    ("rating", pa.float64(), True, "1 to 5, or a reward model's raw score; null when unparsed or not pointwise"),
+    ("status", pa.string(), False, "ok, none (no verdict), both (contradicting verdicts) or truncated"),
+    ("probability", pa.float64(), True, "P(winner is the lower response index), from the verdict token; may be null"),
+    ("error", ERROR, True, "why the judge could not be asked, null if it was; such a row counts as without a verdict"),
+)
+
+PREDICTIONS = pa.schema(
+    [pa.field(name, kind, nullable, {"description": text}) for name, kind, nullable, text in _PREDICTION_FIELDS]
+)
+"""Key: benchmark, protocol, judge, key, order, sample. Each field carries its description as metadata."""
+
+QUESTIONS = pa.schema(
+    [
+        *(PREDICTIONS.field(name) for name in ("benchmark", "protocol", "key", "order", "sample")),
+        ("task", pa.string()),
+        ("prompt", pa.string()),
+        ("image", pa.string()),  # key into images, null for a text-only question
+        ("response", pa.string()),  # what a reward model has to score, else null
+    ]
+)
+"""What judges are asked: a part holds a block of them."""
+
+QUESTION_IMAGES = pa.schema([("name", pa.string()), ("bytes", pa.large_binary())])
+"""The image files that questions name."""
 
 
 def row_error(stage: str, kind: str, message: str) -> dict[str, str]:

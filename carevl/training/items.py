@@ -27,7 +27,7 @@ from carevl.judging.prompts import VERDICT_BEGUN
 from carevl.models.packing import Packed, Picture, Shape, Tree, computed_tokens, pack
 from carevl.models.transformers_engine import chat_prompt
 from carevl.settings.training import Packing, Phase
-from carevl.store.schemas import row_error
+from carevl.store.schemas import TRAINING_IMAGES, TRAINING_ITEMS, row_error
 from carevl.training.plain import Plain, separate
 from carevl.training.schedule import MicroBatch
 
@@ -39,18 +39,6 @@ COLUMNS: dict[Phase, list[str]] = {
 REFERENCE = ["reference_chosen", "reference_rejected"]
 """Log-probabilities of chosen and rejected under the reference, in nats."""
 
-_ITEMS = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("phase", pa.string()),
-        ("image", pa.string()),
-        ("prefix", pa.list_(pa.int32())),
-        ("branches", pa.list_(pa.list_(pa.int32()))),
-        ("weights", pa.list_(pa.list_(pa.float32()))),
-        ("reference", pa.list_(pa.float64())),
-    ]
-)
-_IMAGES = pa.schema([("image", pa.string()), ("bytes", pa.large_binary())])
 _AND = " and "
 _LIMITS = ImageLimits(max_image_bytes=sys.maxsize, max_image_pixels=sys.maxsize)  # ingest has let these images in
 
@@ -230,7 +218,7 @@ class Items:
     def of(cls, items: Iterable[dict[str, Any]], images: dict[str, bytes]) -> Items:
         """Items in memory."""
         files = [{"image": name, "bytes": data} for name, data in images.items()]
-        return cls(pa.Table.from_pylist(list(items), _ITEMS), pa.Table.from_pylist(files, _IMAGES))
+        return cls(pa.Table.from_pylist(list(items), TRAINING_ITEMS), pa.Table.from_pylist(files, TRAINING_IMAGES))
 
     @classmethod
     def open(cls, directory: Path) -> Items:

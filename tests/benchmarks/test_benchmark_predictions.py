@@ -5,10 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from carevl.benchmarks.outcomes import pairs_right, response_ratings
-from carevl.benchmarks.predictions import SCHEMA, by_key, draws_of, from_table, record, record_score, to_table
+from carevl.benchmarks.predictions import by_key, draws_of, from_table, record, record_score, to_table
 from carevl.benchmarks.questions import own_question
 from carevl.benchmarks.rows import Row
 from carevl.judging.prompts import Verdict
+from carevl.store.schemas import PREDICTIONS
 
 
 def test_predictions_survive_parquet(tmp_path, pair):
@@ -25,11 +26,11 @@ def test_predictions_survive_parquet(tmp_path, pair):
     assert from_table(read) == given
     assert given[0].order == (1, 0)
     assert given[3].rating == -3.5
-    assert read.schema.equals(SCHEMA)
+    assert read.schema.equals(PREDICTIONS)
 
 
 def test_every_field_is_documented():
-    assert all(len(field.metadata[b"description"]) > 10 for field in SCHEMA)
+    assert all(len(field.metadata[b"description"]) > 10 for field in PREDICTIONS)
 
 
 def test_a_table_without_a_column_is_refused():

@@ -16,6 +16,7 @@ from carevl.settings import Settings, load_settings
 from carevl.settings.data import Benchmark
 from carevl.settings.data import Source as SettingsSource
 from carevl.stages import ingest
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.schemas import CONTAMINATED
 
@@ -56,7 +57,7 @@ def save(data: bytes, file: Path, scale: float = 1.0, **options: Any) -> str:
 
 def take_in(settings: Settings, run: Run, directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     written = ingest.run_ingest(settings, run, directory, lambda *_: None)
-    items: list[dict[str, Any]] = ingest.Ingested(directory).items.read().to_pylist()
+    items: list[dict[str, Any]] = Ingested(directory).items.read().to_pylist()
     assert sum(len(item["sources"]) for item in items) == written["rows_in"]
     return written, items
 
@@ -174,7 +175,7 @@ def test_near_duplicates_among_the_data_are_reported_or_merged(
     copies = {one for pair in found["examples"] for one in pair}
     assert {item["image_id"] for item in ours} <= copies
     assert found["compared"] > 30
-    images = {image["image_id"] for image in ingest.Ingested(tmp_path / "ingest").images.read().to_pylist()}
+    images = {image["image_id"] for image in Ingested(tmp_path / "ingest").images.read().to_pylist()}
     if mode == "report":
         assert (len(ours), len({item["image_id"] for item in ours})) == (3, 3)
         assert copies <= images

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from carevl.compare.labels import Labels, lots
-from carevl.confidence.routing import SCHEMA
+from carevl.store.schemas import ROUTES
 
 ROWS = [
     ("a", "high", 0, 0.9),
@@ -22,7 +22,7 @@ def _routes(rows):
             {"item_id": item, "first": 0, "second": 1, "route": route, "winner": winner, "probability": p}
             for item, route, winner, p in rows
         ],
-        SCHEMA,
+        ROUTES,
     )
 
 
@@ -32,7 +32,7 @@ def _told(routes):
 
 def test_every_pair_with_a_winner_is_high_and_keeps_it():
     told = Labels("every").apply(_routes(ROWS), seed=0, most=1.0)
-    assert told.schema == SCHEMA
+    assert told.schema == ROUTES
     assert _told(told) == {
         "a": ("high", 0),
         "b": ("high", 1),

@@ -6,8 +6,9 @@ import pytest
 
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
-from carevl.confidence.routing import REASONS, SCHEMA
+from carevl.confidence.routing import REASONS
 from carevl.settings.router import RouterSettings
+from carevl.store.schemas import ROUTES
 
 NAN = np.nan
 
@@ -108,7 +109,7 @@ def test_any_cut_into_blocks_gives_the_same_rows_and_loses_no_item():
     blocks = [(whole_batches[0].slice(a, b - a), whole_batches[1].slice(4 * a, 4 * (b - a))) for a, b in cuts]
     streamed = pa.Table.from_batches(router.route_stream(blocks))
     assert streamed.equals(pa.Table.from_batches([router.route(whole)]))
-    assert streamed.schema == SCHEMA
+    assert streamed.schema == ROUTES
     assert set(streamed["item_id"].to_pylist()) == set(items["item_id"].to_pylist())
     assert len(streamed) == sum(max(1, n * (n - 1) // 2) for n in map(len, items["responses"].to_pylist()))
     assert {"high", "low", "dropped"} == set(streamed["route"].to_pylist())

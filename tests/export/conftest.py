@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from carevl.confidence.routing import SCHEMA as ROUTES
 from carevl.judging.prompts import judge_prompt, write_judgment
 from carevl.settings import load_settings
 from carevl.stages import ingest
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run
-from carevl.store.schemas import DEMONSTRATIONS, PAIRS
+from carevl.store.schemas import PAIRS, ROUTES, TARGETS
 from carevl.store.stage_key import StageKey
 from carevl.store.table import Table
 
@@ -52,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     cause = StageKey("ingest", ingest.facts(settings, run))
     counts = ingest.run_ingest(settings, run, run.table(cause).directory, lambda *_: None)
     run.table(cause).finish({"stage": "ingest", "fingerprint": cause.fingerprint, "cause": dict(cause.facts), **counts})
-    items = ingest.Ingested(run.table(cause).directory).items
+    items = Ingested(run.table(cause).directory).items
 
     def make(stage: str, inputs: Row, below: str, of_item: Callable[[Row], list[Row]], schema: pa.Schema) -> str:
         made = StageKey(stage, {"inputs": inputs})
@@ -66,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     read = {"ingest": cause.fingerprint}
     routed = make("route", read, "", routes, ROUTES)
-    make("demonstrate", read | {"route": routed}, "targets", targets, DEMONSTRATIONS)
+    make("demonstrate", read | {"route": routed}, "targets", targets, TARGETS)
     sampled = make("sample", read | {"route": routed}, "", judged, PAIRS)
     make("select", {"sample": sampled}, "", judged, PAIRS)
     return run
@@ -77,7 +77,7 @@ def items(run: Run) -> dict[str, Row]:
     """The run's items by id."""
     manifest = run.latest("ingest")
     assert manifest is not None
-    table = ingest.Ingested(run.root / "ingest" / manifest["fingerprint"]).items
+    table = Ingested(run.root / "ingest" / manifest["fingerprint"]).items
     return {row["item_id"]: row for row in table.read().to_pylist()}
 
 

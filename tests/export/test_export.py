@@ -21,7 +21,7 @@ from carevl.data.reading import Source, detect_formats, read_source
 from carevl.errors import UserError
 from carevl.export.export import export
 from carevl.export.writers import WRITERS
-from carevl.stages.ingest import Ingested
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 
 WHAT = ("items", "pairs", "judgments", "dpo")

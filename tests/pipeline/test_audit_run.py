@@ -16,6 +16,7 @@ from carevl.pipeline import core as pipeline
 from carevl.pipeline.audit import audit
 from carevl.settings import load_settings
 from carevl.stages import ingest
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.schemas import CAPTIONS, SCORES
 
@@ -28,7 +29,7 @@ def where(tmp_path_factory):
     """A run up to its scores: items are read from a drawn world, captions and scores are made up from its truth."""
     run, settings = Run(tmp_path_factory.mktemp("audited")), load_settings("mini", SETTINGS)
     causes = _ingested(settings, run)
-    items = ingest.Ingested(run.table(causes["ingest"]).directory).items
+    items = Ingested(run.table(causes["ingest"]).directory).items
     truths = read_truth(next(run.root.glob("world-*")))
     rng = np.random.default_rng(0)
     for number in items.parts():

@@ -23,7 +23,7 @@ from carevl.models.engines import locate
 from carevl.pipeline import core as pipeline
 from carevl.pipeline import results
 from carevl.settings import load_settings
-from carevl.stages.ingest import Ingested
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.schemas import row_error
 from carevl.store.table import Table

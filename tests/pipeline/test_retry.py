@@ -10,7 +10,7 @@ from PIL import Image
 
 from carevl.pipeline import core as pipeline
 from carevl.settings import load_settings
-from carevl.stages.ingest import Ingested
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 
 

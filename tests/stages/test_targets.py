@@ -6,7 +6,7 @@ import pytest
 from carevl.judging.prompts import parse_judgment, write_judgment
 from carevl.settings import load_settings
 from carevl.stages import demonstrate, phases
-from carevl.stages.ingest import Ingested
+from carevl.store.ingested import Ingested
 from carevl.store.run import RunError
 from carevl.store.schemas import ITEMS, JUDGMENTS
 from carevl.store.table import Table
