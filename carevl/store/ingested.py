@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from carevl.store.table import Table
 from carevl.store.schemas import CONTAMINATED
+from carevl.store.table import Table
 
 
 @dataclass(frozen=True)
