@@ -1,4 +1,4 @@
-"""The `carevl` command: one file per command."""
+"""The `carevl` command: one file per command. Nothing below this room prints or exits."""
 
 from carevl.cli.app import main
 

@@ -1,0 +1,93 @@
+"""`carevl evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carevl.cli.options import log
+from carevl.errors import UserError
+
+_Benchmark = Annotated[
+    str, typer.Option(help="vl-rewardbench, mllm-judge, multimodal-rewardbench, mm-rlhf-rewardbench or rewardbench2.")
+]
+_Data = Annotated[Path, typer.Option(help="The benchmark's rows: a file, or a folder of files.")]
+_Judge = Annotated[
+    str | None,
+    typer.Option(
+        help="A model directory or hub id, `URL#MODEL` of an OpenAI-compatible endpoint, or longer, first, random."
+    ),
+]
+_Images = Annotated[Path | None, typer.Option(help="Where image paths begin; beside the data by default.")]
+_Protocols = Annotated[
+    list[str] | None,
+    typer.Option(help="official, official_scorer, strict or verdict_prob; may be given several times."),
+]
+_Draws = Annotated[int | None, typer.Option("--k", min=1, help="Judgments per row where a protocol draws several.")]
+_Engine = Annotated[str, typer.Option(help="vllm, or transformers.")]
+_JudgeOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting of the judge: revision=…, max_tokens=512, pool.num_gpus=1.",
+    ),
+]
+_MaxErrorFraction = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of questions that may fail; each counts as without a verdict.")
+]
+_AllowMissingImages = Annotated[bool, typer.Option(help="Leave out rows whose image is missing.")]
+_Out = Annotated[Path | None, typer.Option(help="Directory for predictions.parquet and figures.json.")]
+_Stored = Annotated[
+    Path | None, typer.Option("--from", help="Ask nobody: compute every figure anew from these predictions.")
+]
+_Compare = Annotated[
+    tuple[Path, Path] | None, typer.Option(help="Ask nobody: compare two judges by their predictions.")
+]
+
+
+def evaluate(
+    benchmark: _Benchmark,
+    data: _Data,
+    judge: _Judge = None,
+    images: _Images = None,
+    protocol: _Protocols = None,
+    k: _Draws = None,
+    engine: _Engine = "vllm",
+    overrides: _JudgeOverrides = None,
+    max_error_fraction: _MaxErrorFraction = 0.05,
+    allow_missing_images: _AllowMissingImages = False,
+    out: _Out = None,
+    stored: _Stored = None,
+    compare: _Compare = None,
+) -> None:
+    """Ask a judge every question of a benchmark, or score what was answered, with 95 % intervals and baselines.
+
+    An interrupted evaluation goes on where it stopped when the same command is given again.
+
+    Example: carevl evaluate --judge miniworld:judge --benchmark vl-rewardbench --data world/dev/vl_rewardbench.parquet
+    --out runs/base
+    """
+    from carevl.benchmarks import command
+    from carevl.benchmarks.data import load
+
+    rows = load(benchmark, data, images)
+    if sum(choice is not None for choice in (judge, stored, compare)) != 1:
+        raise UserError("evaluate: give one of --judge JUDGE, --from PREDICTIONS and --compare A B")
+    lines: Iterable[str] = ()
+    if judge is not None:
+        if out is None:
+            raise UserError("evaluate: give --out DIR, where predictions and figures are written")
+        asking = command.Asking(
+            judge, engine, protocol or (), k, overrides or (), allow_missing_images, max_error_fraction
+        )
+        lines = command.evaluate(rows, asking, out, log)
+    elif stored is not None:
+        lines = command.score_again(rows, stored, k, out, allow_missing_images)
+    elif compare is not None:
+        lines = command.compare(rows, compare, k, allow_missing_images)
+    for line in lines:
+        typer.echo(line)

@@ -1,0 +1,61 @@
+"""`carevl judge`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from carevl.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from carevl.reward_model import RewardModel
+
+
+def judge(
+    model: Annotated[str, typer.Argument(metavar="DIR", help="A judge: RUN/judge, a model directory or a hub id.")],
+    image: Annotated[Path, typer.Option(help="The image file.")],
+    question: Annotated[str, typer.Option(help="What was asked about it.")],
+    response: Annotated[list[str], typer.Option(help="An answer; one is rated, two are compared, more are ranked.")],
+    engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
+    as_json: AsJson = False,
+) -> None:
+    """Ask a judge which response is better, with its probability and its evidence.
+
+    Example: carevl judge runs/mini/judge --image photo.png --question "How many circles are there?"
+    --response "Two." --response "Three."
+    """
+    from carevl.reward_model import RewardModel
+
+    for line in judgment_lines(RewardModel(model, engine=engine), image, question, response, as_json=as_json):
+        typer.echo(line)
+
+
+def judgment_lines(
+    judge: RewardModel, image: Path, question: str, responses: Sequence[str], *, as_json: bool
+) -> Iterator[str]:
+    """Return the judge's answer, line by line: one response is rated, two are compared, more are ranked."""
+    if len(responses) == 1:
+        rating = judge.score(image, question, responses[0])
+        yield json.dumps({"rating": rating}) if as_json else f"rating {rating:.2f} of 5"
+    elif len(responses) == 2:
+        judgment = judge.judge(image, question, responses)
+        if as_json:
+            yield json.dumps(asdict(judgment))
+            return
+        yield f"response {judgment.winner + 1} is better, with probability {judgment.probability:.3f}"
+        yield f"  {responses[judgment.winner]}"
+        yield f"evidence: {judgment.evidence}"
+        if not judgment.consistent:
+            yield "the judge changes its mind with the order of the responses; do not rely on this verdict"
+    else:
+        order = judge.rank(image, question, responses)
+        if as_json:
+            yield json.dumps({"ranking": order})
+            return
+        for place, i in enumerate(order, 1):
+            yield f"{place}. response {i + 1}: {responses[i]}"

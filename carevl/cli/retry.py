@@ -1,0 +1,24 @@
+"""`carevl retry`."""
+
+from __future__ import annotations
+
+import typer
+
+from carevl.cli.options import RunRoot, log
+
+
+def retry(run_dir: RunRoot) -> None:
+    """Run the rows that failed once more, and only those; then every stage that their new results change.
+
+    Example: carevl retry runs/mini
+    """
+    from carevl.cluster.connect import ray_cluster
+    from carevl.pipeline import core as pipeline
+
+    settings, run = pipeline.remembered(run_dir.absolute())
+    with ray_cluster(settings.cluster):
+        retried = pipeline.retry(settings, run, log)
+    for name, tally in retried.items():
+        typer.echo(f"{name:16s} {tally['rows_out']} rows, {tally['errors']} still failed")
+    if not retried:
+        typer.echo("no row has failed")

@@ -1,0 +1,50 @@
+"""`carevl run`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from carevl.cli.options import Overrides, RunDir, SettingsName, log, run_at
+from carevl.errors import UserError
+
+
+def run(
+    settings: SettingsName = "mini",
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    final: Annotated[
+        bool, typer.Option("--final", help="Evaluate on the benchmarks' test data, and record it.")
+    ] = False,
+) -> None:
+    """Run the main job: from preference data to an evaluated judge in RUN/judge.
+
+    Stages: ingest, caption, score, route, demonstrate, sft (phase 1), sample, select, dpo (phase 2), evaluate. Run it
+    again after an interruption or a changed setting: what is there and still valid is not made again.
+
+    Example: carevl run mini --set items=64 --run-dir runs/small
+    """
+    from carevl.cluster.connect import ray_cluster
+    from carevl.pipeline import core as pipeline
+    from carevl.pipeline import results
+    from carevl.settings import load_settings
+    from carevl.stages import evaluate
+
+    tree, store = load_settings(settings, overrides or ()), run_at(settings, run_dir)
+    if final:
+        if until:
+            raise UserError("run: --final evaluates what the whole run has made; leave out --until")
+        evaluate.final(tree)  # refuses before anything runs
+    with ray_cluster(tree.cluster):
+        done = pipeline.run(tree, store, log, until)
+        if final:
+            pipeline.run_final(tree, store, log)
+    typer.echo(f"{'stage':16s} {'action':8s} {'rows in':>8s} {'rows out':>8s} {'errors':>6s} {'seconds':>8s}")
+    for stage in done:
+        counts = f"{stage.rows_in:8d} {stage.rows_out:8d} {stage.errors:6d} {stage.seconds:8.1f}"
+        typer.echo(f"{stage.name:16s} {stage.action:8s} {counts}")
+    for line in ("", *results.table(json.loads((store.root / results.RESULTS).read_text()))):
+        typer.echo(line)

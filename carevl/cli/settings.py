@@ -1,0 +1,18 @@
+"""`carevl settings`."""
+
+from __future__ import annotations
+
+import typer
+
+from carevl.cli.options import Overrides, SettingsName
+
+
+def settings(settings: SettingsName = "mini", overrides: Overrides = None) -> None:
+    """Print the resolved settings with the documentation of every field.
+
+    The output is a settings file: save it, change it, and give its name to `carevl run`.
+    """
+    from carevl.settings.loader import load_settings, reference
+
+    for line in reference(load_settings(settings, overrides or ())):
+        typer.echo(line)
