@@ -1,23 +1,36 @@
-# `make demo` and `make test` each do everything on a fresh machine: the first use creates .venv and installs
-# the locked versions (about 3 minutes); later uses start at once.
+# Each of these does everything on a fresh machine: the first use creates .venv and installs the locked versions
+# (about 3 minutes); later uses start at once.
+#   make check     lint and unit tests, in minutes
+#   make test      lint and all tests but the nightly ones
+#   make test-all  lint and all tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests run in so many processes; each keeps to the modules that it began.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadgroup --no-loadscope-reorder
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 TORCH_INDEX := --retries 1 --timeout 15 --index-url https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo check test test-all lint bench setup clean
 
 demo: $(READY)
 	$(BIN)/carevl run mini
 
+check: lint
+	$(PYTEST) -m "unit and not nightly"
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not nightly"
+
+test-all: lint
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 bench: $(READY)

@@ -35,7 +35,7 @@ from PIL import Image
 
 import carevl  # noqa: F401  before transformers: it declares what torchvision may lack
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # for what tests and benchmarks share
 
 GOALS = {"dpo_ratio": 1.8, "dpo_ratio_cached": 2.4, "sft_ratio": 1.5, "dpo_memory_ratio": 0.7}
 PEER = "trl 1.16.0"
@@ -126,9 +126,9 @@ def figures(phase: str, said: dict[str, list[Turn]], suffix: str) -> list[dict[s
 def answer_turns(side: str, directory: Path, size: str, threads: int) -> None:
     """Trains an epoch for every phase that is asked for on standard input."""
     import torch
-    import trl_peer  # noqa: F401  both sides hold the same libraries
 
     from carevl.settings.training import Training
+    from tests.training import trl_peer  # noqa: F401  both sides hold the same libraries
 
     torch.set_num_threads(threads)
     if side == "ours":
@@ -207,9 +207,8 @@ def ours(phase: str, directory: Path, judge: Path, training: Any) -> Turn:
 
 def theirs(phase: str, directory: Path, judge: Path, training: Any) -> Turn:
     """An epoch, the reference in it."""
-    import trl_peer
-
     from carevl.training.schedule import Schedule
+    from tests.training import trl_peer
 
     rows, each = pq.read_table(directory / f"{phase}.parquet"), PHASES[phase]
     schedule = Schedule(rows.num_rows // each, training.batch_size, 1, training.seed)

@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from carevl.store.table import Table
 
 ENTRY = Path(__file__).parents[2] / "ray_jobs" / "score.py"
@@ -16,6 +18,7 @@ def _table(run, stage):
     return Table(directory).read()
 
 
+@pytest.mark.fault
 def test_a_lost_node_costs_no_row_and_changes_none(raylets, words, submitted, tmp_path):
     nodes = {name: raylets.add(**{name: 1}) for name in EXPERTS}
     placed = [f"experts.{n}.pool.resources={{{name}: 1}}" for n, name in enumerate(EXPERTS)]

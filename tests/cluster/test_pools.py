@@ -216,6 +216,7 @@ def test_a_pool_whose_work_cannot_be_made_stops_the_run(ray, source):
         run_tasks([task(source, wrong=1)], range(6), 0.0, silent)
 
 
+@pytest.mark.fault
 def test_a_full_disk_stops_the_run_with_one_line_and_the_next_goes_on(ray, source):
     target = Table(source.directory.parent / "pool")
     with pytest.raises(

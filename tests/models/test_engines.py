@@ -21,6 +21,8 @@ from carevl.models.vllm_engine import VllmGenerator
 from carevl.settings.models import Judge, Pool
 from carevl.store.run import RunError
 
+pytestmark = pytest.mark.vllm
+
 
 @pytest.fixture(scope="module")
 def drawn():

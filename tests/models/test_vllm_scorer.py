@@ -26,6 +26,7 @@ def conversations():
     ]
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_scores_are_those_of_transformers(name, conversations):
     expected = RewardScorer(WEIGHTS / f"expert-{name}").score(conversations)

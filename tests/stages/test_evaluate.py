@@ -217,6 +217,7 @@ def test_a_reward_model_scores_the_responses(ray, tmp_path):
     assert len({p.rating for p in predictions}) == 3
 
 
+@pytest.mark.fault
 def test_a_killed_evaluation_goes_on_where_it_stopped(first, pairs, world, tmp_path):
     target = Table(tmp_path / "killed")
     script = f"""

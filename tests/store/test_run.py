@@ -44,6 +44,7 @@ def test_actions_follow_what_is_on_disk(tmp_path):
     assert run.action(changed) == ("recompute", 'caption.prompt: "a" -> "b"')
 
 
+@pytest.mark.fault
 def test_a_write_that_fails_names_the_file_and_leaves_the_old_one_and_no_debris(tmp_path, largest_file):
     file = tmp_path / "f"
     write_atomically(file, b"old")
@@ -53,6 +54,7 @@ def test_a_write_that_fails_names_the_file_and_leaves_the_old_one_and_no_debris(
     assert [f.name for f in tmp_path.iterdir()] == ["f"]
 
 
+@pytest.mark.fault
 def test_neither_a_part_nor_a_manifest_appears_on_a_full_disk(tmp_path, largest_file):
     run = Run(tmp_path)
     table = run.table(_cause())

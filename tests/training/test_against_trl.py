@@ -10,7 +10,11 @@ from carevl.miniworld.models import make_processor, make_tokenizer
 from carevl.training.reference import Reference
 from carevl.training.steps import Objective
 
-trl_peer = pytest.importorskip("trl_peer", reason="trl is not installed; it is in the dev extra", exc_type=ImportError)
+pytest.importorskip("trl", reason="trl is not installed; it is in the dev extra")
+
+from tests.training import trl_peer
+
+pytestmark = pytest.mark.train
 
 EXACT = {"lora": None, "learning_rate": 1e-3, "epochs": 2}
 

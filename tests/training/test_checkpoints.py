@@ -11,6 +11,7 @@ from carevl.errors import UserError
 from carevl.training.checkpoints import Checkpoints, held
 
 
+@pytest.mark.fault
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_as_it_was(
     begin, sft_rows, quick, tmp_path, largest_file
 ):
@@ -33,6 +34,7 @@ def test_what_a_killed_worker_was_writing_is_removed(begin, sft_rows, quick, tmp
     assert not list(tmp_path.glob(".unfinished*"))
 
 
+@pytest.mark.fault
 def test_one_training_at_a_time_writes_to_a_directory(tmp_path):
     script = f"""if True:
         import time

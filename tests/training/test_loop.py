@@ -12,6 +12,8 @@ from peft import PeftModel
 from carevl.training.judge import log_probabilities
 from carevl.training.reference import Reference
 
+pytestmark = pytest.mark.train
+
 
 def _curve(loop, steps=None):
     return [loop.step(k) for k in range(loop.assignment.schedule.steps if steps is None else steps)]

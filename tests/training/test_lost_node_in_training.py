@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).with_name("train_on_nodes.py")
 WORKERS = {"count": 2, "num_cpus": 0.5, "resources": {"trainer": 1}, "placement": "STRICT_SPREAD"}
 
 
+@pytest.mark.fault
 def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(raylets, begin, judge, sft_rows, write, quick, tmp_path):
     training = quick(epochs=20, checkpoint_steps=2, workers=WORKERS)
     loop, _ = begin("sft", sft_rows, training)

@@ -23,6 +23,8 @@ from carevl.training.driver import TrainingError, _interruptible, assign, train
 from carevl.training.items import Items
 from carevl.training.progress import read_log
 
+pytestmark = pytest.mark.train
+
 
 def _losses(curve):
     return [facts["loss"] for facts in curve]
@@ -42,6 +44,7 @@ def _kill_a_worker(log, killed):
     killed.append(len(read_log(log)))
 
 
+@pytest.mark.fault
 def test_a_killed_worker_goes_on_with_the_same_curve(ray_here, begin, judge, sft_rows, write, quick, tmp_path):
     training = quick(epochs=20, checkpoint_steps=2)
     expected = _alone(begin, sft_rows, training)
@@ -61,6 +64,7 @@ def _drive(rows, judge, out, training):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.fault
 def test_a_training_whose_driver_is_killed_is_taken_up_by_the_next_call(begin, judge, sft_rows, write, quick, tmp_path):
     training = quick(epochs=20, checkpoint_steps=4)
     expected = _alone(begin, sft_rows, training)
