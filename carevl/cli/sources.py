@@ -24,13 +24,13 @@ def sources(
 
     Example: carevl sources data/rlaif_v --rows 100
     """
-    from carevl.data import describe
+    from carevl.data.describe import describe_formats, describe_source
     from carevl.data.images import ImageLimits
     from carevl.data.reading import Source
 
     if path is None:
-        lines = describe.known()
+        lines = describe_formats()
     else:
-        lines = describe.found(Source("source", path, format_name, image_root=image_root), rows, ImageLimits())
+        lines = describe_source(Source("source", path, format_name, image_root=image_root), rows, ImageLimits())
     for line in lines:
         typer.echo(line)

@@ -1,4 +1,4 @@
-"""What `carevl sources` says: the known formats, and what is found at a path."""
+"""Describe the preference formats, and data on disk, in lines of text."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from carevl.data.containers import locate
-from carevl.data.examples import EXAMPLES
 from carevl.data.formats import FORMATS
 from carevl.data.images import ImageLimits
 from carevl.data.intake import Intake
 from carevl.data.reading import Source, detect_formats, read_source
 
 
-def known() -> Iterator[str]:
-    """Every format: its name, the columns that it is known by, and the smallest row."""
-    for name, known_format in FORMATS.items():
+def describe_formats() -> Iterator[str]:
+    """Describe every format: its name, the columns that it is recognised by, and the smallest row."""
+    for preference_format in FORMATS.values():
         columns = [
             f"{names.replace('|', ' or ')} ({kinds.replace('|', ' or ')})"
-            for names, kinds in known_format.columns.items()
+            for names, kinds in preference_format.columns.items()
         ]
-        yield name
+        yield preference_format.name
         yield f"  columns  {', '.join(columns)}"
-        yield f"  example  {json.dumps(EXAMPLES[name])}"
+        yield f"  example  {json.dumps(preference_format.example)}"
 
 
-def found(source: Source, rows: int, limits: ImageLimits) -> Iterator[str]:
-    """Each file of a source: its format, how many of its first rows are good, and the first of each kind of problem.
+def describe_source(source: Source, rows: int, limits: ImageLimits) -> Iterator[str]:
+    """Describe each file of a source: its format, how many of its first rows are good, each kind of problem.
 
     Rows are read as a run reads them, images included; URLs are not fetched.
 
@@ -50,7 +49,7 @@ def found(source: Source, rows: int, limits: ImageLimits) -> Iterator[str]:
                 problems.setdefault(error["kind"], []).append(
                     f"row {row.locator.rpartition('#')[2]}: {error['message']}"
                 )
-        read = f"first {count} rows" if count == rows else f"{count} rows"
-        yield f"{file}: {name or 'no known format'}, {read}, {sum(map(len, problems.values()))} with an error"
+        rows_read = f"first {count} rows" if count == rows else f"{count} rows"
+        yield f"{file}: {name or 'no known format'}, {rows_read}, {sum(map(len, problems.values()))} with an error"
         for kind, messages in problems.items():
             yield f"  {len(messages)} {kind}, first {messages[0]}"

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import pyarrow.fs as pafs
 
 from carevl.data.containers import Record, SourceError, list_files, locate, read_records
-from carevl.data.formats import Format, UnknownFormatError, columns_of, detect, format_named
+from carevl.data.formats import FORMATS
+from carevl.data.formats.base import Format
+from carevl.data.formats.detection import UnknownFormatError, columns_of, detect
 from carevl.data.json_rows import json_values
 from carevl.data.rows import Preference, RowError
 
@@ -29,7 +31,7 @@ class Source:
     path: str
     """A file or a directory, local or a URI that pyarrow knows (`s3://…`, `gs://…`)."""
     format: str | None = None
-    """Name of the format; None detects it from the columns, file by file."""
+    """Name of the format, or `package.module:NAME` of one's own; None detects it from the columns, file by file."""
     labels: bool = False
     """Whether the preference is trusted: it then fills `gold` as well."""
     split: str = "train"
@@ -40,7 +42,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.format is not None:
-            format_named(self.format)
+            FORMATS[self.format]  # a name that is unknown is refused here, before any file is opened
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _recognise(
     head = list(itertools.islice(records, _HEAD_ROWS))
     rows = [record.row for record in head if record.row is not None]
     if source.format is not None:
-        return format_named(source.format), head, records
+        return FORMATS[source.format], head, records
     if not rows:
         return None, head, records
     try:

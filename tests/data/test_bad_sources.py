@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from carevl.data.examples import EXAMPLES
 from carevl.data.formats import FORMATS
 from carevl.data.reading import Source
 from carevl.settings import load_settings
@@ -75,7 +74,7 @@ def test_a_tenth_of_broken_images_costs_those_rows(
     for n in range(54):
         (tmp_path / f"{n}.png").write_bytes(draw("GIF" if n % 5 else "PNG", seed=n))  # most endings are wrong
     images = [*(f"{n}.png" for n in range(54)), *broken]
-    path = write_lines([changed(EXAMPLES[name], "a.png", image) for image in images])
+    path = write_lines([changed(FORMATS[name].example, "a.png", image) for image in images])
     pictures, items = take_in(Source("s", str(path)))
     errors = Counter(item["error"]["kind"] for item in items if item["error"])
     assert errors == Counter(broken.values())
@@ -90,7 +89,7 @@ def test_odd_texts_and_repeated_ids_are_items(
     (tmp_path / "a.png").write_bytes(draw())
     long = "Why? " * 20_480
     questions = ["a\0b?", "\udfff what?", long.strip(), "ordinary?"]
-    rows = [changed(EXAMPLES[name], QUESTION, question) | {"id": "same"} for question in questions]
+    rows = [changed(FORMATS[name].example, QUESTION, question) | {"id": "same"} for question in questions]
     rows.append(changed(rows[-1], "A dog.", "A \0\ud800 dog."))
     _, items = take_in(Source("s", str(write_lines(rows))))
     assert [item["error"] for item in items] == [None] * 5
@@ -99,12 +98,14 @@ def test_odd_texts_and_repeated_ids_are_items(
     assert pa.Table.from_pylist(items, ITEMS).num_rows == 5
 
 
-@pytest.mark.parametrize(("name", "column"), [(name, column) for name, row in EXAMPLES.items() for column in row])
+@pytest.mark.parametrize(
+    ("name", "column"), [(name, column) for name, known in FORMATS.items() for column in known.example]
+)
 def test_a_column_that_is_null_wrong_or_absent_in_some_rows_costs_those_rows(
     name: str, column: str, write_lines: Lines, tmp_path: Path, draw: Callable[..., bytes], take_in: Callable[..., Any]
 ) -> None:
     (tmp_path / "a.png").write_bytes(draw())
-    good = EXAMPLES[name]
+    good = FORMATS[name].example
     bad = [good | {column: None}, good | {column: 7.5}, {key: value for key, value in good.items() if key != column}]
     _, items = take_in(Source("s", str(write_lines([good, *bad, changed(good, QUESTION, "Other?")]))))
     assert sum(len(item["sources"]) for item in items) == 5
@@ -121,11 +122,11 @@ def test_a_shard_without_a_column_or_rows_costs_that_shard(
     name: str, write_lines: Lines, tmp_path: Path, draw: Callable[..., bytes], take_in: Callable[..., Any]
 ) -> None:
     (tmp_path / "a.png").write_bytes(draw())
-    good = EXAMPLES[name]
+    good = FORMATS[name].example
     write_lines([good], "rows/0.jsonl")
     write_lines([{"caption": "x"}], "rows/1.jsonl")
     write_lines([], "rows/2.jsonl")
-    write_lines([changed(EXAMPLES["items"], QUESTION, "Of another format?")], "rows/3.jsonl")
+    write_lines([changed(FORMATS["items"].example, QUESTION, "Of another format?")], "rows/3.jsonl")
     _, items = take_in(Source("s", str(tmp_path / "rows"), image_root=str(tmp_path)))
     assert [item["error"]["kind"] for item in items if item["error"]] == ["format"]
     assert {item["question"] for item in items if not item["error"]} == {QUESTION, "Of another format?"}
@@ -135,7 +136,7 @@ def test_a_whole_ingest_accounts_for_every_bad_row(
     broken: dict[str, str], write_lines: Lines, tmp_path: Path, draw: Callable[..., bytes]
 ) -> None:
     declared = []
-    for name, row in EXAMPLES.items():
+    for name, row in ((name, known.example) for name, known in FORMATS.items()):
         (tmp_path / f"{name}.png").write_bytes(draw(seed=len(declared)))
         rows = [changed(row, "a.png", f"{name}.png"), *(changed(row, "a.png", image) for image in broken)]
         declared.append(SettingsSource(path=str(write_lines(rows, f"{name}.jsonl")), name=name))

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from carevl.data.containers import CONTAINERS
-from carevl.data.examples import EXAMPLES
 from carevl.data.formats import FORMATS
+from carevl.data.formats.detection import columns_of
 from carevl.data.perceptual_hash import MOST_BITS, MOST_COLOUR
 from carevl.data.reading import Source, detect_formats
-from carevl.data.rows import ErrorKind
+from carevl.data.rows import ErrorKind, RowError
 from carevl.export.writers import WRITERS
 from carevl.settings.data import Data
 from carevl.store.schemas import CONTAMINATED
@@ -42,7 +42,7 @@ def test_the_example_of_a_format_is_detected_and_read_into_an_item(
 ) -> None:
     [block] = blocks(name, "json")
     row = json.loads(block)
-    assert row == EXAMPLES[name]
+    assert row == FORMATS[name].example
     (tmp_path / "a.png").write_bytes(draw())
     source = Source("mine", str(write_lines([row])))
     assert list(detect_formats(source).values()) == [name]
@@ -51,6 +51,19 @@ def test_the_example_of_a_format_is_detected_and_read_into_an_item(
     assert item["question"] == "What is it?"
     best = item["responses"][item["source_preference"].index(max(item["source_preference"]))]
     assert (best, sorted(item["responses"])) == ("A cat.", ["A cat.", "A dog."])
+
+
+def test_the_format_of_ones_own_reads_its_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    [block] = blocks("A format of your own", "python")
+    (tmp_path / "my_formats.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = FORMATS["my_formats:MINE"]
+    assert mine.lacking(columns_of([mine.example])) == []
+    read = mine.read(mine.example)
+    assert (read.question, read.image) == ("What is it?", "a.png")
+    assert dict(zip(read.responses, read.preference or (), strict=True)) == {"A cat.": 1, "A dog.": 0}
+    with pytest.raises(RowError, match="`win` should be text, found null"):
+        mine.read(mine.example | {"win": None})
 
 
 def test_the_settings_are_settings() -> None:

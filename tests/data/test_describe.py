@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from carevl.data import describe
-from carevl.data.examples import EXAMPLES
-from carevl.data.formats import FORMATS, UnknownFormatError
+from carevl.data.describe import describe_formats, describe_source
+from carevl.data.formats import FORMATS
+from carevl.data.formats.detection import UnknownFormatError
 from carevl.data.images import ImageLimits
 from carevl.data.reading import Source
 
 Write = Callable[..., Path]
 
 
-def said(path: Path, rows: int = 1000) -> list[str]:
-    return list(describe.found(Source("s", str(path)), rows, ImageLimits()))
+def lines_about(path: Path, rows: int = 1000) -> list[str]:
+    return list(describe_source(Source("s", str(path)), rows, ImageLimits()))
 
 
 def test_every_format_is_listed_with_its_columns_and_an_example_that_reads() -> None:
-    lines = list(describe.known())
+    lines = list(describe_formats())
     assert lines[::3] == list(FORMATS)
     for name, columns, example in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
         assert all(column in columns for names in FORMATS[name].columns for column in names.split("|"))
@@ -33,22 +33,22 @@ def test_a_file_is_described_by_format_rows_and_first_problems(
     write_lines: Write, tmp_path: Path, draw: Callable[..., bytes]
 ) -> None:
     (tmp_path / "a.png").write_bytes(draw())
-    good = EXAMPLES["spa-vl"]
+    good = FORMATS["spa-vl"].example
     path = write_lines([good, good | {"chosen": None}, good | {"image": "b.png"}, good | {"image": "c.png"}])
-    file, *problems = said(path)
+    file, *problems = lines_about(path)
     assert file == f"{path}: spa-vl, 4 rows, 3 with an error"
     assert problems[0] == "  1 responses, first row 1: `chosen` is null or absent"
     assert problems[1].startswith("  2 image_missing, first row 2: 'b.png': no such file")
-    assert said(path, 2)[0] == f"{path}: spa-vl, first 2 rows, 1 with an error"
+    assert lines_about(path, 2)[0] == f"{path}: spa-vl, first 2 rows, 1 with an error"
 
 
 def test_images_of_a_file_in_a_folder_are_looked_up_from_the_folder(
     write_lines: Write, tmp_path: Path, draw: Callable[..., bytes]
 ) -> None:
     (tmp_path / "a.png").write_bytes(draw())
-    write_lines([EXAMPLES["spa-vl"]], "rows/one.jsonl")
+    write_lines([FORMATS["spa-vl"].example], "rows/one.jsonl")
     write_lines([{"caption": "x"}], "rows/two.jsonl")
-    one, two, problem = said(tmp_path)
+    one, two, problem = lines_about(tmp_path)
     assert one.endswith("one.jsonl: spa-vl, 1 rows, 0 with an error")
     assert two.endswith("two.jsonl: no known format, 1 rows, 1 with an error")
     assert "Closest is" in problem
@@ -57,4 +57,4 @@ def test_images_of_a_file_in_a_folder_are_looked_up_from_the_folder(
 def test_columns_that_no_format_has_are_shown_with_the_closest(write_lines: Write) -> None:
     path = write_lines([{"picture": "a.png", "question": "Q?", "chosen": "a", "rejected": "b"}])
     with pytest.raises(UnknownFormatError, match=r"picture \(text\), .* Closest is spa-vl, which also needs `image`"):
-        said(path)
+        lines_about(path)

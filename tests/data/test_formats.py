@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from carevl.data.examples import EXAMPLES
-from carevl.data.formats import FORMATS, UnknownFormatError, columns_of, detect
+from carevl.data import formats
+from carevl.data.formats import FORMATS
+from carevl.data.formats.detection import UnknownFormatError, columns_of, detect
 from carevl.data.reading import Source, detect_formats, read_source
 from carevl.data.rows import RowError
+from carevl.settings.base import SettingsError
 
 IMAGE = "a.png"
 ASKED, GOOD, BAD = "What is it?", "A cat.", "A dog."
@@ -43,13 +47,16 @@ def part(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
 
 
-def test_every_format_has_an_example() -> None:
-    assert set(EXAMPLES) == set(FORMATS)
+def test_every_file_of_the_package_is_a_registered_format() -> None:
+    modules = [name for _, name, _ in pkgutil.iter_modules(formats.__path__) if name not in ("base", "detection")]
+    members = [importlib.import_module(f"carevl.data.formats.{name}").FORMAT for name in modules]
+    assert sorted(FORMATS) == sorted(member.name for member in members)
+    assert all(FORMATS[member.name] is member for member in members)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_smallest_example_is_detected_and_read(name: str) -> None:
-    row = EXAMPLES[name]
+    row = FORMATS[name].example
     assert detect(columns_of([row])).name == name
     found = FORMATS[name].read(row)
     assert (found.question, found.image) == (ASKED, IMAGE)
@@ -59,9 +66,11 @@ def test_smallest_example_is_detected_and_read(name: str) -> None:
     assert by_text[GOOD] > by_text[BAD]
 
 
-@pytest.mark.parametrize(("name", "column"), [(name, column) for name, row in EXAMPLES.items() for column in row])
+@pytest.mark.parametrize(
+    ("name", "column"), [(name, column) for name, known in FORMATS.items() for column in known.example]
+)
 def test_a_null_or_missing_or_wrong_column_is_a_row_error_or_optional(name: str, column: str) -> None:
-    row = EXAMPLES[name]
+    row = FORMATS[name].example
     required = {one for names in FORMATS[name].columns for one in names.split("|")} - {"ds_name"}
     images = {"image", "images", "img_path"}
     for broken in (row | {column: None}, {k: v for k, v in row.items() if k != column}, row | {column: 7.5}):
@@ -78,7 +87,7 @@ def test_a_null_or_missing_or_wrong_column_is_a_row_error_or_optional(name: str,
 
 @pytest.mark.parametrize("rating", ["N/A", "", None, "nan", "inf", float("nan"), True, [5], "５", "1e3"])
 def test_ratings_that_are_not_numbers_are_errors(rating: object) -> None:
-    row = EXAMPLES["vlfeedback"]
+    row = FORMATS["vlfeedback"].example
     completions = [row["completions"][0], row["completions"][1] | {"annotations": ratings("1", rating, "1")}]
     with pytest.raises(RowError, match=r"completions\[1\].Ethical") as failure:
         FORMATS["vlfeedback"].read(row | {"completions": completions})
@@ -92,12 +101,12 @@ def test_vlfeedback_averages_the_aspects_and_reads_a_struct_of_lists() -> None:
     ]
     as_lists = {key: [one[key] for one in rated] for key in ("annotations", "model", "response")}
     for completions in (rated, as_lists):
-        found = FORMATS["vlfeedback"].read(EXAMPLES["vlfeedback"] | {"completions": completions})
+        found = FORMATS["vlfeedback"].read(FORMATS["vlfeedback"].example | {"completions": completions})
         assert found.preference == pytest.approx((14 / 3, 7 / 3))
 
 
 def test_vlfeedback_without_annotations_has_no_preference() -> None:
-    row = EXAMPLES["vlfeedback"]
+    row = FORMATS["vlfeedback"].example
     unrated = [{"response": GOOD, "annotations": None}, {"response": BAD, "annotations": None}]
     assert FORMATS["vlfeedback"].read(row | {"completions": unrated}).preference is None
     with pytest.raises(RowError, match="annotations"):
@@ -107,14 +116,14 @@ def test_vlfeedback_without_annotations_has_no_preference() -> None:
 @pytest.mark.parametrize("label", [0, 3, 1.5, "A", "-1"])
 def test_llava_rlhf_accepts_only_one_or_two(label: object) -> None:
     with pytest.raises(RowError) as failure:
-        FORMATS["llava-rlhf"].read(EXAMPLES["llava-rlhf"] | {"preference": label})
+        FORMATS["llava-rlhf"].read(FORMATS["llava-rlhf"].example | {"preference": label})
     assert failure.value.kind == "preference"
 
 
 def test_llava_rlhf_captions_come_from_their_file(write_lines: Callable[..., Path], tmp_path: Path) -> None:
     captions = tmp_path / "image_to_caption.json"
     captions.write_text(json.dumps({IMAGE: ["A cat on a mat.", "A cat."]}))
-    path = write_lines([EXAMPLES["llava-rlhf"], EXAMPLES["llava-rlhf"] | {"image": "b.png"}])
+    path = write_lines([FORMATS["llava-rlhf"].example, FORMATS["llava-rlhf"].example | {"image": "b.png"}])
     rows = list(read_source(Source("s", str(path.parent), captions=str(captions))))
     assert [row.preference.extra.get("captions") for row in rows if row.preference] == [
         ["A cat on a mat.", "A cat."],
@@ -123,7 +132,7 @@ def test_llava_rlhf_captions_come_from_their_file(write_lines: Callable[..., Pat
 
 
 def test_mm_rlhf_rows_about_a_video_are_errors() -> None:
-    row = EXAMPLES["mm-rlhf"] | {"image": None, "video": "v.mp4"}
+    row = FORMATS["mm-rlhf"].example | {"image": None, "video": "v.mp4"}
     with pytest.raises(RowError, match="video") as failure:
         FORMATS["mm-rlhf"].read(row)
     assert failure.value.kind == "image_missing"
@@ -138,19 +147,19 @@ def test_trl_without_prompt_asks_what_stands_before_the_response() -> None:
 
 
 def test_ms_swift_reads_rejected_messages() -> None:
-    row = EXAMPLES["ms-swift"] | {"rejected_response": None, "rejected_messages": [user(ASKED), assistant(BAD)]}
+    row = FORMATS["ms-swift"].example | {"rejected_response": None, "rejected_messages": [user(ASKED), assistant(BAD)]}
     assert FORMATS["ms-swift"].read(row).responses == (GOOD, BAD)
 
 
 def test_earlier_turns_become_part_of_the_question() -> None:
     talk = [human(f"<image>\n{ASKED}"), gpt("A pet."), human("Which one?")]
-    row = EXAMPLES["llamafactory-sharegpt"] | {"conversations": talk}
+    row = FORMATS["llamafactory-sharegpt"].example | {"conversations": talk}
     found = FORMATS["llamafactory-sharegpt"].read(row)
     assert found.question == f"User: {ASKED}\nAssistant: A pet.\nUser: Which one?"
 
 
 def test_several_images_or_tags_are_errors() -> None:
-    row = EXAMPLES["llamafactory-sharegpt"]
+    row = FORMATS["llamafactory-sharegpt"].example
     for change in ({"images": [IMAGE, IMAGE]}, {"conversations": [human("<image><image>Which?")]}):
         with pytest.raises(RowError) as failure:
             FORMATS["llamafactory-sharegpt"].read(row | change)
@@ -173,14 +182,14 @@ def test_several_images_or_tags_are_errors() -> None:
 )
 def test_items_that_cannot_be_judged_are_errors(change: dict[str, object], kind: str) -> None:
     with pytest.raises(RowError) as failure:
-        FORMATS["items"].read(EXAMPLES["items"] | {"source_preference": None} | change)
+        FORMATS["items"].read(FORMATS["items"].example | {"source_preference": None} | change)
     assert failure.value.kind == kind
 
 
 def test_rlhf_v_text_that_is_not_json_is_an_error() -> None:
     for packed in ("{", "[1]", "null", "[" * 100_000):
         with pytest.raises(RowError) as failure:
-            FORMATS["rlhf-v"].read(EXAMPLES["rlhf-v"] | {"text": packed})
+            FORMATS["rlhf-v"].read(FORMATS["rlhf-v"].example | {"text": packed})
         assert failure.value.kind == "format"
 
 
@@ -196,16 +205,43 @@ def test_unknown_columns_show_what_was_found_and_the_closest_format(write_lines:
 
 def test_wrong_type_in_a_column_is_named_with_the_closest_format() -> None:
     with pytest.raises(UnknownFormatError, match=r"Closest is spa-vl, which also needs `chosen` \(text\)"):
-        detect(columns_of([EXAMPLES["spa-vl"] | {"chosen": 3}]))
+        detect(columns_of([FORMATS["spa-vl"].example | {"chosen": 3}]))
 
 
 def test_a_null_in_the_first_row_does_not_hide_a_column(write_lines: Callable[..., Path]) -> None:
-    path = write_lines([EXAMPLES["trl"] | {"chosen": None}, EXAMPLES["trl"]])
+    path = write_lines([FORMATS["trl"].example | {"chosen": None}, FORMATS["trl"].example])
     rows = list(read_source(Source("s", str(path))))
     assert [row.format for row in rows] == ["trl", "trl"]
     assert [row.error.kind if row.error else None for row in rows] == ["responses", None]
 
 
-def test_unknown_format_name_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownFormatError, match=r"unknown format 'rlaif'; known: .*rlaif-v"):
+def test_unknown_format_name_is_answered_with_the_nearest_or_all() -> None:
+    with pytest.raises(SettingsError, match=r"no preference format 'rlaif'; did you mean rlaif-v\?"):
         Source("s", "x", format="rlaif")
+    with pytest.raises(SettingsError, match=r"no preference format 'zzz'; there are vlfeedback, .*rlaif-v"):
+        Source("s", "x", format="zzz")
+
+
+def test_a_format_of_ones_own_is_named_by_import_path(
+    write_lines: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_formats.py").write_text(
+        "from carevl.data.formats.base import Format\n"
+        "from carevl.data.rows import Preference, RowError\n"
+        "def read(row):\n"
+        "    if row['q'] is None:\n"
+        "        raise RowError('question', 'no q')\n"
+        "    return Preference(row['q'], (row['good'], row['bad']), (1.0, 0.0), row['picture'])\n"
+        "MINE = Format('mine', {'q': 'text'}, read, {})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    row = {"picture": IMAGE, "q": ASKED, "good": GOOD, "bad": BAD}
+    path = write_lines([row, row | {"q": None}])
+    good, bad = read_source(Source("s", str(path), format="own_formats:MINE"))
+    assert (good.format, bad.format) == ("mine", "mine")
+    assert good.preference is not None
+    assert (good.preference.question, good.preference.responses) == (ASKED, (GOOD, BAD))
+    assert bad.error is not None
+    assert bad.error.kind == "question"
+    with pytest.raises(SettingsError, match="own_formats has no YOURS"):
+        Source("s", str(path), format="own_formats:YOURS")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from carevl.data.examples import EXAMPLES
-from carevl.data.formats import FORMATS, UnknownFormatError, columns_of, detect
+from carevl.data.formats import FORMATS
+from carevl.data.formats.detection import UnknownFormatError, columns_of, detect
 from carevl.data.intake import Intake, merge_items
 from carevl.data.reading import Source, SourceRow, read_source
 from carevl.data.rows import Preference, RowError
@@ -63,14 +63,14 @@ def as_item(name: str, row: dict[str, Any]) -> dict[str, Any]:
 @given(data=st.data())
 def test_any_values_in_a_formats_columns_end_as_item_or_error(name: str, data: st.DataObject) -> None:
     columns = [one for names in FORMATS[name].columns for one in names.split("|")]
-    row = EXAMPLES[name] | data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(columns, VALUES)))
+    row = FORMATS[name].example | data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(columns, VALUES)))
     item = as_item(name, row)
     assert (item["error"] is None) == (item["question"] is not None)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_unharmed_row_ends_as_an_item(name: str) -> None:
-    assert as_item(name, EXAMPLES[name])["error"] is None
+    assert as_item(name, FORMATS[name].example)["error"] is None
 
 
 @FEW

@@ -1,0 +1,40 @@
+"""The registry of preference formats, one file each."""
+
+from __future__ import annotations
+
+from carevl.data.formats import (
+    items,
+    llamafactory_alpaca,
+    llamafactory_sharegpt,
+    llava_rlhf,
+    mm_rlhf,
+    ms_swift,
+    povid,
+    rlaif_v,
+    rlhf_v,
+    spa_vl,
+    trl,
+    vlfeedback,
+)
+from carevl.data.formats.base import Format
+from carevl.settings.registry import Registry
+
+FORMATS = Registry(
+    "preference format",
+    Format,
+    (
+        vlfeedback.FORMAT,
+        rlaif_v.FORMAT,
+        rlhf_v.FORMAT,
+        mm_rlhf.FORMAT,
+        povid.FORMAT,
+        spa_vl.FORMAT,
+        llava_rlhf.FORMAT,
+        trl.FORMAT,
+        llamafactory_sharegpt.FORMAT,
+        llamafactory_alpaca.FORMAT,
+        ms_swift.FORMAT,
+        items.FORMAT,
+    ),
+)
+"""Every format by name. Where two fit equally well, the first one is detected."""

@@ -1,0 +1,27 @@
+"""LLaMA-Factory ranking in alpaca form: `instruction` and an optional `input` make the question."""
+
+from __future__ import annotations
+
+from carevl.data.formats.base import IMAGES, PAIR, Format, chosen_over_rejected, image_of
+from carevl.data.rows import Preference, Row, text
+from carevl.data.turns import untagged
+
+
+def read(row: Row) -> Preference:
+    """Read a row of LLaMA-Factory's alpaca form."""
+    instruction = text(row.get("instruction"), "instruction", "question")
+    lines = [instruction, text(row["input"], "input")] if row.get("input") else [instruction]
+    return chosen_over_rejected(row, untagged("\n".join(lines)), image_of(row, "images", "image"), "id")
+
+
+FORMAT = Format(
+    name="llamafactory-alpaca",
+    columns={**IMAGES, "instruction": "text", **PAIR},
+    read=read,
+    example={
+        "instruction": "<image>What is it?",
+        "chosen": "A cat.",
+        "rejected": "A dog.",
+        "images": ["a.png"],
+    },
+)

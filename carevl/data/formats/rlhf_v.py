@@ -1,0 +1,35 @@
+"""RLHF-V: question, chosen and rejected are a JSON object inside the text column `text`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from carevl.data.formats.base import ANY, ORIGIN, Format, chosen_over_rejected, image_of
+from carevl.data.rows import Preference, Row, RowError, facts, struct, text
+
+
+def read(row: Row) -> Preference:
+    """Read a row of RLHF-V."""
+    packed = row.get("text")
+    if isinstance(packed, str):
+        try:
+            packed = json.loads(packed)
+        except (ValueError, RecursionError) as failure:
+            raise RowError("format", f"`text` should be a JSON object with the triple: {failure}") from None
+    triple = struct(packed, "text")
+    extra = facts(row, "ds_name", "origin_dataset", "origin_split", "idx", "image_path")
+    question = text(triple.get("question"), "text.question", "question")
+    return replace(chosen_over_rejected(triple, question, image_of(row, "image")), extra=extra)
+
+
+FORMAT = Format(
+    name="rlhf-v",
+    columns={"image": ANY, "text": "text|struct", **ORIGIN},
+    read=read,
+    example={
+        "ds_name": "mine",
+        "image": "a.png",
+        "text": json.dumps({"question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}),
+    },
+)
