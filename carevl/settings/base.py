@@ -1,4 +1,4 @@
-"""What every group of settings is: strict, frozen, each field with its description."""
+"""The base of every group of settings: strict, frozen, each field with its description."""
 
 from __future__ import annotations
 

@@ -19,12 +19,12 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 def presets() -> list[str]:
-    """Names of the presets."""
+    """Return the names of the presets."""
     return sorted(file.stem for file in PRESETS.glob("*.yaml"))
 
 
 def load_settings(source: str, overrides: Sequence[str] = ()) -> Settings:
-    """Settings from a preset's name or a YAML file, with `key.path=value` overrides.
+    """Return the settings of a preset or a YAML file, with `key.path=value` overrides.
 
     Raises:
         SettingsError: no such preset or file, a line that is no YAML, or a field that is unknown or wrong.
@@ -34,10 +34,14 @@ def load_settings(source: str, overrides: Sequence[str] = ()) -> Settings:
 
 
 def fill(kind: type[_Tree], tree: dict[str, Any], overrides: Sequence[str]) -> _Tree:
-    """Settings of a kind from a tree of values, with `key.path=value` overrides. Raises SettingsError as `load`."""
+    """Return settings of a kind from a tree of values, with `key.path=value` overrides.
+
+    Raises:
+        SettingsError: as `load_settings`.
+    """
     for override in overrides:
-        path, found, text = override.partition("=")
-        if not found:
+        path, equals, text = override.partition("=")
+        if not equals:
             raise SettingsError(f"--set {override}: write key=value, for example --set data.items=64")
         _put(tree, path.split("."), _parse(text, f"--set {path}"))
     try:
@@ -60,11 +64,11 @@ def _read(source: str) -> dict[str, Any]:
     return tree
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, origin: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+        raise SettingsError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
@@ -92,8 +96,8 @@ def _element(node: list[Any], key: str, path: list[str]) -> Any:
 def _explain(problem: Any, kind: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-        return f"{place}: {problem['msg'].removeprefix('Value error, ')}{found}"
+        value = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+        return f"{place}: {problem['msg'].removeprefix('Value error, ')}{value}"
     *branch, name = problem["loc"]
     names = list(_model_at(branch, kind).model_fields)
     near = difflib.get_close_matches(str(name), names, 1, cutoff=0.5)
@@ -114,7 +118,7 @@ def _inner(annotation: Any) -> type[BaseModel]:
 
 
 def reference(settings: Settings) -> Iterator[str]:
-    """The resolved tree as YAML lines, each field with its documentation above it."""
+    """Return the resolved tree as YAML lines, each field with its documentation above it."""
     yield from _document(settings, 0)
 
 

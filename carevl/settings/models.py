@@ -136,7 +136,7 @@ class Expert(Model):
     )
 
     def write(self, caption: str | None, question: str) -> str:
-        """The user turn; the bare question without a caption."""
+        """Return the user turn; without a caption the bare question."""
         return question if caption is None else self.template.format(caption=caption, question=question)
 
     @model_validator(mode="after")

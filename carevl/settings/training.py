@@ -67,7 +67,7 @@ class Workers(Strict):
 
     @property
     def backend(self) -> Literal["nccl", "gloo"]:
-        """What the workers talk through."""
+        """Return the backend that the workers talk through."""
         return "nccl" if self.num_gpus else "gloo"
 
 

@@ -55,8 +55,8 @@ class Settings(Strict):
 
     @field_validator("select")
     @classmethod
-    def _has_answers(cls, select: Select, known: ValidationInfo) -> Select:
-        sample = known.data.get("sample")
+    def _has_answers(cls, select: Select, info: ValidationInfo) -> Select:
+        sample = info.data.get("sample")
         if select.answer_weight and sample is not None and not sample.answers:
             raise ValueError("answer_weight weighs answers that are not asked for; set sample.answers to true")
         return select
