@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from carevl.audit.ledger import Estimate, Tree
+from carevl.audit.ledger import Tree
 from carevl.audit.panel import ENSEMBLE
+from carevl.stats.estimate import Estimate, format_estimate
 
 SLOPE = 0.04
 """Standard deviations of margin per doubling of length."""
@@ -22,6 +24,8 @@ CORRELATION = 0.3
 STYLE = 0.1
 """Standard deviations of margin that a rewrite without content moves a score by."""
 
+_text = partial(format_estimate, digits=2, undefined="unknown")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -30,15 +34,6 @@ class Finding:
     expert: str
     flaw: str
     sentence: str
-
-
-def say(figure: Estimate, digits: int = 2) -> str:
-    """`0.61 [0.57, 0.65]`."""
-    if figure["value"] is None:
-        return "unknown"
-    if figure["low"] is None or figure["high"] is None:
-        return f"{figure['value']:.{digits}f}"
-    return f"{figure['value']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
 
 
 def find(report: Tree) -> list[Finding]:
@@ -66,8 +61,8 @@ def _length(name: str, figures: Tree) -> Iterator[Finding]:
             name,
             "prefers_longer" if longer else "prefers_shorter",
             f"{name} prefers {'longer' if longer else 'shorter'} responses: a doubling of length moves its margin by "
-            f"{say(slope)} of its spread; it is right in {say(length['right_is_longer'])} when the right response is "
-            f"the longer one and in {say(length['right_is_shorter'])} when it is the shorter.",
+            f"{_text(slope)} of its spread; it is right in {_text(length['right_is_longer'])} when the right "
+            f"response is the longer one and in {_text(length['right_is_shorter'])} when it is the shorter.",
         )
 
 
@@ -80,8 +75,8 @@ def _weakness(name: str, figures: Tree) -> Iterator[Finding]:
                 yield Finding(
                     name,
                     f"weak_on_{label}",
-                    f"{name} is weak on {label}: {say(group['accuracy'])}, where the others reach "
-                    f"{say(group['others'])}; elsewhere it is behind them by {say(group['behind_elsewhere'])}.",
+                    f"{name} is weak on {label}: {_text(group['accuracy'])}, where the others reach "
+                    f"{_text(group['others'])}; elsewhere it is behind them by {_text(group['behind_elsewhere'])}.",
                 )
 
 
@@ -91,8 +86,8 @@ def _overconfidence(name: str, figures: Tree) -> Iterator[Finding]:
     if raw is not None and _low(raw) > OVERCONFIDENCE:
         claimed = raw["value"] + figures["accuracy"]["value"]
         parts.append(
-            f"its own scores claim {claimed:.2f} and it is right in {say(figures['accuracy'])} (calibration error "
-            f"{say(figures['raw_ece'])})"
+            f"its own scores claim {claimed:.2f} and it is right in {_text(figures['accuracy'])} (calibration error "
+            f"{_text(figures['raw_ece'])})"
         )
     kinds = {label: group for label, group in figures.get("by_kind", {}).items() if _low(group["overconfidence"]) > 0.1}
     if kinds:
@@ -104,7 +99,7 @@ def _overconfidence(name: str, figures: Tree) -> Iterator[Finding]:
 
 
 def _claim(group: Tree) -> str:
-    return f"{group['confidence']['value']:.2f} claimed, {say(group['accuracy'])} right"
+    return f"{group['confidence']['value']:.2f} claimed, {_text(group['accuracy'])} right"
 
 
 def _text_only(name: str, figures: Tree) -> Iterator[Finding]:
@@ -113,7 +108,7 @@ def _text_only(name: str, figures: Tree) -> Iterator[Finding]:
         yield Finding(
             name,
             "text_only",
-            f"{name} needs no image: without any caption it is right in {say(accuracy)}, where chance is 0.50.",
+            f"{name} needs no image: without any caption it is right in {_text(accuracy)}, where chance is 0.50.",
         )
 
 
@@ -125,8 +120,8 @@ def _style(name: str, rewrites: Tree) -> Iterator[Finding]:
             yield Finding(
                 name,
                 f"{verb}_{rewrite}",
-                f"{name} {verb} {rewrite}: the same response rewritten so moves by {say(effect)} of its margins' "
-                f"spread, and a rewrite of one response changes {say(figures['flips'])} of its verdicts.",
+                f"{name} {verb} {rewrite}: the same response rewritten so moves by {_text(effect)} of its margins' "
+                f"spread, and a rewrite of one response changes {_text(figures['flips'])} of its verdicts.",
             )
 
 
@@ -140,7 +135,7 @@ def _undecidable(report: Tree) -> Iterator[Finding]:
             yield Finding(
                 "all",
                 f"undecided_{kind}",
-                f"no expert decides {kind}: the best is right in {say(best)}; chance is 0.50.",
+                f"no expert decides {kind}: the best is right in {_text(best)}; chance is 0.50.",
             )
 
 
@@ -150,7 +145,9 @@ def _redundancy(report: Tree) -> Iterator[Finding]:
         for two, figure in others.items():
             if _low(figure) > CORRELATION:
                 yield Finding(
-                    f"{two}+{one}", "redundant", f"{two} and {one} err together: correlation of errors {say(figure)}."
+                    f"{two}+{one}",
+                    "redundant",
+                    f"{two} and {one} err together: correlation of errors {_text(figure)}.",
                 )
 
 

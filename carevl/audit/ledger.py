@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carevl.confidence.guarantee import Tally
-from carevl.stats.bootstrap import Statistic, divide, evaluate
+from carevl.stats.bootstrap import Statistic, bootstrap, divide
+from carevl.stats.estimate import Estimate
+from carevl.stats.exact import clopper_pearson
 
 Tree = dict[str, Any]
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
 _BINS = 10
-
-
-class Estimate(TypedDict):
-    """A value, its 95 % interval, and the pairs that it is of; None where it is undefined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
 
 
 class Ledger:
@@ -49,7 +41,7 @@ class Ledger:
     def tree(self) -> Tree:
         """Every figure, nested by path; the same for the same pairs."""
         statistics = {str(k): statistic for k, (_, statistic, _) in enumerate(self._rows)}
-        found = evaluate(statistics, self._units, resamples=RESAMPLES, seed=0)
+        found = bootstrap(statistics, self._units, resamples=RESAMPLES, seed=0)
         tree: Tree = {}
         for k, ((*branch, leaf), _, n) in enumerate(self._rows):
             node = tree
@@ -108,7 +100,7 @@ def reliability(p: Floats, right: Floats) -> list[Tree]:
         inside = known & (place == b)
         n = int(inside.sum())
         if n:
-            low, high = Tally(n, n, n - int(right[inside].sum())).precision_interval()
+            low, high = clopper_pearson(int(right[inside].sum()), n)
             rows.append(
                 {
                     "confidence": float(confidence[inside].mean()),

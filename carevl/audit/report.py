@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from carevl.audit.findings import say
-from carevl.audit.ledger import Estimate, Tree
+from carevl.audit.ledger import Tree
 from carevl.audit.panel import ENSEMBLE
+from carevl.stats.estimate import Estimate, format_estimate
 
-_WIDE = 20
+_WIDE = 26
+_text = partial(format_estimate, digits=2)
 
 
 def lines(report: Tree) -> Iterator[str]:
-    """The report in lines: tables first, findings last. A figure is `value [low, high]`, a 95 % interval."""
+    """The report in lines: tables first, findings last. An estimate is `value (low to high)`, a 95 % interval."""
     if "experts" in report:
         yield from _experts(report)
         for figure, title in (("accuracy", "share right"), ("ece", "calibration error")):
@@ -97,11 +100,11 @@ def _together(report: Tree) -> Iterator[str]:
     yield from ("", "together")
     for name, free in report["label_free"].items():
         for other, figure in free.get("same_winner_as", {}).items():
-            yield _row(f"{name} and {other}, same winner", [say(figure)], first=34)
+            yield _row(f"{name} and {other}, same winner", [_text(figure)], first=34)
     for one, two, figure in _correlations(report):
-        yield _row(f"{one} and {two}, errors correlate", [say(figure)], first=34)
+        yield _row(f"{one} and {two}, errors correlate", [_text(figure)], first=34)
     if "redundancy" in report:
-        yield _row("independent experts, in effect", [say(report["redundancy"]["effective_experts"])], first=34)
+        yield _row("independent experts, in effect", [_text(report["redundancy"]["effective_experts"])], first=34)
 
 
 def _label_free(report: Tree) -> Iterator[str]:
@@ -137,7 +140,7 @@ def _mitigations(report: Tree) -> Iterator[str]:
         coverage, precision = figures["coverage"], figures["precision"]
         cells = [coverage["without"], coverage["with"], precision["without"], precision["with"]]
         changes = [precision["change"], precision["change_at_same_coverage"]]
-        yield _row(name, [say(cell) for cell in cells] + [say(change, 3) for change in changes])
+        yield _row(name, [_text(cell) for cell in cells] + [format_estimate(change) for change in changes])
 
 
 def _correlations(report: Tree) -> Iterator[tuple[str, str, Estimate]]:
@@ -147,9 +150,9 @@ def _correlations(report: Tree) -> Iterator[tuple[str, str, Estimate]]:
 
 
 def _cell(figures: Tree, *path: str) -> str:
-    node = figures
+    node: Any = figures
     for name in path:
         if name not in node:
             return "-"
         node = node[name]
-    return say(Estimate(**node))  # type: ignore[typeddict-item]
+    return _text(node)

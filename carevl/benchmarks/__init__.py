@@ -6,7 +6,7 @@ rows = benchmark.load(Path("vl_rewardbench.parquet"))
 for question in benchmark.questions(rows, "strict"):
     ...  # a judge writes `text` for question.prompt and question.image
     predictions.append(record(question, "my-judge", text, benchmark.parse(question, text)))
-figures(benchmark.score(rows, predictions, "strict"))["overall"]  # {"value": …, "low": …, "high": …}
+estimate(benchmark.score(rows, predictions, "strict"))["overall"]  # {"value": …, "low": …, "high": …}
 ```
 """
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from carevl.stats.bootstrap import RESAMPLES, Figure, FloatArray, Scored, Statistic, evaluate
+from carevl.stats.bootstrap import RESAMPLES, FloatArray, Scored, Statistic, bootstrap
+from carevl.stats.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Comparison:
     two-sided test on them (the chance of a split at least as uneven if both were equally likely to win a row).
     """
 
-    differences: dict[str, Figure]
+    differences: dict[str, Estimate]
     """A - B of each figure, with the 95 % interval of the paired bootstrap: both judges on the same resamples."""
     only_a: int
     only_b: int
@@ -40,7 +41,7 @@ def compare(a: Scored, b: Scored, *, resamples: int = RESAMPLES, seed: int = 0) 
     both = ~np.isnan(a.right) & ~np.isnan(b.right)
     only_a, only_b = int((a.right > b.right)[both].sum()), int((a.right < b.right)[both].sum())
     return Comparison(
-        differences=evaluate(differences, a.units, resamples=resamples, seed=seed),
+        differences=bootstrap(differences, a.units, resamples=resamples, seed=seed),
         only_a=only_a,
         only_b=only_b,
         p_value=mcnemar(only_a, only_b),

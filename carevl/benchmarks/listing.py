@@ -10,7 +10,7 @@ from carevl.benchmarks.data import some
 from carevl.benchmarks.suites.published import VL_REWARDBENCH, check
 from carevl.benchmarks.suites.vl_rewardbench import NAME as VL_REWARDBENCH_NAME
 from carevl.settings.data import ProtocolName
-from carevl.stats.bootstrap import Figure
+from carevl.stats.estimate import Estimate, format_estimate
 
 _MANY = 16
 """A longer list leaves out the figures of single data sets and categories (`NAME/…`); figures.json has them all."""
@@ -62,11 +62,14 @@ def _left_out(keys: Sequence[str]) -> Iterator[str]:
         yield f"left out, their images are missing: {len(keys)} rows: {some(keys)}"
 
 
-def _table(title: str, columns: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
+def _table(title: str, columns: Mapping[str, Mapping[str, Estimate]]) -> Iterator[str]:
     names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
     if len(names) > _MANY:
         names = [name for name in names if "/" not in name]
-    rows = [[title, *columns], *([name, *(_cell(each.get(name)) for each in columns.values())] for name in names)]
+    rows = [[title, *columns]]
+    for name in names:
+        cells = [format_estimate(each[name]) if name in each else "" for each in columns.values()]
+        rows.append([name, *cells])
     yield from _aligned(rows)
 
 
@@ -76,12 +79,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for first, *cells in rows:
         line = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
         yield "  ".join(line).rstrip()
-
-
-def _cell(figure: Figure | None) -> str:
-    if figure is None:
-        return ""
-    if figure["value"] is None:
-        return "-"
-    interval = f" ({figure['low']:.3f} to {figure['high']:.3f})" if figure["low"] is not None else ""
-    return f"{figure['value']:.3f}{interval}"

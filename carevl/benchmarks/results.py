@@ -13,7 +13,8 @@ from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.rows import Row
 from carevl.benchmarks.suite import Benchmark
 from carevl.settings.data import ProtocolName
-from carevl.stats.bootstrap import Figure, figures
+from carevl.stats.bootstrap import estimate
+from carevl.stats.estimate import Estimate
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
@@ -54,8 +55,8 @@ def judged(
         used = draws or min(benchmark.DRAWS, _fewest_draws(given))
         scored = benchmark.score(rows, given, protocol, draws=used)
         found[protocol] = {
-            "figures": figures(scored),
-            "answers": figures(diagnose(rows, given)),
+            "figures": estimate(scored),
+            "answers": estimate(diagnose(rows, given)),
             "statuses": statuses(given),
             "predictions": len(given),
             "errors": sum(each.error is not None for each in given),
@@ -72,15 +73,15 @@ def _fewest_draws(predictions: Sequence[Prediction]) -> int:
 
 def baselines(
     benchmark: Benchmark, rows: Sequence[Row], protocols: Iterable[ProtocolName], *, draws: int | None = None
-) -> dict[str, dict[str, dict[str, Figure]]]:
+) -> dict[str, dict[str, dict[str, Estimate]]]:
     """Figures of the trivial judges on the same rows: judge to protocol to figure."""
-    found: dict[str, dict[str, dict[str, Figure]]] = {name: {} for name in TRIVIAL_JUDGES}
+    found: dict[str, dict[str, dict[str, Estimate]]] = {name: {} for name in TRIVIAL_JUDGES}
     used = draws or benchmark.DRAWS
     for protocol in protocols:
         asked = list(benchmark.questions(rows, protocol, draws=used))
         for name, of_protocol in found.items():
             given = judge_trivially(name, benchmark, rows, asked)
-            of_protocol[protocol] = figures(benchmark.score(rows, given, protocol, draws=used))
+            of_protocol[protocol] = estimate(benchmark.score(rows, given, protocol, draws=used))
     return found
 
 
@@ -134,5 +135,5 @@ def summary(answered: Mapping[str, tuple[Benchmark, Sequence[Row], Sequence[Pred
             strict += given
     if not strict:
         return found
-    how = figures(diagnose(rows, strict))
+    how = estimate(diagnose(rows, strict))
     return {**found, "parse_rate": how["parse_rate"], "order_consistency": how["order_consistency"]}

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from carevl.audit.ledger import calibration_gaps
 from carevl.benchmarks.outcomes import BOTH_ORDERS
 from carevl.benchmarks.predictions import in_orders
-from carevl.stats.bootstrap import FloatArray, divide
+from carevl.stats.bootstrap import FloatArray, divide, draw_counts, index_units, percentile_interval
 
 if TYPE_CHECKING:
     from carevl.benchmarks.predictions import Prediction
     from carevl.benchmarks.rows import Row
+    from carevl.stats.estimate import Estimate
 
 RESAMPLES = 2000
 FIGURES = ("strict", "single_order", "order_consistency", "ece")
-
-
-class Spread(TypedDict):
-    """A mean over rows and seeds with its 95 % interval; None where no row counts."""
-
-    mean: float | None
-    low: float | None
-    high: float | None
-
 
 Outcomes = Mapping[str, FloatArray]
 """Figure to a value per row, float64 [n_rows], whose mean it is; nan where a row does not count."""
@@ -100,12 +92,9 @@ class Resamples:
             units: of every row; rows of one unit (image) are drawn together.
         """
         rng = np.random.default_rng(0)
-        names, of_row = np.unique(np.array(units, dtype=str), return_inverse=True)
-        drawn = [
-            np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=resamples)])
-            for n in (n_seeds, len(names))
-        ]
-        return Resamples(drawn[0], drawn[1][:, of_row])
+        n_units, unit_of_row = index_units(units)
+        of_seeds, of_units = (np.vstack([np.ones(n), draw_counts(rng, n, resamples)]) for n in (n_seeds, n_units))
+        return Resamples(of_seeds, of_units[:, unit_of_row])
 
     def means(self, values: FloatArray) -> FloatArray:
         """The mean in every resample, float64 [n_resamples], of values [n_seeds, n_rows]; nan does not count."""
@@ -114,10 +103,6 @@ class Resamples:
         return divide(top, bottom)
 
 
-def spread(means: FloatArray) -> Spread:
-    """The first mean, which is the data's own, with the percentile interval of the others."""
-    drawn = means[1:][~np.isnan(means[1:])]
-    if np.isnan(means[0]) or not drawn.size:
-        return {"mean": None, "low": None, "high": None}
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"mean": float(means[0]), "low": float(low), "high": float(high)}
+def estimate(means: FloatArray) -> Estimate:
+    """Return the first mean, which is the data's own, with the percentile interval of the others."""
+    return percentile_interval(means[0], means[1:])

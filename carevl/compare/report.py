@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from carevl.compare.arms import OURS, Budget
-from carevl.compare.outcomes import FIGURES, Outcomes, Resamples, Spread, over_seeds, spread
+from carevl.compare.outcomes import FIGURES, Outcomes, Resamples, estimate, over_seeds
 from carevl.data.images import image_id
 from carevl.data.truth import read_truth
 from carevl.pipeline import results
 from carevl.stages.ingest import resolve
+from carevl.stats.estimate import format_estimate
 from carevl.training.progress import LOOKS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from carevl.compare.trials import Bench, Trial
+    from carevl.stats.bootstrap import FloatArray
+    from carevl.stats.estimate import Estimate
 
 Tree = dict[str, Any]
 
@@ -69,7 +72,7 @@ def judged(bench: Bench, cells: Mapping[str, Sequence[Cell]]) -> Tree:
 
     Returns:
         `arms`: per arm the figures of `outcomes.FIGURES`, and strict accuracy on the questions that a caption decides
-        (`decidable`) and on the others, by `groups` and by `kinds`; each a `Spread`. `differences`: CAREVL less every
+        (`decidable`) and on the others, by `groups` and by `kinds`; each as `_stored`. `differences`: CAREVL less every
         other arm, and phase 1 less base, paired: both on the same resamples; `by_kind` of them: CAREVL less base.
         `judges`: arm to the fingerprint of its training, by seed; they are those that were asked.
     """
@@ -85,10 +88,10 @@ def judged(bench: Bench, cells: Mapping[str, Sequence[Cell]]) -> Tree:
         compared = [(OURS.name, name) for name in others]
         if means.keys() >= {"phase1", "base"}:
             compared.append(("phase1", "base"))
-        differences = {f"{one}_minus_{other}": spread(means[one] - means[other]) for one, other in compared}
+        differences = {f"{one}_minus_{other}": _stored(means[one] - means[other]) for one, other in compared}
         if "base" in values:
             differences["by_kind"] = {
-                kind: spread(
+                kind: _stored(
                     drawn.means(_within(values[OURS.name]["strict"], rows))
                     - drawn.means(_within(values["base"]["strict"], rows))
                 )
@@ -101,10 +104,10 @@ def judged(bench: Bench, cells: Mapping[str, Sequence[Cell]]) -> Tree:
 def _figures(drawn: Resamples, values: Outcomes, subsets: Mapping[str, Mapping[str, NDArray[np.bool_]]]) -> Tree:
     means = {name: drawn.means(values[name]) for name in FIGURES}
     means["ece"] = np.maximum(means["ece"], 0.0)  # the signs of its bins are the data's own, not a resample's
-    figures: Tree = {name: spread(mean) for name, mean in means.items()}
+    figures: Tree = {name: _stored(mean) for name, mean in means.items()}
     strict = values["strict"]
     parts = {
-        of: {name: spread(drawn.means(_within(strict, rows))) for name, rows in named.items()}
+        of: {name: _stored(drawn.means(_within(strict, rows))) for name, rows in named.items()}
         for of, named in subsets.items()
     }
     return {**figures, **parts.pop("caption"), **parts, "by_seed": strict.mean(axis=1).tolist()}
@@ -241,21 +244,25 @@ def _routing(routing: Tree, precision: float) -> Iterator[str]:
 def _table(found: Tree) -> Iterator[str]:
     over = "images and seeds" if found["seeds"] > 1 else "images; one seed says nothing of other seeds"
     yield f"{found['rows']} pairs, {found['seeds']} seeds; 95 % intervals over {over}"
-    yield f"{'':20s}" + "".join(f"{name:>22s}" for name in _COLUMNS)
+    yield f"{'':20s}" + "".join(f"{name:>24s}" for name in _COLUMNS)
     for name, arm in found["arms"].items():
-        yield f"{name:20s}" + "".join(f"{_figure(arm[column]):>22s}" for column in _COLUMNS)
+        yield f"{name:20s}" + "".join(f"{format_estimate(_estimate(arm[column])):>24s}" for column in _COLUMNS)
     yield ""
     for name, figure in found["differences"].items():
         if name != "by_kind":
-            yield f"{name.replace('_minus_', ' - '):44s}{_figure(figure, '+.3f'):>24s}"
+            yield f"{name.replace('_minus_', ' - '):44s}{format_estimate(_estimate(figure), sign=True):>27s}"
     for kind, figure in found["differences"].get("by_kind", {}).items():
-        yield f"{f'{OURS.name} - base, {kind}':44s}{_figure(figure, '+.3f'):>24s}"
+        yield f"{f'{OURS.name} - base, {kind}':44s}{format_estimate(_estimate(figure), sign=True):>27s}"
 
 
-def _figure(figure: Spread, form: str = ".3f") -> str:
-    if figure["mean"] is None:
-        return "-"
-    return f"{figure['mean']:{form}} ({figure['low']:{form}}, {figure['high']:{form}})"
+def _stored(means: FloatArray) -> Tree:
+    """An estimate under the names that it has in `compare.json`."""
+    found = estimate(means)
+    return {"mean": found["value"], "low": found["low"], "high": found["high"]}
+
+
+def _estimate(stored: Tree) -> Estimate:
+    return {"value": stored["mean"], "low": stored["low"], "high": stored["high"]}
 
 
 def _share(value: float | None) -> str:
@@ -274,7 +281,3 @@ def draw(found: Tree, directory: Path) -> list[Path]:
         if arm["kinds"]
     }
     return files + (figures.by_kind(directory / "strict_by_kind", kinds) if kinds else [])
-
-
-def _estimate(figure: Spread) -> Mapping[str, float | None]:
-    return {"value": figure["mean"], "low": figure["low"], "high": figure["high"]}

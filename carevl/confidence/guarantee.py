@@ -17,6 +17,7 @@ from scipy import special
 
 from carevl.confidence.calibration import MIN_LABELS
 from carevl.confidence.pairs import Pairs
+from carevl.stats.exact import clopper_pearson
 
 POWER = 0.8
 _MOST_LABELS = 100_000
@@ -44,12 +45,9 @@ class Tally:
         """Share of the images whose pair is routed high."""
         return self.n_high / self.n_images if self.n_images else 0.0
 
-    def precision_interval(self, level: float = 0.95) -> tuple[float, float]:
+    def precision_interval(self, confidence_level: float = 0.95) -> tuple[float, float]:
         """Clopper-Pearson interval of the precision."""
-        right, tail = self.n_high - self.n_wrong, (1 - level) / 2
-        low = float(special.betaincinv(right, self.n_wrong + 1, tail)) if right else 0.0
-        high = float(special.betaincinv(right + 1, self.n_wrong, 1 - tail)) if self.n_wrong else 1.0
-        return low, high
+        return clopper_pearson(self.n_high - self.n_wrong, self.n_high, confidence_level)
 
 
 @dataclass(frozen=True)

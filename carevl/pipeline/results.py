@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.results import summary
 from carevl.data.truth import Truth, read_truth
 from carevl.stages import evaluate, ingest
-from carevl.stats.bootstrap import Figure
+from carevl.stats.estimate import format_estimate
+from carevl.stats.exact import share
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey
@@ -170,14 +171,6 @@ def _pairs(pairs: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths)
     return {"count": len(rows), "items": len({row["item_id"] for row in rows}), **right}
 
 
-def share(hits: Sequence[bool]) -> Figure:
-    """A share with its exact 95 % interval (Clopper-Pearson 1934)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(sum(hits), len(hits)).proportion_ci()
-    return {"value": sum(hits) / len(hits), "low": float(interval.low), "high": float(interval.high)}
-
-
 def table(results: Mapping[str, Any]) -> Iterator[str]:
     """The results as a person reads them, one line at a time."""
     if routing := results.get("routing"):
@@ -186,7 +179,7 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
         tasks = ", ".join(f"{n} {task}" for task, n in targets["tasks"].items())
         yield f"targets of phase 1: {targets['count']} ({tasks}), {targets['with_evidence']} with evidence"
     if pairs := results.get("pairs"):
-        right = f", {_figure(pairs['right_way'])} the right way" if "right_way" in pairs else ""
+        right = f", {format_estimate(pairs['right_way'])} the right way" if "right_way" in pairs else ""
         yield f"pairs of phase 2: {pairs['count']} from {pairs['items']} items{right}"
     if judges := results.get("judges"):
         yield ""
@@ -199,7 +192,7 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
 def _judge_lines(judges: Mapping[str, Any], title: str) -> Iterator[str]:
     yield f"{title:44s}" + "".join(f"{name:>24s}" for name in judges)
     for path in _leaves(next(iter(judges.values()))):
-        values = (_figure(_at(judge, path)) for judge in judges.values())
+        values = (format_estimate(_at(judge, path)) for judge in judges.values())
         yield f"{' '.join(path):44s}" + "".join(f"{value:>24s}" for value in values)
 
 
@@ -207,7 +200,7 @@ def _routing_lines(routing: Mapping[str, Any]) -> Iterator[str]:
     total = sum(routing[route] for route in ("high", "low", "dropped"))
     yield f"{'routed':8s} {'pairs':>7s} {'share':>7s}  labels right"
     for route in ("high", "low", "dropped"):
-        precision = _figure(routing.get(f"{route}_precision"))
+        precision = format_estimate(routing.get(f"{route}_precision"))
         yield f"{route:8s} {routing[route]:7d} {routing[route] / max(1, total):7.1%}  {precision}"
 
 
@@ -223,11 +216,3 @@ def _at(tree: Mapping[str, Any], path: Iterable[str]) -> Any:
     for name in path:
         tree = tree.get(name, {})
     return tree or None
-
-
-def _figure(figure: Figure | None) -> str:
-    if not figure or figure["value"] is None:
-        return "-"
-    if figure["low"] is None or figure["high"] is None:
-        return f"{figure['value']:.3f}"
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"

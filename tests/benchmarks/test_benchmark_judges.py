@@ -15,7 +15,7 @@ from carevl.benchmarks.rows import missing_images
 from carevl.benchmarks.suites.published import VL_REWARDBENCH, check
 from carevl.judging.prompts import Verdict
 from carevl.miniworld.publish import publish
-from carevl.stats.bootstrap import figures
+from carevl.stats.bootstrap import estimate
 
 PROTOCOLS = ("official", "official_scorer", "strict", "verdict_prob")
 USELESS = {
@@ -61,7 +61,7 @@ def test_trivial_judges_answer_every_question(drawn, name, protocol, judge):
     silent = [each for each in predictions if each.status != "ok"]
     lengths = {row.key: [len(text) for text in row.responses] for row in rows}
     assert all(judge == "longer" and len(set(lengths[each.key])) == 1 for each in silent)
-    assert figures(benchmark.score(rows, predictions, protocol), resamples=50)
+    assert estimate(benchmark.score(rows, predictions, protocol), resamples=50)
     assert predictions == list(judge_trivially(judge, benchmark, rows, asked))
 
 
@@ -80,7 +80,7 @@ def test_an_oracle_scores_full_marks(drawn, protocol):
             }[question.task]
             text = benchmark.say(question, truth)
             predictions.append(record(question, "oracle", text, benchmark.parse(question, text)))
-        found = figures(benchmark.score(rows, predictions, protocol), resamples=20)
+        found = estimate(benchmark.score(rows, predictions, protocol), resamples=20)
         assert {key: found[key]["value"] for key in best} == pytest.approx(best)
         if name == "mllm-judge":
             assert found["pair_without_ties"]["value"] == 1
@@ -91,11 +91,11 @@ def test_an_oracle_scores_full_marks(drawn, protocol):
 def test_a_useless_judge_earns_nothing_strictly(drawn, name, text):
     benchmark, rows = BENCHMARKS[name], drawn[name]
     predictions = [record(q, "useless", text, benchmark.parse(q, text)) for q in benchmark.questions(rows, "strict")]
-    found = figures(benchmark.score(rows, predictions, "strict"), resamples=20)
+    found = estimate(benchmark.score(rows, predictions, "strict"), resamples=20)
     worst = {"overall": 0, "macro": 0, "score": 0, "pair_with_ties": 0, "batch": 1}
     assert all(found[key]["value"] == value for key, value in worst.items() if key in found)
     assert "ok" not in {each.status for each in predictions}
-    how = figures(diagnose(rows, predictions), resamples=20)
+    how = estimate(diagnose(rows, predictions), resamples=20)
     assert (how["parse_rate"]["value"], how["order_consistency"]["value"]) == (0, 0)
     assert how["first_position_rate"]["value"] is None
     assert how["length_slope"]["value"] is None
@@ -117,7 +117,7 @@ def test_reward_questions_get_scores_not_texts(shared_data):
     benchmark = BENCHMARKS["mm-rlhf-rewardbench"]
     rows = benchmark.load(shared_data / "mm_rlhf_rewardbench.jsonl")
     predictions = list(judge_trivially("longer", benchmark, rows, benchmark.questions(rows, "official")))
-    found = figures(benchmark.score(rows, predictions, "official"), resamples=20)
+    found = estimate(benchmark.score(rows, predictions, "official"), resamples=20)
     longer = sum(len(row.responses[0]) > len(row.responses[1]) for row in rows) / len(rows)
     assert found["accuracy"]["value"] == pytest.approx(longer)
 
@@ -126,7 +126,7 @@ def test_position_and_consistency_by_hand(pair, both_orders):
     rows = [pair(key) for key in "abcd"]
     winners = {"a": (0, 0), "b": (0, 1), "c": (1, 0), "d": (0, None)}
     predictions = [each for key, said in winners.items() for each in both_orders(key, *said)]
-    found = figures(diagnose(rows, predictions), resamples=20)
+    found = estimate(diagnose(rows, predictions), resamples=20)
     # First shown: response 0, then 1. a: 1 of 2 verdicts for the first shown, b: 2 of 2, c: 0 of 2, d: 1 of 1.
     assert found["first_position_rate"]["value"] == pytest.approx(4 / 7)
     assert found["order_consistency"]["value"] == 0.25
@@ -134,7 +134,7 @@ def test_position_and_consistency_by_hand(pair, both_orders):
 
 
 def _slope(rows, predictions):
-    return figures(diagnose(rows, predictions), resamples=20)["length_slope"]["value"]
+    return estimate(diagnose(rows, predictions), resamples=20)["length_slope"]["value"]
 
 
 def test_the_length_slope_sees_length_beyond_the_label(pair, answer):

@@ -5,7 +5,7 @@ import pytest
 
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.rows import Image, Row
-from carevl.compare.outcomes import Resamples, of_predictions, of_probabilities, over_seeds, spread
+from carevl.compare.outcomes import Resamples, estimate, of_predictions, of_probabilities, over_seeds
 from carevl.compare.promise import sweep
 
 
@@ -71,21 +71,21 @@ def test_an_interval_grows_when_seeds_differ():
     same = np.tile(np.arange(200) % 2, (5, 1)).astype(float)
     apart = np.repeat([[0.0], [0.25], [0.5], [0.75], [1.0]], 200, axis=1)
     drawn = Resamples.draw(5, units)
-    narrow, wide = spread(drawn.means(same)), spread(drawn.means(apart))
-    assert narrow["mean"] == wide["mean"] == 0.5
+    narrow, wide = estimate(drawn.means(same)), estimate(drawn.means(apart))
+    assert narrow["value"] == wide["value"] == 0.5
     assert wide["high"] - wide["low"] > 3 * (narrow["high"] - narrow["low"])
 
 
 def test_a_paired_difference_is_certain_when_one_arm_is_always_better():
     drawn = Resamples.draw(3, [str(n) for n in range(50)])
     worse = np.random.default_rng(0).random((3, 50))
-    found = spread(drawn.means(worse + 0.1) - drawn.means(worse))
-    assert [found[name] for name in ("mean", "low", "high")] == pytest.approx([0.1, 0.1, 0.1])
+    found = estimate(drawn.means(worse + 0.1) - drawn.means(worse))
+    assert [found[name] for name in ("value", "low", "high")] == pytest.approx([0.1, 0.1, 0.1])
 
 
 def test_a_subset_without_rows_has_no_figure():
     drawn = Resamples.draw(1, ["a", "b"])
-    assert spread(drawn.means(np.full((1, 2), np.nan))) == {"mean": None, "low": None, "high": None}
+    assert estimate(drawn.means(np.full((1, 2), np.nan))) == {"value": None, "low": None, "high": None}
 
 
 def test_seeds_become_rows_of_a_matrix():

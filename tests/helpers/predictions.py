@@ -10,7 +10,7 @@ import pytest
 
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.rows import Row
-from carevl.stats.bootstrap import Scored, evaluate
+from carevl.stats.bootstrap import Scored, bootstrap
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def values() -> Callable[[Scored], dict[str, float | None]]:
     """The figures without their intervals."""
 
     def compute(scored: Scored) -> dict[str, float | None]:
-        found = evaluate(scored.statistics, scored.units, resamples=1, seed=0)
+        found = bootstrap(scored.statistics, scored.units, resamples=1, seed=0)
         return {name: figure["value"] for name, figure in found.items()}
 
     return compute

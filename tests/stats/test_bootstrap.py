@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from carevl.benchmarks.comparison import compare, mcnemar
-from carevl.stats.bootstrap import Scored, accuracy_statistics, evaluate, figures, mean, pearson, ratio
+from carevl.stats.bootstrap import Scored, accuracy_statistics, bootstrap, estimate, mean, pearson, ratio
 
 
 def _scored(right, groups=None, units=None) -> Scored:
@@ -14,7 +14,7 @@ def _scored(right, groups=None, units=None) -> Scored:
 
 
 def test_overall_is_over_rows_and_macro_over_groups():
-    found = figures(_scored([1, 0, 0, 0, 1, np.nan], ["a", "a", "a", "a", "b", "b"]))
+    found = estimate(_scored([1, 0, 0, 0, 1, np.nan], ["a", "a", "a", "a", "b", "b"]))
     assert {name: figure["value"] for name, figure in found.items()} == {
         "overall": 2 / 5,
         "macro": (1 / 4 + 1) / 2,
@@ -25,7 +25,7 @@ def test_overall_is_over_rows_and_macro_over_groups():
 
 
 def test_the_interval_has_the_width_of_a_binomial():
-    found = figures(_scored([1] * 250 + [0] * 250))["overall"]
+    found = estimate(_scored([1] * 250 + [0] * 250))["overall"]
     half = 1.96 * np.sqrt(0.25 / 500)
     assert found["low"] == pytest.approx(0.5 - half, abs=0.01)
     assert found["high"] == pytest.approx(0.5 + half, abs=0.01)
@@ -33,22 +33,22 @@ def test_the_interval_has_the_width_of_a_binomial():
 
 def test_rows_of_one_image_are_resampled_together():
     right = [1, 1, 1, 1, 1, 0, 0, 0, 0, 0] * 20
-    alone = figures(_scored(right))["overall"]
-    together = figures(_scored(right, units=tuple(str(i // 5) for i in range(200))))["overall"]
+    alone = estimate(_scored(right))["overall"]
+    together = estimate(_scored(right, units=tuple(str(i // 5) for i in range(200))))["overall"]
     ratio_of_widths = (together["high"] - together["low"]) / (alone["high"] - alone["low"])
     assert ratio_of_widths == pytest.approx(np.sqrt(5), rel=0.15)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_another():
     scored = _scored([1, 0] * 60)
-    assert figures(scored, seed=3) == figures(scored, seed=3)
-    assert figures(scored, seed=3) != figures(scored, seed=4)
+    assert estimate(scored, seed=3) == estimate(scored, seed=3)
+    assert estimate(scored, seed=3) != estimate(scored, seed=4)
 
 
 def test_undefined_figures_are_none_not_nan():
-    found = figures(_scored([np.nan, np.nan]))
+    found = estimate(_scored([np.nan, np.nan]))
     assert found["overall"] == {"value": None, "low": None, "high": None}
-    assert evaluate({"nothing": mean([])}, [], resamples=10, seed=0)["nothing"]["value"] is None
+    assert bootstrap({"nothing": mean([])}, [], resamples=10, seed=0)["nothing"]["value"] is None
 
 
 def test_ratio_weighs_top_and_bottom():
@@ -94,7 +94,7 @@ def test_pairing_narrows_the_interval_of_a_difference():
     better = hard[:-20] + [1] * 20
     a, b = _scored(better), _scored(hard)
     found = compare(a, b)
-    difference, alone = found.differences["overall"], figures(a)["overall"]
+    difference, alone = found.differences["overall"], estimate(a)["overall"]
     assert difference["value"] == pytest.approx(0.05)
     assert difference["low"] > 0
     assert difference["high"] - difference["low"] < alone["high"] - alone["low"]
