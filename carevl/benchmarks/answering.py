@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from carevl.benchmarks.predictions import Prediction, record
-from carevl.benchmarks.questions import GREEDY, Decoding, Question, seeded
+from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.suite import Benchmark
 from carevl.judging.prompts import VERDICT_BEGUN, Task, write_judgment
 from carevl.judging.verdict_tokens import CHOICES, WATCH, forced, stated
 from carevl.models.engines import generator
 from carevl.models.transformers_engine import Ask, Generation
+from carevl.stats.draws import rng_for
 from carevl.store.schemas import row_error
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _call(benchmark: Benchmark, question: Question, seed: int) -> _Call:
         begun = VERDICT_BEGUN[question.task]
         tokens = _TOKENS_PER_RANK * len(question.order) if question.task == "ranking" else _FORCED_TOKENS
         decoding = replace(decoding, max_tokens=tokens)
-    draw = seeded(seed, question.key, question.order, question.sample).getrandbits(32) if decoding.temperature else 0
+    draw = rng_for(seed, question.key, question.order, question.sample).getrandbits(32) if decoding.temperature else 0
     return _Call(question.prompt, question.image.name, begun, draw, decoding)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from carevl.benchmarks.predictions import Prediction, record, record_score
-from carevl.benchmarks.questions import Question, seeded
+from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Row
 from carevl.benchmarks.suite import Benchmark
 from carevl.judging.prompts import Verdict
+from carevl.stats.draws import rng_for
 
 _RATING_STEP = 50
 """Characters of a response that `longer` rates 1; every doubling earns another point, up to 5."""
@@ -57,7 +58,7 @@ def _first(question: Question, _: tuple[str, ...], __: int) -> Verdict:
 
 
 def _random(question: Question, _: tuple[str, ...], seed: int) -> Verdict:
-    rng = seeded(seed, question.key, question.order, question.sample)
+    rng = rng_for(seed, question.key, question.order, question.sample)
     return _in_order(question, tuple(rng.sample(question.order, len(question.order))), rating=rng.randint(1, 5))
 
 
@@ -77,5 +78,5 @@ TRIVIAL_JUDGES: dict[str, Callable[[Question, tuple[str, ...], int], Verdict]] =
 _SCORES: dict[str, Callable[[Question, int], float]] = {
     "longer": lambda question, _: float(len(question.response or "")),
     "first": lambda _, __: 0.0,
-    "random": lambda question, seed: seeded(seed, question.key, question.order, question.sample).random(),
+    "random": lambda question, seed: rng_for(seed, question.key, question.order, question.sample).random(),
 }

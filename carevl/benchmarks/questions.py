@@ -10,14 +10,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from carevl.benchmarks.rows import Image, Row
 from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment, write_judgment
 from carevl.settings.data import ProtocolName
+from carevl.stats.draws import rng_for
 
 
 @dataclass(frozen=True)
@@ -129,14 +128,8 @@ def pointwise_questions(
                     yield own_question(benchmark, row, protocol, (i,), sample, task="pointwise")
 
 
-def seeded(seed: int, *parts: object) -> random.Random:
-    """A generator that depends on the parts alone, so that a resumed run draws what an undisturbed one would."""
-    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))
-
-
 def random_order(seed: int, row: Row, sample: int) -> tuple[int, ...]:
     """A uniform order of the row's responses, the same for the same seed, key and sample."""
     order = list(range(len(row.responses)))
-    seeded(seed, row.key, sample).shuffle(order)
+    rng_for(seed, row.key, sample).shuffle(order)
     return tuple(order)

@@ -144,8 +144,8 @@ def at_threshold(threshold: float) -> Arm:
     return Arm(f"carevl_at_{threshold:.2f}", about, "phase2", "phases", Labels("threshold", threshold))
 
 
-def seeded(settings: Settings, number: int) -> Settings:
-    """The settings of the seed of this number: the first is the settings' own.
+def with_seed(settings: Settings, number: int) -> Settings:
+    """Return the settings of the seed of this number: the first is the settings' own.
 
     Training, sampling and the draw of the labelled images that calibrate and test the router change; items do not.
     """

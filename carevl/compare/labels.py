@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from carevl.stages.sampling import chance
+from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import ROUTES
 
 Rule = Literal["every", "drawn", "subset", "threshold"]
@@ -31,7 +31,7 @@ class Labels:
         """Routes with other labels, row by row.
 
         Args:
-            most: `subset`: the largest lot that is taken, see `lots`.
+            most: `subset`: the largest draw that is taken, see `pair_uniforms`.
         """
         labelled = decided(routes)
         first, second, winner = (routes[name].to_numpy() for name in ("first", "second", "winner"))
@@ -40,9 +40,9 @@ class Labels:
         if self.rule == "threshold":
             high = labelled & (confidence(routes) >= np.float32(self.threshold))
         elif self.rule == "subset":
-            high = labelled & (lots(routes, seed, self.rule) <= most)
+            high = labelled & (pair_uniforms(routes, seed, self.rule) <= most)
         elif self.rule == "drawn":
-            winner = np.where(lots(routes, seed, self.rule) < probability, first, second)
+            winner = np.where(pair_uniforms(routes, seed, self.rule) < probability, first, second)
         dropped = _is(routes, "dropped")
         route = np.where(high, "high", np.where(dropped, "dropped", "low"))
         known = pa.array(np.nan_to_num(winner).astype(np.int32))
@@ -69,10 +69,10 @@ def confidence(routes: pa.Table) -> NDArray[np.float32]:
     return found
 
 
-def lots(routes: pa.Table, seed: int, what: str) -> NDArray[np.float64]:
-    """float64 [n_pairs], from 0 to 1: a lot for each pair, whatever else is in the data."""
+def pair_uniforms(routes: pa.Table, seed: int, purpose: str) -> NDArray[np.float64]:
+    """Draw float64 [n_pairs], from 0 to 1, for each pair by itself, whatever else is in the data."""
     keys: list[dict[str, Any]] = routes.select(["item_id", "first", "second"]).to_pylist()
-    return np.array([chance(seed, what, *key.values()) for key in keys], np.float64)
+    return np.array([hash_uniform(seed, purpose, *key.values()) for key in keys], np.float64)
 
 
 def _is(routes: pa.Table, route: str) -> NDArray[np.bool_]:

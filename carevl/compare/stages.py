@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from carevl.cluster.pools import Task
-from carevl.compare.labels import decided, lots
+from carevl.compare.labels import decided, pair_uniforms
 from carevl.pipeline import core as pipeline
 from carevl.stages import demonstrate, sampling
 from carevl.stages.base import Context, Counts
@@ -78,7 +78,7 @@ def _largest_lot(context: Context) -> float:
     for routes in training_routes(context):
         high = routes["route"].cast(pa.string()).to_numpy(zero_copy_only=False) == "high"
         n_high += int(high.sum())
-        drawn.append(lots(routes, context.settings.seed, "subset")[decided(routes)])
+        drawn.append(pair_uniforms(routes, context.settings.seed, "subset")[decided(routes)])
     ordered = np.sort(np.concatenate(drawn))
     return float(ordered[n_high - 1]) if n_high else -1.0
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from carevl.benchmarks.predictions import from_table
 from carevl.compare import outcomes
-from carevl.compare.arms import OURS, Arm, Budget, seeded
+from carevl.compare.arms import OURS, Arm, Budget, with_seed
 from carevl.compare.chain import Causes, asked, chain, data, on_benchmark
 from carevl.compare.experts import probabilities
 from carevl.compare.stages import makers, run_stages
@@ -135,7 +135,7 @@ class Bench:
         )
 
     def _begun(self, arm: Arm, number: int, rate: float, budget: Budget | None) -> Trial:
-        settings = arm.settings(seeded(self.settings, number), rate, budget)
+        settings = arm.settings(with_seed(self.settings, number), rate, budget)
         causes = chain(settings, arm.labels, self.where, self.shared)
         return Trial(arm, number, rate, settings, asked(causes, self._tests(settings), self.where), "base")
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carevl.miniworld.lessons import LESSONS, Lesson
-from carevl.miniworld.scenes import CELL, GRID, render, seeded
+from carevl.miniworld.scenes import CELL, GRID, render, world_rng
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -105,7 +105,7 @@ def chunk_batches(
         mix: lesson name to its weight.
         token_budget: most tokens of a batch, padding included.
     """
-    rng = seeded("lessons", chunk, *seed)
+    rng = world_rng("lessons", chunk, *seed)
     digits = {token_id(tokenizer, str(d)) for d in range(10)}
     marker = tokenizer.encode("Overall").ids[0]
     rows = []

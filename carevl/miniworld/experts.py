@@ -19,7 +19,7 @@ from carevl.miniworld.batches import PAD, fill, load_tokenizer, token_id
 from carevl.miniworld.items import ask, word
 from carevl.miniworld.models import expert_turn
 from carevl.miniworld.questions import KINDS, Claim, Question, caption
-from carevl.miniworld.scenes import draw_scene, seeded
+from carevl.miniworld.scenes import draw_scene, world_rng
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -175,7 +175,7 @@ def chunk_batches(
     tokenizer: Tokenizer, expert: Expert, token_budget: int, dialogue: bool, chunk: int, *seed: object
 ) -> list[Batch]:
     """The batches of one chunk of dialogues or of single turns; the same for the same arguments."""
-    rng = seeded("experts", chunk, *seed)
+    rng = world_rng("experts", chunk, *seed)
     rows = list((_dialogues if dialogue else _single_turns)(tokenizer, expert, rng))
     groups = fill([(row.ids, row) for row in rows], token_budget)
     batches = [_pad(group, token_id(tokenizer, PAD), dialogue) for group in groups]

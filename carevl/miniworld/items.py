@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from carevl.miniworld.questions import KINDS, Claim, Question
-from carevl.miniworld.scenes import Pool, Scene, draw_scene, render, seeded
+from carevl.miniworld.scenes import Pool, Scene, draw_scene, render, world_rng
 
 _OPENINGS = ("", "", "", "Looking at the image, ", "From what I can see, ", "In this picture, ")
 _CLOSINGS = ("", "", "", " I am sure of it.", " That is my answer.", " I looked closely to check this.")
@@ -100,7 +100,7 @@ def draw_items(
     pool: Pool, *seed: object, n_responses: tuple[int, ...] = (2,), per_image: int = 1
 ) -> Iterator[tuple[Image.Image, list[Item]]]:
     """Endless distinct images of a pool, each with 1 to `per_image` items; kinds take turns as the first."""
-    rng, seen = seeded("items", pool, *seed), set[str]()
+    rng, seen = world_rng("items", pool, *seed), set[str]()
     while True:
         for kind in KINDS:
             scene, first = ask(kind, rng, pool)

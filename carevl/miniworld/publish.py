@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from carevl.miniworld.items import Item, Response, draw_items, respond
-from carevl.miniworld.scenes import WORLD_VERSION, Pool, png, seeded
+from carevl.miniworld.scenes import WORLD_VERSION, Pool, png, world_rng
 
 CALIBRATION_IMAGES = 3000
 BENCHMARK_PAIRS = 480
@@ -170,7 +170,7 @@ def _feedback(item: Item, idx: int, image: bytes, truthful: bool) -> dict[str, A
 def _write_train(out: Path, n_items: int, seed: int) -> None:
     pairs, many = _Table(out / "train/rlaif_v.parquet", _RLAIF_V), _Table(out / "train/vlfeedback.parquet", _VLFEEDBACK)
     truths = _Table(out / "truth/train.parquet", _TRUTH)
-    rng = seeded("preferences", seed)
+    rng = world_rng("preferences", seed)
     drawn = draw_items("train", seed, n_responses=(2, 2, 2, 2, 2, 2, 2, 3, 4), per_image=2)
     numbered = ((image, item) for image, items in drawn for item in items)
     data: tuple[object, bytes] = (None, b"")
@@ -258,7 +258,7 @@ _MLLM_JUDGE: dict[str, tuple[int, Callable[[Item, int, random.Random], dict[str,
 
 def _write_mllm_judge(out: Path, pool: Pool, seed: int) -> None:
     (out / "image").mkdir(parents=True, exist_ok=True)
-    rng, number = seeded("mllm-judge", pool, seed), 0
+    rng, number = world_rng("mllm-judge", pool, seed), 0
     for task, (n_rows, make) in _MLLM_JUDGE.items():
         drawn = ((image, items[0]) for image, items in draw_items(pool, task, seed))
         fitting = (pair for pair in drawn if task != "batch" or _rankable(pair[1]))

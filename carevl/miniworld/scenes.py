@@ -147,14 +147,17 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def seeded(*parts: object) -> random.Random:
-    """A generator that depends on the world's version and `parts` alone, the same on every machine."""
+def world_rng(*parts: object) -> random.Random:
+    """Return a generator that depends on the world's version and the parts alone, the same on every machine.
+
+    Not `stats.draws.rng_for`: published worlds are drawn by these seeds, which join the parts as text.
+    """
     return random.Random(":".join(map(str, ("miniworld", WORLD_VERSION, *parts))))
 
 
 def scenes(pool: Pool, *seed: object) -> Iterator[tuple[Scene, Image.Image]]:
     """Endless distinct scenes of a pool with their images."""
-    rng, seen = seeded("scenes", pool, *seed), set[str]()
+    rng, seen = world_rng("scenes", pool, *seed), set[str]()
     while True:
         scene = draw_scene(rng, pool)
         if scene.key not in seen:

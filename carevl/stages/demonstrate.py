@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
-from carevl.stages.sampling import Asking, Item, Prompted, both_orders, by_item, chance, typical
+from carevl.stages.sampling import Asking, Item, Prompted, both_orders, by_item, typical
+from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import TARGETS
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ class _Prompts:
             prompts += [Prompted("pointwise", (i,)) for i in (high[0]["first"], high[0]["second"])]
         n = len(item["responses"])
         if n > 2 and rankable(n, high) and self._chosen(item, "ranking", self.demonstrate.ranking_share):
-            order = sorted(range(n), key=lambda i: chance(self.seed, item["item_id"], "shown", i))
+            order = sorted(range(n), key=lambda i: hash_uniform(self.seed, item["item_id"], "shown", i))
             prompts.append(Prompted("ranking", tuple(order)))
         return prompts
 
     def _chosen(self, item: Item, task: str, share: float) -> bool:
-        return chance(self.seed, item["item_id"], task) < share
+        return hash_uniform(self.seed, item["item_id"], task) < share
 
 
 def rankable(n_responses: int, high: Sequence[dict[str, Any]]) -> bool:
@@ -80,7 +81,7 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
             elif group[0].task == "pairwise":
                 bare += [_target(item, p, _verdict(p, of_item), evidence=False) for p in group]
     keep = round(len(targets) * share / (1 - share))
-    bare.sort(key=lambda row: chance(settings.seed, row["item_id"], "bare"))
+    bare.sort(key=lambda row: hash_uniform(settings.seed, row["item_id"], "bare"))
     return pa.Table.from_pylist([*targets, *bare[:keep]], TARGETS)
 
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
 from carevl.settings.training import NOT_LEARNED
-from carevl.stages.sampling import both_orders, chance
+from carevl.stages.sampling import both_orders
+from carevl.stats.draws import hash_uniform
 from carevl.store.run import RunError
 from carevl.store.table import Table
 
@@ -74,7 +75,7 @@ def write_dev(ingested: Ingested, n_pairs: int, seed: int, target: Table) -> lis
             name = item["item_id"]
             pairs = itertools.combinations(range(len(item["gold"])), 2)
             pairs_of_item = [(i, j) for i, j in pairs if item["gold"][i] != item["gold"][j]]
-            drawn += [(chance(seed, name, i, j, "dev"), number, name, i, j) for i, j in pairs_of_item]
+            drawn += [(hash_uniform(seed, name, i, j, "dev"), number, name, i, j) for i, j in pairs_of_item]
     if not drawn:
         raise RunError("dev_pairs: no source has labels; declare one with labels: true, or set dev_pairs to 0")
     of_part: dict[int, dict[str, list[tuple[int, int]]]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.models.engines import generated, generator
 from carevl.models.row_errors import Failure
 from carevl.models.transformers_engine import Ask, Generation
+from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import JUDGMENTS, row_error
 
 if TYPE_CHECKING:
@@ -53,11 +53,6 @@ Prompts = Callable[[Item, Sequence[dict[str, Any]]], list[Prompted]]
 def both_orders(first: int, second: int) -> tuple[Prompted, Prompted]:
     """The two pairwise prompts of a pair of responses."""
     return Prompted("pairwise", (first, second)), Prompted("pairwise", (second, first))
-
-
-def chance(*parts: object) -> float:
-    """A number in [0, 1) that depends on the parts alone: choices that hold whatever else is in the data."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big") / 2**48
 
 
 def by_item(items: pa.Table, routes: pa.Table) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
@@ -116,7 +111,7 @@ def work(judge: Judge, asking: Asking) -> Work:
                 words = prompted.write(item)
                 for sample in range(asking.samples):
                     key = (item["item_id"], prompted.task, prompted.order, sample)
-                    asks.append(Ask(image, words, seed=int(chance(asking.seed, *key) * 2**31)))
+                    asks.append(Ask(image, words, seed=int(hash_uniform(asking.seed, *key) * 2**31)))
                     asked.append(prompted)
                     rows.append(dict(zip(("item_id", "task", "order", "sample"), key, strict=True)))
         made = generated(engine, asks, max_tokens=judge.max_tokens, temperature=asking.temperature)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import contradicted
-from carevl.stages.sampling import Item, Prompted, both_orders, by_item, chance, typical
+from carevl.stages.sampling import Item, Prompted, both_orders, by_item, typical
+from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import PAIRS
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def _balanced(pairs: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]
     size = min(map(len, sides.values()))
 
     def rank(pair: dict[str, Any]) -> tuple[float, float]:
-        return pair["score_rejected"] - pair["score_chosen"], chance(seed, pair["item_id"], pair["order"])
+        return pair["score_rejected"] - pair["score_chosen"], hash_uniform(seed, pair["item_id"], pair["order"])
 
     dropped = {id(pair) for side in sides.values() for pair in sorted(side, key=rank)[size:]}
     return [pair for pair in pairs if id(pair) not in dropped]

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from carevl.compare.labels import Labels, lots
+from carevl.compare.labels import Labels, pair_uniforms
 from carevl.store.schemas import ROUTES
 
 ROWS = [
@@ -51,7 +51,7 @@ def test_a_threshold_is_on_the_winners_probability():
 
 def test_a_subset_takes_the_smallest_lots_whatever_the_router_said():
     routes = _routes(ROWS)
-    drawn = dict(zip("abcdef", lots(routes, 3, "subset"), strict=True))
+    drawn = dict(zip("abcdef", pair_uniforms(routes, 3, "subset"), strict=True))
     smallest = min("abe", key=lambda item: drawn[item])
     told = _told(Labels("subset").apply(routes, seed=3, most=drawn[smallest]))
     assert [item for item, (route, _) in told.items() if route == "high"] == [smallest]

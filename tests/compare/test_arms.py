@@ -2,7 +2,7 @@
 
 import pytest
 
-from carevl.compare.arms import ARMS, OURS, RATES, Budget, at_threshold, chosen, seeded
+from carevl.compare.arms import ARMS, OURS, RATES, Budget, at_threshold, chosen, with_seed
 from carevl.compare.promise import to_train
 from carevl.errors import UserError
 from carevl.settings import load_settings
@@ -65,8 +65,8 @@ def test_selection_by_one_of_the_two_leaves_the_other_out(settings):
 
 
 def test_the_first_seed_is_the_settings_own_and_others_leave_the_data_alone(settings):
-    assert seeded(settings, 0) == settings
-    other = seeded(settings, 2)
+    assert with_seed(settings, 0) == settings
+    other = with_seed(settings, 2)
     assert (other.seed, other.sft.seed, other.dpo.seed, other.router.seed) == (2, 2, 2, 2)
     assert (other.data, other.miniworld, other.items) == (settings.data, settings.miniworld, settings.items)
 

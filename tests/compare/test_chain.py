@@ -5,7 +5,7 @@ from threading import Barrier, BrokenBarrierError
 
 import pytest
 
-from carevl.compare.arms import ARMS, OURS, Budget, seeded
+from carevl.compare.arms import ARMS, OURS, Budget, with_seed
 from carevl.compare.chain import asked, chain, data, on_benchmark, rebased
 from carevl.compare.stages import run_stages
 from carevl.pipeline import core as pipeline
@@ -28,7 +28,7 @@ def setting(tmp_path_factory):
 def _chain(setting, name, number=0, rate=1.0):
     settings, where, shared = setting
     arm = ARMS[name]
-    return chain(arm.settings(seeded(settings, number), rate, BUDGET), arm.labels, where, shared)
+    return chain(arm.settings(with_seed(settings, number), rate, BUDGET), arm.labels, where, shared)
 
 
 def _shared(one, other):

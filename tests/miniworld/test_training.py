@@ -12,7 +12,7 @@ from carevl.miniworld.fit import Fit
 from carevl.miniworld.lessons import LESSONS
 from carevl.miniworld.models import make_expert, make_processor, make_tokenizer, make_vlm
 from carevl.miniworld.muon import Muon
-from carevl.miniworld.scenes import scenes, seeded
+from carevl.miniworld.scenes import scenes, world_rng
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_batches_are_the_same_for_the_same_chunk_and_stay_within_the_budget(toke
 
 
 def test_experts_are_taught_their_flaws():
-    rng = seeded("flaws")
+    rng = world_rng("flaws")
     llama, qwen2, mistral = (experts.EXPERTS[name] for name in ("llama", "qwen2", "mistral"))
     from carevl.miniworld.items import ask
 

@@ -12,7 +12,7 @@ import pytest
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.publish import GROUPS, publish
 from carevl.miniworld.questions import ERRORS, KINDS, NUMBERS, caption
-from carevl.miniworld.scenes import GRID, POOLS, Scene, Thing, draw_scene, place, seeded
+from carevl.miniworld.scenes import GRID, POOLS, Scene, Thing, draw_scene, place, world_rng
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_yes_and_no_are_balanced(drawn):
 
 def test_pools_cover_every_scene_once():
     assert sorted(b for buckets in POOLS.values() for b in buckets) == list(range(100))
-    rng = seeded("pools")
+    rng = world_rng("pools")
     for pool in POOLS:
         assert draw_scene(rng, pool).pool == pool
 
@@ -249,3 +249,8 @@ def test_mllm_judge_files_point_at_images_and_carry_labels(world):
 def test_drawing_into_a_directory_in_use_is_refused(world):
     with pytest.raises(FileExistsError, match="not empty"):
         publish(world, 10, 1)
+
+
+def test_the_generator_of_a_world_gives_the_published_numbers():
+    assert world_rng("pools").random() == 0.9436430038923719
+    assert world_rng("scenes", "train", 4).random() == 0.7708931159742278
