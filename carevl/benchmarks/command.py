@@ -22,7 +22,7 @@ from carevl.benchmarks.results import PROTOCOLS, baselines, by_protocol, compare
 from carevl.benchmarks.run import Asked, Exam, facts, predict
 from carevl.benchmarks.suites import rewardbench2
 from carevl.cluster.connect import ray_cluster
-from carevl.cluster.pools import Tally
+from carevl.cluster.jobs import Tally
 from carevl.errors import UserError
 from carevl.settings.data import ProtocolName
 from carevl.settings.loader import fill

@@ -22,7 +22,8 @@ from carevl.benchmarks.predictions import record_score, to_table
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Image, Row
 from carevl.benchmarks.suite import Benchmark
-from carevl.cluster.pools import Prepare, Tally, Task, Work, run_tasks
+from carevl.cluster.jobs import PoolJob, Processor, Tally
+from carevl.cluster.pools import run_jobs
 from carevl.data.images import ImageLimits
 from carevl.data.pictures import decoded, picture
 from carevl.data.rows import RowError
@@ -114,9 +115,9 @@ def predict(
     pooled = [asking for asking in passes if asking.pending and not is_endpoint(asking.judge.path)]
     for asking in passes:
         if is_endpoint(asking.judge.path):
-            _run_here(asking.task, say)
+            _run_here(asking.job, say)
     if pooled:
-        run_tasks([asking.task for asking in pooled], [], 1.0, say)
+        run_jobs([asking.job for asking in pooled], [], 1.0, say)
     total = sum(map(len, blocks))
     return {asking.name: asking.finish(total, max_error_fraction) for asking in passes}
 
@@ -154,12 +155,10 @@ class _Pass:
         return Table(self.target.directory / "images")
 
     @property
-    def task(self) -> Task:
-        return Task(
+    def job(self) -> PoolJob:
+        return PoolJob(
             name=f"evaluate/{self.name}",
-            make=work,
-            prepare=prepare,
-            arguments={"judge": self.judge, "name": self.name, "seed": self.seed},
+            processor=AnswerProcessor(self.judge, self.name, self.seed),
             sources={"questions": self.questions, "images": self.images},
             target=self.made,
             pool=self.judge.pool,
@@ -186,16 +185,16 @@ class _Pass:
         return {"rows_in": total, "rows_out": total, "errors": len(errors)}
 
 
-def _run_here(task: Task, say: Callable[[str, Tally, int], None]) -> None:
-    """As `run_tasks`, in this process: an endpoint needs neither actors nor, on other machines, its key."""
-    answer, tally, parts = task.make(**task.arguments), Tally(), task.parts or ()
+def _run_here(job: PoolJob, say: Callable[[str, Tally, int], None]) -> None:
+    """As `run_jobs`, in this process: an endpoint needs neither actors nor, on other machines, its key."""
+    processor, tally, parts = job.processor.load(), Tally(), job.parts or ()
     for number in parts:
         started = time.monotonic()
-        rows = answer({name: table.read(number) for name, table in task.sources.items()})
-        task.target.write(number, rows)
+        rows = processor.process({name: table.read(number) for name, table in job.sources.items()})
+        job.target.write(number, rows)
         errors = len(rows) - rows["error"].null_count
         tally.add(Tally(1, len(rows), len(rows), errors, time.monotonic() - started))
-        say(task.name, tally, len(parts))
+        say(job.name, tally, len(parts))
 
 
 def _identities(predictions: pa.Table) -> list[tuple[Any, ...]]:
@@ -266,47 +265,42 @@ def _bytes(image: Image) -> bytes:
         return b""
 
 
-def prepare(judge: Judge, name: str, seed: int) -> Prepare:
-    """What decodes the pictures ahead of the judge."""
-    del judge, name, seed
-    return lambda tables: {**tables, "images": decoded(tables["images"], limits=_LIMITS, key="name")}
-
-
-def work(judge: Judge, name: str, seed: int) -> Work:
-    """Returns what turns a part of questions and their images into a part of `predictions`.
+@dataclass
+class AnswerProcessor(Processor):
+    """Turns a part of questions and their images into a part of `predictions`.
 
     The judge is loaded as what the questions need: one that writes, or one that scores.
     """
-    asked = _Loaded(judge)
 
-    def answer(tables: Mapping[str, pa.Table]) -> pa.Table:
-        questions = [_question(row) for row in tables["questions"].to_pylist()]
-        written = [question for question in questions if question.response is None]
-        scored = [question for question in questions if question.response is not None]
-        pictures = {row["name"]: _picture(row) for row in tables["images"].to_pylist()}
-        module = BENCHMARKS[questions[0].benchmark]  # a part is of one benchmark
-        made = judge_questions(asked.writer, name, module, written, pictures, seed) if written else []
-        if scored:
-            scores = asked.scorer.score([(question.prompt, question.response or "") for question in scored])
-            made += [record_score(q, name, score) for q, score in zip(scored, scores, strict=True)]
-        return to_table(made)
-
-    return answer
-
-
-class _Loaded:
-    """A judge in the forms that were needed so far."""
-
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
+    judge: Judge
+    name: str
+    seed: int
 
     @cached_property
     def writer(self) -> Answerer:
+        """The judge as one that writes."""
         return answerer(self.judge)
 
     @cached_property
     def scorer(self) -> Scorer:
+        """The judge as a text reward model."""
         return scorer(self.judge)
+
+    def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
+        """Decode the pictures."""
+        return {**tables, "images": decoded(tables["images"], limits=_LIMITS, key="name")}
+
+    def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
+        questions = [_question(row) for row in tables["questions"].to_pylist()]
+        written = [question for question in questions if question.response is None]
+        scored = [question for question in questions if question.response is not None]
+        pictures = {row["name"]: _picture(row) for row in tables["images"].to_pylist()}
+        benchmark = BENCHMARKS[questions[0].benchmark]  # a part is of one benchmark
+        made = judge_questions(self.writer, self.name, benchmark, written, pictures, self.seed) if written else []
+        if scored:
+            scores = self.scorer.score([(question.prompt, question.response or "") for question in scored])
+            made += [record_score(q, self.name, score) for q, score in zip(scored, scores, strict=True)]
+        return to_table(made)
 
 
 def _question(row: Mapping[str, Any]) -> Question:

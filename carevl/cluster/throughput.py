@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from carevl.cluster.resources import Resources, needed
 from carevl.store.run import Run
@@ -19,7 +19,7 @@ from carevl.store.table import write_atomically
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from carevl.cluster.pools import Task, Work
+    from carevl.cluster.jobs import PoolJob, Processor
     from carevl.settings.models import Pool
 
 _FILE = "rates.json"
@@ -33,65 +33,64 @@ class Rate:
     rows_per_second: float
 
 
-def timed(
-    each: Resources, make: Callable[..., Work], arguments: Mapping[str, Any], tables: Mapping[str, pa.Table]
-) -> tuple[pa.Table, Rate]:
-    """Does the work once, in a task that reserves what an actor would; returns its rows and how fast it was.
+def measure_rate(reservation: Resources, processor: Processor, tables: Mapping[str, pa.Table]) -> tuple[pa.Table, Rate]:
+    """Load and process once, in a Ray task that reserves what an actor would; return the rows and the rate.
 
     Args:
         tables: the rows of the first are counted.
     """
     import ray
 
-    def work() -> tuple[pa.Table, Rate]:
+    def process() -> tuple[pa.Table, Rate]:
         started = time.monotonic()
-        loaded = make(**arguments)
+        loaded = processor.load()
         first = next(iter(tables))
-        loaded({**tables, first: tables[first].slice(0, 1)})
-        ready = time.monotonic()
-        made = loaded(tables)
-        return made, Rate(ready - started, max(len(tables[first]), 1) / (time.monotonic() - ready))
+        loaded.process({**tables, first: tables[first].slice(0, 1)})
+        warm = time.monotonic()
+        rows = loaded.process(tables)
+        return rows, Rate(warm - started, max(len(tables[first]), 1) / (time.monotonic() - warm))
 
-    custom = {name: amount for name, amount in each.items() if name not in ("CPU", "GPU")}
-    reserve = ray.remote(num_cpus=each["CPU"], num_gpus=each["GPU"], resources=custom, max_calls=1)
-    done: tuple[pa.Table, Rate] = ray.get(reserve(work).remote())
-    return done
-
-
-def rates(where: Run, tasks: Sequence[Task], say: Callable[[str], None]) -> dict[str, float]:
-    """Rows per second of an actor of each task; measured on a batch of rows where it is not known yet."""
-    known = _known(where)
-    found = {}
-    for task in tasks:
-        key = _key(task.target.directory.name, task.pool)
-        if key not in known:
-            say(f"{task.name:16s} timing one actor, to find how many there should be")
-            _, rate = timed(needed(task.pool), task.make, task.arguments, _batch(task))
-            note(where, task.target.directory.name, task.pool, rate)
-            known[key] = asdict(rate)
-        found[task.name] = known[key]["rows_per_second"]
-    return found
+    custom = {name: amount for name, amount in reservation.items() if name not in ("CPU", "GPU")}
+    # max_calls=1 ends the process with the task, so that its GPU is free for the actors to come.
+    reserve = ray.remote(num_cpus=reservation["CPU"], num_gpus=reservation["GPU"], resources=custom, max_calls=1)
+    measured: tuple[pa.Table, Rate] = ray.get(reserve(process).remote())
+    return measured
 
 
-def _batch(task: Task) -> dict[str, pa.Table]:
-    """The first rows that the task is made from, of a part that has some."""
-    name, first = next(iter(task.sources.items()))
+def measure_rates(run: Run, jobs: Sequence[PoolJob], log: Callable[[str], None]) -> dict[str, float]:
+    """Return rows per second of an actor of each job; measure on a batch of rows what is not stored yet."""
+    stored = _load_rates(run)
+    rates = {}
+    for job in jobs:
+        key = _key(job.target.directory.name, job.pool)
+        if key not in stored:
+            log(f"{job.name:16s} timing one actor, to find how many there should be")
+            _, rate = measure_rate(needed(job.pool), job.processor, _read_batch(job))
+            store_rate(run, job.target.directory.name, job.pool, rate)
+            stored[key] = asdict(rate)
+        rates[job.name] = stored[key]["rows_per_second"]
+    return rates
+
+
+def _read_batch(job: PoolJob) -> dict[str, pa.Table]:
+    """Return the first rows that the job is made from, of a part that has some."""
+    name, first = next(iter(job.sources.items()))
     numbers = first.parts()
     part = next((number for number in numbers if first.read(number).num_rows), numbers[0])
-    tables = {source: table.read(part) for source, table in task.sources.items()}
-    return tables | {name: tables[name].slice(0, task.pool.batch_size)}
+    tables = {source: table.read(part) for source, table in job.sources.items()}
+    return tables | {name: tables[name].slice(0, job.pool.batch_size)}
 
 
-def note(where: Run, fingerprint: str, pool: Pool, rate: Rate) -> None:
-    """Keeps what was measured for a stage's fingerprint and its pool."""
-    known = _known(where) | {_key(fingerprint, pool): asdict(rate)}
-    write_atomically(where.root / _FILE, json.dumps(known, indent=2).encode())
+def store_rate(run: Run, fingerprint: str, pool: Pool, rate: Rate) -> None:
+    """Keep what was measured for a stage's fingerprint and its pool."""
+    rates = _load_rates(run) | {_key(fingerprint, pool): asdict(rate)}
+    write_atomically(run.root / _FILE, json.dumps(rates, indent=2).encode())
 
 
-def _known(where: Run) -> dict[str, dict[str, float]]:
-    file = where.root / _FILE
-    found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    return found
+def _load_rates(run: Run) -> dict[str, dict[str, float]]:
+    file = run.root / _FILE
+    rates: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    return rates
 
 
 def _key(fingerprint: str, pool: Pool) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from carevl.cluster.pools import Task
+from carevl.cluster.jobs import PoolJob
 from carevl.compare.labels import decided, pair_uniforms
 from carevl.pipeline import core as pipeline
 from carevl.stages import demonstrate, sampling
@@ -114,11 +114,9 @@ def _judgments(context: Context, pending: list[str]) -> Counts:
     settings = context.settings
     plain = demonstrate.asking(settings)
     asking = Asking(_Every(plain.prompts), plain.samples, plain.temperature, plain.seed)
-    task = Task(
+    job = PoolJob(
         name=name,
-        make=sampling.work,
-        prepare=sampling.prepare,
-        arguments={"judge": settings.judge, "asking": asking},
+        processor=sampling.JudgeProcessor(settings.judge, asking),
         sources={
             "items": context.ingested.items,
             "images": context.ingested.images,
@@ -128,9 +126,9 @@ def _judgments(context: Context, pending: list[str]) -> Counts:
         pool=settings.judge.pool,
         key="item_id",
         identity=("task", "order", "sample"),
-        wanted=asking.wanted,
+        expected_keys=asking.wanted,
     )
-    return context.pools([task])
+    return context.pools([job])
 
 
 def _targets(context: Context, pending: list[str]) -> Counts:

@@ -17,7 +17,7 @@ from carevl.cluster import resources
 from carevl.cluster.connect import is_private, ray_cluster
 from carevl.cluster.resources import Need, Supply, describe
 from carevl.cluster.sizing import shares
-from carevl.cluster.throughput import Rate, note, timed
+from carevl.cluster.throughput import Rate, measure_rate, store_rate
 from carevl.pipeline import core as pipeline
 from carevl.stages import caption, score
 from carevl.store.ingested import Ingested
@@ -121,8 +121,8 @@ def measure(settings: Settings, where: Run, pending: Collection[str], say: Calla
     wanted = {need.stage: need for need in resources.needs(settings)}
     nodes = resources.supply(settings.cluster, wanted.values()).nodes
     images, items = _sample(Ingested(table.directory), settings.captioner.pool.batch_size)
-    made_from, captioner = {"images": images}, {"captioner": settings.captioner}
-    captions, rate = timed(wanted["caption"].each, caption.work, captioner, made_from)
+    captioner = caption.CaptionProcessor(settings.captioner)
+    captions, rate = measure_rate(wanted["caption"].each, captioner, {"images": images})
     if "caption" in pending:
         yield Estimate("caption", counts["images"], len(images), rate, wanted["caption"].places(nodes))
     causes = pipeline.causes(settings, where)
@@ -130,8 +130,8 @@ def measure(settings: Settings, where: Run, pending: Collection[str], say: Calla
     rates = {}
     for name, expert in experts.items():
         made_from = {"items": items, "captions": captions}
-        _, rates[name] = timed(wanted[name].each, score.work, {"expert": expert}, made_from)
-        note(where, causes[name].fingerprint, expert.pool, rates[name])
+        _, rates[name] = measure_rate(wanted[name].each, score.ScoreProcessor(expert), made_from)
+        store_rate(where, causes[name].fingerprint, expert.pool, rates[name])
     pools = {name: expert.pool for name, expert in experts.items()}
     speeds = {name: rate.rows_per_second for name, rate in rates.items()}
     together = shares(pools, settings.data.parts, speeds, nodes)

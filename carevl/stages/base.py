@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from carevl.cluster.pools import Tally, Task, run_tasks
+from carevl.cluster.jobs import PoolJob, Tally
+from carevl.cluster.pools import run_jobs
 from carevl.cluster.resources import supply
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run
@@ -44,18 +45,18 @@ class Context:
         return Ingested(self.table("ingest").directory)
 
     def pools(
-        self, tasks: Sequence[Task], parts: Sequence[int] | None = None, rates: Mapping[str, float] | None = None
+        self, jobs: Sequence[PoolJob], parts: Sequence[int] | None = None, rates: Mapping[str, float] | None = None
     ) -> Counts:
-        """Runs tasks side by side over the given parts, or over every part of the items.
+        """Runs jobs side by side over the given parts, or over every part of the items.
 
         Args:
-            rates: rows per second of an actor of each task; they matter to pools of size `auto` only.
+            rates: rows per second of an actor of each job; they matter to pools of size `auto` only.
         """
         numbers = self.ingested.items.parts() if parts is None else parts
         nodes = supply(self.settings.cluster, []).nodes
         allowed = self.settings.max_error_fraction
-        tasks = [replace(task, retry=self.retry) for task in tasks]
-        tallies = run_tasks(tasks, numbers, allowed, self.progress(), rates=rates, nodes=nodes)
+        jobs = [replace(job, retry=self.retry) for job in jobs]
+        tallies = run_jobs(jobs, numbers, allowed, self.progress(), rates=rates, nodes=nodes)
         return {name: tally.facts() for name, tally in tallies.items()}
 
     def progress(self) -> Callable[[str, Tally, int], None]:

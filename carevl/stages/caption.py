@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from carevl.cluster.jobs import Processor
 from carevl.data.pictures import decoded, picture
 from carevl.models.engines import generated, generator, weights_fingerprint
 from carevl.models.row_errors import Failure
@@ -14,7 +16,7 @@ from carevl.models.transformers_engine import Ask
 from carevl.store.schemas import CAPTIONS, row_error
 
 if TYPE_CHECKING:
-    from carevl.cluster.pools import Prepare, Work
+    from carevl.models.engines import Generator
     from carevl.settings import Settings
     from carevl.settings.models import Captioner
 
@@ -32,21 +34,25 @@ def facts(settings: Settings) -> dict[str, Any]:
     }
 
 
-def prepare(captioner: Captioner) -> Prepare:
-    """What decodes the pictures ahead of the captioner."""
-    del captioner
-    return lambda tables: {"images": decoded(tables["images"])}
+@dataclass
+class CaptionProcessor(Processor):
+    """Turns a part of `images` into a part of `captions`."""
 
+    captioner: Captioner
+    engine: Generator = field(init=False)
 
-def work(captioner: Captioner) -> Work:
-    """Loads the captioner; returns what turns a part of `images` into a part of `captions`."""
-    engine = generator(captioner)
+    def setup(self) -> None:
+        self.engine = generator(self.captioner)
 
-    def caption(tables: Mapping[str, pa.Table]) -> pa.Table:
+    def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
+        """Decode the pictures."""
+        return {"images": decoded(tables["images"])}
+
+    def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows = tables["images"].to_pylist()
         good = [row for row in rows if row["error"] is None]
-        asks = [Ask(picture(row), captioner.prompt) for row in good]
-        made = generated(engine, asks, max_tokens=captioner.max_tokens)
+        asks = [Ask(picture(row), self.captioner.prompt) for row in good]
+        made = generated(self.engine, asks, max_tokens=self.captioner.max_tokens)
         texts = dict(zip((row["image_id"] for row in good), made, strict=True))
         captions = []
         for row in rows:
@@ -55,19 +61,19 @@ def work(captioner: Captioner) -> Work:
             if isinstance(written, Failure):
                 error = row_error("caption", written.kind, written.message)
             elif text is not None and text.truncated:
-                error = row_error("caption", "truncated", f"the caption is longer than {captioner.max_tokens} tokens")
+                error = row_error(
+                    "caption", "truncated", f"the caption is longer than {self.captioner.max_tokens} tokens"
+                )
             elif text is not None and not text.text.strip():
                 error = row_error("caption", "empty", "the captioner wrote nothing")
             captions.append(
                 {
                     "image_id": row["image_id"],
                     "view": VIEW,
-                    "captioner": captioner.path,
+                    "captioner": self.captioner.path,
                     "text": text.text if text else None,
                     "tokens": text.tokens if text else None,
                     "error": error,
                 }
             )
         return pa.Table.from_pylist(captions, CAPTIONS)
-
-    return caption

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.cluster import throughput
-from carevl.cluster.pools import Task
+from carevl.cluster.jobs import PoolJob
 from carevl.stages import caption, demonstrate, evaluate, ingest, phases, route, sample, sampling, score, select
 from carevl.stages.base import Context, Counts
 from carevl.store.run import RunError
@@ -52,27 +52,23 @@ def read_sources(context: Context, directory: Path) -> dict[str, Any]:
 def _caption(context: Context, pending: list[str]) -> Counts:
     del pending
     captioner = context.settings.captioner
-    task = Task(
+    job = PoolJob(
         name="caption",
-        make=caption.work,
-        prepare=caption.prepare,
-        arguments={"captioner": captioner},
+        processor=caption.CaptionProcessor(captioner),
         sources={"images": context.ingested.images},
         target=context.table("caption"),
         pool=captioner.pool,
         key="image_id",
         identity=("view",),
     )
-    return context.pools([task])
+    return context.pools([job])
 
 
 def _score(context: Context, pending: list[str]) -> Counts:
-    tasks = [
-        Task(
+    jobs = [
+        PoolJob(
             name=f"score/{expert.name}",
-            make=score.work,
-            prepare=score.prepare,
-            arguments={"expert": expert},
+            processor=score.ScoreProcessor(expert),
             sources={"items": context.ingested.items, "captions": context.table("caption")},
             target=context.table(f"score/{expert.name}"),
             pool=expert.pool,
@@ -82,9 +78,9 @@ def _score(context: Context, pending: list[str]) -> Counts:
         for expert in context.settings.experts
         if f"score/{expert.name}" in pending
     ]
-    shared = len(tasks) > 1 and any(task.pool.auto for task in tasks)
-    rates = throughput.rates(context.where, tasks, context.say) if shared else None
-    return context.pools(tasks, rates=rates)
+    shared = len(jobs) > 1 and any(job.pool.auto for job in jobs)
+    rates = throughput.measure_rates(context.where, jobs, context.say) if shared else None
+    return context.pools(jobs, rates=rates)
 
 
 def _route(context: Context, pending: list[str]) -> Counts:
@@ -96,19 +92,17 @@ def _route(context: Context, pending: list[str]) -> Counts:
 def _judged(context: Context, name: str, judge: Judge, asking: sampling.Asking, target: Table) -> Mapping[str, Any]:
     """Asks a judge about every item in the pools."""
     images, items = context.ingested.images, context.ingested.items
-    task = Task(
+    job = PoolJob(
         name=name,
-        make=sampling.work,
-        prepare=sampling.prepare,
-        arguments={"judge": judge, "asking": asking},
+        processor=sampling.JudgeProcessor(judge, asking),
         sources={"items": items, "images": images, "routes": context.table("route")},
         target=target,
         pool=judge.pool,
         key="item_id",
         identity=_JUDGMENT,
-        wanted=asking.wanted,
+        expected_keys=asking.wanted,
     )
-    return context.pools([task])[name]
+    return context.pools([job])[name]
 
 
 def _demonstrate(context: Context, pending: list[str]) -> Counts:
@@ -170,17 +164,16 @@ def _dpo(context: Context, pending: list[str]) -> Counts:
             "sample.samples or sample.temperature so that judgments differ"
         )
     judge = _merged(context, "sft")
-    task = Task(
+    job = PoolJob(
         name="reference",
-        make=phases.reference_work,
-        arguments={"judge": judge, "training": settings.dpo},
+        processor=phases.ReferenceProcessor(judge, settings.dpo),
         sources={"pairs": rows},
         target=referenced,
         pool=settings.judge.pool,
         key="item_id",
         identity=("prompt", "chosen", "rejected"),
     )
-    context.pools([task], filled)
+    context.pools([job], filled)
     targets = Table(context.table("sft").directory / "rows")
     replay = [targets.part(number) for number in targets.parts()]
     files = [referenced.part(number) for number in filled]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from carevl.cluster.jobs import Processor
 from carevl.judging.prompts import write_judgment
 from carevl.settings.training import NOT_LEARNED
 from carevl.stages.sampling import both_orders
@@ -20,12 +22,12 @@ from carevl.store.run import RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.cluster.pools import Work
     from carevl.settings import Settings
     from carevl.settings.training import Training
     from carevl.store.ingested import Ingested
     from carevl.training.driver import Trained
     from carevl.training.progress import Progress
+    from carevl.training.reference import Reference
 
 VERSION = 2
 
@@ -137,17 +139,22 @@ def run_sft(
     return _counts(train("sft", files, Path(settings.judge.path), directory, settings.sft, dev=dev, say=say))
 
 
-def reference_work(judge: Path, training: Training) -> Work:
-    """Loads the phase-1 judge; returns what adds its log-probabilities to a part of phase 2's rows."""
-    from carevl.training.reference import Reference
+@dataclass
+class ReferenceProcessor(Processor):
+    """Adds the phase-1 judge's log-probabilities to a part of phase 2's rows."""
 
-    reference = Reference(judge, training)
+    judge: Path
+    training: Training
+    reference: Reference = field(init=False)
 
-    def add(tables: Mapping[str, pa.Table]) -> pa.Table:
-        rows = reference(tables["pairs"])
+    def setup(self) -> None:
+        from carevl.training.reference import Reference
+
+        self.reference = Reference(self.judge, self.training)
+
+    def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
+        rows = self.reference(tables["pairs"])
         return rows.append_column("error", pa.nulls(rows.num_rows))
-
-    return add
 
 
 def run_dpo(

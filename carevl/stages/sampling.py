@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from carevl.cluster.jobs import Processor
 from carevl.data.pictures import decoded, picture
 from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.models.engines import generated, generator
@@ -18,7 +19,7 @@ from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import JUDGMENTS, row_error
 
 if TYPE_CHECKING:
-    from carevl.cluster.pools import Prepare, Work
+    from carevl.models.engines import Generator
     from carevl.settings.models import Judge
 
 Item = dict[str, Any]
@@ -81,40 +82,41 @@ class Asking:
         )
 
 
-def prepare(judge: Judge, asking: Asking) -> Prepare:
-    """What decodes the pictures that the judge will be asked about, ahead of it."""
-    del judge
+@dataclass
+class JudgeProcessor(Processor):
+    """Turns a part of `items`, `images` and `routes` into a part of `judgments`."""
 
-    def ready(tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
-        asked = by_item(tables["items"], tables["routes"])
-        wanted = {item["image_id"] for item, routes in asked if asking.prompts(item, routes)}
-        return {**tables, "images": decoded(tables["images"], wanted)}
+    judge: Judge
+    asking: Asking
+    engine: Generator = field(init=False)
 
-    return ready
+    def setup(self) -> None:
+        self.engine = generator(self.judge)
 
+    def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
+        """Decode the pictures that the judge will be asked about."""
+        rows = by_item(tables["items"], tables["routes"])
+        images = {item["image_id"] for item, routes in rows if self.asking.prompts(item, routes)}
+        return {**tables, "images": decoded(tables["images"], images)}
 
-def work(judge: Judge, asking: Asking) -> Work:
-    """Loads a judge; returns what turns a part of `items`, `images` and `routes` into a part of `judgments`."""
-    engine = generator(judge)
-
-    def answer(tables: Mapping[str, pa.Table]) -> pa.Table:
+    def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         images = {row["image_id"]: row for row in tables["images"].to_pylist()}
         rows: list[dict[str, Any]] = []
         asked: list[Prompted] = []
         asks: list[Ask] = []
         for item, routes in by_item(tables["items"], tables["routes"]):
-            prompts = asking.prompts(item, routes)
+            prompts = self.asking.prompts(item, routes)
             if not prompts:
                 continue
             image = picture(images[item["image_id"]])
             for prompted in prompts:
                 words = prompted.write(item)
-                for sample in range(asking.samples):
+                for sample in range(self.asking.samples):
                     key = (item["item_id"], prompted.task, prompted.order, sample)
-                    asks.append(Ask(image, words, seed=int(hash_uniform(asking.seed, *key) * 2**31)))
+                    asks.append(Ask(image, words, seed=int(hash_uniform(self.asking.seed, *key) * 2**31)))
                     asked.append(prompted)
                     rows.append(dict(zip(("item_id", "task", "order", "sample"), key, strict=True)))
-        made = generated(engine, asks, max_tokens=judge.max_tokens, temperature=asking.temperature)
+        made = generated(self.engine, asks, max_tokens=self.judge.max_tokens, temperature=self.asking.temperature)
         for row, prompted, generation in zip(rows, asked, made, strict=True):
             if isinstance(generation, Failure):
                 row["error"] = row_error("judge", generation.kind, generation.message)
@@ -131,8 +133,6 @@ def work(judge: Judge, asking: Asking) -> Work:
                 "error": None,
             }
         return pa.Table.from_pylist(rows, JUDGMENTS)
-
-    return answer
 
 
 def typical(judgments: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from carevl.cluster.jobs import Processor
 from carevl.confidence.pairs import NO_CAPTION
 from carevl.models.conversations import Encoded
 from carevl.models.experts.load import encoder, fingerprint, load
@@ -24,7 +26,6 @@ from carevl.models.row_errors import TOO_LONG, Failure
 from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
 
 if TYPE_CHECKING:
-    from carevl.cluster.pools import Prepare, Work
     from carevl.settings.models import Expert
 
 VERSION = 3
@@ -63,48 +64,51 @@ class Asked:
 Scores = list[list[float] | Failure]
 
 
-def work(expert: Expert) -> Work:
-    """Loads the expert; returns what turns a part of `items` and `captions` into a part of `scores`."""
-    score_rows = load(expert)
+@dataclass
+class ScoreProcessor(Processor):
+    """Turns a part of `items` and `captions` into a part of `scores`."""
 
-    def ask(asked: Sequence[Asked], tokens: Sequence[Sequence[Encoded]] | None = None) -> Scores:
-        size = expert.pool.batch_size
-        said: Sequence[Sequence[str | Encoded]] = tokens or [one.responses for one in asked]
-        rows = [(one.turn(expert), responses) for one, responses in zip(asked, said, strict=True)]
-        return [scored for start in range(0, len(rows), size) for scored in score_rows(rows[start : start + size])]
+    expert: Expert
+    score_rows: Callable[..., Scores] = field(init=False)
 
-    def score(tables: Mapping[str, pa.Table]) -> pa.Table:
-        rows, asked = _asked(expert, tables)
-        made = ask(asked, _tokens(tables["tokens"]) if "tokens" in tables else None)
-        read, made = summarised(ask, asked, made) if expert.too_long == "summarise" else (asked, made)
+    def setup(self) -> None:
+        self.score_rows = load(self.expert)
+
+    @cached_property
+    def encode(self) -> Callable[..., list[list[Encoded]]] | None:
+        """The expert's tokenizer; None for one that reads text."""
+        return encoder(self.expert)
+
+    def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
+        """Tokenise everything that the expert is asked: a row each of the table `tokens`."""
+        if self.encode is None:
+            return tables
+        _, asked = _asked(self.expert, tables)
+        made = self.encode([(one.turn(self.expert), one.responses) for one in asked])
+        rows = [{"ids": [one.ids for one in said], "types": [one.types for one in said]} for said in made]
+        return {**tables, "tokens": pa.Table.from_pylist(rows, EXPERT_TOKENS)}
+
+    def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
+        rows, asked = _asked(self.expert, tables)
+        made = self._ask(asked, _tokens(tables["tokens"]) if "tokens" in tables else None)
+        read, made = summarised(self._ask, asked, made) if self.expert.too_long == "summarise" else (asked, made)
         for row, whole, one, scores in zip(
             (row for row in rows if row["error"] is None), asked, read, made, strict=True
         ):
             if isinstance(scores, Failure):
-                row["error"] = row_error("score", scores.kind, f"{expert.name}: {scores.message}")
+                row["error"] = row_error("score", scores.kind, f"{self.expert.name}: {scores.message}")
             elif not all(math.isfinite(value) for value in scores):
-                row["error"] = row_error("score", "not a number", f"{expert.name} gave {scores}")
+                row["error"] = row_error("score", "not a number", f"{self.expert.name} gave {scores}")
             else:
                 row["scores"] = scores
                 row["caption_read"] = len(one.caption) / len(whole.caption) if one.caption and whole.caption else None
         return pa.Table.from_pylist(rows, SCORES)
 
-    return score
-
-
-def prepare(expert: Expert) -> Prepare:
-    """What tokenises ahead of the expert: the table `tokens`, a row for everything that it is asked."""
-    encode = encoder(expert)
-
-    def ready(tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
-        if encode is None:
-            return tables
-        _, asked = _asked(expert, tables)
-        made = encode([(one.turn(expert), one.responses) for one in asked])
-        rows = [{"ids": [one.ids for one in said], "types": [one.types for one in said]} for said in made]
-        return {**tables, "tokens": pa.Table.from_pylist(rows, EXPERT_TOKENS)}
-
-    return ready
+    def _ask(self, asked: Sequence[Asked], tokens: Sequence[Sequence[Encoded]] | None = None) -> Scores:
+        size = self.expert.pool.batch_size
+        said: Sequence[Sequence[str | Encoded]] = tokens or [one.responses for one in asked]
+        rows = [(one.turn(self.expert), responses) for one, responses in zip(asked, said, strict=True)]
+        return [scored for start in range(0, len(rows), size) for scored in self.score_rows(rows[start : start + size])]
 
 
 def _tokens(table: pa.Table) -> list[list[Encoded]]:

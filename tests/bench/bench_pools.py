@@ -23,7 +23,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,16 @@ import pyarrow as pa
 from PIL import Image
 
 from carevl.cluster.connect import ray_cluster
-from carevl.cluster.pools import Task, run_tasks
+from carevl.cluster.jobs import PoolJob, Processor
+from carevl.cluster.pools import run_jobs
 from carevl.data.pictures import decoded
 from carevl.miniworld.items import draw_items
 from carevl.models.transformers_engine import Generation, chat_prompt
 from carevl.settings import load_settings
 from carevl.settings.models import Pool
-from carevl.stages import caption, sample, sampling
+from carevl.stages import sample
+from carevl.stages.caption import CaptionProcessor
+from carevl.stages.sampling import JudgeProcessor
 from carevl.store.schemas import IMAGES, ITEMS, SCORES
 from carevl.store.table import Table
 
@@ -61,46 +64,55 @@ class Engine:
         return made
 
 
-def paired(stage: str, model: Any, more: Sequence[Any], log: Path) -> Callable[..., pa.Table]:
-    """A stage's work that also times vLLM's own call on the same prompts."""
-    module = {"caption": caption, "judgments": sampling}[stage]
-    engine = Engine(module.generator(model))
-    module.generator = lambda model: engine
-    work = module.work(model, *more)
-    llm = engine.inner.engine
-    turns = itertools.count()
+@dataclass
+class Paired(Processor):
+    """A stage's processor that also times vLLM's own call on the same prompts."""
 
-    def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-        llm.reset_prefix_cache()
-        llm.reset_mm_cache()
-        started = time.perf_counter()
-        return run(), time.perf_counter() - started
+    inner: CaptionProcessor | JudgeProcessor
+    log: Path
+    turn: int = 0
 
-    def both(tables: Mapping[str, pa.Table]) -> pa.Table:
+    def setup(self) -> None:
+        self.inner.setup()
+        self.inner.engine = Engine(self.inner.engine)
+
+    def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
+        return self.inner.preprocess(tables)
+
+    def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         began = time.perf_counter()
+        engine: Any = self.inner.engine
+        llm = engine.inner.engine
         engine.deaf = True
-        work(tables)
+        self.inner.process(tables)
         engine.deaf = False
         requests, sampling = prompts(engine)
         arms: dict[str, Callable[[], Any]] = {
-            "ours": lambda: work(tables),
+            "ours": lambda: self.inner.process(tables),
             "peer": lambda: llm.generate(requests, sampling, use_tqdm=False),
         }
-        names = ["ours", "peer"] if next(turns) % 2 else ["peer", "ours"]
-        found = {name: timed(arms[name]) for name in names}
-        ours, peer = found["ours"][0], found["peer"][0]
-        seconds = {name: taken for name, (_, taken) in found.items()}
+        names = ["ours", "peer"] if self.turn % 2 else ["peer", "ours"]
+        self.turn += 1
+        timed = {name: run_timed(llm, arms[name]) for name in names}
+        ours, peer = timed["ours"][0], timed["peer"][0]
+        seconds = {name: taken for name, (_, taken) in timed.items()}
         line = {
             "tokens": sum(ours["tokens"].to_pylist()),
             "peer_tokens": sum(len(one.outputs[0].token_ids) for one in peer),
             "began": began,
             "ended": time.perf_counter(),
         }
-        with log.open("a") as file:
+        with self.log.open("a") as file:
             file.write(json.dumps(line | seconds) + "\n")
         return ours
 
-    return both
+
+def run_timed(llm: Any, run: Callable[[], Any]) -> tuple[Any, float]:
+    """Run with empty caches; return the result and the seconds that it took."""
+    llm.reset_prefix_cache()
+    llm.reset_mm_cache()
+    started = time.perf_counter()
+    return run(), time.perf_counter() - started
 
 
 def prompts(engine: Engine) -> tuple[list[Any], list[Any]]:
@@ -146,18 +158,16 @@ def tell(figure: str, value: float, peer: float, unit: str, goal: float | None, 
     print(json.dumps(line | {"ratio": round(value / peer, 3), "goal": goal, "load": load, **more}), flush=True)
 
 
-def ends_of(tasks: Sequence[Task], parts: int) -> dict[str, list[float]]:
-    """Runs tasks; by task, when each of its parts was done."""
-    ends: dict[str, list[float]] = {task.name: [] for task in tasks}
-    run_tasks(tasks, range(parts), 1.0, lambda name, tally, n: ends[name].append(time.perf_counter()))
+def ends_of(jobs: Sequence[PoolJob], parts: int) -> dict[str, list[float]]:
+    """Run jobs; return by job when each of its parts was done."""
+    ends: dict[str, list[float]] = {job.name: [] for job in jobs}
+    run_jobs(jobs, range(parts), 1.0, lambda name, tally, n: ends[name].append(time.perf_counter()))
     return ends
 
 
-def generation_share(figure: str, stage: str, arguments: Mapping[str, Any], task: Task, parts: int) -> None:
+def generation_share(figure: str, job: PoolJob, log: Path, parts: int) -> None:
     """The pool's tokens per second against vLLM's, by the actor's clock, less what belongs to the measurement alone."""
-    log = task.target.directory.with_suffix(".log")
-    made_of = {"stage": stage, "log": log, **arguments}
-    run_tasks([replace(task, make=paired, arguments=made_of)], range(parts), 1.0, lambda name, tally, n: None)
+    run_jobs([job], range(parts), 1.0, lambda name, tally, n: None)
     first, *lines = [json.loads(line) for line in log.read_text().splitlines()]
     extra = sum(line["ended"] - line["began"] - line["ours"] for line in lines)
     ours = lines[-1]["ended"] - first["ended"] - extra
@@ -173,9 +183,10 @@ def captioner(directory: Path, parts: int, rows: int, preparers: int) -> None:
     tables = draw(directory, parts, 2 * rows)
     sources = {"images": tables["images"]}
     pool = SETTINGS.captioner.pool.model_copy(update={"preparers": preparers})
-    task = Task("caption", paired, {}, sources, Table(directory / "captions"), pool, "image_id", ("view",))
-    task = replace(task, prepare=lambda **arguments: caption.prepare(arguments["model"]))
-    generation_share("captioner_share", "caption", {"model": SETTINGS.captioner, "more": ()}, task, parts)
+    log, target = directory / "captions.log", Table(directory / "captions")
+    processor = Paired(CaptionProcessor(SETTINGS.captioner), log)
+    job = PoolJob("caption", processor, sources, target, pool, "image_id", ("view",))
+    generation_share("captioner_share", job, log, parts)
 
 
 def sampler(directory: Path, parts: int, rows: int, preparers: int) -> None:
@@ -184,21 +195,23 @@ def sampler(directory: Path, parts: int, rows: int, preparers: int) -> None:
     asking = sample.asking(SETTINGS)
     identity = ("task", "order", "sample")
     pool = SETTINGS.judge.pool.model_copy(update={"preparers": preparers})
-    task = Task("sample", paired, {}, sources, Table(directory / "judged"), pool, "item_id", identity, asking.wanted)
-    task = replace(task, prepare=lambda **arguments: sampling.prepare(arguments["model"], asking))
-    generation_share("sampler_share", "judgments", {"model": SETTINGS.judge, "more": (asking,)}, task, parts)
+    log, target = directory / "judged.log", Table(directory / "judged")
+    processor = Paired(JudgeProcessor(SETTINGS.judge, asking), log)
+    job = PoolJob("sample", processor, sources, target, pool, "item_id", identity, asking.wanted)
+    generation_share("sampler_share", job, log, parts)
 
 
-def waiting(name: str, seconds: float) -> Callable[..., pa.Table]:
-    """The work of an expert that takes its time over a part."""
+@dataclass
+class WaitingExpert(Processor):
+    """An expert that takes its time over a part."""
 
-    def work(tables: Mapping[str, pa.Table]) -> pa.Table:
-        time.sleep(seconds)
-        keys = tables["items"]["item_id"].to_pylist()
+    seconds: float
+
+    def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
+        time.sleep(self.seconds)
+        name, keys = f"{self.seconds}", tables["items"]["item_id"].to_pylist()
         rows = [{"item_id": key, "expert": name, "view": "none", "scores": [0.0, 1.0]} for key in keys]
         return pa.Table.from_pylist(rows, SCORES)
-
-    return work
 
 
 def pools(directory: Path, parts: int, rows: int, preparers: int) -> None:
@@ -210,41 +223,34 @@ def pools(directory: Path, parts: int, rows: int, preparers: int) -> None:
         drawn = [{"item_id": f"{part}-{n}", "image_id": "i", "responses": ["a", "b"]} for n in range(rows)]
         items.write(part, pa.Table.from_pylist(drawn, ITEMS))
 
-    def tasks(kind: str, speeds: Sequence[float]) -> list[Task]:
+    def jobs(kind: str, speeds: Sequence[float]) -> list[PoolJob]:
         pool = Pool(num_cpus=0.5)
+        targets = {s: Table(directory / f"{kind}-{s}") for s in speeds}
         return [
-            Task(
-                f"{kind}-{s}",
-                waiting,
-                {"name": f"{s}", "seconds": s},
-                {"items": items},
-                Table(directory / f"{kind}-{s}"),
-                pool,
-                "item_id",
-                (),
-            )
-            for s in speeds
+            PoolJob(f"{kind}-{s}", WaitingExpert(s), {"items": items}, targets[s], pool, "item_id", ()) for s in speeds
         ]
 
     spans = {}
     for kind, speeds in (("alone", (3.0,)), ("three", (1.0, 2.0, 3.0))):
-        ends = ends_of(tasks(kind, speeds), parts)
+        ends = ends_of(jobs(kind, speeds), parts)
         spans[kind] = max(end[-1] for end in ends.values()) - ends[f"{kind}-3.0"][0]
     done = (parts - 1) * rows
     tell("pools_share", done / spans["three"], done / spans["alone"], "rows/s", 0.9, parts=parts)
 
 
-def slow_engine(seconds: float) -> Callable[..., pa.Table]:
+@dataclass
+class WaitingCaptioner(CaptionProcessor):
     """The stage `caption` with an engine that takes its time over a part."""
 
-    class Wait:
-        def generate(self, asks: Sequence[Any], **how: Any) -> list[Generation]:
-            time.sleep(seconds)
-            return [Generation("A photograph.", 3, False)] * len(asks)
+    seconds: float = 0.0
 
-    caption.generator = lambda model: Wait()
-    work: Callable[..., pa.Table] = caption.work(SETTINGS.captioner)
-    return work
+    def setup(self) -> None:
+        self.engine = self
+
+    def generate(self, asks: Sequence[Any], **how: Any) -> list[Generation]:
+        """As `Generator.generate`."""
+        time.sleep(self.seconds)
+        return [Generation("A photograph.", 3, False)] * len(asks)
 
 
 def prepared(directory: Path, parts: int, rows: int, preparers: int) -> None:
@@ -262,9 +268,9 @@ def prepared(directory: Path, parts: int, rows: int, preparers: int) -> None:
     rates = {}
     for name, count in arms.items():
         pool, target = Pool(num_cpus=1, preparers=count), Table(directory / name)
-        task = Task(name, slow_engine, {"seconds": seconds}, {"images": images}, target, pool, "image_id", ("view",))
-        task = replace(task, prepare=lambda **arguments: caption.prepare(SETTINGS.captioner))
-        [ends] = ends_of([task], parts).values()
+        processor = WaitingCaptioner(SETTINGS.captioner, seconds=seconds)
+        job = PoolJob(name, processor, {"images": images}, target, pool, "image_id", ("view",))
+        [ends] = ends_of([job], parts).values()
         rates[name] = (parts - 1) * rows / (ends[-1] - ends[0])
     alone = rows / seconds
     more = {"without": round(rates["without"] / alone, 3), "photographs": PHOTOS.exists(), "wait": round(seconds, 3)}

@@ -19,8 +19,9 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ import psutil
 import pyarrow as pa
 
 from carevl.cluster.connect import ray_cluster
-from carevl.cluster.pools import Task, check_keys, run_tasks
+from carevl.cluster.jobs import PoolJob, Processor, check_keys
+from carevl.cluster.pools import run_jobs
 from carevl.models.experts import load as experts
 from carevl.pipeline import core as pipeline
 from carevl.settings import Settings, load_settings
-from carevl.settings.models import Expert, Pool
+from carevl.settings.models import Pool
 from carevl.settings.tree import Cluster
 from carevl.stages import route, score
 from carevl.store.run import Run
@@ -48,19 +50,21 @@ def tell(line: Mapping[str, Any]) -> None:
     print(json.dumps(line | {"load": round(os.getloadavg()[0], 1)}), flush=True)
 
 
-def waiting(seconds: float, log: str) -> Callable[..., pa.Table]:
-    """The work of an engine that takes its time over a part, and notes when."""
+@dataclass
+class Waiting(Processor):
+    """Takes its time over a part, as an engine does, and notes when."""
 
-    def work(tables: Mapping[str, pa.Table]) -> pa.Table:
+    seconds: float
+    log: str
+
+    def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         started = time.time()
-        time.sleep(seconds)
+        time.sleep(self.seconds)
         keys = tables["items"]["item_id"].to_pylist()
         rows = [{"item_id": key, "expert": "waits", "view": "none", "scores": [0.0, 1.0]} for key in keys]
-        with Path(log, str(os.getpid())).open("a") as file:
+        with Path(self.log, str(os.getpid())).open("a") as file:
             file.write(f"{started} {time.time()}\n")
         return pa.Table.from_pylist(rows, SCORES)
-
-    return work
 
 
 def scheduling(directory: Path, arguments: argparse.Namespace) -> None:
@@ -82,11 +86,10 @@ def scheduling(directory: Path, arguments: argparse.Namespace) -> None:
     try:
         with ray_cluster(Cluster(address=raylets.address)):
             pool = Pool(num_cpus=0.5, num_gpus=1, concurrency=REPLICAS)
-            made_of = {"seconds": arguments.wait, "log": str(log)}
             target = Table(directory / "scores")
-            task = Task("waits", waiting, made_of, {"items": items}, target, pool, "item_id", ())
+            job = PoolJob("waits", Waiting(arguments.wait, str(log)), {"items": items}, target, pool, "item_id", ())
             began = time.time()
-            tallies = run_tasks([task], range(parts), 0.0, lambda name, tally, n: None)
+            tallies = run_jobs([job], range(parts), 0.0, lambda name, tally, n: None)
             ray.shutdown()
     finally:
         raylets.shutdown()
@@ -111,10 +114,12 @@ class Instant:
         return [0.1 * len(response) for _, response in conversations]
 
 
-def instant(expert: Expert) -> Callable[..., pa.Table]:
+class InstantProcessor(score.ScoreProcessor):
     """The real work of stage `score` over a simulated expert."""
-    experts._python = lambda path: Instant()
-    return score.work(expert)
+
+    def setup(self) -> None:
+        experts._python = lambda path: Instant()
+        super().setup()
 
 
 def draw(directory: Path, n: int, parts: int) -> tuple[Table, Table]:
@@ -176,7 +181,7 @@ def peak() -> Iterator[Peak]:
     watcher.join()
 
 
-def bookkeeping(settings: Settings, directory: Path, task: Task, parts: int) -> float:
+def bookkeeping(settings: Settings, directory: Path, job: PoolJob, parts: int) -> float:
     """Seconds that fingerprints, commits, and the bookkeeping of rows and errors take for all parts, one after another.
 
     Every one of them is done again here, alone, with the rows of the run.
@@ -186,10 +191,10 @@ def bookkeeping(settings: Settings, directory: Path, task: Task, parts: int) -> 
     spent = time.process_time() - started
     again = Table(directory / "again")
     for part in range(parts):
-        rows_in = {name: table.read(part) for name, table in task.sources.items()}
-        rows = task.target.read(part)
+        rows_in = {name: table.read(part) for name, table in job.sources.items()}
+        rows = job.target.read(part)
         started = time.process_time()
-        check_keys(task, rows_in, rows)
+        check_keys(job, rows_in, rows)
         failures(rows["error"])
         again.write(part, rows)
         spent += time.process_time() - started
@@ -221,18 +226,19 @@ def million(directory: Path, arguments: argparse.Namespace) -> None:
     settings = settings.model_copy(update={"experts": [one]})
     pool = Pool(num_cpus=1, concurrency=2, batch_size=256)
     sources = {"items": items, "captions": captions}
-    task = Task("score", instant, {"expert": one}, sources, Table(directory / "scores"), pool, "item_id", ("view",))
+    target = Table(directory / "scores")
+    job = PoolJob("score", InstantProcessor(one), sources, target, pool, "item_id", ("view",))
     with ray_cluster(settings.cluster), peak() as seen:
         started = time.perf_counter()
-        run_tasks([task], range(parts), 0.0, lambda name, tally, n: None)
+        run_jobs([job], range(parts), 0.0, lambda name, tally, n: None)
         scored = time.perf_counter()
-        counts = route.run_route(settings, items, [task.target], Table(directory / "routes"))
+        counts = route.run_route(settings, items, [target], Table(directory / "routes"))
         routed = time.perf_counter()
         seen.look()
     torch.set_num_threads(1)
     shipped = load_settings("mini")
     shipped = shipped.model_copy(update={"experts": shipped.experts[:1]})
-    kept, engine = bookkeeping(shipped, directory, task, parts), engine_seconds(n)
+    kept, engine = bookkeeping(shipped, directory, job, parts), engine_seconds(n)
     line = {"figure": "million_items", "value": round(n / (routed - started), 1), "unit": "items/s", "peer": None}
     gib = round((seen.driver + seen.store) / 2**30, 3)
     line |= {"ratio": None, "goal": None, "items": n, "parts": parts, "routed": counts["rows_out"]}

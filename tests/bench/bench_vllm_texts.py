@@ -70,17 +70,17 @@ def judged(directory: Path, pieces: int, direction: int) -> dict[str, Texts]:
     asking = sample.asking(SETTINGS)
     found: dict[str, Texts] = {}
     for heat, temperature in (("sampled", asking.temperature), ("greedy", 0.0)):
-        work = sampling.work(SETTINGS.judge, replace(asking, temperature=temperature))
+        judge = sampling.JudgeProcessor(SETTINGS.judge, replace(asking, temperature=temperature)).load()
         size = -(-len(tables["items"]) // pieces)
         starts = range(0, len(tables["items"]), size)[::direction]
         rows: list[dict[str, Any]] = []
         for start in starts:
             part = {name: table.slice(start, size) for name, table in tables.items()}
-            rows += work(part).to_pylist()
+            rows += judge.process(part).to_pylist()
         found[heat] = {
             json.dumps([row["item_id"], row["order"], row["sample"]]): (row["text"], row["winner"]) for row in rows
         }
-        del work
+        del judge
     return found
 
 

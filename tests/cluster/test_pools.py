@@ -3,14 +3,17 @@
 import resource
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
 from carevl.cluster.connect import ray_cluster
-from carevl.cluster.pools import Tally, Task, _Watched, run_tasks
+from carevl.cluster.jobs import PoolJob, Processor, Tally
+from carevl.cluster.pools import run_jobs
+from carevl.cluster.watch import PoolWatch
 from carevl.settings.models import Pool
 from carevl.settings.tree import Cluster
 from carevl.store.run import RunError
@@ -20,88 +23,97 @@ from carevl.store.table import Table
 SCHEMA = pa.schema([("key", pa.string()), ("value", pa.int64()), ("error", ERROR)])
 
 
-def waiting(seconds=0.0, deadly=()):
-    """Work that takes its time over every part and fails at some keys."""
+@dataclass
+class Waiting(Processor):
+    """Takes its time over every part and fails at some keys."""
 
-    def work(tables):
-        time.sleep(seconds)
+    seconds: float = 0.0
+    deadly: tuple[str, ...] = ()
+
+    def process(self, tables):
+        time.sleep(self.seconds)
         rows = [{**row, "value": 2 * row["value"]} for row in tables["rows"].to_pylist()]
         for row in rows:
-            if row["key"] in deadly:
+            if row["key"] in self.deadly:
                 row["error"] = row_error("test", "engine", "it broke")
         return pa.Table.from_pylist(rows, SCHEMA)
 
-    return work
 
+@dataclass
+class After(Waiting):
+    """Begins when a table has so many parts."""
 
-def after(directory, parts):
-    """Work that begins when a table has so many parts."""
+    directory: Path = Path()
+    parts: int = 0
 
-    def work(tables):
+    def process(self, tables):
         end = time.monotonic() + 60
-        while len(Table(directory).parts()) < parts:
+        while len(Table(self.directory).parts()) < self.parts:
             if time.monotonic() > end:
                 raise TimeoutError("the other pool waits")
             time.sleep(0.05)
-        return waiting()(tables)
-
-    return work
+        return super().process(tables)
 
 
-def breaking(file):
-    """Work whose engine is good for one part; loaded anew it is good again."""
-    with file.open("a") as loads:
-        loads.write("x")
-    left = [1]
+@dataclass
+class Breaking(Processor):
+    """Has an engine that is good for one part; loaded anew it is good again."""
 
-    def work(tables):
-        left[0] -= 1
-        return waiting(deadly=[] if left[0] >= 0 else tables["rows"]["key"].to_pylist())(tables)
+    file: Path
 
-    return work
+    def setup(self):
+        with self.file.open("a") as loads:
+            loads.write("x")
+        self.left = 1
+
+    def process(self, tables):
+        self.left -= 1
+        return Waiting(deadly=[] if self.left >= 0 else tables["rows"]["key"].to_pylist()).process(tables)
 
 
-def filling(after):
-    """Work on a disk that is full after so many parts of this actor."""
-    left = [after]
+@dataclass
+class Filling(Waiting):
+    """Writes to a disk that is full after so many parts of this actor."""
 
-    def work(tables):
-        left[0] -= 1
-        if left[0] < 0:
+    after: int = 0
+
+    def process(self, tables):
+        self.after -= 1
+        if self.after < 0:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-        return waiting()(tables)
-
-    return work
+        return super().process(tables)
 
 
-def ahead(log, fail=(), **arguments):
-    """Preparing that notes its parts, and adds 100 to every value."""
-    del arguments
+@dataclass
+class Prepared(Waiting):
+    """Begins when so many parts are preprocessed: preprocessing notes its parts, and adds 100 to every value."""
 
-    def prepare(tables):
+    log: Path = Path()
+    parts: int = 0
+    fail: tuple[str, ...] = ()
+
+    def preprocess(self, tables):
         rows = tables["rows"].to_pylist()
         part = rows[0]["key"].split("-")[0]
-        (log / part).touch()
-        if part in fail:
+        (self.log / part).touch()
+        if part in self.fail:
             raise OSError("the disk is away")
         return {"rows": pa.Table.from_pylist([{**row, "value": row["value"] + 100} for row in rows], SCHEMA)}
 
-    return prepare
-
-
-def after_prepared(log, parts, **arguments):
-    """Work that begins when so many parts are ready."""
-    del arguments
-
-    def work(tables):
+    def process(self, tables):
         end = time.monotonic() + 60
-        while len(list(log.iterdir())) < parts:
+        while len(list(self.log.iterdir())) < self.parts:
             if time.monotonic() > end:
                 raise TimeoutError("nothing is made ready ahead")
             time.sleep(0.05)
-        return waiting()(tables)
+        return super().process(tables)
 
-    return work
+
+class Unloadable(Waiting):
+    """Cannot be loaded, for a reason that no person can mend."""
+
+    def setup(self):
+        raise TypeError("unexpected keyword")
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +134,10 @@ def source(tmp_path):
     return table
 
 
-def task(source, name="pool", make=waiting, cpus=0.5, concurrency=1, **arguments):
-    return Task(
+def job(source, name="pool", processor=Waiting, cpus=0.5, concurrency=1, **arguments):
+    return PoolJob(
         name=name,
-        make=make,
-        arguments=arguments,
+        processor=processor(**arguments),
         sources={"rows": source},
         target=Table(source.directory.parent / name),
         pool=Pool(num_cpus=cpus, concurrency=concurrency),
@@ -140,8 +151,8 @@ def silent(name, tally, n_parts):
 
 
 def test_every_pool_makes_every_part_and_says_how_busy_it_was(ray, source):
-    tasks = [task(source, "slow", seconds=0.4), task(source, "fast")]
-    tallies = run_tasks(tasks, range(6), 0.0, silent)
+    jobs = [job(source, "slow", seconds=0.4), job(source, "fast")]
+    tallies = run_jobs(jobs, range(6), 0.0, silent)
     for name, tally in tallies.items():
         assert (tally.parts, tally.rows_out, tally.errors, tally.actors) == (6, 18, 0, 1)
         assert Table(source.directory.parent / name).read()["value"].to_pylist() == [0, 2, 4] * 6
@@ -151,31 +162,30 @@ def test_every_pool_makes_every_part_and_says_how_busy_it_was(ray, source):
 
 def test_no_pool_waits_for_another(ray, source):
     target = source.directory.parent / "last"
-    tasks = [task(source, "first", make=after, directory=target, parts=6), task(source, "last")]
-    tallies = run_tasks(tasks, range(6), 0.0, silent)
+    jobs = [job(source, "first", processor=After, directory=target, parts=6), job(source, "last")]
+    tallies = run_jobs(jobs, range(6), 0.0, silent)
     assert {name: tally.parts for name, tally in tallies.items()} == {"first": 6, "last": 6}
 
 
 def test_what_does_not_fit_at_once_starts_when_another_pool_is_done(ray, source):
-    tallies = run_tasks([task(source, f"pool-{n}", cpus=1.0) for n in range(3)], range(6), 0.0, silent)
+    tallies = run_jobs([job(source, f"pool-{n}", cpus=1.0) for n in range(3)], range(6), 0.0, silent)
     assert [tally.parts for tally in tallies.values()] == [6, 6, 6]
 
 
 def test_a_pool_of_automatic_size_uses_what_fits(ray, source):
-    tallies = run_tasks([task(source, cpus=0.5, concurrency="auto", seconds=0.3)], range(6), 0.0, silent)
+    tallies = run_jobs([job(source, cpus=0.5, concurrency="auto", seconds=0.3)], range(6), 0.0, silent)
     assert tallies["pool"].actors == 4
 
 
 def prepared(source, log, **arguments):
     pool = Pool(num_cpus=0.5, preparers=3)  # room for one
-    made = task(source, make=after_prepared, log=log, **arguments)
-    return replace(made, prepare=ahead, pool=pool)
+    return replace(job(source, processor=Prepared, log=log, **arguments), pool=pool)
 
 
 def test_preparers_make_parts_ready_while_the_engine_works(ray, source, tmp_path):
     log = tmp_path / "log"
     log.mkdir()
-    tally = run_tasks([prepared(source, log, parts=2)], range(6), 0.0, silent)["pool"]
+    tally = run_jobs([prepared(source, log, parts=2)], range(6), 0.0, silent)["pool"]
     assert Table(tmp_path / "pool").read()["value"].to_pylist() == [200, 202, 204] * 6
     assert tally.facts()["prepare_seconds"] > 0
     assert (tally.parts, tally.rows_in, tally.actors) == (6, 18, 1)
@@ -185,7 +195,7 @@ def test_what_cannot_be_made_ready_is_left_to_the_actor_and_what_is_there_is_pas
     log = tmp_path / "log"
     log.mkdir()
     Table(tmp_path / "pool").write(4, source.read(4))
-    run_tasks([prepared(source, log, parts=0, fail=("1",))], range(6), 0.0, silent)
+    run_jobs([prepared(source, log, parts=0, fail=("1",))], range(6), 0.0, silent)
     assert {file.name for file in log.iterdir()} == {"0", "1", "2", "3", "5"}
     values = [Table(tmp_path / "pool").read(part)["value"].to_pylist() for part in range(6)]
     assert values == [[200, 202, 204], [0, 2, 4], [200, 202, 204], [200, 202, 204], [0, 1, 2], [200, 202, 204]]
@@ -193,11 +203,10 @@ def test_what_cannot_be_made_ready_is_left_to_the_actor_and_what_is_there_is_pas
 
 def test_retrying_rewrites_only_parts_in_which_rows_failed(ray, source):
     with pytest.raises(RunError, match=r"pool: 1 of 18 rows failed"):
-        run_tasks([task(source, deadly=("2-1",))], range(6), 0.0, silent)
+        run_jobs([job(source, deadly=("2-1",))], range(6), 0.0, silent)
     target = Table(source.directory.parent / "pool")
     before = {part: target.part(part).stat().st_ino for part in range(6)}
-    again = task(source)
-    tallies = run_tasks([Task(**{**vars(again), "retry": True})], range(6), 0.0, silent)
+    tallies = run_jobs([replace(job(source), retry=True)], range(6), 0.0, silent)
     after = {part: target.part(part).stat().st_ino for part in range(6)}
     assert [part for part in range(6) if before[part] != after[part]] == [2]
     assert tallies["pool"].errors == 0
@@ -206,14 +215,14 @@ def test_retrying_rewrites_only_parts_in_which_rows_failed(ray, source):
 
 def test_an_engine_that_broke_is_loaded_anew(ray, source, tmp_path):
     loads = tmp_path / "loads"
-    tallies = run_tasks([task(source, make=breaking, file=loads)], range(3), 0.0, silent)
+    tallies = run_jobs([job(source, processor=Breaking, file=loads)], range(3), 0.0, silent)
     assert tallies["pool"].errors == 0
     assert loads.read_text() == "xxx"
 
 
 def test_a_pool_whose_work_cannot_be_made_stops_the_run(ray, source):
     with pytest.raises(Exception, match="unexpected keyword"):
-        run_tasks([task(source, wrong=1)], range(6), 0.0, silent)
+        run_jobs([job(source, processor=Unloadable)], range(6), 0.0, silent)
 
 
 @pytest.mark.fault
@@ -222,48 +231,48 @@ def test_a_full_disk_stops_the_run_with_one_line_and_the_next_goes_on(ray, sourc
     with pytest.raises(
         RunError, match=r"pool: \[Errno 27\] File too large: '.*part-\d+.parquet'; the parts .* stay"
     ) as full:
-        run_tasks([task(source, make=filling, after=2)], range(6), 0.0, silent)
+        run_jobs([job(source, processor=Filling, after=2)], range(6), 0.0, silent)
     assert len(str(full.value).splitlines()) == 1
     kept = {number: target.part(number).stat().st_ino for number in target.parts()}
     assert len(kept) == 2
     assert len(list(target.directory.iterdir())) == 2
-    assert run_tasks([task(source)], range(6), 0.0, silent)["pool"].parts == 6
+    assert run_jobs([job(source)], range(6), 0.0, silent)["pool"].parts == 6
     assert target.read()["value"].to_pylist() == [0, 2, 4] * 6
     assert kept == {number: target.part(number).stat().st_ino for number in kept}
 
 
 def report(actor, seconds):
-    return {"task": "pool", "actor": actor, "stopped": "", "tally": f'{{"parts": 1, "busy_seconds": {seconds}}}'}
+    return {"job": "pool", "actor": actor, "stopped": "", "tally": f'{{"parts": 1, "busy_seconds": {seconds}}}'}
 
 
 def test_a_pool_that_waits_for_its_parts_says_that_it_starves(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("carevl.cluster.pools.time.monotonic", lambda: clock[0])
-    pool = _Watched(Pool(concurrency=2), 10)
+    monkeypatch.setattr("carevl.cluster.watch.time.monotonic", lambda: clock[0])
+    pool = PoolWatch(Pool(concurrency=2), 10)
     for _ in range(3):
         for actor in ("a", "b"):
-            pool.take(report(actor, 2.0))
+            pool.record(report(actor, 2.0))
         clock[0] += 10.0
     assert pool.tally.trouble == "starves: its actors are busy 27% of the time"
-    pool.take(report("a", 60.0))
+    pool.record(report("a", 60.0))
     assert pool.tally.trouble == ""
 
 
 def test_a_pool_that_says_nothing_for_long_is_told_of(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("carevl.cluster.pools.time.monotonic", lambda: clock[0])
-    pool = _Watched(Pool(), 10)
+    monkeypatch.setattr("carevl.cluster.watch.time.monotonic", lambda: clock[0])
+    pool = PoolWatch(Pool(), 10)
     clock[0] = 50.0
-    assert not pool.silent()
+    assert not pool.check_silence()
     clock[0] = 61.0
-    assert pool.silent()
+    assert pool.check_silence()
     assert pool.tally.trouble == "no part yet after 61 s: its actors load their model, or wait for room"
-    pool.take(report("a", 40.0))
+    pool.record(report("a", 40.0))
     assert pool.tally.trouble == ""
     clock[0] = 61.0 + 119
-    assert not pool.silent()
+    assert not pool.check_silence()
     clock[0] = 61.0 + 121
-    assert pool.silent()
+    assert pool.check_silence()
     assert pool.tally.trouble == "stalls: no part for 121 s, none took over 40 s"
 
 

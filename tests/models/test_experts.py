@@ -86,7 +86,7 @@ def test_every_item_has_its_row_whatever_the_expert_does(expert):
     items = [{"item_id": str(i), "image_id": "x", "question": "q", "responses": r} for i, r in enumerate(responses)]
     captions = [{"image_id": "x", "view": "default", "text": "said", "captioner": "c", "tokens": 1}]
     tables = {"items": pa.Table.from_pylist(items, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)}
-    rows = score.work(expert)(tables).to_pylist()
+    rows = score.ScoreProcessor(expert).load().process(tables).to_pylist()
     assert [(row["item_id"], row["view"]) for row in rows] == [
         (str(i), v) for i in range(5) for v in ("default", "none")
     ]

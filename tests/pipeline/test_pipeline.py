@@ -321,7 +321,7 @@ def test_kills_and_permuted_truth_change_no_table(first, tmp_path):
     kept = {file: file.stat().st_mtime_ns for file in other.root.glob("caption/*/part-*.parquet")}
     workers = {
         "sft": ("ray::RayTrainWorker", "sft/*/checkpoints/step-*"),
-        "sample": ("ray::MapWorker(MapBatches(_Actor)).submit", "sft/*/manifest.json"),
+        "sample": ("ray::MapWorker(MapBatches(PoolActor)).submit", "sft/*/manifest.json"),
     }
     killer = _Killer(other, workers)
     done = pipeline.run(load_settings("mini", [*SMALL, "sft.checkpoint_steps=2"]), other, killer, until="select")

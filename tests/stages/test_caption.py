@@ -49,7 +49,7 @@ def engine(monkeypatch):
 
 def test_one_image_that_kills_the_captioner_is_an_error_of_its_row(engine):
     images = pa.Table.from_pylist([image(n) for n in (3, 0, 1, 2)], IMAGES)
-    made = caption.work(SETTINGS.captioner)({"images": images})
+    made = caption.CaptionProcessor(SETTINGS.captioner).load().process({"images": images})
     assert made.schema == CAPTIONS
     rows = {row["image_id"]: row for row in made.to_pylist()}
     assert {key for key, row in rows.items() if row["error"]} == {"0"}
@@ -61,7 +61,7 @@ def test_one_image_that_kills_the_captioner_is_an_error_of_its_row(engine):
 def test_a_captioner_without_memory_is_relieved_first(engine):
     engine.room = 1
     images = pa.Table.from_pylist([image(n) for n in (1, 2, 3)], IMAGES)
-    made = caption.work(SETTINGS.captioner)({"images": images})
+    made = caption.CaptionProcessor(SETTINGS.captioner).load().process({"images": images})
     assert made["error"].null_count == 3
     assert engine.calls == [3, 3, 3]
 
@@ -77,8 +77,8 @@ def test_prompts_that_kill_the_judge_are_errors_that_no_pair_is_made_of(engine):
     routed = {"first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.6}
     routes = pa.Table.from_pylist([{"item_id": key, **routed} for key in ("0", "1")])
     images = pa.Table.from_pylist([image(0), image(1)], IMAGES)
-    work = sampling.work(SETTINGS.judge, sample.asking(SETTINGS))
-    made = work({"items": items, "images": images, "routes": routes})
+    judge = sampling.JudgeProcessor(SETTINGS.judge, sample.asking(SETTINGS)).load()
+    made = judge.process({"items": items, "images": images, "routes": routes})
     assert made.schema == JUDGMENTS
     rows = made.to_pylist()
     assert {row["item_id"] for row in rows if row["error"]} == {"0"}

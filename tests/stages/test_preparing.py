@@ -74,10 +74,11 @@ def test_a_picture_is_the_same_however_it_came(tmp_path):
 
 def test_captions(tables, no_decoding):
     mine = {"images": tables["images"]}
-    work, ready = caption.work(SETTINGS.captioner), caption.prepare(SETTINGS.captioner)(mine)
-    expected = work(mine)
+    processor = caption.CaptionProcessor(SETTINGS.captioner)
+    ready, loaded = processor.preprocess(mine), processor.load()
+    expected = loaded.process(mine)
     no_decoding()
-    assert work(ready).equals(expected)
+    assert loaded.process(ready).equals(expected)
     assert not any(expected["error"].to_pylist())
 
 
@@ -87,11 +88,12 @@ def test_judgments(tables, no_decoding):
     mine["routes"] = pa.Table.from_pylist(
         [row | {"route": "low" if row["item_id"] == "1" else "dropped"} for row in mine["routes"].to_pylist()]
     )
-    work, ready = sampling.work(SETTINGS.judge, asking), sampling.prepare(SETTINGS.judge, asking)(mine)
+    processor = sampling.JudgeProcessor(SETTINGS.judge, asking)
+    ready, loaded = processor.preprocess(mine), processor.load()
     assert [row["rgb"] is None for row in ready["images"].to_pylist()] == [True, False, True]
-    expected = work(mine)
+    expected = loaded.process(mine)
     no_decoding()
-    assert work(ready).equals(expected)
+    assert loaded.process(ready).equals(expected)
     assert set(expected["item_id"].to_pylist()) == {"1"}
 
 
@@ -108,32 +110,33 @@ def test_predictions(tables, no_decoding):
         for order in ((0, 1), (1, 0))
     ]
     mine = {"questions": evaluate._to_questions(asked), "images": images}
-    arguments = {"judge": SETTINGS.judge, "name": "base", "seed": 0}
-    work, ready = evaluate.work(**arguments), evaluate.prepare(**arguments)(mine)
-    expected = work(mine)
-    assert work(ready).equals(expected)
+    processor = evaluate.AnswerProcessor(SETTINGS.judge, name="base", seed=0)
+    ready, loaded = processor.preprocess(mine), processor.load()
+    expected = loaded.process(mine)
+    assert loaded.process(ready).equals(expected)
     assert [row["error"] is None for row in expected.to_pylist()] == [True, True, False, False]
     no_decoding()
     good = {"questions": mine["questions"].slice(0, 2), "images": ready["images"].slice(0, 1)}
-    assert work(good).equals(expected.slice(0, 2))
+    assert loaded.process(good).equals(expected.slice(0, 2))
 
 
 @pytest.mark.parametrize("policy", ["error", "summarise"])
 def test_scores(tables, monkeypatch, policy):
     expert = SETTINGS.experts[0].model_copy(update={"too_long": policy})
     mine = {name: tables[name] for name in ("items", "captions")}
-    work, ready = score.work(expert), score.prepare(expert)(mine)
+    processor = score.ScoreProcessor(expert)
+    ready, loaded = processor.preprocess(mine), processor.load()
     assert ready["tokens"].num_rows == 6  # every item with its caption and without
-    expected = work(mine)
+    expected = loaded.process(mine)
     monkeypatch.setattr("carevl.models.conversations._encode", lambda tokenizer, texts: [None] * len(texts))
-    assert work(ready).equals(expected)
+    assert loaded.process(ready).equals(expected)
     assert not any(expected["error"].to_pylist())
 
 
 def test_an_expert_that_reads_texts_is_handed_texts(tables):
     expert = Expert(name="own", kind="python", path="collections:OrderedDict")
     mine = {name: tables[name] for name in ("items", "captions")}
-    assert score.prepare(expert)(mine) is mine
+    assert score.ScoreProcessor(expert).preprocess(mine) is mine
 
 
 def test_types_of_tokens_survive():

@@ -33,8 +33,10 @@ def scored(monkeypatch, limit, *overrides, caption=CAPTION):
     items = [{"item_id": "a", "image_id": "i", "question": "How many?", "responses": ["One.", "It is two."]}]
     captions = [{"image_id": "i", "view": "default", "text": caption}]
     monkeypatch.setattr("carevl.models.experts.load._python", lambda path: Counting())
-    made = score.work(Expert(**expert))(
-        {"items": pa.Table.from_pylist(items, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)}
+    made = (
+        score.ScoreProcessor(Expert(**expert))
+        .load()
+        .process({"items": pa.Table.from_pylist(items, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)})
     )
     return {row["view"]: row for row in made.to_pylist()}
 

@@ -1,0 +1,80 @@
+"""Watches pools at work: how much each has done, and whether its actors wait for parts or hang."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from carevl.cluster.jobs import Tally
+
+if TYPE_CHECKING:
+    from carevl.settings.models import Pool
+
+_INTERVAL = 10.0
+"""Seconds between two looks at pools that report nothing."""
+
+
+class PoolWatch:
+    """What a pool at work has done, and whether its actors wait or hang."""
+
+    def __init__(self, pool: Pool, n_parts: int) -> None:
+        self.tally, self.n_parts = Tally(), n_parts
+        self.min_actors = min(pool.bounds[0], n_parts)
+        self.actors: set[str] = set()
+        self.last_report = time.monotonic()
+        self.longest_part = 0.0
+        self.first_start: float | None = None
+
+    def record(self, report: Mapping[str, Any]) -> None:
+        """Count the part that an actor reports."""
+        tally, now = Tally(**json.loads(report["tally"])), time.monotonic()
+        seconds = tally.busy_seconds + tally.load_seconds
+        self.first_start = now - seconds if self.first_start is None else min(self.first_start, now - seconds)
+        self.longest_part = max(self.longest_part, seconds)
+        self.actors.add(report["actor"])
+        self.last_report = now
+        self.tally.add(tally)
+        self.tally.actors = max(len(self.actors), self.min_actors)
+        self.tally.actor_seconds = self.tally.actors * (now - self.first_start)
+        self.tally.trouble = self._starvation()
+
+    def check_silence(self) -> bool:
+        """Return whether no part has come for far longer than any took so far, or for a minute before the first."""
+        seconds = time.monotonic() - self.last_report
+        if self.tally.parts == self.n_parts or seconds < max(60.0, 3 * self.longest_part):
+            return False
+        if self.actors:
+            self.tally.trouble = f"stalls: no part for {seconds:.0f} s, none took over {self.longest_part:.0f} s"
+        else:
+            self.tally.trouble = f"no part yet after {seconds:.0f} s: its actors load their model, or wait for room"
+        return True
+
+    def _starvation(self) -> str:
+        settled = self.tally.parts >= 2 * self.tally.actors and self.tally.actor_seconds > 5 * self.tally.actors
+        if not settled or self.tally.busy_share >= 0.5:
+            return ""
+        return f"starves: its actors are busy {self.tally.busy_share:.0%} of the time"
+
+
+@contextmanager
+def watch_silence(on_silence: Callable[[str], None], pools: Mapping[str, PoolWatch]) -> Iterator[None]:
+    """Look at the pools now and then; call `on_silence` with the name of each of which nothing has come for long."""
+    ended = Event()
+
+    def watch() -> None:
+        while not ended.wait(_INTERVAL):
+            for name, pool in pools.items():
+                if pool.check_silence():
+                    on_silence(name)
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
