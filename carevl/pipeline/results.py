@@ -80,7 +80,12 @@ def judges(settings: Settings, where: Run, asked: Mapping[str, Table]) -> dict[s
     Args:
         settings: whose benchmarks were asked about.
         asked: judge to its predictions.
+
+    Returns:
+        Judge to its figures; nothing when there are no benchmarks.
     """
+    if not settings.benchmarks:
+        return {}
     found = {}
     for name, table in asked.items():
         answered = {}

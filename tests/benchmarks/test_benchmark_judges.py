@@ -10,12 +10,15 @@ import pytest
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
 from carevl.benchmarks.diagnostics import diagnose, statuses
-from carevl.benchmarks.predictions import record
+from carevl.benchmarks.predictions import from_table, record
 from carevl.benchmarks.rows import missing_images
+from carevl.benchmarks.run import Asked, predict
 from carevl.benchmarks.suites.published import VL_REWARDBENCH, check
 from carevl.judging.prompts import Verdict
 from carevl.miniworld.publish import publish
+from carevl.settings.models import Judge
 from carevl.stats.bootstrap import estimate
+from carevl.store.table import Table
 
 PROTOCOLS = ("official", "official_scorer", "strict", "verdict_prob")
 USELESS = {
@@ -170,3 +173,10 @@ def test_published_rows_that_do_not_agree_with_themselves_are_flagged():
     assert [judge for judge, found in checks.items() if not found.consistent] == ["GPT-4o", "Claude 3.5", "Qwen2-VL-7B"]
     assert checks["GPT-4o"].overall == pytest.approx((49.1 * 183 + 67.6 * 749 + 70.5 * 318) / 1250)
     assert checks["Qwen2-VL-7B"].macro == pytest.approx((31.6 + 19.1 + 51.1) / 3)
+
+
+def test_nothing_asked_gives_a_table_without_rows(tmp_path):
+    target = Table(tmp_path)
+    counts = predict([Asked(Judge(path="miniworld:judge"), "j", target)], [], lambda *_: None)
+    assert counts == {"j": {"rows_in": 0, "rows_out": 0, "errors": 0}}
+    assert from_table(target.read()) == []

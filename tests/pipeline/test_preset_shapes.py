@@ -1,0 +1,78 @@
+"""The shape of every preset run to its end: its own settings on the shipped small models, without labels, benchmarks
+or GPUs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from carevl.cluster.connect import ray_cluster
+from carevl.pipeline import core as pipeline
+from carevl.pipeline import results
+from carevl.settings import Settings, load_settings
+from carevl.settings.loader import presets
+from carevl.settings.tree import Cluster
+from carevl.store.run import Run
+
+pytestmark = [pytest.mark.ray, pytest.mark.train]
+EXPERTS = ("expert-llama", "expert-qwen2", "expert-mistral")
+CPUS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray():
+    with ray_cluster(Cluster(num_cpus=CPUS)):
+        yield
+
+
+def _small(model: dict[str, Any], name: str) -> dict[str, Any]:
+    """A preset's model, replaced by a shipped one on a CPU."""
+    pool = model["pool"] | {
+        "num_cpus": 1,
+        "num_gpus": 0,
+        "concurrency": 1,
+        "preparers": min(model["pool"]["preparers"], 1),
+    }
+    changed = {
+        "path": f"miniworld:{name}",
+        "revision": None,
+        "engine": "transformers",
+        "dtype": "float32",
+        "pool": pool,
+    }
+    return model | changed
+
+
+def _shape(preset: str) -> Settings:
+    tree = load_settings(preset).model_dump(mode="json")
+    tree["data"]["sources"] = [{"name": "pairs", "path": "miniworld:train/rlaif_v.parquet"}]
+    tree["miniworld"] = {"items": 60, "calibration_images": 1}
+    tree["captioner"] = _small(tree["captioner"], "captioner")
+    tree["experts"] = [_small(expert, name) for expert, name in zip(tree["experts"], EXPERTS, strict=True)]
+    tree["judge"] = _small(tree["judge"], "judge")
+    for phase in ("sft", "dpo"):
+        tree[phase] |= {"dtype": "float32"}
+        tree[phase]["workers"] |= {"count": 1, "num_cpus": 1, "num_gpus": 0}
+    tree["benchmarks"] = []
+    tree["cluster"]["num_cpus"] = CPUS
+    return Settings.model_validate(tree)
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_a_preset_runs_to_its_end_without_labels_and_benchmarks(preset, tmp_path):
+    settings, run = _shape(preset), Run(tmp_path)
+    done = {stage.name: stage for stage in pipeline.run(settings, run, print)}
+    assert done.keys() == pipeline.causes(settings, run).keys()
+    assert done["ingest"].rows_out > 0
+    assert done["sft"].rows_out > 0
+    assert done["dpo"].rows_out > 0
+    assert [(stage.rows_out, stage.errors) for name, stage in done.items() if name.startswith("evaluate/")] == [
+        (0, 0)
+    ] * 3
+    figures = json.loads((run.root / results.RESULTS).read_text())
+    assert figures["judges"] == {}
+    assert not any("base" in line for line in results.table(figures))
+    assert (run.root / "judge" / "model.safetensors").exists()
+    assert {planned.action for planned in pipeline.plan(settings, run)} == {"skip"}
