@@ -110,7 +110,7 @@ def reliability_curves(panel: Panel) -> Tree:
     return curves
 
 
-def coverage_curve(panel: Panel, level: float) -> list[Tree]:
+def coverage_curve(panel: Panel, confidence_level: float) -> list[Tree]:
     """Threshold, coverage, precision and its one-sided Clopper-Pearson lower bound, strict to loose.
 
     One pair of each image is counted: pairs of one image are not independent.
@@ -133,7 +133,7 @@ def coverage_curve(panel: Panel, level: float) -> list[Tree]:
                 "threshold": threshold,
                 "coverage": tally.coverage,
                 "precision": 1 - tally.n_wrong / tally.n_high,
-                "bound": tally.precision_interval(2 * level - 1)[0],
+                "bound": tally.precision_interval(2 * confidence_level - 1)[0],
                 "n": tally.n_high,
             }
         )

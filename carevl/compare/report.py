@@ -230,10 +230,10 @@ def _phase2_lines(arms: Tree) -> Iterator[str]:
 def _routing(routing: Tree, precision: float) -> Iterator[str]:
     yield from ("", "the router")
     yield f"  high: {_share(routing['coverage'])} of the pairs, {_share(routing['high_precision'])} of them right"
-    kept = routing["promise"]
+    guarantee = routing["promise"]
     yield (
-        f"  promise of {precision:g}: kept in {_share(kept['kept'])} of {kept['resamples']} calibration resamples "
-        f"(made in {_share(kept['promised'])})"
+        f"  guarantee of {precision:g}: kept in {_share(guarantee['kept'])} of {guarantee['resamples']} "
+        f"calibration resamples (given in {_share(guarantee['promised'])})"
     )
     yield f"  {'threshold':>10s}{'coverage':>10s}{'precision':>11s}{'truly':>8s}"
     for point in routing["sweep"]:

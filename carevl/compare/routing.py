@@ -1,4 +1,4 @@
-"""The router of every seed, apart from any training: precision and coverage, the promise, other thresholds."""
+"""The router of every seed, apart from any training: precision and coverage, the guarantee, other thresholds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from carevl.compare.guarantee import THRESHOLDS, VERSION, by_labels, measure_guarantee, sweep
 from carevl.compare.labels import confidence, decided
-from carevl.compare.promise import THRESHOLDS, VERSION, by_labels, promise, sweep
 from carevl.compare.stages import training_routes
 from carevl.confidence.calibration import MIN_LABELS
 from carevl.pipeline import results
@@ -31,7 +31,7 @@ def measure(bench: Bench, seeds: int, resamples: int) -> dict[str, Any]:
     Returns:
         `high_precision` and `coverage` (share of the training pairs that are high), means over seeds, with those of
         each seed in `by_seed`; `basis`: `truth` of a drawn world, or `labels`; `promise_kept` and `promise`, see
-        `promise.Kept`; `sweep` of the first seed: coverage, precision on the labelled pairs and, where it is known,
+        `guarantee.Kept`; `sweep` of the first seed: coverage, precision on the labelled pairs and, where it is known,
         true precision of every threshold.
 
     Raises:
@@ -47,7 +47,7 @@ def measure(bench: Bench, seeds: int, resamples: int) -> dict[str, Any]:
             f"compare: {n_labelled} labelled pairs are too few to test the router on; give {_FEWEST} or more"
         )
     by_seed = [_one(context, fitting) for context in contexts]
-    kept = _promise(bench, contexts[0], fitting, resamples)
+    kept = _measure_guarantee(bench, contexts[0], fitting, resamples)
     known = [seed["high_precision"] for seed in by_seed if seed["high_precision"] is not None]
     return {
         "high_precision": float(np.mean(known)) if known else None,
@@ -74,13 +74,13 @@ def _one(context: Context, fitting: Fitting) -> dict[str, Any]:
     return {**one, "basis": "labels", "high_precision": share}
 
 
-def _promise(bench: Bench, context: Context, fitting: Fitting, resamples: int) -> Any:
-    """As `promise.promise`, kept in the run directory."""
+def _measure_guarantee(bench: Bench, context: Context, fitting: Fitting, resamples: int) -> Any:
+    """Measure the guarantee, or read what the run directory has of it."""
     inputs = {name: cause.fingerprint for name, cause in bench.shared.items()}
     told = {"version": VERSION, "inputs": inputs, "router": facts(bench.settings.router), "resamples": resamples}
     table = context.where.table(StageKey("compare/promise", told))
     if table.manifest is None:
-        table.finish(promise(bench.settings.router, fitting, resamples, bench.say))
+        table.finish(measure_guarantee(bench.settings.router, fitting, resamples, bench.say))
     return table.manifest
 
 

@@ -16,7 +16,7 @@ from carevl.cluster import resources
 from carevl.compare import report, routing
 from carevl.compare.arms import OURS, RATES, Arm, Budget, at_threshold, chosen
 from carevl.compare.chain import BENCHMARK, on_benchmark
-from carevl.compare.promise import RESAMPLES, to_train
+from carevl.compare.guarantee import RESAMPLES, to_train
 from carevl.compare.report import Cell
 from carevl.compare.trials import Bench
 from carevl.pipeline import core as pipeline
@@ -37,7 +37,7 @@ class Plan:
     """What is compared.
 
     `tries` learning rates of each arm are tried on the first of `seeds` seeds; `sweep` also trains at two other
-    thresholds of the router; `resamples` of the calibration tell whether a promised precision is kept; `at_once` arms
+    thresholds of the router; `resamples` of the calibration tell whether a guaranteed precision is kept; `at_once` arms
     are made side by side.
     """
 
@@ -69,8 +69,8 @@ def check(settings: Settings, plan: Plan, final: Final | None) -> None:
         raise RunError(f"compare: --seeds {plan.seeds}: at least one seed is needed")
     if not any(source.labels for source in settings.data.sources):
         raise RunError(
-            "compare: no source has labels, so whether the router keeps its promise cannot be told; give labelled "
-            "data with data.sources.N.labels: true"
+            "compare: no source has labels, so whether the router keeps its guarantee cannot be measured; give "
+            "labelled data with data.sources.N.labels: true"
         )
     [benchmark] = on_benchmark(settings).benchmarks
     if final is None:

@@ -1,6 +1,6 @@
-"""A threshold whose precision is promised: Learn-then-Test (Angelopoulos et al., arXiv 2110.01052).
+"""A threshold whose precision is guaranteed: Learn-then-Test (Angelopoulos et al., arXiv 2110.01052).
 
-The promise: over draws of the labelled images, with probability at least the confidence level, a pair routed high
+The guarantee: over draws of the labelled images, with probability at least the confidence level, a pair routed high
 has the right winner with at least the target precision. "A pair" means a random eligible pair of a random image,
 for images exchangeable with the labelled ones. A winner where the label is a tie counts as wrong.
 """
@@ -21,11 +21,11 @@ from carevl.stats.exact import clopper_pearson
 
 POWER = 0.8
 _MOST_LABELS = 100_000
-_LEVELS = 100
+_COVERAGES = 100
 
 
-class PromiseError(ValueError):
-    """The wanted precision cannot be promised; `images_needed` labelled images would do, None if none would."""
+class CannotCertifyError(ValueError):
+    """The target precision cannot be guaranteed; `images_needed` labelled images would do, None if none would."""
 
     def __init__(self, message: str, images_needed: int | None) -> None:
         super().__init__(message)
@@ -96,27 +96,30 @@ def one_per_image(pairs: Pairs, seed: int) -> NDArray[np.int64]:
     return rows
 
 
-def choose_threshold(pilot: Sample, test: Sample, precision: float, level: float) -> float | None:
-    """The loosest threshold that passes, tested from strict to loose up to the first that fails; None if none passes.
+def choose_threshold(pilot: Sample, test: Sample, precision: float, confidence_level: float) -> float | None:
+    """Choose the loosest threshold that passes, tested from strict to loose up to the first that fails.
 
-    A threshold passes when so few wrong pairs among those it selects had probability at most 1 - level, by the exact
-    binomial tail, if the precision were only the target. The sequence comes from the pilot alone: its coverage
-    levels, beginning where the test has the best odds to pass. So it is fixed before the test is looked at, and
-    every test may use the full 1 - level.
+    A threshold passes when so few wrong pairs among those it selects had probability at most 1 - confidence_level, by
+    the exact binomial tail, if the precision were only the target.
+
+    Returns:
+        The threshold; None if none passes.
     """
-    thresholds, tallies = _levels(pilot)
+    thresholds, tallies = _thresholds(pilot)
     if not tallies:
         return None
     expected = np.array([round(tally.coverage * test.n_images) for tally in tallies])
     truth = np.array([_guess(tally, precision) for tally in tallies])
-    sequence = thresholds[int(np.argmax(_pass_probability(expected, truth, precision, level))) :]
+    # The sequence comes from the pilot alone: its thresholds, beginning where the test has the best odds to pass. It is
+    # fixed before the test is looked at and stops at the first failure, so every step may use the full 1 - level.
+    sequence = thresholds[int(np.argmax(_pass_probability(expected, truth, precision, confidence_level))) :]
     tested = [test.tally(threshold) for threshold in sequence]
     tails = special.bdtr([t.n_wrong for t in tested], [t.n_high for t in tested], 1 - precision)
-    n_passed = int(np.argmax(np.append(tails, 1.0) > 1 - level))
+    n_passed = int(np.argmax(np.append(tails, 1.0) > 1 - confidence_level))
     return sequence[n_passed - 1] if n_passed else None
 
 
-def labels_needed(truth: NDArray[np.float64], precision: float, level: float) -> NDArray[np.float64]:
+def labels_needed(truth: NDArray[np.float64], precision: float, confidence_level: float) -> NDArray[np.float64]:
     """About how many tested pairs certify `precision` with probability POWER; inf where no number up to 100,000 does.
 
     Args:
@@ -126,11 +129,11 @@ def labels_needed(truth: NDArray[np.float64], precision: float, level: float) ->
         float64 [k].
     """
     n = np.unique(np.geomspace(1, _MOST_LABELS, 400).astype(np.int64))
-    enough = _pass_probability(n, truth[:, None], precision, level) >= POWER
+    enough = _pass_probability(n, truth[:, None], precision, confidence_level) >= POWER
     return np.where(enough.any(axis=1) & (truth > precision), n[np.argmax(enough, axis=1)], np.inf)
 
 
-def images_needed(seen: Sample, precision: float, level: float, share: float) -> int | None:
+def images_needed(seen: Sample, precision: float, confidence_level: float, share: float) -> int | None:
     """About how many labelled images would do if `share` of them enters the test; None if no number would.
 
     Reckoned from the best threshold in `seen`, twice over: the best of many looks better than it is, and the pilot may
@@ -140,29 +143,29 @@ def images_needed(seen: Sample, precision: float, level: float, share: float) ->
     if seen.n_images < MIN_LABELS:
         truth, coverage = np.array([(1 + precision) / 2]), np.ones(1)
     else:
-        tallies = _levels(seen)[1]
+        tallies = _thresholds(seen)[1]
         truth = np.array([_guess(tally, precision) for tally in tallies])
         coverage = np.array([tally.coverage for tally in tallies])
-    images = (2 * labels_needed(truth, precision, level) / coverage / share).min(initial=np.inf)
+    images = (2 * labels_needed(truth, precision, confidence_level) / coverage / share).min(initial=np.inf)
     return math.ceil(images) if np.isfinite(images) else None
 
 
 def _pass_probability(
-    n: NDArray[np.int64], truth: NDArray[np.float64], precision: float, level: float
+    n: NDArray[np.int64], truth: NDArray[np.float64], precision: float, confidence_level: float
 ) -> NDArray[np.float64]:
     """Probability that n tested pairs certify `precision` when `truth` is the real one."""
     from scipy import stats
 
-    most_wrong = stats.binom.ppf(1 - level, n, 1 - precision)
-    most_wrong -= stats.binom.cdf(most_wrong, n, 1 - precision) > 1 - level
+    most_wrong = stats.binom.ppf(1 - confidence_level, n, 1 - precision)
+    most_wrong -= stats.binom.cdf(most_wrong, n, 1 - precision) > 1 - confidence_level
     chances: NDArray[np.float64] = stats.binom.cdf(most_wrong, n, 1 - truth)
     return chances
 
 
-def _levels(sample: Sample) -> tuple[list[float], list[Tally]]:
+def _thresholds(sample: Sample) -> tuple[list[float], list[Tally]]:
     """Thresholds at evenly spaced coverages, strict to loose, and what each selects."""
     ordered = np.sort(sample.confidence)[::-1]
-    picks = np.ceil(len(ordered) * np.arange(1, _LEVELS + 1) / _LEVELS).astype(np.int64) - 1
+    picks = np.ceil(len(ordered) * np.arange(1, _COVERAGES + 1) / _COVERAGES).astype(np.int64) - 1
     thresholds = np.unique(ordered[picks])[::-1].tolist() if len(ordered) else []
     return thresholds, [sample.tally(threshold) for threshold in thresholds]
 

@@ -5,7 +5,7 @@
 | unanimous | at least two experts do not abstain, and all of these agree |
 | mean_margin | the combined probability of its winner reaches `threshold` |
 | label_model | the same, with the experts combined by the Dawid-Skene label model |
-| target_precision | the same, at the loosest threshold whose precision labelled images can promise |
+| target_precision | the same, at the loosest threshold whose precision labelled images can guarantee |
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from carevl.confidence.combination import (
     votes,
 )
 from carevl.confidence.guarantee import (
-    PromiseError,
+    CannotCertifyError,
     Sample,
     choose_threshold,
     images_needed,
@@ -46,52 +46,54 @@ def fit_router(settings: RouterSettings, labelled: Pairs | None, unlabelled: Pai
             and the label model. When None, the labelled pairs do.
 
     Raises:
-        PromiseError: target_precision cannot be promised and no fallback is named.
+        CannotCertifyError: target_precision cannot be guaranteed and no fallback is named.
         ValueError: no pairs at all, or `learned` with too few labels.
     """
     if labelled is not None:
         labelled = labelled.select(~np.isnan(labelled.gold) & ~labelled.equal)
     if settings.policy == "target_precision":
-        return _fit_promise(settings, labelled, unlabelled)
+        return _fit_target_precision(settings, labelled, unlabelled)
     ensemble, notes = _fit_ensemble(settings, labelled, unlabelled)
     threshold = None if settings.policy == "unanimous" else settings.threshold
     return Router(ensemble, _filters(settings), settings.policy, threshold, None, notes)
 
 
-def _fit_promise(settings: RouterSettings, labelled: Pairs | None, unlabelled: Pairs | None) -> Router:
+def _fit_target_precision(settings: RouterSettings, labelled: Pairs | None, unlabelled: Pairs | None) -> Router:
     try:
         if labelled is None:
-            raise _refusal(settings, Sample(0, np.zeros(0, np.float32), np.zeros(0, np.bool_)), 0)
-        return _certified(settings, labelled, unlabelled)
-    except PromiseError as error:
+            raise _cannot_certify(settings, Sample(0, np.zeros(0, np.float32), np.zeros(0, np.bool_)), 0)
+        return _certify(settings, labelled, unlabelled)
+    except CannotCertifyError as error:
         if settings.fallback is None:
             raise
         plain = settings.model_copy(update={"policy": settings.fallback})
         router = fit_router(plain, labelled, unlabelled)
-        note = f"No precision is promised: {error}. The fallback policy {settings.fallback} is used."
+        note = f"No precision is guaranteed: {error}. The fallback policy {settings.fallback} is used."
         return Router(router.ensemble, router.filters, router.policy, router.threshold, None, (*router.notes, note))
 
 
-def _certified(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> Router:
+def _certify(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> Router:
     fit, choose, check = split_images(labelled, settings.shares, settings.seed)
     ensemble, notes = _fit_ensemble(settings, fit, unlabelled)
     filters = _filters(settings)
     pilot, test, held_out = (_sample(part, ensemble, filters, settings.seed) for part in (fit, choose, check))
     threshold = choose_threshold(pilot, test, settings.precision, settings.level)
     if threshold is None:
-        raise _refusal(settings, Sample.concat([pilot, test]), pilot.n_images + test.n_images + held_out.n_images)
+        raise _cannot_certify(
+            settings, Sample.concat([pilot, test]), pilot.n_images + test.n_images + held_out.n_images
+        )
     certificate = Certificate(settings.precision, settings.level, test.tally(threshold), held_out.tally(threshold))
     low, high = certificate.checked.precision_interval()
-    promise = (
+    guarantee = (
         f"At least {settings.precision:.1%} of high labels are right, with confidence {settings.level:.0%}, when the "
         f"winner's probability is at least {threshold:.4f}: {certificate.tested.n_wrong} of "
         f"{certificate.tested.n_high} tested pairs were wrong. On images held out, {certificate.checked.n_wrong} of "
         f"{certificate.checked.n_high} (precision {low:.1%} to {high:.1%}, 95 %)."
     )
-    return Router(ensemble, filters, settings.policy, threshold, certificate, (*notes, promise))
+    return Router(ensemble, filters, settings.policy, threshold, certificate, (*notes, guarantee))
 
 
-def _refusal(settings: RouterSettings, seen: Sample, n_images: int) -> PromiseError:
+def _cannot_certify(settings: RouterSettings, seen: Sample, n_images: int) -> CannotCertifyError:
     needed = images_needed(seen, settings.precision, settings.level, settings.shares[1] / sum(settings.shares))
     if needed and needed <= n_images:
         needed = 2 * n_images
@@ -101,8 +103,8 @@ def _refusal(settings: RouterSettings, seen: Sample, n_images: int) -> PromiseEr
         else "no threshold looks better than that on these labels, so more of them would hardly help: lower the "
         "precision or improve the experts"
     )
-    return PromiseError(
-        f"a label precision of {settings.precision:g} cannot be promised with confidence {settings.level:g} from "
+    return CannotCertifyError(
+        f"a label precision of {settings.precision:g} cannot be guaranteed with confidence {settings.level:g} from "
         f"{n_images} labelled images; {advice}",
         needed,
     )

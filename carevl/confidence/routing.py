@@ -77,11 +77,10 @@ class Filters:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `target_precision` promises, and how it came to that."""
+    """The guarantee of `target_precision`, and the evidence for it."""
 
     precision: float
-    level: float
-    """Confidence level of the promise."""
+    confidence_level: float
     tested: Tally
     """At the chosen threshold, on the images that chose it."""
     checked: Tally
@@ -99,7 +98,7 @@ class Router:
     """Least probability of the winner; None for `unanimous`."""
     certificate: Certificate | None
     notes: tuple[str, ...]
-    """Sentences for the report: how each expert was calibrated, what is promised and what is not."""
+    """Sentences for the report: how each expert was calibrated, what is guaranteed and what is not."""
 
     def route(self, pairs: Pairs) -> pa.RecordBatch:
         """One row of ROUTES per pair, in the same order."""

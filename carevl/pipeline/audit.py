@@ -17,7 +17,7 @@ from carevl.audit.mitigations import mitigation_figures
 from carevl.audit.panel import Panel, cross_fit
 from carevl.audit.rewrites import sample_items, style_figures
 from carevl.confidence.calibration import MIN_LABELS
-from carevl.confidence.guarantee import PromiseError
+from carevl.confidence.guarantee import CannotCertifyError
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
 from carevl.data.truth import Truth
@@ -159,10 +159,10 @@ def pair_figures(settings: RouterSettings, fitting: Fitting, facts: ItemFacts) -
 
 
 def _router(settings: RouterSettings, labelled: Pairs | None, unlabelled: Pairs | None) -> tuple[Router, list[str]]:
-    """The run's router and its notes; `mean_margin` stands in where no promise can be made."""
+    """The run's router and its notes; `mean_margin` stands in where no precision can be guaranteed."""
     try:
         router = fit_router(settings, labelled, unlabelled)
         return router, list(router.notes)
-    except PromiseError as error:
+    except CannotCertifyError as error:
         router = fit_router(settings.model_copy(update={"policy": "mean_margin"}), labelled, unlabelled)
         return router, [*router.notes, f"{error}. The audit routes by mean_margin at {settings.threshold:g}."]

@@ -48,12 +48,12 @@ class RouterSettings(Strict):
         0.95,
         gt=0.5,
         lt=1,
-        description="target_precision: probability with which the promise holds, over draws of the labelled images.",
+        description="target_precision: probability with which the guarantee holds, over draws of the labelled images.",
     )
     fallback: FixedPolicy | None = Field(
         None,
-        description="target_precision: the policy to use, without a promise, when none can be made; by default the run "
-        "stops.",
+        description="target_precision: the policy to use, without a guarantee, when none can be given; by default the "
+        "run stops.",
     )
     shares: tuple[float, float, float] = Field(
         (0.25, 0.5, 0.25),

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from carevl.confidence.guarantee import PromiseError
+from carevl.confidence.guarantee import CannotCertifyError
 from carevl.confidence.pairs import NO_CAPTION, Pairs
 from carevl.confidence.policies import fit_router
 from carevl.store.run import RunError
@@ -45,13 +45,13 @@ def run_route(settings: Settings, items: Table, scores: Sequence[Table], target:
         rows_in (items), rows_out (pairs), errors, pairs per route and reason, and the router's notes.
 
     Raises:
-        RunError: the wanted precision cannot be promised and the settings name no fallback policy.
+        RunError: the target precision cannot be guaranteed and the settings name no fallback policy.
     """
     fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
     try:
         router = fit_router(settings.router, fitting.labelled, fitting.unlabelled)
-    except PromiseError as error:
-        raise RunError(f"route: {error}; or set router.fallback to a policy without a promise") from error
+    except CannotCertifyError as error:
+        raise RunError(f"route: {error}; or set router.fallback to a policy without a guarantee") from error
     routes: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for number, batch in zip(items.parts(), router.route_stream(_parts(items, scores)), strict=True):

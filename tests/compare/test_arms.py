@@ -3,7 +3,7 @@
 import pytest
 
 from carevl.compare.arms import ARMS, OURS, RATES, Budget, at_threshold, chosen, with_seed
-from carevl.compare.promise import to_train
+from carevl.compare.guarantee import to_train
 from carevl.errors import UserError
 from carevl.settings import load_settings
 

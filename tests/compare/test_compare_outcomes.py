@@ -5,8 +5,8 @@ import pytest
 
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.rows import Image, Row
+from carevl.compare.guarantee import sweep
 from carevl.compare.outcomes import Resamples, estimate, of_predictions, of_probabilities, over_seeds
-from carevl.compare.promise import sweep
 
 
 def _row(key, gold=(1.0, 0.0), image="i"):

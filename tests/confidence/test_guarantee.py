@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from carevl.confidence.guarantee import (
-    PromiseError,
+    CannotCertifyError,
     Sample,
     Tally,
     choose_threshold,
@@ -19,7 +19,7 @@ DRAWS = 1000
 
 
 def allowance(draws):
-    """Broken promises that a method which breaks 5 % of them exceeds in one of a thousand such tests."""
+    """Broken guarantees that a method which breaks 5 % of them exceeds in one of a thousand such tests."""
     return stats.binom.ppf(0.999, draws, 0.05)
 
 
@@ -27,7 +27,7 @@ def sample(confidence, right):
     return Sample(len(confidence), np.asarray(confidence, np.float32), np.asarray(right, np.bool_))
 
 
-def test_59_right_pairs_promise_95_percent_and_58_do_not():
+def test_59_right_pairs_certify_95_percent_and_58_do_not():
     confidence = np.full(59, 0.9)
     good = sample(confidence, np.ones(59))
     assert choose_threshold(good, good, 0.95, 0.95) == pytest.approx(0.9)
@@ -44,12 +44,12 @@ def test_testing_stops_at_the_first_threshold_that_fails():
 
 
 def test_testing_begins_where_the_pilot_sees_the_best_odds():
-    # at 0.9 the test has five pairs, too few for any promise; starting there would end the sequence at once
+    # at 0.9 the test has five pairs, too few for any guarantee; starting there would end the sequence at once
     confidence, right = np.repeat([0.9, 0.7], [5, 995]), np.ones(1000)
     assert choose_threshold(*[sample(confidence, right)] * 2, 0.95, 0.95) == pytest.approx(0.7)
 
 
-def test_no_eligible_pair_promises_nothing():
+def test_no_eligible_pair_certifies_nothing():
     assert choose_threshold(sample([], []), sample([0.9] * 100, [True] * 100), 0.95, 0.95) is None
 
 
@@ -102,7 +102,7 @@ def test_one_random_pair_of_each_image_is_tested(make_pairs):
     assert (np.bincount(rows % 3) > 270).all()
 
 
-def test_the_promise_is_kept_where_every_threshold_is_at_the_boundary():
+def test_the_guarantee_is_kept_where_every_threshold_is_at_the_boundary():
     rng, broken = np.random.default_rng(0), 0
     for _ in range(DRAWS):
         pilot, test = (sample(rng.uniform(0.5, 1, n), rng.random(n) < 0.95) for n in (300, 900))
@@ -110,7 +110,7 @@ def test_the_promise_is_kept_where_every_threshold_is_at_the_boundary():
     assert 0 < broken <= allowance(DRAWS)
 
 
-def test_the_promise_is_kept_where_precision_crosses_the_target_and_picking_by_eye_breaks_it():
+def test_the_guarantee_is_kept_where_precision_crosses_the_target_and_picking_by_eye_breaks_it():
     rng, broken, broken_by_eye, found = np.random.default_rng(1), 0, 0, 0
     for _ in range(DRAWS):
         samples = []
@@ -130,20 +130,20 @@ def test_the_promise_is_kept_where_precision_crosses_the_target_and_picking_by_e
     assert found > DRAWS / 10
 
 
-def _promised(make_pairs, rng, images):
-    """Whether a router promises 95 % where 95 % of the images, at any confidence, have all three pairs right."""
+def _certified(make_pairs, rng, images):
+    """Whether a router guarantees 95 % where 95 % of the images, at any confidence, have all three pairs right."""
     size, gold, right = rng.uniform(0.5, 3, 600), rng.choice([-1, 1], 600), rng.random(600) < 0.95
     margins = np.repeat(size * np.where(right, gold, -gold), 3)
     labelled = make_pairs(margins, gold=np.repeat(gold, 3), images=images)
     settings = RouterSettings(policy="target_precision", seed=int(rng.integers(1 << 30)))
     try:
         return fit_router(settings, labelled, None).certificate is not None
-    except PromiseError:
+    except CannotCertifyError:
         return False
 
 
-def test_the_whole_router_keeps_its_promise_though_pairs_of_an_image_depend_on_each_other(make_pairs):
+def test_the_whole_router_keeps_its_guarantee_though_pairs_of_an_image_depend_on_each_other(make_pairs):
     rng = np.random.default_rng(2)
     images = [f"image{k // 3:04d}" for k in range(1800)]
-    assert sum(_promised(make_pairs, rng, images) for _ in range(300)) <= allowance(300)
-    assert sum(_promised(make_pairs, rng, None) for _ in range(100)) > allowance(100)  # as if they were independent
+    assert sum(_certified(make_pairs, rng, images) for _ in range(300)) <= allowance(300)
+    assert sum(_certified(make_pairs, rng, None) for _ in range(100)) > allowance(100)  # as if they were independent

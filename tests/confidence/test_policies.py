@@ -3,7 +3,7 @@ import pytest
 from pydantic import ValidationError
 from scipy.special import expit, logit
 
-from carevl.confidence.guarantee import PromiseError
+from carevl.confidence.guarantee import CannotCertifyError
 from carevl.confidence.policies import fit_router
 from carevl.settings.router import RouterSettings
 
@@ -85,9 +85,9 @@ def test_constant_experts_decide_nothing(make_pairs):
         routes = router.route(constant)
         assert set(routes["reason"].to_pylist()) == {"undecided"}
         assert set(routes["winner"].to_pylist()) == {-1}
-    with pytest.raises(PromiseError, match="lower the precision or improve the experts") as refusal:
+    with pytest.raises(CannotCertifyError, match="lower the precision or improve the experts") as error:
         fit_router(RouterSettings(policy="target_precision"), constant, None)
-    assert refusal.value.images_needed is None
+    assert error.value.images_needed is None
 
 
 def draw_labelled(make_pairs, n, seed=0, source=None):
@@ -118,7 +118,7 @@ def test_gold_of_unlabelled_pairs_is_never_read(make_pairs):
         assert fit_router(settings, None, hidden) == fit_router(settings, None, bare)
 
 
-def test_target_precision_promises_what_held_out_images_confirm(make_pairs):
+def test_target_precision_guarantees_what_held_out_images_confirm(make_pairs):
     settings = RouterSettings(policy="target_precision", combination="learned")
     router = fit_router(settings, draw_labelled(make_pairs, 4000), None)
     fresh = draw_labelled(make_pairs, 50_000, seed=1)
@@ -150,38 +150,40 @@ def test_a_lower_precision_gives_a_wider_coverage(make_pairs):
 @pytest.mark.parametrize("n", [0, 3, 100])
 def test_too_few_labels_stop_the_run_and_say_how_many_would_do(make_pairs, n):
     labelled = draw_labelled(make_pairs, n) if n else None
-    with pytest.raises(PromiseError, match=rf"from {n} labelled images; about \d+ labelled images would") as refusal:
+    with pytest.raises(
+        CannotCertifyError, match=rf"from {n} labelled images; about \d+ labelled images would"
+    ) as error:
         fit_router(RouterSettings(policy="target_precision"), labelled, draw_labelled(make_pairs, 100, seed=3))
-    assert refusal.value.images_needed is not None
-    assert 300 < refusal.value.images_needed < 10_000
+    assert error.value.images_needed is not None
+    assert 300 < error.value.images_needed < 10_000
 
 
 def test_as_many_labels_as_the_error_asks_for_mostly_do(make_pairs):
     settings = RouterSettings(policy="target_precision", precision=0.98)
-    with pytest.raises(PromiseError) as refusal:
+    with pytest.raises(CannotCertifyError) as error:
         fit_router(settings, draw_labelled(make_pairs, 1000, seed=5), None)
-    needed = refusal.value.images_needed
+    needed = error.value.images_needed
     assert needed is not None
     kept = 0
     for seed in range(10, 20):
         try:
             kept += fit_router(settings, draw_labelled(make_pairs, needed, seed), None).certificate is not None
-        except PromiseError:
+        except CannotCertifyError:
             continue
     assert kept >= 5
 
 
-def test_a_named_fallback_is_used_without_a_promise(make_pairs):
+def test_a_named_fallback_is_used_without_a_guarantee(make_pairs):
     settings = RouterSettings(policy="target_precision", fallback="mean_margin", threshold=0.9)
     router = fit_router(settings, draw_labelled(make_pairs, 100), None)
     assert (router.policy, router.threshold, router.certificate) == ("mean_margin", 0.9, None)
-    assert router.notes[-1].startswith("No precision is promised: a label precision of 0.95 cannot")
+    assert router.notes[-1].startswith("No precision is guaranteed: a label precision of 0.95 cannot")
 
 
 def test_a_label_that_is_a_tie_counts_as_a_wrong_winner(make_pairs):
     labelled = draw_labelled(make_pairs, 2000)
     labelled.gold[::10] = 0
-    with pytest.raises(PromiseError):
+    with pytest.raises(CannotCertifyError):
         fit_router(RouterSettings(policy="target_precision", combination="learned"), labelled, None)
 
 
@@ -193,7 +195,7 @@ def test_filtered_pairs_do_not_enter_the_test(make_pairs):
     )
     # the source contradicts the label of every other pair; a winner that equals the source is right in half of them
     settings = RouterSettings(policy="target_precision", calibration="spread", require_source=True)
-    with pytest.raises(PromiseError):
+    with pytest.raises(CannotCertifyError):
         fit_router(settings, labelled, None)
     flagged = make_pairs(labelled.margins, gold=labelled.gold, source=labelled.gold)
     certificate = fit_router(settings, flagged, None).certificate

@@ -94,7 +94,7 @@ def test_what_is_held_to_fit_is_the_labels_and_a_bounded_sample_of_every_part(ta
     assert fitting.n_items == 180
 
 
-def test_a_promise_that_cannot_be_made_says_what_to_do(tables, tmp_path):
+def test_a_guarantee_that_cannot_be_given_names_the_way_out(tables, tmp_path):
     settings = load_settings("mini", ["router.policy=target_precision"])
     with pytest.raises(RunError, match=r"route: .* labelled images; .*router\.fallback"):
         route.run_route(settings, *tables, Table(tmp_path / "routes"))

@@ -1,4 +1,4 @@
-"""How often the router keeps its word, on margins whose truth is known."""
+"""How often the router keeps its guarantee, on margins whose truth is known."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from carevl.compare.promise import by_labels, drawn_images, promise, true_precision
+from carevl.compare.guarantee import by_labels, drawn_images, measure_guarantee, true_precision
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
 from carevl.settings.router import RouterSettings
@@ -43,22 +43,22 @@ def _noisy(n, sharpness):
     return margins, np.where(right, np.sign(margins), -np.sign(margins))
 
 
-def test_a_router_with_much_to_go_on_keeps_its_word():
-    found = promise(RouterSettings(precision=0.9), _fitting(*_noisy(2000, 4.0)), 40, lambda _: None)
+def test_a_router_with_much_to_go_on_keeps_its_guarantee():
+    found = measure_guarantee(RouterSettings(precision=0.9), _fitting(*_noisy(2000, 4.0)), 40, lambda _: None)
     assert found["resamples"] == 40
     assert found["promised"] == 1.0
     assert found["kept"] >= 0.9
 
 
-def test_a_router_that_promises_nothing_has_kept_nothing():
-    found = promise(RouterSettings(precision=0.95), _fitting(*_noisy(300, 0.1)), 5, lambda _: None)
+def test_a_router_that_guarantees_nothing_has_kept_nothing():
+    found = measure_guarantee(RouterSettings(precision=0.95), _fitting(*_noisy(300, 0.1)), 5, lambda _: None)
     assert found == {"resamples": 5, "promised": 0.0, "kept": None}
 
 
-def test_a_promise_that_only_just_holds_is_kept_as_often_as_it_says():
-    """At the boundary, where the loosest threshold that passes has about the promised precision."""
+def test_a_guarantee_that_only_just_holds_is_kept_as_often_as_its_confidence_level():
+    """At the boundary, where the loosest threshold that passes has about the guaranteed precision."""
     fitting = _fitting(*_noisy(1500, 2.0))
-    found = promise(RouterSettings(precision=0.85), fitting, 300, lambda _: None)
+    found = measure_guarantee(RouterSettings(precision=0.85), fitting, 300, lambda _: None)
     assert found["promised"] > 0.9
     assert found["kept"] >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / 300)
 

@@ -1,4 +1,4 @@
-"""What the router promises and keeps, and what other thresholds would give: no training is needed to know."""
+"""How often the router keeps its guarantee, and what other thresholds would give: no training is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from carevl.audit.panel import cross_fit
-from carevl.confidence.guarantee import PromiseError
+from carevl.confidence.guarantee import CannotCertifyError
 from carevl.confidence.policies import fit_router
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 VERSION = 2
 RESAMPLES = 1000
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
-_SAY_EVERY = 250
+_LOG_EVERY = 250
 
 
 class Kept(TypedDict):
-    """Resamples of the calibration, the share of them that promised a precision, and of these the share that kept it;
-    None when none promised."""
+    """Resamples of the calibration, the share of them that gave a guarantee, and of these the share that kept it;
+    None when none gave one."""
 
     resamples: int
     promised: float
@@ -43,8 +43,8 @@ class Point(TypedDict):
     precision: float | None
 
 
-def promise(settings: RouterSettings, fitting: Fitting, resamples: int, say: Callable[[str], None]) -> Kept:
-    """How often `target_precision` keeps its word, over draws of as many labelled images, with replacement.
+def measure_guarantee(settings: RouterSettings, fitting: Fitting, resamples: int, log: Callable[[str], None]) -> Kept:
+    """Measure how often `target_precision` keeps its guarantee, over draws of as many images, with replacement.
 
     The labelled images stand for all images there are, so that the true precision of what a draw gave is known: the
     share of right winners where a random eligible pair of a random image is high.
@@ -53,18 +53,18 @@ def promise(settings: RouterSettings, fitting: Fitting, resamples: int, say: Cal
     labelled, unlabelled = fitting.labelled, fitting.unlabelled
     assert labelled is not None
     labelled = labelled.select(~np.isnan(labelled.gold) & ~labelled.equal)
-    promised = kept = 0
+    certified = kept = 0
     for number in range(resamples):
-        if number % _SAY_EVERY == 0:
-            say(f"{number} of {resamples} calibration resamples")
+        if number % _LOG_EVERY == 0:
+            log(f"{number} of {resamples} calibration resamples")
         try:
             drawn = settings.model_copy(update=policy | {"seed": settings.seed + number})
             router = fit_router(drawn, drawn_images(labelled, drawn.seed), unlabelled)
-        except PromiseError:
+        except CannotCertifyError:
             continue
-        promised += 1
+        certified += 1
         kept += true_precision(router, labelled) >= settings.precision
-    return {"resamples": resamples, "promised": promised / resamples, "kept": kept / promised if promised else None}
+    return {"resamples": resamples, "promised": certified / resamples, "kept": kept / certified if certified else None}
 
 
 def drawn_images(pairs: Pairs, seed: int) -> Pairs:
