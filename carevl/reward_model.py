@@ -29,7 +29,7 @@ from carevl.errors import UserError
 from carevl.judging.prompts import VERDICT_BEGUN, Task, judge_prompt, parse_judgment
 from carevl.judging.verdict_tokens import CHOICES, WATCH, forced, stated
 from carevl.models.engines import generator
-from carevl.models.transformers_engine import Ask, Generation
+from carevl.models.transformers_engine import Generation, GenerationRequest
 from carevl.stats.bootstrap import FloatArray
 
 if TYPE_CHECKING:
@@ -95,15 +95,15 @@ class RewardModel:
         for shown in responses:
             if len(shown) != 2:
                 raise UserError(f"judge compares two responses, not {len(shown)}; rank takes any number")
-        asks = [
-            Ask(picture, judge_prompt("pairwise", asked, shown, order))
+        requests = [
+            GenerationRequest(picture, judge_prompt("pairwise", asked, shown, order))
             for picture, asked, shown in zip(map(_picture, images), questions, responses, strict=True)
             for order in ((0, 1), (1, 0))
         ]
-        made = self.engine.generate(asks, max_tokens=self.max_tokens, watch=WATCH)
-        found = [stated(generation.watched, generation.text) for generation in made]
+        made = self.engine.generate(requests, max_tokens=self.max_tokens, logprob_texts=WATCH)
+        found = [stated(generation.logprobs, generation.text) for generation in made]
         unclear = [i for i, chance in enumerate(found) if chance is None]
-        asked_again = iter(self._forced("pairwise", [(asks[i], made[i]) for i in unclear], 2))
+        asked_again = iter(self._forced("pairwise", [(requests[i], made[i]) for i in unclear], 2))
         chances = [next(asked_again) if chance is None else chance for chance in found]
         return [
             _judgment((made[i].text, made[i + 1].text), float(chances[i][0]), float(chances[i + 1][1]))
@@ -116,12 +116,12 @@ class RewardModel:
 
     def score_all(self, images: Sequence[Picture], questions: Sequence[str], responses: Sequence[str]) -> list[float]:
         """`score` for many cases, in batches."""
-        asks = [
-            Ask(picture, judge_prompt("pointwise", asked, [shown]))
+        requests = [
+            GenerationRequest(picture, judge_prompt("pointwise", asked, [shown]))
             for picture, asked, shown in zip(map(_picture, images), questions, responses, strict=True)
         ]
-        made = self.engine.generate(asks, max_tokens=self.max_tokens)
-        chances = self._forced("pointwise", list(zip(asks, made, strict=True)), CHOICES)
+        made = self.engine.generate(requests, max_tokens=self.max_tokens)
+        chances = self._forced("pointwise", list(zip(requests, made, strict=True)), CHOICES)
         return [float(chance @ np.arange(1, CHOICES + 1)) for chance in chances]
 
     def rank(self, image: Picture, question: str, responses: Sequence[str]) -> list[int]:
@@ -146,16 +146,20 @@ class RewardModel:
             wins[n] += np.bincount([i, j], [first, 1.0 - first], len(responses[n]))
         return [[int(i) for i in np.argsort(-won, kind="stable")] for won in wins]
 
-    def _forced(self, task: Task, written: Sequence[tuple[Ask, Generation]], choices: int) -> list[FloatArray]:
+    def _forced(
+        self, task: Task, written: Sequence[tuple[GenerationRequest, Generation]], choices: int
+    ) -> list[FloatArray]:
         """Probabilities of the choices when the verdict is asked for right after the evidence of each text."""
         begun = [text.text.split("Overall Judgment:")[0].rstrip() for _, text in written]
-        asks = [
-            Ask(ask.image, ask.prompt, f"{evidence}\n{VERDICT_BEGUN[task]}" if evidence else VERDICT_BEGUN[task])
-            for (ask, _), evidence in zip(written, begun, strict=True)
+        requests = [
+            GenerationRequest(
+                request.image, request.prompt, f"{evidence}\n{VERDICT_BEGUN[task]}" if evidence else VERDICT_BEGUN[task]
+            )
+            for (request, _), evidence in zip(written, begun, strict=True)
         ]
-        made = self.engine.generate(asks, max_tokens=2, watch=WATCH) if asks else []
+        made = self.engine.generate(requests, max_tokens=2, logprob_texts=WATCH) if requests else []
         even = np.full(choices, 1.0 / choices)
-        found = [forced(generation.watched, choices) for generation in made]
+        found = [forced(generation.logprobs, choices) for generation in made]
         return [even if chances is None else chances for chances in found]
 
 

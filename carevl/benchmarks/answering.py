@@ -16,7 +16,7 @@ from carevl.benchmarks.suite import Benchmark
 from carevl.judging.prompts import VERDICT_BEGUN, Task, write_judgment
 from carevl.judging.verdict_tokens import CHOICES, WATCH, forced, stated
 from carevl.models.engines import generator
-from carevl.models.transformers_engine import Ask, Generation
+from carevl.models.transformers_engine import Generation, GenerationRequest
 from carevl.stats.draws import rng_for
 from carevl.store.schemas import row_error
 
@@ -35,8 +35,10 @@ _TOKENS_PER_RANK = 6
 class Answerer(Protocol):
     """A judge that can be asked."""
 
-    def answer(self, asks: Sequence[Ask], decoding: Decoding, watch: Sequence[str]) -> list[Answer]:
-        """One answer per ask, in their order."""
+    def answer(
+        self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
+    ) -> list[Answer]:
+        """One answer per request, in their order."""
 
 
 def answerer(judge: Judge) -> Answerer:
@@ -59,26 +61,30 @@ class EngineJudge:
     def __init__(self, judge: Judge) -> None:
         self.engine, self.max_tokens = generator(judge), judge.max_tokens
 
-    def answer(self, asks: Sequence[Ask], decoding: Decoding, watch: Sequence[str]) -> list[Answer]:
-        """An ask that the model refuses (a prompt over its length, an image of an odd shape) fails alone."""
+    def answer(
+        self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
+    ) -> list[Answer]:
+        """A request that the model refuses (a prompt over its length, an image of an odd shape) fails alone."""
         try:
-            return [*self._generate(asks, decoding, watch)]
+            return [*self._generate(requests, decoding, logprob_texts)]
         except ValueError:
-            return [self._alone(ask, decoding, watch) for ask in asks]
+            return [self._alone(request, decoding, logprob_texts) for request in requests]
 
-    def _alone(self, ask: Ask, decoding: Decoding, watch: Sequence[str]) -> Answer:
+    def _alone(self, request: GenerationRequest, decoding: Decoding, logprob_texts: Sequence[str]) -> Answer:
         try:
-            return self._generate([ask], decoding, watch)[0]
+            return self._generate([request], decoding, logprob_texts)[0]
         except ValueError as error:
             return " ".join(str(error).split()) or type(error).__name__
 
-    def _generate(self, asks: Sequence[Ask], decoding: Decoding, watch: Sequence[str]) -> list[Generation]:
+    def _generate(
+        self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
+    ) -> list[Generation]:
         return self.engine.generate(
-            [replace(ask, image_first=decoding.image_first) for ask in asks],
+            [replace(request, image_first=decoding.image_first) for request in requests],
             max_tokens=decoding.max_tokens or self.max_tokens,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
-            watch=watch,
+            logprob_texts=logprob_texts,
         )
 
 
@@ -88,7 +94,7 @@ class _Call:
 
     prompt: str
     image: str
-    begun: str
+    response_prefix: str
     seed: int
     decoding: Decoding
 
@@ -111,28 +117,30 @@ def judge_questions(
     """
     calls = [_call(benchmark, question, seed) for question in questions]
     answers: dict[_Call, Answer] = {}
-    batches: dict[Decoding, dict[_Call, Ask]] = {}
+    batches: dict[Decoding, dict[_Call, GenerationRequest]] = {}
     for call in dict.fromkeys(calls):
         picture = pictures[call.image]
         if isinstance(picture, str):
             answers[call] = picture
         else:
-            batches.setdefault(call.decoding, {})[call] = Ask(picture, call.prompt, call.begun, call.seed)
-    for decoding, asks in batches.items():
-        watch = () if decoding.temperature else WATCH
-        answers |= zip(asks, judge.answer([*asks.values()], decoding, watch), strict=True)
+            batches.setdefault(call.decoding, {})[call] = GenerationRequest(
+                picture, call.prompt, call.response_prefix, call.seed
+            )
+    for decoding, requests in batches.items():
+        logprob_texts = () if decoding.temperature else WATCH
+        answers |= zip(requests, judge.answer([*requests.values()], decoding, logprob_texts), strict=True)
     return [_read(benchmark, name, q, answers[call]) for q, call in zip(questions, calls, strict=True)]
 
 
 def _call(benchmark: Benchmark, question: Question, seed: int) -> _Call:
     assert question.image is not None
-    begun, decoding = "", benchmark.DECODING if question.protocol == "official" else GREEDY
+    response_prefix, decoding = "", benchmark.DECODING if question.protocol == "official" else GREEDY
     if question.protocol == "verdict_prob":
-        begun = VERDICT_BEGUN[question.task]
+        response_prefix = VERDICT_BEGUN[question.task]
         tokens = _TOKENS_PER_RANK * len(question.order) if question.task == "ranking" else _FORCED_TOKENS
         decoding = replace(decoding, max_tokens=tokens)
     draw = rng_for(seed, question.key, question.order, question.sample).getrandbits(32) if decoding.temperature else 0
-    return _Call(question.prompt, question.image.name, begun, draw, decoding)
+    return _Call(question.prompt, question.image.name, response_prefix, draw, decoding)
 
 
 def _read(benchmark: Benchmark, name: str, question: Question, answer: Answer) -> Prediction:
@@ -144,10 +152,10 @@ def _read(benchmark: Benchmark, name: str, question: Question, answer: Answer) -
     if question.protocol == "verdict_prob":
         text, truncated = VERDICT_BEGUN[question.task] + text, False
         if question.task != "ranking":
-            chances = forced(answer.watched, 2 if question.task == "pairwise" else CHOICES)
+            chances = forced(answer.logprobs, 2 if question.task == "pairwise" else CHOICES)
             text = text if chances is None else _verdict(question.task, 1 + int(chances.argmax()))
     elif question.task == "pairwise" and question.protocol != "official":
-        chances = stated(answer.watched, text)
+        chances = stated(answer.logprobs, text)
     probability = None
     if chances is not None and question.task == "pairwise":
         probability = float(chances[question.order.index(min(question.order))])

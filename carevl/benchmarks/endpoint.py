@@ -18,7 +18,7 @@ from carevl.benchmarks.answering import Answer
 from carevl.benchmarks.questions import Decoding
 from carevl.errors import UserError
 from carevl.models.chat_client import ChatClient, NoAnswerError
-from carevl.models.transformers_engine import Ask, Generation
+from carevl.models.transformers_engine import Generation, GenerationRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,8 +48,10 @@ class Endpoint:
         self.client = ChatClient(base, KEY if os.environ.get(KEY) else None, timeout=_SECONDS, retries=_RETRIES)
         self.max_tokens, self.concurrency = max_tokens, concurrency
 
-    def answer(self, asks: Sequence[Ask], decoding: Decoding, watch: Sequence[str]) -> list[Answer]:
-        """One answer per ask, in their order; one that the endpoint refuses is told as the reason.
+    def answer(
+        self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
+    ) -> list[Answer]:
+        """One answer per request, in their order; one that the endpoint refuses is told as the reason.
 
         An endpoint that refuses to tell log-probabilities is asked without them.
 
@@ -57,40 +59,42 @@ class Endpoint:
             UserError: it cannot be reached, knows no such model, or does not accept the key; or a reply is to begin
                 with given words, which such endpoints do not promise.
         """
-        if any(ask.begun for ask in asks):
+        if any(request.response_prefix for request in requests):
             raise UserError("verdict_prob: an endpoint cannot be made to begin its reply; use --protocol strict")
         with ThreadPoolExecutor(self.concurrency) as threads:
-            return list(threads.map(lambda ask: self._ask(ask, decoding, watch), asks))
+            return list(threads.map(lambda request: self._request(request, decoding, logprob_texts), requests))
 
-    def _ask(self, ask: Ask, decoding: Decoding, watch: Sequence[str]) -> Answer:
+    def _request(self, request: GenerationRequest, decoding: Decoding, logprob_texts: Sequence[str]) -> Answer:
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": _content(ask, decoding.image_first)}],
+            "messages": [{"role": "user", "content": _content(request, decoding.image_first)}],
             "max_tokens": decoding.max_tokens or self.max_tokens,
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
-            "seed": ask.seed,
-            **({"logprobs": True, "top_logprobs": _LIKELIEST} if watch else {}),
+            "seed": request.seed,
+            **({"logprobs": True, "top_logprobs": _LIKELIEST} if logprob_texts else {}),
         }
         try:
             reply = self.client.complete(body)
         except NoAnswerError as error:
             if not error.reached:
                 raise UserError(f"{self.client.url} cannot be reached: {error}") from None
-            return self._ask(ask, decoding, ()) if watch and "logprobs" in str(error) else str(error)
+            return self._request(request, decoding, ()) if logprob_texts and "logprobs" in str(error) else str(error)
         try:
             [choice] = reply["choices"]
             text, truncated = choice["message"]["content"] or "", choice["finish_reason"] == "length"
             tokens = int((reply.get("usage") or {}).get("completion_tokens", 0))
-            told = ((choice.get("logprobs") or {}).get("content") or []) if watch else []
-            return Generation(text, tokens, truncated, tuple(_watched(token["top_logprobs"], watch) for token in told))
+            told = ((choice.get("logprobs") or {}).get("content") or []) if logprob_texts else []
+            return Generation(
+                text, tokens, truncated, tuple(_logprobs(token["top_logprobs"], logprob_texts) for token in told)
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             return f"not a chat completion ({type(error).__name__}: {error})"
 
 
-def _content(ask: Ask, image_first: bool) -> list[dict[str, Any]]:
-    text = {"type": "text", "text": ask.prompt}
-    image = {"type": "image_url", "image_url": {"url": _data_url(ask.image)}}
+def _content(request: GenerationRequest, image_first: bool) -> list[dict[str, Any]]:
+    text = {"type": "text", "text": request.prompt}
+    image = {"type": "image_url", "image_url": {"url": _data_url(request.image)}}
     return [image, text] if image_first else [text, image]
 
 
@@ -100,7 +104,7 @@ def _data_url(image: Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _watched(likeliest: Sequence[Mapping[str, Any]], watch: Sequence[str]) -> tuple[float, ...]:
-    """Log-probability of each watched text at one token; a text that is not among the likeliest is impossible."""
+def _logprobs(likeliest: Sequence[Mapping[str, Any]], logprob_texts: Sequence[str]) -> tuple[float, ...]:
+    """Log-probability of each text at one token; a text that is not among the likeliest is impossible."""
     found = {each["token"]: float(each["logprob"]) for each in likeliest}
-    return tuple(found.get(text, -math.inf) for text in watch)
+    return tuple(found.get(text, -math.inf) for text in logprob_texts)

@@ -21,7 +21,7 @@ from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.miniworld.items import Item, draw_items
 from carevl.miniworld.models import CAPTION_PROMPT, expert_turn
 from carevl.miniworld.questions import KINDS, caption
-from carevl.models.transformers_engine import Ask, Generation, ImageTextGenerator
+from carevl.models.transformers_engine import Generation, GenerationRequest, ImageTextGenerator
 
 MAX_TOKENS = 80
 SAMPLES = 8
@@ -99,11 +99,13 @@ def _judge(
     orders: Sequence[list[int]],
     temperature: float = 0.0,
 ) -> list[tuple[Generation, Verdict]]:
-    asks = [
-        Ask(image, judge_prompt(task, item.question.text, [r.text for r in item.responses], order), seed=seed)
+    requests = [
+        GenerationRequest(
+            image, judge_prompt(task, item.question.text, [r.text for r in item.responses], order), seed=seed
+        )
         for seed, ((image, item), order) in enumerate(zip(drawn, orders, strict=True))
     ]
-    made = generator.generate(asks, max_tokens=MAX_TOKENS, temperature=temperature)
+    made = generator.generate(requests, max_tokens=MAX_TOKENS, temperature=temperature)
     return [
         (generation, parse_judgment(generation.text, task, order, truncated=generation.truncated))
         for generation, order in zip(made, orders, strict=True)
@@ -112,8 +114,8 @@ def _judge(
 
 def measure_captioner(figures: Figures, model: Path, drawn: Sequence[Drawn]) -> list[str]:
     """Captions every image; a caption is exact when it names every shape and colour, with counts, and nothing else."""
-    asks = [Ask(image, CAPTION_PROMPT) for image, _ in drawn]
-    made = ImageTextGenerator(model).generate(asks, max_tokens=MAX_TOKENS)
+    requests = [GenerationRequest(image, CAPTION_PROMPT) for image, _ in drawn]
+    made = ImageTextGenerator(model).generate(requests, max_tokens=MAX_TOKENS)
     captions = [generation.text for generation in made]
     figures.share(
         "captioner",
@@ -127,7 +129,9 @@ def measure_judge(figures: Figures, model: Path, drawn: Sequence[Drawn], n_sampl
     """Answers, judgments in both orders, and repeated judgments at temperature 1."""
     generator = ImageTextGenerator(model)
     items = [item for _, item in drawn]
-    answers = generator.generate([Ask(image, item.question.text) for image, item in drawn], max_tokens=MAX_TOKENS)
+    answers = generator.generate(
+        [GenerationRequest(image, item.question.text) for image, item in drawn], max_tokens=MAX_TOKENS
+    )
     right = [answers_right(item, answer.text) for item, answer in zip(items, answers, strict=True)]
     for kind in KINDS:
         figures.share(

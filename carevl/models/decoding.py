@@ -30,17 +30,17 @@ class Texts:
     Args:
         prompts: the number of the prompt in the batch that each text goes on from.
         seeds: of each text.
-        watch: ids of tokens whose log-probability (nats, at temperature 1) is noted at every token.
+        logprob_ids: ids of tokens whose log-probability (nats, at temperature 1) is noted at every token.
     """
 
     def __init__(
-        self, prompts: Sequence[int], seeds: Sequence[int], temperature: float, top_p: float, watch: Sequence[int]
+        self, prompts: Sequence[int], seeds: Sequence[int], temperature: float, top_p: float, logprob_ids: Sequence[int]
     ) -> None:
-        self.prompts, self.temperature, self.watch = prompts, temperature, list(watch)
+        self.prompts, self.temperature, self.logprob_ids = prompts, temperature, list(logprob_ids)
         self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.tokens: list[list[int]] = [[] for _ in seeds]
-        self.watched: list[list[tuple[float, ...]]] = [[] for _ in seeds]
+        self.logprobs: list[list[tuple[float, ...]]] = [[] for _ in seeds]
 
     def draw(self, texts: Sequence[int], ids: Tensor, logits: Tensor) -> Tensor:
         """Draws and notes the next token of these texts.
@@ -53,10 +53,10 @@ class Texts:
         Returns:
             int64 [n].
         """
-        if self.watch:
-            seen = torch.log_softmax(logits, -1)[:, self.watch].tolist()
+        if self.logprob_ids:
+            seen = torch.log_softmax(logits, -1)[:, self.logprob_ids].tolist()
             for text, row in zip(texts, seen, strict=True):
-                self.watched[text].append(tuple(row))
+                self.logprobs[text].append(tuple(row))
         if self.temperature:
             size = logits.shape[1]
             noise = torch.stack([torch.empty(size).exponential_(generator=self.generators[text]) for text in texts])

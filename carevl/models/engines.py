@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from carevl.models.row_errors import Failure, guarded
+from carevl.models.row_errors import Failure, retry_and_bisect
 from carevl.store.run import RunError
 
 if TYPE_CHECKING:
-    from carevl.models.transformers_engine import Ask, Generation
+    from carevl.models.transformers_engine import Generation, GenerationRequest
     from carevl.settings.models import Captioner, Judge, Model
 
 _SHIPPED = "miniworld:"
@@ -25,14 +25,14 @@ class Generator(Protocol):
 
     def generate(
         self,
-        asks: Sequence[Ask],
+        requests: Sequence[GenerationRequest],
         *,
         max_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        watch: Sequence[str] = (),
+        logprob_texts: Sequence[str] = (),
     ) -> list[Generation]:
-        """One text per ask, in their order; greedy at temperature 0, else sampled from each ask's seed.
+        """One text per request, in their order; greedy at temperature 0, else sampled from each request's seed.
 
         Args:
             top_p: tokens are drawn from the fewest likeliest ones that hold this share of the probability.
@@ -134,14 +134,18 @@ def located_adapter(path: str) -> Path:
     return Path(path)
 
 
-def generated(engine: Generator, asks: Sequence[Ask], **how: Any) -> list[Generation | Failure]:
-    """What the engine writes for every ask, or why it wrote nothing; an engine that fails is tried as in `guarded`.
+def generate_with_row_errors(
+    engine: Generator, requests: Sequence[GenerationRequest], **how: Any
+) -> list[Generation | Failure]:
+    """Return what the engine writes for every request, or why it wrote nothing.
+
+    An engine that fails is tried as in `retry_and_bisect`.
 
     Args:
-        how: `max_tokens`, `temperature` and `watch`, as `Generator.generate` takes them.
+        how: `max_tokens`, `temperature` and `logprob_texts`, as `Generator.generate` takes them.
     """
-    relieve = getattr(engine, "relieve", lambda: False)
-    return guarded(lambda some: engine.generate(some, **how), asks, relieve)
+    reduce_batch_size = getattr(engine, "reduce_batch_size", lambda: False)
+    return retry_and_bisect(lambda some: engine.generate(some, **how), requests, reduce_batch_size)
 
 
 def scorer(model: Model, batch_tokens: int = 8192, parity_tolerance: float | None = None) -> Scorer:

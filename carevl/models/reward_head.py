@@ -106,7 +106,7 @@ def probe_ids(model: Any, tokens: int, n: int) -> Tensor:
 
 
 @torch.inference_mode()
-def reads_ahead(model: Any) -> bool:
+def is_bidirectional(model: Any) -> bool:
     """Whether the first token's state depends on the tokens after it: bidirectional attention, found by trying."""
     ids = probe_ids(model, 12, 2)
     ids[1, 0] = ids[0, 0]

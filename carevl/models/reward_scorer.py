@@ -19,7 +19,7 @@ import torch
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
 from carevl.models.packing import Tree, check_packable, fill_rows, pack, sliding_window
-from carevl.models.reward_head import head, load_reward_model, probe_ids, reads_ahead
+from carevl.models.reward_head import head, is_bidirectional, load_reward_model, probe_ids
 from carevl.models.row_errors import Failure, SomeRowsError
 from carevl.models.tree_attention import TREES, branch_states
 
@@ -60,7 +60,7 @@ class RewardScorer:
         self.model: Any = load_reward_model(model, dtype, **loading)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.head = head(self.model)
-        self.bidirectional = reads_ahead(self.model)
+        self.bidirectional = is_bidirectional(self.model)
         if not self.bidirectional and (self.head is None or not self.tokenizer.chat_template):
             lacking = "linear head with one output" if self.head is None else "chat template"
             raise UserError(f"{model} has no {lacking}; wrap it in a Python class (kind: python), or choose another")
@@ -90,7 +90,7 @@ class RewardScorer:
             raise SomeRowsError([None if i in failures else score for i, score in enumerate(scores)], failures)
         return scores
 
-    def relieve(self) -> bool:
+    def reduce_batch_size(self) -> bool:
         """Halves the tokens that run at a time; False when they are few already."""
         if self.batch_tokens <= _LEAST_TOKENS:
             return False

@@ -40,17 +40,19 @@ class SomeRowsError(Exception, Generic[Out]):
         self.results, self.failures = results, failures
 
 
-def guarded(
-    call: Callable[[Sequence[In]], Sequence[Out]], rows: Sequence[In], relieve: Callable[[], bool] = lambda: False
+def retry_and_bisect(
+    call: Callable[[Sequence[In]], Sequence[Out]],
+    rows: Sequence[In],
+    reduce_batch_size: Callable[[], bool] = lambda: False,
 ) -> list[Out | Failure]:
     """What an engine makes of every row, or why it made nothing of it.
 
-    A batch that raises is tried once more, then in halves. Where memory runs out, the engine is relieved and the
-    batch tried again.
+    A batch that raises is tried once more, then in halves. Where memory runs out, the engine's batch
+    size is reduced and the batch tried again.
 
     Args:
         call: one result per row, in their order; it may raise `SomeRowsError` for rows that it refuses.
-        relieve: makes the engine need less memory at a time; False when it cannot.
+        reduce_batch_size: makes the engine need less memory at a time; False when it cannot.
 
     Raises:
         UserError: the engine says that its settings are wrong: no row is to blame.
@@ -68,14 +70,16 @@ def guarded(
             raise
         except Exception as raised:
             error = raised
-            if not (_out_of_memory(raised) and relieve()):
+            if not (_out_of_memory(raised) and reduce_batch_size()):
                 tries -= 1
     assert error is not None
     if len(rows) == 1:
         return [Failure("out of memory" if _out_of_memory(error) else BROKEN, _said(error))]
     _log.warning("a batch of %d rows failed twice (%s); trying its halves", len(rows), _said(error))
     half = len(rows) // 2
-    return guarded(call, rows[:half], relieve) + guarded(call, rows[half:], relieve)
+    return retry_and_bisect(call, rows[:half], reduce_batch_size) + retry_and_bisect(
+        call, rows[half:], reduce_batch_size
+    )
 
 
 def _whole(results: Sequence[Out], wanted: int) -> list[Out | Failure]:

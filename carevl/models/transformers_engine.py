@@ -19,37 +19,37 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Ask:
+class GenerationRequest:
     """One question to a vision-language model.
 
-    The reply goes on from the words in `begun`. `seed` matters where texts are sampled: the same seed gives the same
-    noise, whatever else is in the batch. The image stands before the prompt, or else behind it.
+    The reply goes on from the words in `response_prefix`. `seed` matters where texts are sampled: the same seed gives
+    the same noise, whatever else is in the batch. The image stands before the prompt, or else behind it.
     """
 
     image: Image
     prompt: str
-    begun: str = ""
+    response_prefix: str = ""
     seed: int = 0
     image_first: bool = True
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model wrote after `begun`.
+    """What a model wrote after `response_prefix`.
 
-    `tokens` counts what was generated; `truncated` when it stopped at the token limit; `watched` has, for every
-    generated token, the log-probability (nats, at temperature 1) that each watched text's first token had there.
+    `tokens` counts what was generated; `truncated` when it stopped at the token limit; `logprobs` has, for every
+    generated token, the log-probability (nats, at temperature 1) that each `logprob_texts`' first token had there.
     """
 
     text: str
     tokens: int
     truncated: bool
-    watched: tuple[tuple[float, ...], ...] = ()
+    logprobs: tuple[tuple[float, ...], ...] = ()
 
 
-def prompted(processor: Any, ask: Ask) -> str:
+def prompted(processor: Any, request: GenerationRequest) -> str:
     """All that stands before the reply's new words."""
-    return chat_prompt(processor, ask.prompt, image_first=ask.image_first) + ask.begun
+    return chat_prompt(processor, request.prompt, image_first=request.image_first) + request.response_prefix
 
 
 def chat_prompt(processor: Any, text: str, *, image_first: bool = True) -> str:
@@ -102,45 +102,49 @@ class ImageTextGenerator:
 
     def generate(
         self,
-        asks: Sequence[Ask],
+        requests: Sequence[GenerationRequest],
         *,
         max_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        watch: Sequence[str] = (),
+        logprob_texts: Sequence[str] = (),
     ) -> list[Generation]:
-        """One text per ask, in their order; greedy at temperature 0. A prompt about one image is read once."""
+        """One text per request, in their order; greedy at temperature 0. A prompt about one image is read once."""
         from carevl.models.decoding import Texts
 
-        watched = first_tokens(self.processor.tokenizer, watch)
+        logprob_ids = first_tokens(self.processor.tokenizer, logprob_texts)
         generations: dict[int, Generation] = {}
-        for batch in self._batches(asks):
+        for batch in self._batches(requests):
             texts = Texts(
                 prompts=[number for number, same in enumerate(batch) for _ in same],
-                seeds=[asks[i].seed for same in batch for i in same],
+                seeds=[requests[i].seed for same in batch for i in same],
                 temperature=temperature,
                 top_p=top_p,
-                watch=watched,
+                logprob_ids=logprob_ids,
             )
-            self._write([asks[same[0]] for same in batch], texts, max_tokens)
+            self._write([requests[same[0]] for same in batch], texts, max_tokens)
             generations.update(zip(itertools.chain.from_iterable(batch), self._read(texts), strict=True))
-        return [generations[i] for i in range(len(asks))]
+        return [generations[i] for i in range(len(requests))]
 
-    def _batches(self, asks: Sequence[Ask]) -> Iterator[list[list[int]]]:
-        """Positions of asks for up to `batch_size` texts; those with one image and prompt stand in one list.
+    def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[list[list[int]]]:
+        """Positions of requests for up to `batch_size` texts; those with one image and prompt stand in one list.
 
         Prompts of nearly equal length are together, because the shorter ones are padded.
         """
         alike: dict[tuple[Any, ...], list[int]] = {}
-        for i, ask in enumerate(asks):
-            alike.setdefault((id(ask.image), ask.prompt, ask.begun, ask.image_first), []).append(i)
-        by_length = sorted(alike.values(), key=lambda same: len(asks[same[0]].prompt) + len(asks[same[0]].begun))
+        for i, request in enumerate(requests):
+            alike.setdefault(
+                (id(request.image), request.prompt, request.response_prefix, request.image_first), []
+            ).append(i)
+        by_length = sorted(
+            alike.values(), key=lambda same: len(requests[same[0]].prompt) + len(requests[same[0]].response_prefix)
+        )
         ordered = [(number, i) for number, same in enumerate(by_length) for i in same]
         for start in range(0, len(ordered), self.batch_size):
             together = itertools.groupby(ordered[start : start + self.batch_size], key=itemgetter(0))
             yield [[i for _, i in same] for _, same in together]
 
-    def relieve(self) -> bool:
+    def reduce_batch_size(self) -> bool:
         """Halves the texts that are written at a time; False when it is one already."""
         import torch
 
@@ -151,14 +155,14 @@ class ImageTextGenerator:
         torch.cuda.empty_cache()
         return True
 
-    def _write(self, prompts: Sequence[Ask], texts: Texts, max_tokens: int) -> None:
+    def _write(self, prompts: Sequence[GenerationRequest], texts: Texts, max_tokens: int) -> None:
         import torch
 
         from carevl.models.decoding import decode
 
         inputs = self.processor(
-            text=[prompted(self.processor, ask) for ask in prompts],
-            images=[[ask.image] for ask in prompts],
+            text=[prompted(self.processor, request) for request in prompts],
+            images=[[request.image] for request in prompts],
             return_tensors="pt",
             padding=True,
             padding_side="left",
@@ -176,10 +180,10 @@ class ImageTextGenerator:
             )
 
     def _read(self, texts: Texts) -> Iterator[Generation]:
-        for tokens, watched in zip(texts.tokens, texts.watched, strict=True):
+        for tokens, logprobs in zip(texts.tokens, texts.logprobs, strict=True):
             ended = tokens[-1] in self.ends
             text = self.processor.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
-            yield Generation(text, len(tokens), not ended, tuple(watched))
+            yield Generation(text, len(tokens), not ended, tuple(logprobs))
 
 
 def first_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:

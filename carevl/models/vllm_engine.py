@@ -16,7 +16,7 @@ from typing import Any
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
 from carevl.models.row_errors import SomeRowsError
-from carevl.models.transformers_engine import Ask, Generation, first_tokens, prompted
+from carevl.models.transformers_engine import Generation, GenerationRequest, first_tokens, prompted
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -137,41 +137,46 @@ class VllmGenerator:
 
     def generate(
         self,
-        asks: Sequence[Ask],
+        requests: Sequence[GenerationRequest],
         *,
         max_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        watch: Sequence[str] = (),
+        logprob_texts: Sequence[str] = (),
     ) -> list[Generation]:
-        """One text per ask, in their order; greedy at temperature 0."""
+        """One text per request, in their order; greedy at temperature 0."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
-        requests = [{"prompt": prompted(self.processor, ask), "multi_modal_data": {"image": ask.image}} for ask in asks]
-        ids = first_tokens(self.processor.tokenizer, watch)
+        prompts = [
+            {"prompt": prompted(self.processor, request), "multi_modal_data": {"image": request.image}}
+            for request in requests
+        ]
+        logprob_ids = first_tokens(self.processor.tokenizer, logprob_texts)
         sampling = [
             SamplingParams(
                 temperature=temperature,
                 top_p=top_p,
                 max_tokens=max_tokens,
-                seed=ask.seed if temperature else None,
-                logprob_token_ids=sorted(set(ids)) if watch else None,
+                seed=request.seed if temperature else None,
+                logprob_token_ids=sorted(set(logprob_ids)) if logprob_ids else None,
                 detokenize=False,
             )
-            for ask in asks
+            for request in requests
         ]
         with _nothing_left(self.engine):
             lora = None if self.adapter is None else LoRARequest("adapter", 1, str(self.adapter))
-            outputs = self.engine.generate(requests, sampling, use_tqdm=False, lora_request=lora)
-        return [_generation(output.outputs[0], self.processor.tokenizer, ids) for output in outputs]
+            outputs = self.engine.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
+        return [_generation(output.outputs[0], self.processor.tokenizer, logprob_ids) for output in outputs]
 
 
-def _generation(made: Any, tokenizer: Any, watch: Sequence[int]) -> Generation:
-    """vLLM is told not to write tokens out: it would write every watched one, a third of the time of small models."""
-    watched = tuple(tuple(noted[token].logprob for token in watch) for noted in (made.logprobs if watch else ()))
-    text = tokenizer.decode(made.token_ids, skip_special_tokens=True)
-    return Generation(text, len(made.token_ids), made.finish_reason == "length", watched)
+def _generation(completion: Any, tokenizer: Any, logprob_ids: Sequence[int]) -> Generation:
+    # vLLM does not write tokens out (`detokenize`): it would write those of `logprob_ids` too, at every token, which
+    # takes a third of the time of small models.
+    by_token = completion.logprobs if logprob_ids else ()
+    logprobs = tuple(tuple(at_token[i].logprob for i in logprob_ids) for at_token in by_token)
+    text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    return Generation(text, len(completion.token_ids), completion.finish_reason == "length", logprobs)
 
 
 class VllmScorer:

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from carevl.cluster.jobs import Processor
 from carevl.data.pictures import decoded, picture
-from carevl.models.engines import generated, generator, weights_fingerprint
+from carevl.models.engines import generate_with_row_errors, generator, weights_fingerprint
 from carevl.models.row_errors import Failure
-from carevl.models.transformers_engine import Ask
+from carevl.models.transformers_engine import GenerationRequest
 from carevl.store.schemas import CAPTIONS, row_error
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class CaptionProcessor(Processor):
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows = tables["images"].to_pylist()
         good = [row for row in rows if row["error"] is None]
-        asks = [Ask(picture(row), self.captioner.prompt) for row in good]
-        made = generated(self.engine, asks, max_tokens=self.captioner.max_tokens)
+        requests = [GenerationRequest(picture(row), self.captioner.prompt) for row in good]
+        made = generate_with_row_errors(self.engine, requests, max_tokens=self.captioner.max_tokens)
         texts = dict(zip((row["image_id"] for row in good), made, strict=True))
         captions = []
         for row in rows:

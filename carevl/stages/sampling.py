@@ -12,9 +12,9 @@ import pyarrow as pa
 from carevl.cluster.jobs import Processor
 from carevl.data.pictures import decoded, picture
 from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
-from carevl.models.engines import generated, generator
+from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.row_errors import Failure
-from carevl.models.transformers_engine import Ask, Generation
+from carevl.models.transformers_engine import Generation, GenerationRequest
 from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import JUDGMENTS, row_error
 
@@ -103,7 +103,7 @@ class JudgeProcessor(Processor):
         images = {row["image_id"]: row for row in tables["images"].to_pylist()}
         rows: list[dict[str, Any]] = []
         asked: list[Prompted] = []
-        asks: list[Ask] = []
+        requests: list[GenerationRequest] = []
         for item, routes in by_item(tables["items"], tables["routes"]):
             prompts = self.asking.prompts(item, routes)
             if not prompts:
@@ -113,10 +113,14 @@ class JudgeProcessor(Processor):
                 words = prompted.write(item)
                 for sample in range(self.asking.samples):
                     key = (item["item_id"], prompted.task, prompted.order, sample)
-                    asks.append(Ask(image, words, seed=int(hash_uniform(self.asking.seed, *key) * 2**31)))
+                    requests.append(
+                        GenerationRequest(image, words, seed=int(hash_uniform(self.asking.seed, *key) * 2**31))
+                    )
                     asked.append(prompted)
                     rows.append(dict(zip(("item_id", "task", "order", "sample"), key, strict=True)))
-        made = generated(self.engine, asks, max_tokens=self.judge.max_tokens, temperature=self.asking.temperature)
+        made = generate_with_row_errors(
+            self.engine, requests, max_tokens=self.judge.max_tokens, temperature=self.asking.temperature
+        )
         for row, prompted, generation in zip(rows, asked, made, strict=True):
             if isinstance(generation, Failure):
                 row["error"] = row_error("judge", generation.kind, generation.message)

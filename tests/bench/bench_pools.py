@@ -53,14 +53,14 @@ class Engine:
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.deaf = inner, False
-        self.asks: Sequence[Any] = ()
+        self.requests: Sequence[Any] = ()
         self.how: Mapping[str, Any] = {}
 
-    def generate(self, asks: Sequence[Any], **how: Any) -> list[Generation]:
+    def generate(self, requests: Sequence[Any], **how: Any) -> list[Generation]:
         if self.deaf:
-            self.asks, self.how = asks, how
-            return [Generation("", 1, False)] * len(asks)
-        made: list[Generation] = self.inner.generate(asks, **how)
+            self.requests, self.how = requests, how
+            return [Generation("", 1, False)] * len(requests)
+        made: list[Generation] = self.inner.generate(requests, **how)
         return made
 
 
@@ -86,10 +86,10 @@ class Paired(Processor):
         engine.deaf = True
         self.inner.process(tables)
         engine.deaf = False
-        requests, sampling = prompts(engine)
+        texts, sampling = prompts(engine)
         arms: dict[str, Callable[[], Any]] = {
             "ours": lambda: self.inner.process(tables),
-            "peer": lambda: llm.generate(requests, sampling, use_tqdm=False),
+            "peer": lambda: llm.generate(texts, sampling, use_tqdm=False),
         }
         names = ["ours", "peer"] if self.turn % 2 else ["peer", "ours"]
         self.turn += 1
@@ -120,15 +120,16 @@ def prompts(engine: Engine) -> tuple[list[Any], list[Any]]:
     from vllm import SamplingParams
 
     heat = engine.how.get("temperature", 0.0)
-    requests = [
-        {"prompt": chat_prompt(engine.inner.processor, ask.prompt), "multi_modal_data": {"image": ask.image}}
-        for ask in engine.asks
+    texts = [
+        {"prompt": chat_prompt(engine.inner.processor, request.prompt), "multi_modal_data": {"image": request.image}}
+        for request in engine.requests
     ]
     most = engine.how["max_tokens"]
     sampling = [
-        SamplingParams(temperature=heat, max_tokens=most, seed=ask.seed if heat else None) for ask in engine.asks
+        SamplingParams(temperature=heat, max_tokens=most, seed=request.seed if heat else None)
+        for request in engine.requests
     ]
-    return requests, sampling
+    return texts, sampling
 
 
 def draw(directory: Path, parts: int, rows: int) -> dict[str, Table]:
@@ -247,10 +248,10 @@ class WaitingCaptioner(CaptionProcessor):
     def setup(self) -> None:
         self.engine = self
 
-    def generate(self, asks: Sequence[Any], **how: Any) -> list[Generation]:
+    def generate(self, requests: Sequence[Any], **how: Any) -> list[Generation]:
         """As `Generator.generate`."""
         time.sleep(self.seconds)
-        return [Generation("A photograph.", 3, False)] * len(asks)
+        return [Generation("A photograph.", 3, False)] * len(requests)
 
 
 def prepared(directory: Path, parts: int, rows: int, preparers: int) -> None:

@@ -23,7 +23,7 @@ from carevl.benchmarks.run import Asked, Exam, predict
 from carevl.errors import UserError
 from carevl.judging.verdict_tokens import WATCH
 from carevl.models import chat_client
-from carevl.models.transformers_engine import Ask
+from carevl.models.transformers_engine import GenerationRequest
 from carevl.settings.models import Judge
 from carevl.store.table import Table
 
@@ -73,9 +73,9 @@ def server(monkeypatch):
     served.server_close()
 
 
-def _ask(server, n=1, watch=(), **options):
-    asks = [Ask(Image.new("RGB", (4, 3), "red"), f"prompt {i}", seed=i) for i in range(n)]
-    return Endpoint(server.address, 64, options.pop("concurrency", 1)).answer(asks, GREEDY, watch)
+def _ask(server, n=1, logprob_texts=(), **options):
+    requests = [GenerationRequest(Image.new("RGB", (4, 3), "red"), f"prompt {i}", seed=i) for i in range(n)]
+    return Endpoint(server.address, 64, options.pop("concurrency", 1)).answer(requests, GREEDY, logprob_texts)
 
 
 def test_prompt_and_image_are_sent_and_the_text_comes_back(server):
@@ -157,22 +157,24 @@ def test_nobody_there_and_no_model_are_said_in_one_line(server):
 
 def test_a_reply_cannot_be_begun_for_it(server):
     with pytest.raises(UserError, match="verdict_prob"):
-        Endpoint(server.address, 64, 1).answer([Ask(Image.new("RGB", (4, 3)), "p", begun="Overall")], GREEDY, ())
+        Endpoint(server.address, 64, 1).answer(
+            [GenerationRequest(Image.new("RGB", (4, 3)), "p", response_prefix="Overall")], GREEDY, ()
+        )
 
 
 def test_watched_tokens_are_found_among_the_likeliest(server):
     told = [{"token": "There", "top_logprobs": [{"token": "There", "logprob": -0.1}]}]
     told += [{"token": " 2", "top_logprobs": [{"token": " 2", "logprob": -0.2}, {"token": " 1", "logprob": -2.0}]}]
     server.replies = [(200, completion(logprobs=told), {})]
-    [answer] = _ask(server, watch=WATCH)
-    assert answer.watched[1][WATCH.index(" 2")] == -0.2
-    assert answer.watched[1][WATCH.index("2")] == -math.inf
+    [answer] = _ask(server, logprob_texts=WATCH)
+    assert answer.logprobs[1][WATCH.index(" 2")] == -0.2
+    assert answer.logprobs[1][WATCH.index("2")] == -math.inf
     assert server.requests[0][2]["top_logprobs"] == 20
 
 
 def test_an_endpoint_without_log_probabilities_is_asked_without(server):
     server.replies = [(400, {"error": "logprobs are not supported"}, {})]
-    [answer] = _ask(server, watch=WATCH)
+    [answer] = _ask(server, logprob_texts=WATCH)
     assert answer.text == TEXT
     assert "logprobs" not in server.requests[1][2]
 

@@ -6,14 +6,16 @@ import json
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import CAPTION_PROMPT
 from carevl.models.engines import generator
-from carevl.models.transformers_engine import Ask
+from carevl.models.transformers_engine import GenerationRequest
 from carevl.settings import load_settings
 
 
 def main() -> None:
-    asks = [Ask(image, CAPTION_PROMPT) for image, _ in itertools.islice(draw_items("test", "engines"), 8)]
+    requests = [
+        GenerationRequest(image, CAPTION_PROMPT) for image, _ in itertools.islice(draw_items("test", "engines"), 8)
+    ]
     engine = generator(load_settings("mini", ["captioner.tensor_parallel=2"]).captioner)
-    texts = [made.text for made in engine.generate(asks, max_tokens=40)]
+    texts = [made.text for made in engine.generate(requests, max_tokens=40)]
     parallel = engine.engine.llm_engine.vllm_config.parallel_config.tensor_parallel_size
     print(json.dumps({"processes": parallel, "texts": texts}), flush=True)
 

@@ -11,7 +11,7 @@ from carevl.judging.prompts import judge_prompt
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models.decoding import RoomyLayer, Texts, decode
-from carevl.models.transformers_engine import Ask, ImageTextGenerator, prompted
+from carevl.models.transformers_engine import GenerationRequest, ImageTextGenerator, prompted
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
 SIZES |= {"num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 7}
@@ -27,15 +27,20 @@ KINDS = {
 
 
 def test_greedy_texts_are_those_of_a_plain_loop_over_prompts():
-    asks = []
+    requests = []
     for image, items in itertools.islice(draw_items("test", "decoding"), 4):
         shown = [response.text for response in items[0].responses]
-        asks += [Ask(image, judge_prompt("pairwise", items[0].question.text, order)) for order in (shown, shown[::-1])]
+        requests += [
+            GenerationRequest(image, judge_prompt("pairwise", items[0].question.text, order))
+            for order in (shown, shown[::-1])
+        ]
     engine = ImageTextGenerator(WEIGHTS / "judge", batch_size=5)
-    made = engine.generate([*asks, *asks[:3]], max_tokens=60)
+    made = engine.generate([*requests, *requests[:3]], max_tokens=60)
     assert made[-3:] == made[:3]
-    for ask, ours in zip(asks, made, strict=False):
-        inputs = engine.processor(text=[prompted(engine.processor, ask)], images=[[ask.image]], return_tensors="pt")
+    for request, ours in zip(requests, made, strict=False):
+        inputs = engine.processor(
+            text=[prompted(engine.processor, request)], images=[[request.image]], return_tensors="pt"
+        )
         plain = engine.model.generate(**inputs, max_new_tokens=60, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert ours.text == engine.processor.tokenizer.decode(plain, skip_special_tokens=True)
         assert ours.tokens == len(plain)
@@ -47,17 +52,19 @@ def test_rows_of_every_kind_of_cache_come_several_times_and_leave(kind):
     torch.manual_seed(3)
     model = KINDS[kind]().eval()
     ids = torch.randint(8, 61, (3, 9))
-    texts = Texts([0, 1, 1, 2, 2, 2], range(6), temperature=1.0, top_p=1.0, watch=[5])
+    texts = Texts([0, 1, 1, 2, 2, 2], range(6), temperature=1.0, top_p=1.0, logprob_ids=[5])
     model.generate(ids, max_new_tokens=80, do_sample=False, custom_generate=decode, texts=texts)
     assert len({len(tokens) for tokens in texts.tokens}) > 2
     for text, prompt in enumerate(texts.prompts):
-        alone = Texts([0], [text], temperature=1.0, top_p=1.0, watch=[5])
+        alone = Texts([0], [text], temperature=1.0, top_p=1.0, logprob_ids=[5])
         model.generate(ids[[prompt]], max_new_tokens=80, do_sample=False, custom_generate=decode, texts=alone)
         assert texts.tokens[text] == alone.tokens[0]
-        assert torch.tensor(texts.watched[text]) == pytest.approx(torch.tensor(alone.watched[0]), abs=1e-4)
+        assert torch.tensor(texts.logprobs[text]) == pytest.approx(torch.tensor(alone.logprobs[0]), abs=1e-4)
         whole = torch.cat([ids[prompt], torch.tensor(texts.tokens[text])])
         logits = model(whole[None]).logits[0, 8:-1].log_softmax(-1)
-        assert torch.tensor(texts.watched[text])[:, 0].numpy() == pytest.approx(logits[:, 5].detach().numpy(), abs=1e-4)
+        assert torch.tensor(texts.logprobs[text])[:, 0].numpy() == pytest.approx(
+            logits[:, 5].detach().numpy(), abs=1e-4
+        )
 
 
 def test_a_layer_with_room_holds_what_a_plain_one_holds():

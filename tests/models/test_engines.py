@@ -16,7 +16,7 @@ from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import CAPTION_PROMPT
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models.engines import generator
-from carevl.models.transformers_engine import Ask, ImageTextGenerator, prompted
+from carevl.models.transformers_engine import GenerationRequest, ImageTextGenerator, prompted
 from carevl.models.vllm_engine import VllmGenerator
 from carevl.settings.models import Judge, Pool
 from carevl.store.run import RunError
@@ -39,16 +39,16 @@ def _evidence(generation):
 
 @pytest.mark.parametrize("name", ["judge", "captioner"])
 def test_greedy_texts_are_those_of_transformers(name, drawn):
-    asks = [Ask(image, _ask(item) if name == "judge" else CAPTION_PROMPT) for image, item in drawn]
-    expected = ImageTextGenerator(WEIGHTS / name).generate(asks, max_tokens=80, watch=["1", "2"])
-    made = VllmGenerator(WEIGHTS / name, batch_size=16).generate(asks, max_tokens=80, watch=["1", "2"])
+    requests = [GenerationRequest(image, _ask(item) if name == "judge" else CAPTION_PROMPT) for image, item in drawn]
+    expected = ImageTextGenerator(WEIGHTS / name).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
+    made = VllmGenerator(WEIGHTS / name, batch_size=16).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
     assert [g.text for g in made] == [g.text for g in expected]
     assert [g.tokens for g in made] == [g.tokens for g in expected]
     assert not any(g.truncated for g in made)
     for ours, theirs in zip(made, expected, strict=True):
-        assert len(ours.watched) == ours.tokens
-        likely = np.exp(ours.watched) > 0.01
-        assert np.exp(ours.watched)[likely] == pytest.approx(np.exp(theirs.watched)[likely], abs=1e-3)
+        assert len(ours.logprobs) == ours.tokens
+        likely = np.exp(ours.logprobs) > 0.01
+        assert np.exp(ours.logprobs)[likely] == pytest.approx(np.exp(theirs.logprobs)[likely], abs=1e-3)
 
 
 def test_an_engine_spread_over_two_processes_writes_the_same_texts(drawn):
@@ -56,8 +56,8 @@ def test_an_engine_spread_over_two_processes_writes_the_same_texts(drawn):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     [said] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"processes"')]
-    asks = [Ask(image, CAPTION_PROMPT) for image, _ in drawn[:8]]
-    expected = ImageTextGenerator(WEIGHTS / "captioner").generate(asks, max_tokens=40)
+    requests = [GenerationRequest(image, CAPTION_PROMPT) for image, _ in drawn[:8]]
+    expected = ImageTextGenerator(WEIGHTS / "captioner").generate(requests, max_tokens=40)
     assert said == {"processes": 2, "texts": [g.text for g in expected]}
 
 
@@ -83,15 +83,15 @@ def adapted(tmp_path_factory):
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_an_adapter_that_is_not_merged_writes_what_the_merged_judge_writes(drawn, adapted, engine):
     adapter, merged = adapted
-    asks = [Ask(image, _ask(item)) for image, item in drawn]
-    expected = ImageTextGenerator(merged).generate(asks, max_tokens=40)
+    requests = [GenerationRequest(image, _ask(item)) for image, item in drawn]
+    expected = ImageTextGenerator(merged).generate(requests, max_tokens=40)
     judge = Judge(
         path="miniworld:judge", adapter=str(adapter), engine=engine, max_model_len=512, pool=Pool(batch_size=16)
     )
-    made = generator(judge).generate(asks, max_tokens=40)
+    made = generator(judge).generate(requests, max_tokens=40)
     assert [g.text for g in made] == [g.text for g in expected]
     assert [g.text for g in made] != [
-        g.text for g in ImageTextGenerator(WEIGHTS / "judge").generate(asks, max_tokens=40)
+        g.text for g in ImageTextGenerator(WEIGHTS / "judge").generate(requests, max_tokens=40)
     ]
 
 
@@ -101,14 +101,16 @@ def test_what_is_no_adapter_is_refused():
 
 
 def test_a_reply_goes_on_from_its_beginning(drawn):
-    asks = [Ask(image, _ask(item), begun="Overall Judgment: Answer ") for image, item in drawn]
+    requests = [
+        GenerationRequest(image, _ask(item), response_prefix="Overall Judgment: Answer ") for image, item in drawn
+    ]
     for engine in (
         ImageTextGenerator(WEIGHTS / "judge"),
         VllmGenerator(WEIGHTS / "judge", batch_size=16, max_model_len=4096),
     ):
-        made = engine.generate(asks, max_tokens=1, watch=["1", "2"])
+        made = engine.generate(requests, max_tokens=1, logprob_texts=["1", "2"])
         assert {g.text for g in made} <= {"1", "2"}
-        assert all(0.8 < sum(np.exp(g.watched[0])) < 1.001 for g in made)
+        assert all(0.8 < sum(np.exp(g.logprobs[0])) < 1.001 for g in made)
 
 
 @pytest.mark.parametrize("engine", [ImageTextGenerator, VllmGenerator])
@@ -118,7 +120,7 @@ def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
         [
             g.text
             for g in engine.generate(
-                [Ask(image, _ask(item), seed=seed + n) for n in range(3) for image, item in drawn[:4]],
+                [GenerationRequest(image, _ask(item), seed=seed + n) for n in range(3) for image, item in drawn[:4]],
                 max_tokens=80,
                 temperature=1.0,
             )
@@ -131,25 +133,25 @@ def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
 
 
 def test_a_small_nucleus_leaves_the_likeliest_token_and_images_may_come_last(drawn):
-    first = [Ask(image, _ask(item), seed=n) for n, (image, item) in enumerate(drawn[:4])]
-    last = [replace(ask, image_first=False) for ask in first]
+    first = [GenerationRequest(image, _ask(item), seed=n) for n, (image, item) in enumerate(drawn[:4])]
+    last = [replace(request, image_first=False) for request in first]
     reference = ImageTextGenerator(WEIGHTS / "judge")
     begun = prompted(reference.processor, last[0]), prompted(reference.processor, first[0])
     assert [text.index("<|image_pad|>") > text.index("Question") for text in begun] == [True, False]
-    greedy = [[g.text for g in reference.generate(asks, max_tokens=40)] for asks in (first, last)]
+    greedy = [[g.text for g in reference.generate(requests, max_tokens=40)] for requests in (first, last)]
     assert greedy[0] != greedy[1]
     for engine in (reference, VllmGenerator(WEIGHTS / "judge", batch_size=8)):
-        for asks, expected in zip((first, last), greedy, strict=True):
-            made = engine.generate(asks, max_tokens=40, temperature=1.0, top_p=1e-6)
+        for requests, expected in zip((first, last), greedy, strict=True):
+            made = engine.generate(requests, max_tokens=40, temperature=1.0, top_p=1e-6)
             assert [g.text for g in made] == expected
         hot = {"max_tokens": 40, "temperature": 2.0}
         assert engine.generate(first, **hot, top_p=0.5) != engine.generate(first, **hot)
 
 
 def test_sampled_texts_do_not_depend_on_the_batch(drawn):
-    asks = [Ask(image, _ask(item), seed=n) for n, (image, item) in enumerate(drawn)]
+    requests = [GenerationRequest(image, _ask(item), seed=n) for n, (image, item) in enumerate(drawn)]
     few, many = (
-        ImageTextGenerator(WEIGHTS / "judge", batch_size=size).generate(asks, max_tokens=80, temperature=1.0)
+        ImageTextGenerator(WEIGHTS / "judge", batch_size=size).generate(requests, max_tokens=80, temperature=1.0)
         for size in (3, 16)
     )
     assert [g.text for g in few] == [g.text for g in many]
@@ -158,17 +160,19 @@ def test_sampled_texts_do_not_depend_on_the_batch(drawn):
 def test_draws_follow_the_softmax(drawn):
     image, item = drawn[0]
     begun = "Overall Judgment: Answer "
-    asks = [Ask(image, _ask(item), begun, seed=n) for n in range(400)]
-    made = ImageTextGenerator(WEIGHTS / "judge").generate(asks, max_tokens=1, temperature=2.0, watch=["1"])
-    [greedy] = ImageTextGenerator(WEIGHTS / "judge").generate(asks[:1], max_tokens=1, watch=["1", "2"])
-    odds = (greedy.watched[0][0] - greedy.watched[0][1]) / 2.0
+    requests = [GenerationRequest(image, _ask(item), begun, seed=n) for n in range(400)]
+    made = ImageTextGenerator(WEIGHTS / "judge").generate(requests, max_tokens=1, temperature=2.0, logprob_texts=["1"])
+    [greedy] = ImageTextGenerator(WEIGHTS / "judge").generate(requests[:1], max_tokens=1, logprob_texts=["1", "2"])
+    odds = (greedy.logprobs[0][0] - greedy.logprobs[0][1]) / 2.0
     drawn_digits = [g.text for g in made if g.text in ("1", "2")]
     share = drawn_digits.count("1") / len(drawn_digits)
     assert share == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.08)  # three standard errors of 400 draws
 
 
 def test_a_text_cut_at_the_limit_says_so(drawn):
-    [cut] = ImageTextGenerator(WEIGHTS / "judge").generate([Ask(drawn[0][0], _ask(drawn[0][1]))], max_tokens=3)
+    [cut] = ImageTextGenerator(WEIGHTS / "judge").generate(
+        [GenerationRequest(drawn[0][0], _ask(drawn[0][1]))], max_tokens=3
+    )
     assert cut.truncated
     assert cut.tokens == 3
 

@@ -251,12 +251,12 @@ def test_a_bidirectional_model_without_chat_template_reads_two_texts(save):
 def test_relief_halves_what_runs_at_a_time(save, conversations, caplog):
     scorer = RewardScorer(save("llama"), batch_tokens=600)
     expected = scorer.score(conversations)
-    assert scorer.relieve()
+    assert scorer.reduce_batch_size()
     assert scorer.batch_tokens == 300
     assert "out of memory: 300 tokens at a time" in caplog.text
     assert scorer.score(conversations) == pytest.approx(expected, abs=1e-4)
-    assert scorer.relieve()
-    assert not scorer.relieve()
+    assert scorer.reduce_batch_size()
+    assert not scorer.reduce_batch_size()
 
 
 def test_conversations_become_trees_where_that_saves_tokens():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from carevl.errors import UserError
-from carevl.models.row_errors import Failure, SomeRowsError, guarded
+from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
 
 
 class Engine:
@@ -29,20 +29,20 @@ class Engine:
 
 def test_a_good_batch_runs_once():
     engine = Engine()
-    assert guarded(engine, [1, 2, 3]) == [2, 4, 6]
+    assert retry_and_bisect(engine, [1, 2, 3]) == [2, 4, 6]
     assert engine.calls == [[1, 2, 3]]
-    assert guarded(engine, []) == []
+    assert retry_and_bisect(engine, []) == []
 
 
 def test_a_stumble_is_tried_again_whole():
     engine = Engine(stumbles=1)
-    assert guarded(engine, [1, 2]) == [2, 4]
+    assert retry_and_bisect(engine, [1, 2]) == [2, 4]
     assert engine.calls == [[1, 2]] * 2
 
 
 def test_the_one_guilty_row_carries_the_error():
     rows = list(range(16))
-    made = guarded(Engine(deadly=[11]), rows)
+    made = retry_and_bisect(Engine(deadly=[11]), rows)
     assert made[11] == Failure("engine", "RuntimeError: kernel fault")
     assert [value for i, value in enumerate(made) if i != 11] == [2 * row for row in rows if row != 11]
 
@@ -50,17 +50,17 @@ def test_the_one_guilty_row_carries_the_error():
 def test_memory_that_runs_out_is_relieved_before_anything_is_split():
     engine = Engine(room=2)
 
-    def relieve():
+    def reduce_batch_size():
         engine.room *= 2
         return engine.room <= 8
 
-    assert guarded(engine, [1, 2, 3, 4, 5, 6, 7], relieve) == [2, 4, 6, 8, 10, 12, 14]
+    assert retry_and_bisect(engine, [1, 2, 3, 4, 5, 6, 7], reduce_batch_size) == [2, 4, 6, 8, 10, 12, 14]
     assert engine.calls == [[1, 2, 3, 4, 5, 6, 7]] * 3
 
 
 def test_memory_that_cannot_be_relieved_splits_the_batch():
-    assert guarded(Engine(room=2), [1, 2, 3, 4, 5]) == [2, 4, 6, 8, 10]
-    [failure] = guarded(Engine(room=0), [1])
+    assert retry_and_bisect(Engine(room=2), [1, 2, 3, 4, 5]) == [2, 4, 6, 8, 10]
+    [failure] = retry_and_bisect(Engine(room=0), [1])
     assert failure.kind == "out of memory"
 
 
@@ -71,7 +71,7 @@ def test_rows_that_the_engine_refuses_do_not_cost_the_others_a_second_run():
         calls.append(rows)
         raise SomeRowsError([2, None, 6], {1: Failure("too long", "900 tokens")})
 
-    assert guarded(engine, [1, 2, 3]) == [2, Failure("too long", "900 tokens"), 6]
+    assert retry_and_bisect(engine, [1, 2, 3]) == [2, Failure("too long", "900 tokens"), 6]
     assert len(calls) == 1
 
 
@@ -79,7 +79,11 @@ def test_a_wrong_count_is_a_failure():
     def engine(rows):
         return [2 * row for row in rows if row != 3]
 
-    assert guarded(engine, [1, 2, 3]) == [2, 4, Failure("engine", "ValueError: the engine gave 0 results for 1 rows")]
+    assert retry_and_bisect(engine, [1, 2, 3]) == [
+        2,
+        4,
+        Failure("engine", "ValueError: the engine gave 0 results for 1 rows"),
+    ]
 
 
 def test_wrong_settings_stop_the_run():
@@ -87,4 +91,4 @@ def test_wrong_settings_stop_the_run():
         raise UserError("no such model")
 
     with pytest.raises(UserError, match="no such model"):
-        guarded(engine, [1, 2])
+        retry_and_bisect(engine, [1, 2])

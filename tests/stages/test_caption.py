@@ -15,20 +15,20 @@ SETTINGS = load_settings("mini")
 
 
 class Engine:
-    """Writes a fixed text, but dies of black images; it holds `room` asks at a time."""
+    """Writes a fixed text, but dies of black images; it holds `room` requests at a time."""
 
     def __init__(self, text, room=100):
         self.text, self.room, self.calls = text, room, []
 
-    def generate(self, asks, *, max_tokens, temperature=0.0, watch=()):
-        self.calls.append(len(asks))
-        if len(asks) > self.room:
+    def generate(self, requests, *, max_tokens, temperature=0.0, logprob_texts=()):
+        self.calls.append(len(requests))
+        if len(requests) > self.room:
             raise MemoryError
-        if any(ask.image.getpixel((0, 0)) == (0, 0, 0) for ask in asks):
+        if any(request.image.getpixel((0, 0)) == (0, 0, 0) for request in requests):
             raise RuntimeError("illegal memory access")
-        return [Generation(self.text, 4, False) for _ in asks]
+        return [Generation(self.text, 4, False) for _ in requests]
 
-    def relieve(self):
+    def reduce_batch_size(self):
         self.room *= 2
         return True
 

@@ -24,7 +24,7 @@ from carevl.cluster.connect import ray_cluster
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
 from carevl.miniworld.publish import publish
-from carevl.models.transformers_engine import Ask
+from carevl.models.transformers_engine import GenerationRequest
 from carevl.settings.models import Judge
 from carevl.settings.tree import Cluster
 from carevl.store.run import RunError
@@ -77,9 +77,9 @@ class Counting(EngineJudge):
         super().__init__(judge)
         self.asked = Counter()
 
-    def answer(self, asks, decoding, watch):
-        self.asked.update((ask.prompt, ask.begun) for ask in asks)
-        return super().answer(asks, decoding, watch)
+    def answer(self, requests, decoding, logprob_texts):
+        self.asked.update((request.prompt, request.response_prefix) for request in requests)
+        return super().answer(requests, decoding, logprob_texts)
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +133,9 @@ def test_the_probability_agrees_with_the_verdict_and_with_a_second_look(first, c
     for p in greedy[:6]:
         question = prompts[p.key, p.order]
         begun = p.text[: p.text.rindex("Answer") + len("Answer ")]
-        ask = Ask(pictures[question.image.name], question.prompt, begun)
-        [looked] = counting.engine.generate([ask], max_tokens=1, watch=["1", "2"])
-        one, two = looked.watched[0]
+        request = GenerationRequest(pictures[question.image.name], question.prompt, begun)
+        [looked] = counting.engine.generate([request], max_tokens=1, logprob_texts=["1", "2"])
+        one, two = looked.logprobs[0]
         share = 1 / (1 + math.exp(two - one))
         assert p.probability == pytest.approx(share if p.order == (0, 1) else 1 - share, abs=1e-3)
 

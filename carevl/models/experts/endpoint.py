@@ -69,7 +69,7 @@ class EndpointJudge:
             raise SomeRowsError(results, failures)
         return [result for result in results if result is not None]
 
-    def relieve(self) -> bool:
+    def reduce_batch_size(self) -> bool:
         """There is no memory here to free."""
         return False
 

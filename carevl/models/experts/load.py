@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode
 from carevl.models.engines import loading, locate, scorer, weights_fingerprint
-from carevl.models.row_errors import Failure, SomeRowsError, guarded
+from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
 
 if TYPE_CHECKING:
     from carevl.settings.models import Expert
@@ -32,7 +32,7 @@ def load(expert: Expert) -> Callable[[Sequence[Row]], list[list[float] | Failure
 
         assert expert.endpoint is not None
         judge = EndpointJudge(expert.path, expert.endpoint)
-        return lambda rows: guarded(judge.score_rows, cast("Sequence[tuple[str, Sequence[str]]]", rows))
+        return lambda rows: retry_and_bisect(judge.score_rows, cast("Sequence[tuple[str, Sequence[str]]]", rows))
     if expert.kind == "python":
         engine = _python(expert.path)
     else:
@@ -41,8 +41,8 @@ def load(expert: Expert) -> Callable[[Sequence[Row]], list[list[float] | Failure
     def score_rows(rows: Sequence[Row]) -> list[list[float]]:
         return _by_row(engine.score, rows)
 
-    relieve = getattr(engine, "relieve", lambda: False)
-    return lambda rows: guarded(score_rows, rows, relieve)
+    reduce_batch_size = getattr(engine, "reduce_batch_size", lambda: False)
+    return lambda rows: retry_and_bisect(score_rows, rows, reduce_batch_size)
 
 
 def encoder(expert: Expert) -> Callable[[Sequence[tuple[str, Sequence[str]]]], list[list[Encoded]]] | None:
