@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from carevl.data.drawn import DataRoot
 from carevl.pipeline import core as pipeline
 from carevl.stages import evaluate
 from carevl.store.run import Run, RunError
@@ -64,7 +65,7 @@ def rebased(causes: Mapping[str, StageKey], where: Run, given: Mapping[str, Stag
 
 def asked(causes: Mapping[str, StageKey], tests: Settings, where: Run) -> Causes:
     """The causes with the benchmarks of other settings to be evaluated on; see `on_benchmark`."""
-    facts = evaluate.facts(tests, where)
+    facts = evaluate.facts(tests, DataRoot.of(tests, where))
     return {
         name: StageKey(cause.stage, {**cause.facts, **facts}) if name.startswith("evaluate/") else cause
         for name, cause in causes.items()

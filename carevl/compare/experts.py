@@ -12,6 +12,7 @@ from carevl.compare.chain import VERSION, rebased
 from carevl.compare.stages import run_stages
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
+from carevl.data.drawn import DataRoot
 from carevl.data.images import ImageLimits, identify, image_id
 from carevl.data.rows import RowError
 from carevl.stages import evaluate
@@ -38,7 +39,7 @@ def probabilities(context: Context, tests: Settings, rows: Sequence[Row]) -> dic
     """
     settings, where = context.settings, context.where
     experts = [expert.name for expert in settings.experts]
-    benchmarks = evaluate.facts(tests, where)["benchmarks"]
+    benchmarks = evaluate.facts(tests, DataRoot.of(tests, where))["benchmarks"]
     asked = StageKey("compare/rows", {"compare": VERSION, "parts": settings.data.parts, "benchmarks": benchmarks})
     causes = rebased(context.causes, where, {"ingest": asked})
     scoring = [f"score/{name}" for name in experts]

@@ -11,10 +11,10 @@ import numpy as np
 
 from carevl.compare.arms import OURS, Budget
 from carevl.compare.outcomes import FIGURES, Outcomes, Resamples, estimate, over_seeds
+from carevl.data.drawn import DataRoot
 from carevl.data.images import image_id
 from carevl.data.truth import read_truth
 from carevl.pipeline import results
-from carevl.stages.ingest import resolve
 from carevl.stats.estimate import format_estimate
 from carevl.training.progress import LOOKS
 
@@ -119,7 +119,7 @@ def _within(values: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.
 
 def _subsets(bench: Bench) -> dict[str, dict[str, NDArray[np.bool_]]]:
     """Of what (`caption`, `groups`, `kinds`) and name to bool [n_rows]; kinds are known of drawn worlds only."""
-    path = Path(resolve(bench.settings, bench.where, bench.benchmark.path))
+    path = Path(DataRoot.of(bench.settings, bench.where).resolve(bench.benchmark.path))
     truths = read_truth(path.parent.parent)
     known = [truths.get((image_id(row.image.read()) if row.image else "", row.question)) for row in bench.rows]
     kinds = np.array([truth.kind if truth else "" for truth in known])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,9 @@ from carevl.compare.chain import BENCHMARK, on_benchmark
 from carevl.compare.guarantee import RESAMPLES, to_train
 from carevl.compare.report import Cell
 from carevl.compare.trials import Bench
+from carevl.data.drawn import draw
 from carevl.pipeline import core as pipeline
+from carevl.settings.schemes import split_scheme
 from carevl.store.run import Run, RunError
 from carevl.store.table import write_atomically
 
@@ -75,7 +76,7 @@ def check(settings: Settings, plan: Plan, final: Final | None) -> None:
     [benchmark] = on_benchmark(settings).benchmarks
     if final is None:
         return
-    drawn = benchmark.path.startswith("miniworld:")
+    drawn = split_scheme(benchmark.path) is not None
     if drawn and final.world_seed is None:
         raise RunError("compare: --final draws fresh test scenes; name their seed with --world-seed N")
     if not drawn and final.world_seed is not None:
@@ -95,6 +96,7 @@ def compare(settings: Settings, where: Run, plan: Plan, final: Final | None, say
     """
     check(settings, plan, final)
     with where.lock():
+        draw(settings, where)
         resources.admit(settings, list(pipeline.causes(settings, where)))
         if not where.settings.exists():
             where.remember(settings.model_dump(mode="json"))
@@ -228,8 +230,9 @@ def _final(bench: Bench, cells: dict[str, list[Cell]], final: Final, at_once: in
     """Evaluates the trained judges on test data."""
     [benchmark] = on_benchmark(bench.settings).benchmarks
     path, images = benchmark.final_path, benchmark.final_images
-    if final.world_seed is not None:
-        path = str(_scenes(bench.where, final.world_seed) / "test/vl_rewardbench.parquet")
+    scheme = split_scheme(benchmark.path)
+    if scheme is not None and final.world_seed is not None:
+        path = str(scheme[0].draw_test(bench.where.root, final.world_seed))
     tests = replace(bench, path=path, images=images)
     once = {id(cell): cell for of_arm in cells.values() for cell in of_arm}  # base is one cell for all seeds
 
@@ -240,14 +243,3 @@ def _final(bench: Bench, cells: dict[str, list[Cell]], final: Final, at_once: in
     again = {name: [asked[id(cell)] for cell in of_arm] for name, of_arm in cells.items()}
     when = datetime.now(UTC).isoformat(timespec="seconds")
     return {"time": when, "world_seed": final.world_seed, "data": path, **report.judged(tests, again)}
-
-
-def _scenes(where: Run, seed: int) -> Path:
-    """Freshly drawn test scenes, with the fewest training and labelled items that a world can have."""
-    out = where.root / f"world-final-{seed}"
-    if not (out / "world.json").exists():
-        from carevl.miniworld.publish import publish
-
-        shutil.rmtree(out, ignore_errors=True)
-        publish(out, n_items=1, seed=seed, calibration_images=1)
-    return out

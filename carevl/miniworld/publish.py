@@ -27,6 +27,8 @@ import pyarrow.parquet as pq
 from carevl.miniworld.items import Item, Response, draw_items, respond
 from carevl.miniworld.scenes import WORLD_VERSION, Pool, png, world_rng
 
+WORLD_FILE = "world.json"
+"""Written last: a world without it is unfinished."""
 CALIBRATION_IMAGES = 3000
 BENCHMARK_PAIRS = 480
 SOURCE_PREFERENCE_RIGHT = 0.7
@@ -313,7 +315,7 @@ def publish(out: Path, n_items: int, seed: int, calibration_images: int = CALIBR
         if file.suffix != ".png" and file.is_file()
     }
     world = {"world_version": WORLD_VERSION, "seed": seed, "rows": rows}
-    (out / "world.json").write_text(json.dumps(world, indent=2) + "\n")
+    (out / WORLD_FILE).write_text(json.dumps(world, indent=2) + "\n")
     return world
 
 

@@ -20,6 +20,7 @@ from carevl.confidence.calibration import MIN_LABELS
 from carevl.confidence.guarantee import CannotCertifyError
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
+from carevl.data.drawn import draw
 from carevl.data.truth import Truth
 from carevl.pipeline import core as pipeline
 from carevl.pipeline.results import drawn_truths
@@ -50,6 +51,7 @@ def audit(root: Path, rewrites: int, say: Say) -> Tree:
         RunError: no run lies here, or captions and scores are not there for its settings.
     """
     settings, where = pipeline.remembered(root)
+    draw(settings, where)
     tables = _finished(settings, where)
     items = Ingested(tables["ingest"].directory).items
     scores = [tables[f"score/{expert.name}"] for expert in settings.experts]

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster import resources
+from carevl.data.drawn import DataRoot, data_root, draw
 from carevl.models.engines import weights_fingerprint
 from carevl.pipeline import results
 from carevl.pipeline.publish import publish
@@ -57,7 +58,12 @@ class Done:
 
 
 def causes(settings: Settings, where: Run) -> dict[str, StageKey]:
-    """Every stage's cause, in the order in which the stages run."""
+    """Every stage's cause, in the order in which the stages run. Nothing is written into the run directory."""
+    with data_root(settings, where) as root:
+        return _causes(settings, where, root)
+
+
+def _causes(settings: Settings, where: Run, root: DataRoot) -> dict[str, StageKey]:
     found: dict[str, StageKey] = {}
 
     def add(stage: str, inputs: Sequence[str], **facts: Any) -> None:
@@ -67,7 +73,7 @@ def causes(settings: Settings, where: Run) -> dict[str, StageKey]:
     judge = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision)}
     asked = settings.judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"})
     experts = [f"score/{expert.name}" for expert in settings.experts]
-    add("ingest", [], **ingest.facts(settings, where))
+    add("ingest", [], **ingest.facts(settings, root))
     add("caption", ["ingest"], caption=caption.facts(settings))
     for expert, name in zip(settings.experts, experts, strict=True):
         add(name, ["ingest", "caption"], expert=score.facts(expert))
@@ -81,7 +87,7 @@ def causes(settings: Settings, where: Run) -> dict[str, StageKey]:
     add("sample", ["ingest", "route", "sft"], version=sample.VERSION, seed=settings.seed, judge=asked, **told)
     add("select", ["sample"], version=select.VERSION, seed=settings.seed, **settings.select.model_dump())
     add("dpo", ["select", "demonstrate", "sft"], training=phases.facts(settings.dpo))
-    tests = evaluate.facts(settings, where)
+    tests = evaluate.facts(settings, root)
     for name, trained in evaluate.JUDGES.items():
         weights = {} if trained else judge
         add(f"evaluate/{name}", [trained] if trained else [], judge=asked | weights, **tests)
@@ -131,6 +137,7 @@ def run(settings: Settings, where: Run, say: Callable[[str], None], until: str |
     """
     started = time.monotonic()
     with where.lock():
+        draw(settings, where)
         chosen = causes_until(settings, where, until)
         pending = [name for name, cause in chosen.items() if where.action(cause)[0] != "skip"]
         resources.admit(settings, pending)
@@ -272,6 +279,7 @@ def retry(settings: Settings, where: Run, say: Callable[[str], None]) -> dict[st
     """
     tried: dict[str, Mapping[str, Any]] = {}
     with where.lock():
+        draw(settings, where)
         context = Context(settings, where, causes(settings, where), say, retry=True)
         finished = [name for name in context.causes if context.table(name).manifest is not None]
         changed = _retry_ingest(context, tried)
@@ -339,10 +347,11 @@ def run_final(settings: Settings, where: Run, say: Callable[[str], None]) -> dic
     """
     tests = evaluate.final(settings)
     with where.lock():
+        draw(settings, where)
         found = causes(settings, where)
         for name, cause in list(found.items()):
             if name.startswith("evaluate/"):
-                facts = {**cause.facts, **evaluate.facts(tests, where)}
+                facts = {**cause.facts, **evaluate.facts(tests, DataRoot.of(tests, where))}
                 found[name] = StageKey(f"final/{name.removeprefix('evaluate/')}", facts)
         runner = _Runner(Context(tests, where, found, say))
         asked = {judge: found[f"evaluate/{judge}"] for judge in evaluate.JUDGES}

@@ -22,6 +22,7 @@ from carevl.pipeline import core as pipeline
 from carevl.stages import caption, score
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.settings import Settings
@@ -42,9 +43,9 @@ def unpinned(settings: Settings) -> list[str]:
     ]
 
 
-def rows(settings: Settings, where: Run) -> str:
+def rows(ingested: Table) -> str:
     """How many rows there are, if they have been read."""
-    manifest = pipeline.tables(settings, where)["ingest"].manifest
+    manifest = ingested.manifest
     if manifest is None:
         return "rows are counted when ingest has run"
     return f"{manifest['rows_in']} source rows, {manifest['rows_out']} items of {manifest['images']} distinct images"
@@ -92,7 +93,7 @@ def tell(settings: Settings, where: Run, measured: bool, say: Callable[[str], No
     planned = pipeline.plan(settings, where)
     for stage in planned:
         yield f"{stage.name:16s} {stage.fingerprint}  {stage.action}: {stage.reason}"
-    yield rows(settings, where)
+    yield rows(where.table_of("ingest", planned[0].fingerprint))
     yield from (f"warning: {problem}" for problem in unpinned(settings))
     pending = {stage.name for stage in planned if stage.action != "skip"}
     with ray_cluster(settings.cluster) if measured or not is_private(settings.cluster) else nullcontext():

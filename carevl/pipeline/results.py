@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.results import summary
+from carevl.data.drawn import DataRoot, draw
 from carevl.data.truth import Truth, read_truth
 from carevl.stages import evaluate, ingest
 from carevl.stats.estimate import format_estimate
@@ -63,6 +64,7 @@ def again(settings: Settings, where: Run, causes: Mapping[str, StageKey]) -> dic
             f"{where.root}: sources, models or settings have changed since {', '.join(gone)} ran, so {RESULTS} is left "
             "as it is; `carevl status` says what changed, and `carevl run` makes the results anew"
         )
+    draw(settings, where)
     finals = [{**entry, "judges": _final_judges(entry, where)} for entry in known.get("final", [])]
     return compute(settings, where, causes) | ({"final": finals} if finals else {})
 
@@ -118,7 +120,7 @@ def write(where: Run, figures: Mapping[str, Any], **more: Any) -> Path:
 
 def drawn_truths(settings: Settings, where: Run) -> Truths:
     """The truth of the drawn worlds among the sources, by image_id and question; nothing for other data."""
-    worlds = {Path(source.path).parent.parent for source in ingest.sources(settings, where)}
+    worlds = {Path(source.path).parent.parent for source in ingest.sources(DataRoot.of(settings, where))}
     return {key: truth for world in sorted(worlds) for key, truth in read_truth(world).items()}
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.run import VERSION, Asked, Exam, predict
-from carevl.stages.ingest import resolve, stamps
+from carevl.data.drawn import DataRoot
+from carevl.stages.ingest import stamps
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ JUDGES: dict[str, str | None] = {"base": None, "phase1": "sft", "phase2": "dpo"}
 """Judge to the stage that makes it."""
 
 
-def facts(settings: Settings, where: Run) -> dict[str, Any]:
+def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
     """What predictions depend on, apart from the judge."""
     tests = []
     for benchmark in settings.benchmarks:
-        path, images = data_of(settings, where, benchmark)
+        path, images = data_of(root, benchmark)
         tests.append(
-            benchmark.model_dump(exclude={"final_path", "final_images"}) | {"files": stamps(where, path, images)}
+            benchmark.model_dump(exclude={"final_path", "final_images"}) | {"files": stamps(root, path, images)}
         )
     return {"version": VERSION, "seed": settings.seed, "benchmarks": tests}
 
@@ -51,13 +52,13 @@ def final(settings: Settings) -> Settings:
 
 def load(settings: Settings, where: Run, benchmark: Benchmark) -> list[Row]:
     """The labelled rows of a benchmark."""
-    return BENCHMARKS[benchmark.name].load(*data_of(settings, where, benchmark))[: benchmark.rows]
+    return BENCHMARKS[benchmark.name].load(*data_of(DataRoot.of(settings, where), benchmark))[: benchmark.rows]
 
 
-def data_of(settings: Settings, where: Run, benchmark: Benchmark) -> tuple[Path, Path | None]:
+def data_of(root: DataRoot, benchmark: Benchmark) -> tuple[Path, Path | None]:
     """Where a benchmark's rows and images are."""
     images = None if benchmark.images is None else Path(benchmark.images)
-    return Path(resolve(settings, where, benchmark.path)), images
+    return Path(root.resolve(benchmark.path)), images
 
 
 def run_evaluations(context: Context, judges: Mapping[str, Judge], *, retry: bool = False) -> dict[str, dict[str, int]]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
-from pyarrow.fs import FileSystem
 
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.contamination import Contamination
-from carevl.data.containers import list_files, locate, stamp
+from carevl.data.containers import list_files, locate
+from carevl.data.drawn import DataRoot
 from carevl.data.images import ImageLimits
 from carevl.data.intake import Intake, merge_images, merge_items
 from carevl.data.near_duplicates import NearDuplicates
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from carevl.settings import Settings
 
 VERSION = 2
-_MINIWORLD = "miniworld:"
 _EXAMPLES = 10
 _MOST_THREADS = 8
 """Each holds one image's bytes and pixels at a time."""
@@ -42,68 +41,31 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def sources(settings: Settings, run: Run) -> list[Source]:
-    """The settings' sources with their paths resolved; `miniworld:FILE` lies in the run's own drawn world."""
-    found = []
-    for n, declared in enumerate(settings.data.sources):
-        path = resolve(settings, run, declared.path)
+def sources(root: DataRoot) -> list[Source]:
+    """Return the settings' sources with their paths resolved."""
+    resolved = []
+    for n, declared in enumerate(root.settings.data.sources):
         fields = declared.model_dump(include={"format", "labels", "split", "image_root", "captions"})
-        found.append(Source(name=declared.name or f"source-{n}", path=path, **fields))
-    return found
+        resolved.append(Source(name=declared.name or f"source-{n}", path=root.resolve(declared.path), **fields))
+    return resolved
 
 
-def resolve(settings: Settings, run: Run, path: str) -> str:
-    """A path of the settings; `miniworld:FILE` lies in the run's own drawn world."""
-    if path.startswith(_MINIWORLD):
-        return str(_world(settings, run) / path.removeprefix(_MINIWORLD))
-    return path
-
-
-def _world(settings: Settings, run: Run) -> Path:
-    world = settings.miniworld
-    return run.root.absolute() / f"world-{world.items}-{world.calibration_images}-{world.seed}"
-
-
-def draw_world(settings: Settings, run: Run) -> None:
-    """Draws the run's own world if a source or benchmark names it and it is not there."""
-    paths = [source.path for source in settings.data.sources]
-    paths += [path for test in settings.benchmarks for path in (test.path, test.final_path) if path is not None]
-    if not any(path.startswith(_MINIWORLD) for path in paths):
-        return
-    out = _world(settings, run)
-    if not (out / "world.json").exists():
-        from carevl.miniworld.publish import publish
-
-        shutil.rmtree(out, ignore_errors=True)
-        try:
-            publish(out, settings.miniworld.items, settings.miniworld.seed, settings.miniworld.calibration_images)
-        except OSError as error:
-            raise RunError(f"cannot draw the world {out}: {error}") from error
-
-
-def facts(settings: Settings, run: Run) -> dict[str, Any]:
-    """What the tables depend on: settings, and name, size and age of every source and benchmark file."""
-    draw_world(settings, run)
+def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
+    """Return what the tables depend on: settings, and name, size and age of every source and benchmark file."""
     files: dict[str, Any] = {}
-    for source in sources(settings, run):
-        where, path = locate(source.path)
-        for file in list_files(where, path, source.captions):
-            files[file.removeprefix(f"{run.root.absolute()}/")] = _stamp(where, file, run)
-    tests = [[name, *stamps(run, path, images)] for name, path, images in _benchmark_paths(settings, run)]
+    for source in sources(root):
+        filesystem, path = locate(source.path)
+        for file in list_files(filesystem, path, source.captions):
+            files[root.relative(file)] = root.stamp(file, filesystem)
+    tests = [[name, *stamps(root, path, images)] for name, path, images in _benchmark_paths(root)]
     data = settings.data.model_dump(exclude={"allow_url_fetch"})
     facts = {"version": VERSION, "seed": settings.seed, "items": settings.items, "files": files, "data": data}
     return facts | {"benchmarks": tests}
 
 
-def stamps(run: Run, path: Path, images: Path | None) -> list[list[int]]:
-    """What tells whether a benchmark's data or its directory of images were changed."""
-    return [_stamp(*locate(str(place)), run) for place in (path, images) if place is not None]
-
-
-def _stamp(filesystem: FileSystem, path: str, run: Run) -> list[int]:
-    """As `containers.stamp`, without the age of a world that the run has drawn: a copied run directory stays valid."""
-    found = stamp(filesystem, path)
-    return found[:-1] if path.startswith(f"{run.root.absolute()}/world-") else found
+def stamps(root: DataRoot, path: Path, images: Path | None) -> list[list[int]]:
+    """Return what tells whether a benchmark's data or its directory of images were changed."""
+    return [root.stamp(str(place)) for place in (path, images) if place is not None]
 
 
 def run_ingest(
@@ -128,11 +90,11 @@ def run_ingest(
         RunError: no rows at all, or the tables do not account for every source row.
     """
     shutil.rmtree(directory, ignore_errors=True)
-    data = settings.data
+    root, data = DataRoot.of(settings, run), settings.data
     spill, alike = Spill(directory / "spill", data.parts), NearDuplicates(directory / "spill" / "looks")
-    screen = Contamination(_benchmark_rows(settings, run), ImageLimits(max_image_pixels=data.max_image_pixels))
+    screen = Contamination(_benchmark_rows(root), ImageLimits(max_image_pixels=data.max_image_pixels))
     rows_in = errors = 0
-    for image, item, look in _intake(settings, run, tell):
+    for image, item, look in _intake(root, tell):
         rows_in += 1
         errors += item["error"] is not None
         if image is not None and look is not None:
@@ -183,33 +145,34 @@ def _write(tables: Ingested, parts: Iterable[tuple[Rows, Rows]]) -> tuple[Counte
     return count, contents.hexdigest()
 
 
-def _benchmark_rows(settings: Settings, run: Run) -> dict[str, list[Row]]:
+def _benchmark_rows(root: DataRoot) -> dict[str, list[Row]]:
     """The rows of every benchmark to be evaluated, development and test; none without `data.decontaminate`."""
     found: dict[str, list[Row]] = {}
-    for test, path, images in _benchmark_paths(settings, run):
+    for test, path, images in _benchmark_paths(root):
         if test not in BENCHMARKS:
             raise RunError(f"benchmarks: there is no {test!r}; the benchmarks are {', '.join(BENCHMARKS)}")
         found.setdefault(test, []).extend(BENCHMARKS[test].load(path, images))
     return found
 
 
-def _benchmark_paths(settings: Settings, run: Run) -> Iterator[tuple[str, Path, Path | None]]:
+def _benchmark_paths(root: DataRoot) -> Iterator[tuple[str, Path, Path | None]]:
     """(name, data, directory of images) of the benchmarks to be evaluated."""
+    settings = root.settings
     for test in settings.benchmarks if settings.data.decontaminate else ():
         for path, images in ((test.path, test.images), (test.final_path, test.final_images)):
             if path is not None:
-                yield test.name, Path(resolve(settings, run, path)), None if images is None else Path(images)
+                yield test.name, Path(root.resolve(path)), None if images is None else Path(images)
 
 
 def _intake(
-    settings: Settings, run: Run, tell: Callable[[str], None] | None
+    root: DataRoot, tell: Callable[[str], None] | None
 ) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any], Look | None]]:
     """Row of `images`, row of `items`, and look of the image, where it is needed and whole."""
-    data = settings.data
+    settings, data = root.settings, root.settings.data
     limits = ImageLimits(max_image_pixels=data.max_image_pixels)
     fetcher = UrlFetcher() if data.allow_url_fetch else None
-    looks = data.near_duplicates != "ignore" or bool(list(_benchmark_paths(settings, run)))
-    found = sources(settings, run)
+    looks = data.near_duplicates != "ignore" or bool(list(_benchmark_paths(root)))
+    found = sources(root)
     intakes = {source.name: Intake(source, limits=limits, fetcher=fetcher, looks=looks) for source in found}
     train = [source for source in found if not source.labels]
     weights = [declared.weight for declared in data.sources if not declared.labels]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from carevl.data.drawn import DataRoot, draw
 from carevl.settings import Settings, load_settings
 from carevl.settings.data import Benchmark
 from carevl.settings.data import Source as SettingsSource
@@ -28,7 +29,7 @@ Lines = Callable[..., Path]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run directory with its world drawn."""
     run = Run(tmp_path_factory.mktemp("run"))
-    ingest.draw_world(load_settings("mini", WORLD), run)
+    draw(load_settings("mini", WORLD), run)
     return run
 
 
@@ -120,9 +121,12 @@ def test_benchmarks_are_part_of_what_the_tables_depend_on(run: Run) -> None:
     first = settings.benchmarks[0].model_copy(update={"protocols": ["strict"], "rows": 3})
     other = settings.model_copy(update={"benchmarks": [first, *settings.benchmarks[1:]]})
     fewer = settings.model_copy(update={"benchmarks": settings.benchmarks[:1]})
-    assert ingest.facts(settings, run) == ingest.facts(other, run)
-    assert ingest.facts(settings, run)["benchmarks"] != ingest.facts(fewer, run)["benchmarks"]
-    assert ingest.facts(without, run)["benchmarks"] == []
+    assert ingest.facts(settings, DataRoot.of(settings, run)) == ingest.facts(other, DataRoot.of(other, run))
+    assert (
+        ingest.facts(settings, DataRoot.of(settings, run))["benchmarks"]
+        != ingest.facts(fewer, DataRoot.of(fewer, run))["benchmarks"]
+    )
+    assert ingest.facts(without, DataRoot.of(without, run))["benchmarks"] == []
 
 
 def test_missing_and_broken_benchmark_images_are_counted(run: Run, tmp_path: Path) -> None:

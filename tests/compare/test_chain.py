@@ -8,6 +8,7 @@ import pytest
 from carevl.compare.arms import ARMS, OURS, Budget, with_seed
 from carevl.compare.chain import asked, chain, data, on_benchmark, rebased
 from carevl.compare.stages import run_stages
+from carevl.data.drawn import draw
 from carevl.pipeline import core as pipeline
 from carevl.settings import load_settings
 from carevl.stages.base import Context
@@ -22,6 +23,7 @@ def setting(tmp_path_factory):
     settings = load_settings("mini", ["miniworld.items=4", "miniworld.calibration_images=4"])
     settings = settings.model_copy(update={"experts": settings.experts[:1]})
     where = Run(tmp_path_factory.mktemp("run"))
+    draw(settings, where)
     return settings, where, data(settings, where)
 
 

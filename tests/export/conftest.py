@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from carevl.data.drawn import DataRoot, draw
 from carevl.judging.prompts import judge_prompt, write_judgment
 from carevl.settings import load_settings
 from carevl.stages import ingest
@@ -49,7 +50,8 @@ def judged(item: Row) -> list[Row]:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run, settings = Run(tmp_path_factory.mktemp("run")), load_settings("mini", WORLD)
-    cause = StageKey("ingest", ingest.facts(settings, run))
+    draw(settings, run)
+    cause = StageKey("ingest", ingest.facts(settings, DataRoot.of(settings, run)))
     counts = ingest.run_ingest(settings, run, run.table(cause).directory, lambda *_: None)
     run.table(cause).finish({"stage": "ingest", "fingerprint": cause.fingerprint, "cause": dict(cause.facts), **counts})
     items = Ingested(run.table(cause).directory).items

@@ -1,0 +1,99 @@
+"""Where the paths of the settings lead: a path with a scheme (`miniworld:FILE`) lies among what the run has drawn."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyarrow.fs import FileSystem
+
+from carevl.data.containers import locate, stamp
+from carevl.settings.schemes import DRAWN_PREFIX, Scheme, split_scheme
+from carevl.store.run import Run
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+
+
+@dataclass(frozen=True)
+class DataRoot:
+    """Resolves paths of the settings, and tells what identifies the files there.
+
+    Both are independent of whether drawn data lie in the run directory or elsewhere: a plan, which writes nothing
+    there, gives the fingerprints that the run then has.
+    """
+
+    settings: Settings
+    run: Path
+    """The run directory."""
+    drawn: Path
+    """Where drawn data lie: the run directory, or a temporary one."""
+
+    @classmethod
+    def of(cls, settings: Settings, run: Run) -> DataRoot:
+        """Return the root of a run whose data are drawn."""
+        return cls(settings, run.root.absolute(), run.root.absolute())
+
+    def resolve(self, path: str) -> str:
+        """Return the path, or URI, that a path of the settings stands for."""
+        split = split_scheme(path)
+        if split is None:
+            return path
+        scheme, name = split
+        return str(self.drawn / scheme.data_directory(self.settings) / name)
+
+    def relative(self, file: str) -> str:
+        """Return the file's path as fingerprints have it: relative to the run directory if it lies there."""
+        return file.removeprefix(f"{self.drawn}/").removeprefix(f"{self.run}/")
+
+    def stamp(self, path: str, filesystem: FileSystem | None = None) -> list[int]:
+        """Return what tells whether the files at a resolved path were changed.
+
+        As `containers.stamp`, without the age of what was drawn: a copied run directory stays valid.
+        """
+        facts = stamp(*locate(path, filesystem))
+        drawn = path.startswith((f"{self.drawn}/{DRAWN_PREFIX}", f"{self.run}/{DRAWN_PREFIX}"))
+        return facts[:-1] if drawn else facts
+
+
+def draw(settings: Settings, run: Run) -> None:
+    """Draw into the run directory what the settings' sources and benchmarks need and is not there whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    for scheme in _schemes(settings):
+        if not scheme.is_drawn(settings, run.root.absolute()):
+            scheme.draw(settings, run.root.absolute())
+
+
+@contextmanager
+def data_root(settings: Settings, run: Run) -> Iterator[DataRoot]:
+    """Give the root of a run's data without writing into the run directory.
+
+    What has to be drawn and is not there is drawn into a temporary directory, which is removed afterwards.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    root = DataRoot.of(settings, run)
+    schemes = _schemes(settings)
+    if all(scheme.is_drawn(settings, root.drawn) for scheme in schemes):
+        yield root
+        return
+    with tempfile.TemporaryDirectory(prefix="carevl-") as directory:
+        for scheme in schemes:
+            scheme.draw(settings, Path(directory))
+        yield DataRoot(settings, root.run, Path(directory))
+
+
+def _schemes(settings: Settings) -> list[Scheme]:
+    """Return the schemes whose data the settings name."""
+    paths = [source.path for source in settings.data.sources]
+    paths += [path for test in settings.benchmarks for path in (test.path, test.final_path) if path is not None]
+    schemes = [split[0] for path in paths if (split := split_scheme(path)) is not None]
+    return list(dict.fromkeys(schemes))
