@@ -1,6 +1,5 @@
-"""Runs the pipeline up to and including stage `caption`."""
+"""Run the pipeline up to and including stage `caption`: `stage.py caption`."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main("caption")
+main("caption")

@@ -1,6 +1,5 @@
-"""Runs the pipeline up to and including stage `demonstrate`."""
+"""Run the pipeline up to and including stage `demonstrate`: `stage.py demonstrate`."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main("demonstrate")
+main("demonstrate")

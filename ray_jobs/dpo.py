@@ -1,6 +1,5 @@
-"""Runs the pipeline up to and including stage `dpo`."""
+"""Run the pipeline up to and including stage `dpo`: `stage.py dpo`."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main("dpo")
+main("dpo")

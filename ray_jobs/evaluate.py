@@ -1,6 +1,5 @@
-"""Runs the pipeline up to and including stage `evaluate`."""
+"""Run the pipeline up to and including stage `evaluate`: `stage.py evaluate`."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main("evaluate")
+main("evaluate")

@@ -1,6 +1,5 @@
-"""Runs the pipeline up to and including stage `ingest`."""
+"""Run the pipeline up to and including stage `ingest`: `stage.py ingest`."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main("ingest")
+main("ingest")

@@ -1,6 +1,5 @@
-"""Runs the whole pipeline: `ray job submit --working-dir . -- python ray_jobs/pipeline.py --run-dir /shared/runs/x`."""
+"""Run the whole pipeline."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main()
+main(whole=True)

@@ -1,6 +1,5 @@
-"""Runs the pipeline up to and including stage `route`."""
+"""Run the pipeline up to and including stage `route`: `stage.py route`."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main("route")
+main("route")

@@ -1,6 +1,5 @@
-"""Runs the pipeline up to and including stage `sample`."""
+"""Run the pipeline up to and including stage `sample`: `stage.py sample`."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main("sample")
+main("sample")

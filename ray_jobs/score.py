@@ -1,6 +1,5 @@
-"""Runs the pipeline up to and including stage `score`."""
+"""Run the pipeline up to and including stage `score`: `stage.py score`."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main("score")
+main("score")

@@ -1,6 +1,5 @@
-"""Runs the pipeline up to and including stage `select`."""
+"""Run the pipeline up to and including stage `select`: `stage.py select`."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main("select")
+main("select")

@@ -1,6 +1,5 @@
-"""Runs the pipeline up to and including stage `sft`."""
+"""Run the pipeline up to and including stage `sft`: `stage.py sft`."""
 
-from _job import main
+from stage import main
 
-if __name__ == "__main__":
-    main("sft")
+main("sft")

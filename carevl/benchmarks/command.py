@@ -102,7 +102,7 @@ def _ask(
         with nullcontext() if is_endpoint(judge.path) else ray_cluster(Cluster()):
             test = Exam(data.benchmark, data.rows, protocols, draws)
             counts = predict([Asked(judge, judge.path, table)], [test], tell, max_error_fraction=allowed)
-        table.finish({"stage": cause.stage, "cause": dict(cause.facts), **counts[judge.path]})
+        table.finish({"stage": cause.stage, "cause": dict(cause.fingerprint_inputs), **counts[judge.path]})
     return table.read()
 
 

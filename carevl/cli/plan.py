@@ -23,8 +23,8 @@ def plan(
 
     Example: carevl plan mini --set captioner.prompt="Describe the image."
     """
-    from carevl.pipeline import planning
+    from carevl.pipeline.plan import plan_lines
     from carevl.settings import load_settings
 
-    for line in planning.tell(load_settings(settings, overrides or ()), run_at(settings, run_dir), measure, log):
+    for line in plan_lines(load_settings(settings, overrides or ()), run_at(settings, run_dir), measure, log):
         typer.echo(line)

@@ -12,11 +12,11 @@ def results(run_dir: RunRoot) -> None:
 
     Example: carevl results runs/mini
     """
-    from carevl.pipeline import core as pipeline
     from carevl.pipeline import results as computed
+    from carevl.pipeline.keys import load_run, stage_keys
 
-    settings, run = pipeline.remembered(run_dir.absolute())
-    figures = computed.again(settings, run, pipeline.causes(settings, run))
+    settings, run = load_run(run_dir.absolute())
+    figures = computed.recompute(settings, run, stage_keys(settings, run))
     file = computed.write(run, figures)
     for line in (*computed.table(figures), "", f"written to {file}"):
         typer.echo(line)

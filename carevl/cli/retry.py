@@ -13,11 +13,12 @@ def retry(run_dir: RunRoot) -> None:
     Example: carevl retry runs/mini
     """
     from carevl.cluster.connect import ray_cluster
-    from carevl.pipeline import core as pipeline
+    from carevl.pipeline.keys import load_run
+    from carevl.pipeline.retry import retry_failed_rows
 
-    settings, run = pipeline.remembered(run_dir.absolute())
+    settings, run = load_run(run_dir.absolute())
     with ray_cluster(settings.cluster):
-        retried = pipeline.retry(settings, run, log)
+        retried = retry_failed_rows(settings, run, log)
     for name, tally in retried.items():
         typer.echo(f"{name:16s} {tally['rows_out']} rows, {tally['errors']} still failed")
     if not retried:

@@ -28,8 +28,9 @@ def run(
     Example: carevl run mini --set items=64 --run-dir runs/small
     """
     from carevl.cluster.connect import ray_cluster
-    from carevl.pipeline import core as pipeline
     from carevl.pipeline import results
+    from carevl.pipeline.final import evaluate_final
+    from carevl.pipeline.run import run_pipeline
     from carevl.settings import load_settings
     from carevl.stages import evaluate
 
@@ -37,11 +38,11 @@ def run(
     if final:
         if until:
             raise UserError("run: --final evaluates what the whole run has made; leave out --until")
-        evaluate.final(tree)  # refuses before anything runs
+        evaluate.with_test_data(tree)  # refuses before anything runs
     with ray_cluster(tree.cluster):
-        done = pipeline.run(tree, store, log, until)
+        done = run_pipeline(tree, store, log, until)
         if final:
-            pipeline.run_final(tree, store, log)
+            evaluate_final(tree, store, log)
     typer.echo(f"{'stage':16s} {'action':8s} {'rows in':>8s} {'rows out':>8s} {'errors':>6s} {'seconds':>8s}")
     for stage in done:
         counts = f"{stage.rows_in:8d} {stage.rows_out:8d} {stage.errors:6d} {stage.seconds:8.1f}"

@@ -12,7 +12,8 @@ def status(run_dir: RunRoot) -> None:
 
     Example: carevl status runs/mini
     """
-    from carevl.pipeline import core as pipeline
+    from carevl.pipeline.keys import load_run
+    from carevl.pipeline.status import status_lines
 
-    for line in pipeline.status(*pipeline.remembered(run_dir.absolute())):
+    for line in status_lines(*load_run(run_dir.absolute())):
         typer.echo(line)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ import yaml
 from carevl.store.run import RunError
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
     from carevl.settings.models import Pool
     from carevl.settings.training import Workers
     from carevl.settings.tree import Cluster
@@ -61,25 +60,6 @@ class Supply:
 
     nodes: Sequence[Resources]
     name: str
-
-
-def needs(settings: Settings, stages: Collection[str] | None = None) -> list[Need]:
-    """What the named stages reserve, or all of them, in their order; `evaluate` stands for all its judges."""
-    experts = enumerate(settings.experts)
-    judge = settings.judge.pool
-    every = [
-        _pool("caption", "captioner.pool", settings.captioner.pool),
-        *(_pool(f"score/{expert.name}", f"experts.{n}.pool", expert.pool) for n, expert in experts),
-        _pool("demonstrate", "judge.pool", judge),
-        _workers("sft", "sft.workers", settings.sft.workers),
-        _pool("sample", "judge.pool", judge),
-        _pool("dpo", "judge.pool", judge),
-        _workers("dpo", "dpo.workers", settings.dpo.workers),
-        _pool("evaluate", "judge.pool", judge),
-    ]
-    if stages is None:
-        return every
-    return [need for need in every if any(need.stage in (stage, stage.split("/")[0]) for stage in stages)]
 
 
 def supply(cluster: Cluster, wanted: Iterable[Need]) -> Supply:
@@ -129,12 +109,6 @@ def check(wanted: Iterable[Need], there: Supply) -> None:
         raise RunError("; ".join(problems))
 
 
-def admit(settings: Settings, stages: Collection[str]) -> None:
-    """Lets a run of the named stages begin on the Ray that is joined; errors as for `check`."""
-    wanted = needs(settings, stages)
-    check(wanted, supply(settings.cluster, wanted))
-
-
 def describe(resources: Resources) -> str:
     """The amounts in words: `1 CPU, 0.5 GPU`."""
     return ", ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount) or "nothing"
@@ -155,12 +129,12 @@ def _problem(need: Need, there: Supply) -> str | None:
     return f"{need.stage}: needs {describe(need.each)} on one node, and {there.name} has {nodes or 'no node'}; {advice}"
 
 
-def _pool(stage: str, setting: str, pool: Pool) -> Need:
+def for_pool(stage: str, setting: str, pool: Pool) -> Need:
     least, most = pool.bounds
     return Need(stage, setting, needed(pool), least, most)
 
 
-def _workers(stage: str, setting: str, workers: Workers) -> Need:
+def for_workers(stage: str, setting: str, workers: Workers) -> Need:
     each = {"CPU": workers.num_cpus, "GPU": workers.num_gpus, **workers.resources}
     return Need(stage, setting, each, workers.count, workers.count, workers.placement)
 

@@ -21,7 +21,7 @@ from carevl.training.progress import LOOKS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from carevl.compare.trials import Bench, Trial
+    from carevl.compare.trials import ArmRunner, Trial
     from carevl.stats.bootstrap import FloatArray
     from carevl.stats.estimate import Estimate
 
@@ -42,7 +42,7 @@ class Cell:
 
 
 def tree(
-    bench: Bench,
+    bench: ArmRunner,
     cells: Mapping[str, Sequence[Cell]],
     tried: Mapping[str, Mapping[float, float]],
     budgets: Sequence[Budget],
@@ -67,7 +67,7 @@ def tree(
     return {**told, **found, "routing": routed, "pairs": pairs}
 
 
-def judged(bench: Bench, cells: Mapping[str, Sequence[Cell]]) -> Tree:
+def judged(bench: ArmRunner, cells: Mapping[str, Sequence[Cell]]) -> Tree:
     """What a benchmark says of every arm.
 
     Returns:
@@ -117,9 +117,9 @@ def _within(values: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.
     return np.where(rows, values, np.nan)
 
 
-def _subsets(bench: Bench) -> dict[str, dict[str, NDArray[np.bool_]]]:
+def _subsets(bench: ArmRunner) -> dict[str, dict[str, NDArray[np.bool_]]]:
     """Of what (`caption`, `groups`, `kinds`) and name to bool [n_rows]; kinds are known of drawn worlds only."""
-    path = Path(DataRoot.of(bench.settings, bench.where).resolve(bench.benchmark.path))
+    path = Path(DataRoot.of(bench.settings, bench.run).resolve(bench.benchmark.path))
     truths = read_truth(path.parent.parent)
     known = [truths.get((image_id(row.image.read()) if row.image else "", row.question)) for row in bench.rows]
     kinds = np.array([truth.kind if truth else "" for truth in known])
@@ -134,7 +134,7 @@ def _subsets(bench: Bench) -> dict[str, dict[str, NDArray[np.bool_]]]:
     }
 
 
-def _making(bench: Bench, cells: Sequence[Cell]) -> Tree:
+def _making(bench: ArmRunner, cells: Sequence[Cell]) -> Tree:
     """What it took: tokens and steps by phase, judgments that were sampled, seconds by stage, and phase 2 by seed."""
     trials = [cell.trial for cell in cells]
     arm = trials[0].arm
@@ -144,14 +144,14 @@ def _making(bench: Bench, cells: Sequence[Cell]) -> Tree:
     made["learning_rate_times"] = trials[-1].rate
     made["tokens"] = _mean(trial.budget.total for trial in trials)
     made["steps"] = _mean(sum(map(len, trial.phases.values())) for trial in trials)
-    made["seconds"] = trials[0].seconds(bench.where)
+    made["seconds"] = trials[0].seconds(bench.run)
     if arm.judge == "phase2":
         made["phase2"] = [_phase2(bench, trial) for trial in trials]
         made["sampled_judgments"] = _mean(seed["sampled_judgments"] for seed in made["phase2"])
     return made
 
 
-def _phase2(bench: Bench, trial: Trial) -> Tree:
+def _phase2(bench: ArmRunner, trial: Trial) -> Tree:
     """Low pairs, judgments sampled of them, the pairs that they gave and from how many items, and the training.
 
     `guard` tells of the checkpoints that were looked at with what was held out or labelled: what was seen at each step,
@@ -159,9 +159,9 @@ def _phase2(bench: Bench, trial: Trial) -> Tree:
     """
     from carevl.training.validation import Looks
 
-    causes = {name: trial.causes[name] for name in ("ingest", "route", "demonstrate", "select")}
-    found = results.compute(trial.settings, bench.where, causes)
-    sampled = (bench.where.table(trial.causes["sample"]).manifest or {})["rows_out"]
+    causes = {name: trial.keys[name] for name in ("ingest", "route", "demonstrate", "select")}
+    found = results.compute(trial.settings, bench.run, causes)
+    sampled = (bench.run.table(trial.keys["sample"]).manifest or {})["rows_out"]
     log = trial.phases.get("dpo", [])
     seen = {facts["step"]: {name: facts[name] for name in LOOKS if name in facts} for facts in log}
     looks = Looks(0, {step: looked for step, looked in seen.items() if looked})

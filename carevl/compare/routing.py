@@ -11,21 +11,21 @@ from carevl.compare.labels import confidence, decided
 from carevl.compare.stages import training_routes
 from carevl.confidence.calibration import MIN_LABELS
 from carevl.pipeline import results
-from carevl.stages.route import facts, read_fitting
+from carevl.stages.route import read_fitting, router_facts
 from carevl.store.run import RunError
 from carevl.store.stage_key import StageKey
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from carevl.compare.trials import Bench
-    from carevl.stages.base import Context
+    from carevl.compare.trials import ArmRunner
+    from carevl.stages.base import RunContext
     from carevl.stages.route import Fitting
 
 _FEWEST = 2 * MIN_LABELS
 
 
-def measure(bench: Bench, seeds: int, resamples: int) -> dict[str, Any]:
+def measure(runner: ArmRunner, seeds: int, resamples: int) -> dict[str, Any]:
     """What the routers of the seeds do.
 
     Returns:
@@ -37,8 +37,8 @@ def measure(bench: Bench, seeds: int, resamples: int) -> dict[str, Any]:
     Raises:
         RunError: too few labelled pairs.
     """
-    contexts = [bench.routed(number) for number in range(seeds)]
-    names = [expert.name for expert in bench.settings.experts]
+    contexts = [runner.routed(number) for number in range(seeds)]
+    names = [expert.name for expert in runner.settings.experts]
     scores = [contexts[0].table(f"score/{name}") for name in names]
     fitting = read_fitting(contexts[0].ingested.items, scores, names)
     if fitting.labelled is None or len(fitting.labelled) < _FEWEST:
@@ -47,7 +47,7 @@ def measure(bench: Bench, seeds: int, resamples: int) -> dict[str, Any]:
             f"compare: {n_labelled} labelled pairs are too few to test the router on; give {_FEWEST} or more"
         )
     by_seed = [_one(context, fitting) for context in contexts]
-    kept = _measure_guarantee(bench, contexts[0], fitting, resamples)
+    kept = _measure_guarantee(runner, contexts[0], fitting, resamples)
     known = [seed["high_precision"] for seed in by_seed if seed["high_precision"] is not None]
     return {
         "high_precision": float(np.mean(known)) if known else None,
@@ -56,14 +56,14 @@ def measure(bench: Bench, seeds: int, resamples: int) -> dict[str, Any]:
         "promise": kept,
         "basis": by_seed[0]["basis"],
         "by_seed": by_seed,
-        "sweep": _sweep(bench, contexts[0], fitting),
+        "sweep": _sweep(runner, contexts[0], fitting),
     }
 
 
-def _one(context: Context, fitting: Fitting) -> dict[str, Any]:
+def _one(context: RunContext, fitting: Fitting) -> dict[str, Any]:
     """One seed's router: its pairs, and how many of its high labels are right."""
-    causes = {"ingest": context.causes["ingest"], "route": context.causes["router"]}
-    found = results.compute(context.settings, context.where, causes)["routing"]
+    keys = {"ingest": context.keys["ingest"], "route": context.keys["router"]}
+    found = results.compute(context.settings, context.run, keys)["routing"]
     counts = {route: found[route] for route in ("high", "low", "dropped")}
     one = {"seed": context.settings.seed, **counts, "coverage": found["high"] / max(1, sum(counts.values()))}
     if figure := found.get("high_precision"):
@@ -74,18 +74,23 @@ def _one(context: Context, fitting: Fitting) -> dict[str, Any]:
     return {**one, "basis": "labels", "high_precision": share}
 
 
-def _measure_guarantee(bench: Bench, context: Context, fitting: Fitting, resamples: int) -> Any:
+def _measure_guarantee(runner: ArmRunner, context: RunContext, fitting: Fitting, resamples: int) -> Any:
     """Measure the guarantee, or read what the run directory has of it."""
-    inputs = {name: cause.fingerprint for name, cause in bench.shared.items()}
-    told = {"version": VERSION, "inputs": inputs, "router": facts(bench.settings.router), "resamples": resamples}
-    table = context.where.table(StageKey("compare/promise", told))
+    inputs = {name: key.fingerprint for name, key in runner.shared.items()}
+    told = {
+        "version": VERSION,
+        "inputs": inputs,
+        "router": router_facts(runner.settings.router),
+        "resamples": resamples,
+    }
+    table = context.run.table(StageKey("compare/promise", told))
     if table.manifest is None:
-        table.finish(measure_guarantee(bench.settings.router, fitting, resamples, bench.say))
+        table.finish(measure_guarantee(runner.settings.router, fitting, resamples, runner.log))
     return table.manifest
 
 
-def _sweep(bench: Bench, context: Context, fitting: Fitting) -> list[dict[str, Any]]:
-    truths = results.drawn_truths(bench.settings, bench.where)
+def _sweep(runner: ArmRunner, context: RunContext, fitting: Fitting) -> list[dict[str, Any]]:
+    truths = results.drawn_truths(runner.settings, runner.run)
     items = {row["item_id"]: row for row in context.ingested.items.read(columns=_ITEM).to_pylist()}
     sure: list[NDArray[Any]] = []
     right: list[float] = []

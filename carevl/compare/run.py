@@ -11,15 +11,15 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from carevl.cluster import resources
 from carevl.compare import report, routing
 from carevl.compare.arms import OURS, RATES, Arm, Budget, at_threshold, chosen
-from carevl.compare.chain import BENCHMARK, on_benchmark
 from carevl.compare.guarantee import RESAMPLES, to_train
 from carevl.compare.report import Cell
-from carevl.compare.trials import Bench
+from carevl.compare.stages import BENCHMARK, on_benchmark
+from carevl.compare.trials import ArmRunner
 from carevl.data.drawn import draw
-from carevl.pipeline import core as pipeline
+from carevl.pipeline.admission import admit
+from carevl.pipeline.keys import stage_keys
 from carevl.settings.schemes import split_scheme
 from carevl.store.run import Run, RunError
 from carevl.store.table import write_atomically
@@ -27,7 +27,6 @@ from carevl.store.table import write_atomically
 if TYPE_CHECKING:
     from carevl.settings import Settings
 
-Say = Callable[[str], None]
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 RESULT = "compare.json"
@@ -85,7 +84,9 @@ def check(settings: Settings, plan: Plan, final: Final | None) -> None:
         raise RunError(f"compare: benchmark {BENCHMARK} has no final_path, so there is no test data to evaluate on")
 
 
-def compare(settings: Settings, where: Run, plan: Plan, final: Final | None, say: Say) -> dict[str, Any]:
+def compare(
+    settings: Settings, run: Run, plan: Plan, final: Final | None, log: Callable[[str], None]
+) -> dict[str, Any]:
     """Makes what is not there, computes every figure from stored rows, and writes `compare.json` and its pictures.
 
     Returns:
@@ -95,29 +96,29 @@ def compare(settings: Settings, where: Run, plan: Plan, final: Final | None, say
         UserError: as `check`, another process holds the run directory, or a stage cannot be made.
     """
     check(settings, plan, final)
-    with where.lock():
-        draw(settings, where)
-        resources.admit(settings, list(pipeline.causes(settings, where)))
-        if not where.settings.exists():
-            where.remember(settings.model_dump(mode="json"))
-        bench = Bench(settings, where, say)
-        routed = routing.measure(bench, plan.seeds, plan.resamples)
-        made = _Comparison(bench, plan)
+    with run.lock():
+        draw(settings, run)
+        admit(settings, list(stage_keys(settings, run)))
+        if not run.settings.exists():
+            run.remember(settings.model_dump(mode="json"))
+        runner = ArmRunner(settings, run, log)
+        routed = routing.measure(runner, plan.seeds, plan.resamples)
+        made = _Comparison(runner, plan)
         arms = chosen(plan.arms)
         if plan.sweep:
             arms += [at_threshold(threshold) for threshold in to_train(routed["sweep"], routed["coverage"])]
         cells = made.all(arms)
-        found = report.tree(bench, cells, made.tried, [made.budgets[n] for n in sorted(made.budgets)], routed)
-        file = where.root / RESULT
+        found = report.tree(runner, cells, made.tried, [made.budgets[n] for n in sorted(made.budgets)], routed)
+        file = run.root / RESULT
         known = json.loads(file.read_text()) if file.exists() else {}
         found["final"] = known.get("final", [])
         _write(file, found)
         if final is not None:
-            found["final"].append(_final(bench, cells, final, plan.at_once))
+            found["final"].append(_final(runner, cells, final, plan.at_once))
             _write(file, found)
-        for picture in report.draw(found, where.root / "figures"):
-            say(f"wrote {picture}")
-        say(f"wrote {file}")
+        for picture in report.draw(found, run.root / "figures"):
+            log(f"wrote {picture}")
+        log(f"wrote {file}")
     return found
 
 
@@ -129,7 +130,7 @@ def _write(file: Path, found: dict[str, Any]) -> None:
 class _Comparison:
     """Every arm with every seed."""
 
-    bench: Bench
+    runner: ArmRunner
     plan: Plan
     tried: dict[str, dict[float, float]] = field(default_factory=dict)
     """Arm to its learning rates, with the strict accuracy of each on the first seed."""
@@ -140,7 +141,7 @@ class _Comparison:
         """Arm to its trials, one per seed."""
         wanted = list(arms)
         if any(arm.tokens != "own" for arm in arms) and OURS not in wanted:
-            self.bench.say(f"{OURS.name} is trained as well: its tokens are the budget of the other arms")
+            self.runner.log(f"{OURS.name} is trained as well: its tokens are the budget of the other arms")
             wanted.append(OURS)
         others = [arm for arm in wanted if arm != OURS]
         cells: dict[str, dict[int, Cell]] = {arm.name: {} for arm in wanted}
@@ -160,7 +161,7 @@ class _Comparison:
                         self._say_cost(cell, wanted)
                 n_done = sum(map(len, cells.values()))
                 about = f"[{n_done}/{len(wanted) * self.plan.seeds}] {arm.name}, seed {number}"
-                self.bench.say(f"{about}: strict {cell.strict:.3f}, {seconds:.0f} s")
+                self.runner.log(f"{about}: strict {cell.strict:.3f}, {seconds:.0f} s")
         return {arm.name: [cells[arm.name][number] for number in range(self.plan.seeds)] for arm in arms}
 
     def _made(
@@ -193,12 +194,12 @@ class _Comparison:
         return RATES[: self.plan.tries]
 
     def _trial(self, arm: Arm, number: int, rate: float) -> Cell:
-        trial = self.bench.train(arm, number, rate, self.budgets.get(number))
-        return Cell(trial, self.bench.ask(trial))
+        trial = self.runner.train(arm, number, rate, self.budgets.get(number))
+        return Cell(trial, self.runner.ask(trial))
 
     def _say_cost(self, cell: Cell, arms: Sequence[Arm]) -> None:
         """The measured seconds of CAREVL, and what that means for all arms and seeds."""
-        took = cell.trial.seconds(self.bench.where)
+        took = cell.trial.seconds(self.runner.run)
         asking, ours = took.get("evaluate", 0.0), sum(took.values())
         labelling = took.get("judgments", 0.0)
         training = took.get("sft", 0.0) + took.get("dpo", 0.0) + asking
@@ -211,7 +212,7 @@ class _Comparison:
         stages = ", ".join(f"{name} {took[name]:.0f}" for name in took if took[name] >= 1)
         minutes, at_once = seconds / 60, self.plan.at_once
         shared = "" if at_once == 1 else f", {minutes / at_once:.0f} min if {at_once} at once do not slow each other"
-        self.bench.say(
+        self.runner.log(
             f"{OURS.name} took {ours:.0f} s with one seed ({stages}); {len(arms)} arms with {self.plan.seeds} seeds "
             f"and {self.plan.tries} tries: about {minutes:.0f} min of work{shared}, less what is there already"
         )
@@ -226,14 +227,14 @@ def _as_they_come(make: Callable[[Given], Made], lot: Iterable[Given], at_once: 
         yield from pool.imap_unordered(make, lot)
 
 
-def _final(bench: Bench, cells: dict[str, list[Cell]], final: Final, at_once: int) -> dict[str, Any]:
+def _final(runner: ArmRunner, cells: dict[str, list[Cell]], final: Final, at_once: int) -> dict[str, Any]:
     """Evaluates the trained judges on test data."""
-    [benchmark] = on_benchmark(bench.settings).benchmarks
+    [benchmark] = on_benchmark(runner.settings).benchmarks
     path, images = benchmark.final_path, benchmark.final_images
     scheme = split_scheme(benchmark.path)
     if scheme is not None and final.world_seed is not None:
-        path = str(scheme[0].draw_test(bench.where.root, final.world_seed))
-    tests = replace(bench, path=path, images=images)
+        path = str(scheme[0].draw_test(runner.run.root, final.world_seed))
+    tests = replace(runner, path=path, images=images)
     once = {id(cell): cell for of_arm in cells.values() for cell in of_arm}  # base is one cell for all seeds
 
     def ask(cell: Cell) -> tuple[int, Cell]:

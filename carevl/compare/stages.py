@@ -1,77 +1,103 @@
-"""Makes what the stages of an arm need beyond those of `carevl run`, and runs them in order."""
+"""The stages of an arm: those of `carevl run`, with labels and targets of its own.
+
+Equal keys are equal tables: what two arms share is made once.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from carevl.cluster.jobs import PoolJob
 from carevl.compare.labels import decided, pair_uniforms
-from carevl.pipeline import core as pipeline
-from carevl.stages import demonstrate, sampling
-from carevl.stages.base import Context, Counts
-from carevl.stages.makers import MAKERS, Maker
-from carevl.stages.sampling import Asking, Item, Prompted, Prompts
+from carevl.pipeline.run import run_stage
+from carevl.stages import STAGES, caption, demonstrate, dpo, evaluate, ingest, route, sample, score, select, sft
+from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.sampling import Item, Prompted, Prompts, SamplingSpec, choose_rows, judge_items
+from carevl.store.run import RunError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from carevl.compare.labels import Labels
+    from carevl.data.drawn import DataRoot
+    from carevl.settings import Settings
+
+VERSION = 1
+BENCHMARK = "vl-rewardbench"
+DATA_STAGES = (ingest.STAGE, caption.STAGE, score.STAGE)
+"""Stages that no seed changes: items, captions and scores."""
+
+ROUTER = replace(route.STAGE, name="router", directory="route")
+"""The routes as they were decided; an arm's own labels take the name `route`."""
 
 
-def run_stages(context: Context, names: Sequence[str], makers: dict[str, Maker]) -> None:
-    """Makes those of the named stages that are not there, in order; the experts of `score/…` together.
+def arm_stages(labels: Labels | None, path: str | None = None, images: str | None = None) -> tuple[Stage, ...]:
+    """Return the stages of an arm: those of `carevl run`, with its labels as `route` and its targets as `demonstrate`.
 
-    A stage that two arms share is made by the one that comes first; the other waits.
+    Beside them `router`, the routes as they were decided, and `judgments`, which all arms choose their targets from.
+
+    Args:
+        labels: what becomes of the router's labels; they stay as they are when None.
+        path: benchmark data to evaluate on, with their images; the development data when None.
     """
-    pending = [name for name in names if context.where.action(context.causes[name])[0] != "skip"]
-    for stage, group in itertools.groupby(pending, key=lambda name: name.split("/")[0]):
-        together = list(group)
-        with ExitStack() as held:
-            for directory in sorted(str(context.table(name).directory) for name in together):
-                held.enter_context(_MAKING.setdefault(directory, Lock()))
-            pipeline.make_stages(context, together, makers[stage])
+    replaced = {
+        "route": (ROUTER, JUDGMENTS, route.STAGE if labels is None else _label_stage(labels)),
+        "demonstrate": (_TARGETS,),
+        "evaluate": (_evaluate_stage(path, images),),
+    }
+    return tuple(stage for original in STAGES for stage in replaced.get(original.name, (original,)))
+
+
+def run_tables(context: RunContext, tables: Collection[str], stages: Sequence[Stage]) -> None:
+    """Make those of the named tables that are not there, in order.
+
+    A table that two arms share is made by the arm that comes first; the other waits.
+    """
+    for stage in stages:
+        names = [name for name in stage.tables(context.settings) if name in tables]
+        pending = {name: key for name in names if context.run.action(key := context.keys[name])[0] != "skip"}
+        if pending:
+            with ExitStack() as locks:
+                for directory in sorted(str(context.table(name).directory) for name in pending):
+                    locks.enter_context(_MAKING.setdefault(directory, Lock()))
+                run_stage(context, stage, list(pending))
 
 
 _MAKING: dict[str, Lock] = {}
-"""Who makes a stage's directory holds its lock."""
+"""Directory of a table to the lock that its maker holds."""
 
 
-def makers(labels: Labels | None) -> dict[str, Maker]:
-    """What makes each stage of an arm with these labels."""
-    own: dict[str, Maker] = {"router": MAKERS["route"], "judgments": _judgments, "demonstrate": _targets}
-    if labels is not None:
-        own["route"] = _Relabel(labels)
-    return MAKERS | own
+def _label_stage(labels: Labels) -> Stage:
+    """The stage that gives the router's pairs an arm's labels."""
 
+    def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+        del root, table
+        return {"compare": VERSION, "seed": settings.seed, **asdict(labels)}
 
-@dataclass(frozen=True)
-class _Relabel:
-    """Makes `route`: the router's pairs with an arm's labels."""
-
-    labels: Labels
-
-    def __call__(self, context: Context, pending: list[str]) -> Counts:
-        [name] = pending
-        router, target, seed = context.table("router"), context.table(name), context.settings.seed
-        most = _largest_lot(context) if self.labels.rule == "subset" else 1.0
+    def run(context: RunContext) -> Counts:
+        [table] = context.pending
+        router, target, seed = context.table("router"), context.table(table), context.settings.seed
+        most = _largest_lot(context) if labels.rule == "subset" else 1.0
         n_rows = n_high = 0
         for number in router.parts():
-            rows = self.labels.apply(router.read(number), seed, most)
+            rows = labels.apply(router.read(number), seed, most)
             target.write(number, rows)
             n_rows += rows.num_rows
             n_high += int((rows["route"].cast(pa.string()).to_numpy(zero_copy_only=False) == "high").sum())
-        return {name: {"rows_in": n_rows, "rows_out": n_rows, "errors": 0, "high": n_high}}
+        return {table: {"rows_in": n_rows, "rows_out": n_rows, "errors": 0, "high": n_high}}
+
+    inputs = reads("ingest", route="router")
+    return Stage("route", inputs, fingerprint_inputs, run, directory="compare/labels")
 
 
-def _largest_lot(context: Context) -> float:
+def _largest_lot(context: RunContext) -> float:
     """The lot below which there are as many pairs to learn from as the router found high."""
     drawn: list[NDArray[np.float64]] = []
     n_high = 0
@@ -83,14 +109,14 @@ def _largest_lot(context: Context) -> float:
     return float(ordered[n_high - 1]) if n_high else -1.0
 
 
-def training_routes(context: Context) -> Iterator[pa.Table]:
-    """The router's pairs of every part, without those of labelled items and of items with an error."""
+def training_routes(context: RunContext) -> Iterator[pa.Table]:
+    """Yield the router's pairs of every part, without those of labelled items and of items with an error."""
     items, router = context.ingested.items, context.table("router")
     for number in router.parts():
         rows = items.read(number, ["item_id", "gold", "error"])
-        learned = rows.filter(pa.compute.and_(rows["gold"].is_null(), rows["error"].is_null()))
+        learned = rows.filter(pc.and_(rows["gold"].is_null(), rows["error"].is_null()))
         routes = router.read(number)
-        yield routes.filter(pa.compute.is_in(routes["item_id"], learned["item_id"].combine_chunks()))
+        yield routes.filter(pc.is_in(routes["item_id"], learned["item_id"].combine_chunks()))
 
 
 @dataclass(frozen=True)
@@ -104,43 +130,65 @@ class _Every:
             route if route["route"] == "dropped" else route | {"route": "high", "winner": route["first"]}
             for route in routes
         ]
-        asked = [self.prompts(item, some) for some in (high, *([route] for route in high))]
-        return list(dict.fromkeys(prompted for prompts in asked for prompted in prompts))
+        prompts = [self.prompts(item, subset) for subset in (high, *([route] for route in high))]
+        return list(dict.fromkeys(prompted for of_subset in prompts for prompted in of_subset))
 
 
-def _judgments(context: Context, pending: list[str]) -> Counts:
-    """The base judge's judgments of every pair: arms differ in which of them become targets."""
-    [name] = pending
-    settings = context.settings
-    plain = demonstrate.asking(settings)
-    asking = Asking(_Every(plain.prompts), plain.samples, plain.temperature, plain.seed)
-    job = PoolJob(
-        name=name,
-        processor=sampling.JudgeProcessor(settings.judge, asking),
-        sources={
-            "items": context.ingested.items,
-            "images": context.ingested.images,
-            "routes": context.table("router"),
-        },
-        target=context.table(name),
-        pool=settings.judge.pool,
-        key="item_id",
-        identity=("task", "order", "sample"),
-        expected_keys=asking.wanted,
-    )
-    return context.pools([job])
+def _demonstrate_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    return {**demonstrate.fingerprint_inputs(settings, root, table), "compare": VERSION}
 
 
-def _targets(context: Context, pending: list[str]) -> Counts:
-    """Targets as the stage `demonstrate` chooses them, by the arm's labels."""
-    [name] = pending
-    items, routes, judged = context.ingested.items, context.table("route"), context.table("judgments")
-    target = context.table(name, "targets")
-    n_judged = n_chosen = 0
-    for number in items.parts():
-        answers = judged.read(number)
-        chosen = demonstrate.choose(context.settings, items.read(number), routes.read(number), answers)
-        target.write(number, chosen)
-        n_judged += answers.num_rows
-        n_chosen += chosen.num_rows
-    return {name: {"rows_in": n_judged, "rows_out": n_chosen, "errors": 0}}
+def _judge_every_pair(context: RunContext) -> Counts:
+    """Ask the base judge about every pair: arms differ in which of the judgments become targets."""
+    [table] = context.pending
+    plain = demonstrate.sampling_spec(context.settings)
+    spec = SamplingSpec(_Every(plain.prompts), plain.samples, plain.temperature, plain.seed)
+    return judge_items(context, table, context.settings.judge, spec, context.table("router"), context.table(table))
+
+
+def _choose_targets(context: RunContext) -> Counts:
+    """Choose targets as the stage `demonstrate` does, by the arm's labels."""
+    [table] = context.pending
+    judged = context.table("judgments")
+    n_chosen = choose_rows(context, demonstrate.make_targets, judged, context.table(table, "targets"))
+    n_judged = sum(judged.read(number, ["item_id"]).num_rows for number in judged.parts())
+    return {table: {"rows_in": n_judged, "rows_out": n_chosen, "errors": 0}}
+
+
+JUDGMENTS = Stage(
+    "judgments", reads("ingest", route="router"), _demonstrate_inputs, _judge_every_pair, directory="compare/judgments"
+)
+
+_TARGETS = Stage(
+    "demonstrate", reads("route", "judgments"), _demonstrate_inputs, _choose_targets, directory="compare/targets"
+)
+
+
+def _evaluate_stage(path: str | None, images: str | None) -> Stage:
+    """The stage `evaluate` on the comparison's one benchmark."""
+
+    def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+        return dict(evaluate.STAGE.fingerprint_inputs(on_benchmark(settings, path, images), root, table))
+
+    return replace(evaluate.STAGE, fingerprint_inputs=fingerprint_inputs)
+
+
+def on_benchmark(settings: Settings, path: str | None = None, images: str | None = None) -> Settings:
+    """Return the settings with VL-RewardBench, asked in both orders, as their only benchmark.
+
+    Args:
+        path: other data than the development data, with their own directory of images.
+
+    Raises:
+        RunError: the settings do not name that benchmark.
+    """
+    for benchmark in settings.benchmarks:
+        if benchmark.name == BENCHMARK:
+            place = {} if path is None else {"path": path, "images": images}
+            strict = benchmark.model_copy(update={"protocols": ["strict"], "draws": 1, **place})
+            return settings.model_copy(update={"benchmarks": [strict]})
+    raise RunError(f"compare: judges are compared on {BENCHMARK}, and the settings' benchmarks do not name it")
+
+
+PHASE1 = ("router", "judgments", "route", "demonstrate", sft.STAGE.name)
+PHASE2 = (sample.STAGE.name, select.STAGE.name, dpo.STAGE.name)

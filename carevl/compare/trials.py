@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,11 @@ import pyarrow.compute as pc
 from carevl.benchmarks.predictions import from_table
 from carevl.compare import outcomes
 from carevl.compare.arms import OURS, Arm, Budget, with_seed
-from carevl.compare.chain import Causes, asked, chain, data, on_benchmark
 from carevl.compare.experts import probabilities
-from carevl.compare.stages import makers, run_stages
+from carevl.compare.stages import DATA_STAGES, PHASE1, PHASE2, arm_stages, on_benchmark, run_tables
+from carevl.pipeline.keys import stage_keys
 from carevl.stages import evaluate
-from carevl.stages.base import Context
-from carevl.stages.makers import MAKERS
+from carevl.stages.base import RunContext
 from carevl.store.run import Run
 from carevl.training.progress import read_log
 
@@ -25,10 +24,8 @@ if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
     from carevl.settings import Settings
     from carevl.settings.data import Benchmark
-
-Say = Callable[[str], None]
-_PHASE1 = ("router", "judgments", "route", "demonstrate", "sft")
-_PHASE2 = ("sample", "select", "dpo")
+    from carevl.stages.base import Stage
+    from carevl.store.stage_key import StageKey
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Trial:
     """Of the seed, from 0."""
     rate: float
     settings: Settings
-    causes: Causes
+    keys: Mapping[str, StageKey]
     judge: str
     phases: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -57,32 +54,35 @@ class Trial:
     @property
     def made_by(self) -> str | None:
         """The fingerprint of the last training; equal for equal judges, None for an arm that is not trained."""
-        return self.causes[list(self.phases)[-1]].fingerprint if self.phases else None
+        return self.keys[list(self.phases)[-1]].fingerprint if self.phases else None
 
     def seconds(self, where: Run) -> dict[str, float]:
         """Seconds that each stage took when it was made, those that other arms share too."""
-        second = _PHASE2 if self.arm.judge == "phase2" else ()
-        made = {name: where.table(self.causes[name]).manifest for name in (*_PHASE1, *second, f"evaluate/{self.judge}")}
+        second = PHASE2 if self.arm.judge == "phase2" else ()
+        made = {name: where.table(self.keys[name]).manifest for name in (*PHASE1, *second, f"evaluate/{self.judge}")}
         return {name.split("/")[0]: manifest["seconds"] for name, manifest in made.items() if manifest}
 
 
 @dataclass(frozen=True)
-class Bench:
+class ArmRunner:
     """Makes trials in a run directory, whose lock is held."""
 
     settings: Settings
-    where: Run
-    say: Say
+    run: Run
+    log: Callable[[str], None]
     path: str | None = None
     """Of other data to ask about than the development data, with their `images`."""
     images: str | None = None
 
     @cached_property
-    def shared(self) -> Causes:
-        """Items, captions and scores, made when first asked for."""
-        causes = data(self.settings, self.where)
-        run_stages(Context(self.settings, self.where, causes, self.say), list(causes), MAKERS)
-        return data(self.settings, self.where)
+    def shared(self) -> Mapping[str, StageKey]:
+        """Keys of items, captions and scores, which are made when first asked for."""
+        keys = stage_keys(self.settings, self.run, DATA_STAGES)
+        run_tables(RunContext(self.settings, self.run, keys, self.log), ["ingest"], DATA_STAGES)
+        # Only after reading is it known whether the rows are those of an earlier reading.
+        keys = stage_keys(self.settings, self.run, DATA_STAGES)
+        run_tables(RunContext(self.settings, self.run, keys, self.log), list(keys), DATA_STAGES)
+        return keys
 
     @property
     def benchmark(self) -> Benchmark:
@@ -92,57 +92,61 @@ class Bench:
     @cached_property
     def rows(self) -> list[Row]:
         """The benchmark's rows."""
-        return evaluate.load(self.settings, self.where, self.benchmark)
+        return evaluate.load(self.settings, self.run, self.benchmark)
 
-    def routed(self, number: int) -> Context:
-        """CAREVL's stages with the seed of this number, the router's made."""
-        trial = self._begun(OURS, number, 1.0, None)
-        run_stages(self._context(trial), ["router"], makers(None))
-        return self._context(trial)
+    def routed(self, number: int) -> RunContext:
+        """Return CAREVL's tables with the seed of this number, the router's made."""
+        context = self._context(self._plan(OURS, number, 1.0, None))
+        run_tables(context, ["router"], arm_stages(None))
+        return context
 
     def train(self, arm: Arm, number: int, rate: float = 1.0, budget: Budget | None = None) -> Trial:
-        """Makes an arm's judge with the seed of this number."""
-        trial = self._begun(arm, number, rate, budget)
+        """Make an arm's judge with the seed of this number."""
+        trial = self._plan(arm, number, rate, budget)
         if not arm.trained:
             return trial
-        context, making = self._context(trial), makers(arm.labels)
-        run_stages(context, _PHASE1, making)
+        context, stages = self._context(trial), arm_stages(arm.labels)
+        run_tables(context, PHASE1, stages)
         judge, trained = "phase1", ["sft"]
         if arm.judge == "phase2":
-            *choosing, training = _PHASE2
-            run_stages(context, choosing, making)
+            *choosing, training = PHASE2
+            run_tables(context, choosing, stages)
             if (context.table("select").manifest or {})["rows_out"]:
-                run_stages(context, [training], making)
+                run_tables(context, [training], stages)
                 judge, trained = "phase2", ["sft", "dpo"]
             else:
-                context.say("no pair of judgments to prefer: phase 2 leaves the judge as it is")
+                context.log("no pair of judgments to prefer: phase 2 leaves the judge as it is")
         logs = {name: read_log(context.table(name).directory / "steps.jsonl") for name in trained}
         return replace(trial, judge=judge, phases=logs)
 
     def ask(self, trial: Trial) -> outcomes.Outcomes:
-        """What the benchmark's rows say of a trial's judge."""
+        """Return what the benchmark's rows say of a trial's judge."""
         tests = self._tests(trial.settings)
         if trial.arm.judge == "experts":
-            context = replace(self._context(trial), causes=self.shared)
+            context = replace(self._context(trial), keys=self.shared)
             return outcomes.of_probabilities(self.rows, probabilities(context, tests, self.rows))
-        causes = asked(trial.causes, tests, self.where)
-        name = f"evaluate/{trial.judge}"
-        context = replace(self._context(trial), settings=tests, causes=causes)
-        run_stages(context, [name], MAKERS)
-        predictions = context.table(name).read()
+        stages = arm_stages(trial.arm.labels, self.path, self.images)
+        keys = self._keys(trial.settings, stages)
+        table = f"evaluate/{trial.judge}"
+        context = replace(self._context(trial), settings=tests, keys=keys)
+        run_tables(context, [table], stages)
+        predictions = context.table(table).read()
         return outcomes.of_predictions(
             self.rows, from_table(predictions.filter(pc.equal(predictions["protocol"], "strict")))
         )
 
-    def _begun(self, arm: Arm, number: int, rate: float, budget: Budget | None) -> Trial:
+    def _plan(self, arm: Arm, number: int, rate: float, budget: Budget | None) -> Trial:
         settings = arm.settings(with_seed(self.settings, number), rate, budget)
-        causes = chain(settings, arm.labels, self.where, self.shared)
-        return Trial(arm, number, rate, settings, asked(causes, self._tests(settings), self.where), "base")
+        keys = self._keys(settings, arm_stages(arm.labels, self.path, self.images))
+        return Trial(arm, number, rate, settings, keys, "base")
+
+    def _keys(self, settings: Settings, stages: Sequence[Stage]) -> Mapping[str, StageKey]:
+        return stage_keys(settings, self.run, stages, decided=self.shared)
 
     def _tests(self, settings: Settings) -> Settings:
         return on_benchmark(settings, self.path, self.images)
 
-    def _context(self, trial: Trial) -> Context:
-        who = f"{trial.arm.name}, seed {trial.settings.seed}"
+    def _context(self, trial: Trial) -> RunContext:
+        name = f"{trial.arm.name}, seed {trial.settings.seed}"
         rate = "" if trial.rate == 1 else f", rate x {trial.rate:g}"
-        return Context(trial.settings, self.where, trial.causes, lambda line: self.say(f"{who}{rate}: {line}"))
+        return RunContext(trial.settings, self.run, trial.keys, lambda line: self.log(f"{name}{rate}: {line}"))

@@ -22,7 +22,7 @@ from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
 from carevl.data.drawn import draw
 from carevl.data.truth import Truth
-from carevl.pipeline import core as pipeline
+from carevl.pipeline.keys import keys_until, load_run, stage_keys
 from carevl.pipeline.results import drawn_truths
 from carevl.settings.router import RouterSettings
 from carevl.stages.route import Fitting, read_fitting
@@ -50,7 +50,7 @@ def audit(root: Path, rewrites: int, say: Say) -> Tree:
     Raises:
         RunError: no run lies here, or captions and scores are not there for its settings.
     """
-    settings, where = pipeline.remembered(root)
+    settings, where = load_run(root)
     draw(settings, where)
     tables = _finished(settings, where)
     items = Ingested(tables["ingest"].directory).items
@@ -74,7 +74,7 @@ def audit(root: Path, rewrites: int, say: Say) -> Tree:
 
 def _finished(settings: Settings, where: Run) -> Mapping[str, Table]:
     """The tables of a run up to its scores."""
-    causes = pipeline.causes_until(settings, where, "score")
+    causes = keys_until(stage_keys(settings, where), "score")
     for name, cause in causes.items():
         action, reason = where.action(cause)
         if action != "skip":

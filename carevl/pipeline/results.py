@@ -46,7 +46,7 @@ def compute(settings: Settings, where: Run, causes: Mapping[str, StageKey]) -> d
     return {**found, "judges": judges(settings, where, asked)}
 
 
-def again(settings: Settings, where: Run, causes: Mapping[str, StageKey]) -> dict[str, Any]:
+def recompute(settings: Settings, where: Run, causes: Mapping[str, StageKey]) -> dict[str, Any]:
     """As `compute`, for a run whose results are there; also the figures of every evaluation on test data.
 
     Raises:

@@ -1,0 +1,16 @@
+"""The stages, in the order in which they run: a file each."""
+
+from carevl.stages import caption, demonstrate, dpo, evaluate, ingest, route, sample, score, select, sft
+
+STAGES = (
+    ingest.STAGE,
+    caption.STAGE,
+    score.STAGE,
+    route.STAGE,
+    demonstrate.STAGE,
+    sft.STAGE,
+    sample.STAGE,
+    select.STAGE,
+    dpo.STAGE,
+    evaluate.STAGE,
+)

@@ -1,10 +1,11 @@
-"""What every stage is handed: settings, the run's tables, the pools, and a way to tell how far it is."""
+"""What a stage is, and what it is handed when it runs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.jobs import PoolJob, Tally
@@ -12,42 +13,124 @@ from carevl.cluster.pools import run_jobs
 from carevl.cluster.resources import supply
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run
-from carevl.store.stage_key import StageKey
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
+    from carevl.cluster.resources import Need
+    from carevl.data.drawn import DataRoot
     from carevl.settings import Settings
+    from carevl.settings.models import Judge
+    from carevl.store.stage_key import StageKey
     from carevl.training.progress import Progress
 
 Counts = Mapping[str, Mapping[str, Any]]
-"""Stage to what its manifest says of its rows: rows_in, rows_out, errors, and facts of its own."""
+"""Table to what its manifest says of its rows: rows_in, rows_out, errors, and facts of its own."""
+
+
+def no_members(settings: Settings) -> Sequence[str]:
+    """Return the members of a stage that has one table."""
+    del settings
+    return ("",)
+
+
+def no_reservations(settings: Settings) -> Sequence[Need]:
+    """Return what a stage reserves that runs in the driver."""
+    del settings
+    return ()
+
+
+def reads(*tables: str, **roles: str) -> Callable[[Settings, str], Mapping[str, str]]:
+    """Return the inputs of a stage that reads the same tables whatever the settings.
+
+    Args:
+        tables: tables that the stage calls by their own names.
+        roles: what the stage calls a table, to its name.
+    """
+    inputs = {**{table: table for table in tables}, **roles}
+    return lambda settings, table: inputs
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what its tables depend on, what it asks of the cluster, and how they are made.
+
+    A stage has one table, called as the stage is; or one for each of its members, called `STAGE/MEMBER`, which are made
+    together. `plan`, `run`, `status`, `retry`, admission and the entry points in `ray_jobs/` are folds over a tuple of
+    stages.
+    """
+
+    name: str
+    inputs: Callable[[Settings, str], Mapping[str, str]]
+    """(settings, table) to the tables that it is made from, by the role that they have there."""
+    fingerprint_inputs: Callable[[Settings, DataRoot, str], Mapping[str, Any]]
+    """(settings, where data lie, table) to everything else that its rows depend on, as JSON."""
+    run: Callable[[RunContext], Counts]
+    """Makes the tables of `RunContext.pending`."""
+    reservations: Callable[[Settings], Sequence[Need]] = no_reservations
+    members: Callable[[Settings], Sequence[str]] = no_members
+    retryable: str | None = None
+    """Where failed rows can be made again alone: the name that their errors give the stage."""
+    directory: str | None = None
+    """Where its tables lie in a run directory, if not by the stage's name."""
+    errors_in: str = "."
+    """Directory below a table's own whose rows carry its errors."""
+
+    def tables(self, settings: Settings) -> list[str]:
+        """Return the names of its tables."""
+        return [_join(self.name, member) for member in self.members(settings)]
+
+    def place(self, table: str) -> str:
+        """Return the directory of one of its tables, below that of the run."""
+        return _join(self.directory or self.name, table.removeprefix(self.name).removeprefix("/"))
+
+
+def _join(stage: str, member: str) -> str:
+    return f"{stage}/{member}" if member else stage
 
 
 @dataclass
-class Context:
-    """A run at work."""
+class RunContext:
+    """A run at work: settings, tables, pools, and a way to tell how far it is."""
 
     settings: Settings
-    where: Run
-    causes: Mapping[str, StageKey]
-    say: Callable[[str], None]
-    told: dict[str, float] = field(default_factory=dict)
+    run: Run
+    keys: Mapping[str, StageKey]
+    log: Callable[[str], None]
+    pending: Sequence[str] = ()
+    """The tables of the stage at work that have to be made."""
     retry: bool = False
-    """Whether pools make the rows anew that failed in them, and no others."""
+    """Whether pools make the rows again that failed in them, and no others."""
+    last_line: dict[str, float] = field(default_factory=dict)
+    """When progress of a pool was last written, in seconds of the monotonic clock."""
 
-    def table(self, stage: str, *below: str) -> Table:
-        """A stage's table, or one of several below it."""
-        return Table(self.where.table(self.causes[stage]).directory.joinpath(*below))
+    def table(self, name: str, *below: str) -> Table:
+        """Return a table, or one of several below it."""
+        return Table(self.run.table(self.keys[name]).directory.joinpath(*below))
 
     @property
     def ingested(self) -> Ingested:
         """Images and items."""
         return Ingested(self.table("ingest").directory)
 
-    def pools(
+    def trained_judge(self, phase: str | None) -> Judge:
+        """Return the judge that a phase made, or the base; with the settings of the base."""
+        judge = self.settings.judge
+        if phase is None:
+            return judge
+        adapter = self.table(phase, "adapter").directory.absolute()
+        if judge.serve == "merged" or not adapter.exists():
+            return judge.model_copy(update={"path": str(self.merged_judge(phase))})
+        base = {"sft": judge.path, "dpo": str(self.merged_judge("sft"))}[phase]
+        return judge.model_copy(update={"path": base, "adapter": str(adapter)})
+
+    def merged_judge(self, phase: str) -> Path:
+        """Return the directory of the merged weights that a phase made."""
+        return self.table(phase, "judge").directory.absolute()
+
+    def run_pools(
         self, jobs: Sequence[PoolJob], parts: Sequence[int] | None = None, rates: Mapping[str, float] | None = None
     ) -> Counts:
-        """Runs jobs side by side over the given parts, or over every part of the items.
+        """Run jobs side by side over the given parts, or over every part of the items.
 
         Args:
             rates: rows per second of an actor of each job; they matter to pools of size `auto` only.
@@ -56,38 +139,34 @@ class Context:
         nodes = supply(self.settings.cluster, []).nodes
         allowed = self.settings.max_error_fraction
         jobs = [replace(job, retry=self.retry) for job in jobs]
-        tallies = run_jobs(jobs, numbers, allowed, self.progress(), rates=rates, nodes=nodes)
+        tallies = run_jobs(jobs, numbers, allowed, self.pool_progress(), rates=rates, nodes=nodes)
         return {name: tally.facts() for name, tally in tallies.items()}
 
-    def progress(self) -> Callable[[str, Tally, int], None]:
-        """What tells of pools at work, at most once a second for each: rows, rate, errors, time left."""
+    def pool_progress(self) -> Callable[[str, Tally, int], None]:
+        """Return what logs pools at work, at most once a second for each: rows, rate, errors, time left."""
         started = time.monotonic()
 
-        def tell(name: str, tally: Tally, n_parts: int) -> None:
+        def on_progress(name: str, tally: Tally, n_parts: int) -> None:
             elapsed = max(time.monotonic() - started, 1e-6)
-            if self._silent(name, last=tally.parts == n_parts):
+            if self._is_too_soon(name, last=tally.parts == n_parts):
                 return
             end = f"done in {elapsed:.0f} s"
             if tally.parts < n_parts:
                 end = f"{elapsed / tally.parts * (n_parts - tally.parts):.0f} s left" if tally.parts else "begins"
             rate = tally.rows_out / elapsed
             done = f"{tally.rows_out:7d} rows  {rate:8.1f} rows/s  {tally.errors} errors  {end}"
-            self.say(f"{name:16s} {done}" + (f"  {tally.trouble}" if tally.trouble else ""))
+            self.log(f"{name:16s} {done}" + (f"  {tally.trouble}" if tally.trouble else ""))
 
-        return tell
+        return on_progress
 
-    def training(self, stage: str) -> Callable[[Progress], None]:
-        """What tells of a training's steps."""
+    def training_progress(self, stage: str) -> Callable[[Progress], None]:
+        """Return what logs a training's steps."""
+        return lambda progress: self.log(f"{stage:16s} {progress.line()}")
 
-        def progress(told: Progress) -> None:
-            self.say(f"{stage:16s} {told.line()}")
-
-        return progress
-
-    def _silent(self, name: str, *, last: bool) -> bool:
-        """Whether a line of this name was said less than a second ago; the last one is always said."""
+    def _is_too_soon(self, name: str, *, last: bool) -> bool:
+        """Whether progress of this name was written less than a second ago; the last line is always written."""
         now = time.monotonic()
-        if now - self.told.get(name, 0.0) < 1 and not last:
+        if now - self.last_line.get(name, 0.0) < 1 and not last:
             return True
-        self.told[name] = now
+        self.last_line[name] = now
         return False

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl.cluster.jobs import Processor
+from carevl.cluster.jobs import PoolJob, Processor
+from carevl.cluster.resources import for_pool
 from carevl.data.pictures import decoded, picture
 from carevl.models.engines import generate_with_row_errors, generator, weights_fingerprint
 from carevl.models.row_errors import Failure
 from carevl.models.transformers_engine import GenerationRequest
+from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.store.schemas import CAPTIONS, row_error
 
 if TYPE_CHECKING:
+    from carevl.cluster.resources import Need
+    from carevl.data.drawn import DataRoot
     from carevl.models.engines import Generator
     from carevl.settings import Settings
     from carevl.settings.models import Captioner
@@ -24,14 +28,16 @@ VERSION = 1
 VIEW = "default"
 
 
-def facts(settings: Settings) -> dict[str, Any]:
-    """What captions depend on, apart from the images."""
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what captions depend on, apart from the images."""
+    del root, table
     captioner = settings.captioner
-    return {
+    model = {
         "version": VERSION,
         "weights": weights_fingerprint(captioner.path, captioner.revision),
         **captioner.model_dump(include={"engine", "dtype", "max_model_len", "prompt", "max_tokens"}),
     }
+    return {"caption": model}
 
 
 @dataclass
@@ -77,3 +83,33 @@ class CaptionProcessor(Processor):
                 }
             )
         return pa.Table.from_pylist(captions, CAPTIONS)
+
+
+def run(context: RunContext) -> Counts:
+    """Caption every image in the pool."""
+    captioner = context.settings.captioner
+    job = PoolJob(
+        name="caption",
+        processor=CaptionProcessor(captioner),
+        sources={"images": context.ingested.images},
+        target=context.table("caption"),
+        pool=captioner.pool,
+        key="image_id",
+        identity=("view",),
+    )
+    return context.run_pools([job])
+
+
+def reservations(settings: Settings) -> list[Need]:
+    """Return what the pool reserves."""
+    return [for_pool("caption", "captioner.pool", settings.captioner.pool)]
+
+
+STAGE = Stage(
+    name="caption",
+    inputs=reads("ingest"),
+    fingerprint_inputs=fingerprint_inputs,
+    run=run,
+    reservations=reservations,
+    retryable="caption",
+)

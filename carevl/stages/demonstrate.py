@@ -15,11 +15,25 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
-from carevl.stages.sampling import Asking, Item, Prompted, both_orders, by_item, typical
+from carevl.models.engines import weights_fingerprint
+from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.sampling import (
+    Item,
+    Prompted,
+    SamplingSpec,
+    both_orders,
+    by_item,
+    choose_rows,
+    judge_inputs,
+    judge_items,
+    judge_reservations,
+    typical,
+)
 from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import TARGETS
 
 if TYPE_CHECKING:
+    from carevl.data.drawn import DataRoot
     from carevl.settings import Settings
     from carevl.settings.stages import Demonstrate
 
@@ -28,10 +42,12 @@ GOOD, BAD = 4, 2
 """Least rating of a pair's winner, and greatest of its loser, that agree with the label."""
 
 
-def asking(settings: Settings) -> Asking:
-    """What the base judge is asked."""
+def sampling_spec(settings: Settings) -> SamplingSpec:
+    """Return what the base judge is asked."""
     demonstrate = settings.demonstrate
-    return Asking(_Prompts(demonstrate, settings.seed), demonstrate.samples, demonstrate.temperature, settings.seed)
+    return SamplingSpec(
+        _Prompts(demonstrate, settings.seed), demonstrate.samples, demonstrate.temperature, settings.seed
+    )
 
 
 @dataclass(frozen=True)
@@ -59,15 +75,15 @@ def rankable(n_responses: int, high: Sequence[dict[str, Any]]) -> bool:
     return {i for route in high for i in (route["first"], route["second"])} == set(range(n_responses))
 
 
-def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.Table) -> pa.Table:
-    """The targets of phase 1, a pure function of stored rows: TARGETS."""
+def make_targets(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.Table) -> pa.Table:
+    """Return the targets of phase 1, a pure function of stored rows: TARGETS."""
     share = settings.demonstrate.verdict_only_share
     written: dict[tuple[str, str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
     for row in judgments.to_pylist():
         written[row["item_id"], row["task"], tuple(row["order"])].append(row)
     targets: list[dict[str, Any]] = []
     bare: list[dict[str, Any]] = []
-    prompts_of = asking(settings).prompts
+    prompts_of = sampling_spec(settings).prompts
     for item, of_item in by_item(items, routes):
         prompts = prompts_of(item, of_item)
         for group in _groups(prompts):
@@ -134,3 +150,32 @@ def _target(item: Item, prompted: Prompted, text: str, *, evidence: bool) -> dic
         "text": text,
         "evidence": evidence,
     }
+
+
+def run(context: RunContext) -> Counts:
+    """Ask the base judge about every high-confidence item, and make targets of what agrees with the label."""
+    [table] = context.pending
+    settings, judged = context.settings, context.table(table, "judgments")
+    spec = sampling_spec(settings)
+    counts = judge_items(context, table, settings.judge, spec, context.table("route"), judged)[table]
+    target = context.table(table, "targets")
+    choose_rows(context, make_targets, judged, target)
+    evidence = target.read(columns=["evidence"])["evidence"].to_pylist()
+    return {table: {**counts, "targets": len(evidence), "with_evidence": sum(evidence)}}
+
+
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what targets depend on, apart from items and routes."""
+    del root, table
+    judge = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision), **judge_inputs(settings)}
+    return {"version": VERSION, "seed": settings.seed, "judge": judge, **settings.demonstrate.model_dump()}
+
+
+STAGE = Stage(
+    name="demonstrate",
+    inputs=reads("ingest", "route"),
+    fingerprint_inputs=fingerprint_inputs,
+    run=run,
+    reservations=judge_reservations("demonstrate"),
+    retryable="judge",
+)

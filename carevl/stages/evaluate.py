@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.run import VERSION, Asked, Exam, predict
 from carevl.data.drawn import DataRoot
+from carevl.models.engines import weights_fingerprint
+from carevl.stages.base import Counts, RunContext, Stage
 from carevl.stages.ingest import stamps
+from carevl.stages.sampling import judge_inputs, judge_reservations
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
     from carevl.settings import Settings
     from carevl.settings.data import Benchmark
-    from carevl.settings.models import Judge
-    from carevl.stages.base import Context
 
 JUDGES: dict[str, str | None] = {"base": None, "phase1": "sft", "phase2": "dpo"}
 """Judge to the stage that makes it."""
 
 
-def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
-    """What predictions depend on, apart from the judge."""
+def benchmark_inputs(settings: Settings, root: DataRoot) -> dict[str, Any]:
+    """Return what predictions depend on, apart from the judge."""
     tests = []
     for benchmark in settings.benchmarks:
         path, images = data_of(root, benchmark)
@@ -34,7 +34,7 @@ def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
     return {"version": VERSION, "seed": settings.seed, "benchmarks": tests}
 
 
-def final(settings: Settings) -> Settings:
+def with_test_data(settings: Settings) -> Settings:
     """The settings with every benchmark's test data in place of its development data.
 
     Raises:
@@ -61,27 +61,55 @@ def data_of(root: DataRoot, benchmark: Benchmark) -> tuple[Path, Path | None]:
     return Path(root.resolve(benchmark.path)), images
 
 
-def run_evaluations(context: Context, judges: Mapping[str, Judge], *, retry: bool = False) -> dict[str, dict[str, int]]:
-    """Asks judges the questions of every benchmark, side by side; a table of predictions each.
-
-    Args:
-        judges: stage to judge.
-        retry: as for `predict`.
-
-    Returns:
-        Stage to its counts.
-    """
+def run(context: RunContext) -> Counts:
+    """Ask the pending judges the questions of every benchmark, side by side; a table of predictions each."""
     settings = context.settings
-    tests = [
-        Exam(BENCHMARKS[benchmark.name], load(settings, context.where, benchmark), benchmark.protocols, benchmark.draws)
+    exams = [
+        Exam(BENCHMARKS[benchmark.name], load(settings, context.run, benchmark), benchmark.protocols, benchmark.draws)
         for benchmark in settings.benchmarks
     ]
+    judges = {table: context.trained_judge(JUDGES[_judge(table)]) for table in context.pending}
     counts = predict(
-        [Asked(judge, name.split("/")[1], context.table(name)) for name, judge in judges.items()],
-        tests,
-        context.progress(),
+        [Asked(judge, _judge(table), context.table(table)) for table, judge in judges.items()],
+        exams,
+        context.pool_progress(),
         seed=settings.seed,
         max_error_fraction=settings.max_error_fraction,
-        retry=retry,
+        retry=context.retry,
     )
-    return {name: counts[name.split("/")[1]] for name in judges}
+    return {table: counts[_judge(table)] for table in judges}
+
+
+def members(settings: Settings) -> list[str]:
+    """Return the names of the judges."""
+    del settings
+    return list(JUDGES)
+
+
+def _judge(table: str) -> str:
+    return table.partition("/")[2]
+
+
+def inputs(settings: Settings, table: str) -> dict[str, str]:
+    """Return the phase that makes the judge; nothing for the base."""
+    del settings
+    phase = JUDGES[_judge(table)]
+    return {} if phase is None else {phase: phase}
+
+
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what the predictions of a judge depend on, apart from a training."""
+    base = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision)}
+    weights = base if JUDGES[_judge(table)] is None else {}
+    return {"judge": judge_inputs(settings) | weights, **benchmark_inputs(settings, root)}
+
+
+STAGE = Stage(
+    name="evaluate",
+    members=members,
+    inputs=inputs,
+    fingerprint_inputs=fingerprint_inputs,
+    run=run,
+    reservations=judge_reservations("evaluate"),
+    retryable="evaluate",
+)

@@ -25,6 +25,7 @@ from carevl.data.perceptual_hash import Look
 from carevl.data.reading import Source, SourceRow, mix, read_source
 from carevl.data.spill import Rows, Spill
 from carevl.data.urls import UrlFetcher
+from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.schemas import IMAGES, ITEMS, failures
@@ -196,3 +197,41 @@ def ahead(call: Callable[[_In], _Out], values: Iterable[_In]) -> Iterator[_Out]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def run(context: RunContext) -> Counts:
+    """Read every source.
+
+    Raises:
+        RunError: more rows than allowed cannot be used.
+    """
+    [table] = context.pending
+    counts = read_sources(context, context.ingested.directory)
+    allowed = context.settings.max_error_fraction
+    if counts["errors"] > allowed * counts["rows_out"]:
+        raise RunError(
+            f"ingest: {counts['errors']} of {counts['rows_out']} rows cannot be used, more than max_error_fraction = "
+            f"{allowed:.1%} allows: {'; '.join(context.ingested.items.problems(3))}; mend the data, or allow more"
+        )
+    return {table: counts | context.run.same(context.keys[table], counts["contents"])}
+
+
+def read_sources(context: RunContext, directory: Path) -> dict[str, Any]:
+    """Write images and items into a directory; return their counts."""
+
+    def log(line: str) -> None:
+        context.log(f"{'ingest':16s} {line}")
+
+    def on_progress(rows: int, errors: int) -> None:
+        log(f"{rows} rows read, {errors} errors")
+
+    return run_ingest(context.settings, context.run, directory, on_progress, log)
+
+
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what items and images depend on."""
+    del table
+    return facts(settings, root)
+
+
+STAGE = Stage(name="ingest", inputs=reads(), fingerprint_inputs=fingerprint_inputs, run=run, errors_in="items")

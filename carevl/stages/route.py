@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from carevl.confidence.guarantee import CannotCertifyError
 from carevl.confidence.pairs import NO_CAPTION, Pairs
 from carevl.confidence.policies import fit_router
+from carevl.stages.base import Counts, RunContext, Stage
 from carevl.store.run import RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
+    from carevl.data.drawn import DataRoot
     from carevl.settings import Settings
     from carevl.settings.router import RouterSettings
 
@@ -33,9 +35,15 @@ _ITEMS = ["item_id", "image_id", "responses", "source_preference", "gold", "erro
 _SCORES = ["item_id", "expert", "view", "scores"]
 
 
-def facts(settings: RouterSettings) -> dict[str, Any]:
-    """What routing depends on, apart from items and scores."""
-    return {"version": VERSION, **settings.model_dump(mode="json")}
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what routing depends on, apart from items and scores."""
+    del root, table
+    return {"router": router_facts(settings.router)}
+
+
+def router_facts(router: RouterSettings) -> dict[str, Any]:
+    """Return the router's settings and version."""
+    return {"version": VERSION, **router.model_dump(mode="json")}
 
 
 def run_route(settings: Settings, items: Table, scores: Sequence[Table], target: Table) -> Mapping[str, Any]:
@@ -114,3 +122,19 @@ def _parts(items: Table, scores: Sequence[Table]) -> Iterator[tuple[pa.Table, pa
     """Items and scores of every part, in order."""
     for number in items.parts():
         yield items.read(number, _ITEMS), pa.concat_tables([table.read(number, _SCORES) for table in scores])
+
+
+def run(context: RunContext) -> Counts:
+    """Fit the router and route every pair."""
+    [table] = context.pending
+    scores = [context.table(f"score/{expert.name}") for expert in context.settings.experts]
+    return {table: run_route(context.settings, context.ingested.items, scores, context.table(table))}
+
+
+def inputs(settings: Settings, table: str) -> dict[str, str]:
+    """Return the items and the scores of every expert."""
+    del table
+    return {name: name for name in ("ingest", *(f"score/{expert.name}" for expert in settings.experts))}
+
+
+STAGE = Stage(name="route", inputs=inputs, fingerprint_inputs=fingerprint_inputs, run=run)

@@ -8,18 +8,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from carevl.stages.sampling import Asking, Item, Prompted, both_orders
+from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.sampling import (
+    Item,
+    Prompted,
+    SamplingSpec,
+    both_orders,
+    judge_inputs,
+    judge_items,
+    judge_reservations,
+)
 
 if TYPE_CHECKING:
+    from carevl.data.drawn import DataRoot
     from carevl.settings import Settings
 
 VERSION = 2
 
 
-def asking(settings: Settings) -> Asking:
-    """What the phase-1 judge is asked."""
+def sampling_spec(settings: Settings) -> SamplingSpec:
+    """Return what the phase-1 judge is asked."""
     prompts = _with_answer if settings.sample.answers else _low_pairs
-    return Asking(prompts, settings.sample.samples, settings.sample.temperature, settings.seed)
+    return SamplingSpec(prompts, settings.sample.samples, settings.sample.temperature, settings.seed)
 
 
 def _low_pairs(item: Item, routes: Sequence[dict[str, Any]]) -> list[Prompted]:
@@ -31,3 +41,27 @@ def _low_pairs(item: Item, routes: Sequence[dict[str, Any]]) -> list[Prompted]:
 def _with_answer(item: Item, routes: Sequence[dict[str, Any]]) -> list[Prompted]:
     pairs = _low_pairs(item, routes)
     return [*pairs, Prompted("answer", ())] if pairs else []
+
+
+def run(context: RunContext) -> Counts:
+    """Ask the phase-1 judge about every low-confidence pair."""
+    [table] = context.pending
+    judge, spec = context.trained_judge("sft"), sampling_spec(context.settings)
+    return judge_items(context, table, judge, spec, context.table("route"), context.table(table))
+
+
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what judgments depend on, apart from items, routes and the phase-1 judge."""
+    del root, table
+    sample = settings.sample.model_dump()
+    return {"version": VERSION, "seed": settings.seed, "judge": judge_inputs(settings), **sample}
+
+
+STAGE = Stage(
+    name="sample",
+    inputs=reads("ingest", "route", "sft"),
+    fingerprint_inputs=fingerprint_inputs,
+    run=run,
+    reservations=judge_reservations("sample"),
+    retryable="judge",
+)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from carevl.cluster.jobs import Processor
+from carevl.cluster.jobs import PoolJob, Processor
+from carevl.cluster.resources import for_pool
 from carevl.data.pictures import decoded, picture
 from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.models.engines import generate_with_row_errors, generator
@@ -19,8 +20,12 @@ from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import JUDGMENTS, row_error
 
 if TYPE_CHECKING:
+    from carevl.cluster.resources import Need
     from carevl.models.engines import Generator
+    from carevl.settings import Settings
     from carevl.settings.models import Judge
+    from carevl.stages.base import Counts, RunContext
+    from carevl.store.table import Table
 
 Item = dict[str, Any]
 """A row of the table `items`."""
@@ -47,6 +52,9 @@ class Prompted:
         return parse_judgment(generation.text, self.task, self.order, truncated=generation.truncated)
 
 
+Choose = Callable[["Settings", pa.Table, pa.Table, pa.Table], pa.Table]
+"""Settings, and one part of items, routes and judgments, to the rows that are chosen of it."""
+
 Prompts = Callable[[Item, Sequence[dict[str, Any]]], list[Prompted]]
 """What is asked about an item, given its rows of the table `routes`."""
 
@@ -67,7 +75,7 @@ def by_item(items: pa.Table, routes: pa.Table) -> Iterator[tuple[Item, list[dict
 
 
 @dataclass(frozen=True)
-class Asking:
+class SamplingSpec:
     """Which prompts a judge gets, how often, and at what temperature (0 is greedy)."""
 
     prompts: Prompts
@@ -87,7 +95,7 @@ class JudgeProcessor(Processor):
     """Turns a part of `items`, `images` and `routes` into a part of `judgments`."""
 
     judge: Judge
-    asking: Asking
+    spec: SamplingSpec
     engine: Generator = field(init=False)
 
     def setup(self) -> None:
@@ -96,7 +104,7 @@ class JudgeProcessor(Processor):
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode the pictures that the judge will be asked about."""
         rows = by_item(tables["items"], tables["routes"])
-        images = {item["image_id"] for item, routes in rows if self.asking.prompts(item, routes)}
+        images = {item["image_id"] for item, routes in rows if self.spec.prompts(item, routes)}
         return {**tables, "images": decoded(tables["images"], images)}
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
@@ -105,21 +113,21 @@ class JudgeProcessor(Processor):
         asked: list[Prompted] = []
         requests: list[GenerationRequest] = []
         for item, routes in by_item(tables["items"], tables["routes"]):
-            prompts = self.asking.prompts(item, routes)
+            prompts = self.spec.prompts(item, routes)
             if not prompts:
                 continue
             image = picture(images[item["image_id"]])
             for prompted in prompts:
                 words = prompted.write(item)
-                for sample in range(self.asking.samples):
+                for sample in range(self.spec.samples):
                     key = (item["item_id"], prompted.task, prompted.order, sample)
                     requests.append(
-                        GenerationRequest(image, words, seed=int(hash_uniform(self.asking.seed, *key) * 2**31))
+                        GenerationRequest(image, words, seed=int(hash_uniform(self.spec.seed, *key) * 2**31))
                     )
                     asked.append(prompted)
                     rows.append(dict(zip(("item_id", "task", "order", "sample"), key, strict=True)))
         made = generate_with_row_errors(
-            self.engine, requests, max_tokens=self.judge.max_tokens, temperature=self.asking.temperature
+            self.engine, requests, max_tokens=self.judge.max_tokens, temperature=self.spec.temperature
         )
         for row, prompted, generation in zip(rows, asked, made, strict=True):
             if isinstance(generation, Failure):
@@ -143,3 +151,45 @@ def typical(judgments: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]
     """The one of `judgments` whose evidence is given most often in `among`; the first of them when several are."""
     counts = Counter(row["evidence"] for row in among)
     return max(judgments, key=lambda row: (counts[row["evidence"]], -row["sample"]))
+
+
+JUDGMENT = ("task", "order", "sample")
+"""With the item, what names a judgment."""
+
+
+def judge_items(
+    context: RunContext, name: str, judge: Judge, spec: SamplingSpec, routes: Table, target: Table
+) -> Counts:
+    """Ask a judge about every item in the pool of the judge; return the counts of `name`."""
+    job = PoolJob(
+        name=name,
+        processor=JudgeProcessor(judge, spec),
+        sources={"items": context.ingested.items, "images": context.ingested.images, "routes": routes},
+        target=target,
+        pool=judge.pool,
+        key="item_id",
+        identity=JUDGMENT,
+        expected_keys=spec.wanted,
+    )
+    return context.run_pools([job])
+
+
+def choose_rows(context: RunContext, choose: Choose, judged: Table, target: Table) -> int:
+    """Apply a pure function of items, routes and judgments to every part; return how many rows it chose."""
+    n_rows = 0
+    items, routes = context.ingested.items, context.table("route")
+    for number in items.parts():
+        chosen = choose(context.settings, items.read(number), routes.read(number), judged.read(number))
+        target.write(number, chosen)
+        n_rows += chosen.num_rows
+    return n_rows
+
+
+def judge_inputs(settings: Settings) -> dict[str, Any]:
+    """Return what judgments depend on of the judge's settings, apart from its weights."""
+    return settings.judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"})
+
+
+def judge_reservations(stage: str) -> Callable[[Settings], list[Need]]:
+    """Return what a stage reserves that asks a judge."""
+    return lambda settings: [for_pool(stage, "judge.pool", settings.judge.pool)]

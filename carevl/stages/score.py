@@ -18,14 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl.cluster.jobs import Processor
+from carevl.cluster import throughput
+from carevl.cluster.jobs import PoolJob, Processor
+from carevl.cluster.resources import for_pool
 from carevl.confidence.pairs import NO_CAPTION
 from carevl.models.conversations import Encoded
 from carevl.models.experts.load import encoder, fingerprint, load
 from carevl.models.row_errors import TOO_LONG, Failure
+from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
 
 if TYPE_CHECKING:
+    from carevl.cluster.resources import Need
+    from carevl.data.drawn import DataRoot
+    from carevl.settings import Settings
     from carevl.settings.models import Expert
 
 VERSION = 3
@@ -33,13 +39,16 @@ VERSION = 3
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
-def facts(expert: Expert) -> dict[str, Any]:
-    """What an expert's scores depend on, apart from items and captions."""
-    return {
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what an expert's scores depend on, apart from items and captions."""
+    del root
+    expert = _expert(settings, table)
+    facts = {
         "version": VERSION,
         "weights": fingerprint(expert),
         **expert.model_dump(include={"name", "kind", "engine", "dtype", "max_model_len", "template", "too_long"}),
     }
+    return {"expert": facts}
 
 
 @dataclass(frozen=True)
@@ -155,3 +164,49 @@ def summarised(
             return read, made
         for i, scores in zip(long, ask(list(long.values())), strict=True):
             read[i], made[i] = long[i], scores
+
+
+def run(context: RunContext) -> Counts:
+    """Score every item by every pending expert, side by side in a pool each."""
+    jobs = [
+        PoolJob(
+            name=table,
+            processor=ScoreProcessor(expert := _expert(context.settings, table)),
+            sources={"items": context.ingested.items, "captions": context.table("caption")},
+            target=context.table(table),
+            pool=expert.pool,
+            key="item_id",
+            identity=("view",),
+        )
+        for table in context.pending
+    ]
+    shared = len(jobs) > 1 and any(job.pool.auto for job in jobs)
+    rates = throughput.measure_rates(context.run, jobs, context.log) if shared else None
+    return context.run_pools(jobs, rates=rates)
+
+
+def members(settings: Settings) -> list[str]:
+    """Return the names of the experts."""
+    return [expert.name for expert in settings.experts]
+
+
+def _expert(settings: Settings, table: str) -> Expert:
+    name = table.removeprefix("score/")
+    return next(expert for expert in settings.experts if expert.name == name)
+
+
+def reservations(settings: Settings) -> list[Need]:
+    """Return what the pools reserve."""
+    experts = enumerate(settings.experts)
+    return [for_pool(f"score/{expert.name}", f"experts.{n}.pool", expert.pool) for n, expert in experts]
+
+
+STAGE = Stage(
+    name="score",
+    members=members,
+    inputs=reads("ingest", "caption"),
+    fingerprint_inputs=fingerprint_inputs,
+    run=run,
+    reservations=reservations,
+    retryable="score",
+)

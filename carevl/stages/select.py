@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import contradicted
-from carevl.stages.sampling import Item, Prompted, both_orders, by_item, typical
+from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.sampling import Item, Prompted, both_orders, by_item, choose_rows, typical
 from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import PAIRS
 
 if TYPE_CHECKING:
+    from carevl.data.drawn import DataRoot
     from carevl.settings import Settings
     from carevl.settings.stages import Select
 
@@ -252,3 +254,21 @@ def _balanced(pairs: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]
 
     dropped = {id(pair) for side in sides.values() for pair in sorted(side, key=rank)[size:]}
     return [pair for pair in pairs if id(pair) not in dropped]
+
+
+def run(context: RunContext) -> Counts:
+    """Make pairs of the sampled judgments."""
+    [table] = context.pending
+    sampled = context.table("sample")
+    n_pairs = choose_rows(context, choose, sampled, context.table(table))
+    manifest = sampled.manifest or {}
+    return {table: {"rows_in": manifest.get("rows_out", 0), "rows_out": n_pairs, "errors": 0}}
+
+
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what pairs depend on, apart from the judgments."""
+    del root, table
+    return {"version": VERSION, "seed": settings.seed, **settings.select.model_dump()}
+
+
+STAGE = Stage(name="select", inputs=reads("sample"), fingerprint_inputs=fingerprint_inputs, run=run)

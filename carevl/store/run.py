@@ -101,7 +101,7 @@ class Run:
         last = self.latest(cause.stage)
         if last is None:
             return "run", "never run"
-        return "recompute", "; ".join(differences(last["cause"], dict(cause.facts)))
+        return "recompute", "; ".join(differences(last["cause"], dict(cause.fingerprint_inputs)))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

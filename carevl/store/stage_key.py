@@ -13,17 +13,17 @@ from typing import Any
 class StageKey:
     """Everything that a stage's result depends on.
 
-    `facts` is a JSON-able tree: the stage's version, the settings that matter to it, the fingerprints of its inputs
-    and of the weights, prompts and templates that it uses.
+    `fingerprint_inputs` is a JSON-able tree: the stage's version, the settings that matter to it, the fingerprints of
+    its inputs and of the weights, prompts and templates that it uses.
     """
 
     stage: str
-    facts: Mapping[str, Any]
+    fingerprint_inputs: Mapping[str, Any]
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the sha256 of stage and facts."""
-        text = json.dumps([self.stage, self.facts], sort_keys=True, ensure_ascii=False)
+        """16 hex digits of the sha256 of stage and inputs."""
+        text = json.dumps([self.stage, self.fingerprint_inputs], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -193,12 +193,12 @@ def captioner(directory: Path, parts: int, rows: int, preparers: int) -> None:
 def sampler(directory: Path, parts: int, rows: int, preparers: int) -> None:
     """`sampler_share`."""
     sources = draw(directory, parts, max(1, rows // 6))
-    asking = sample.asking(SETTINGS)
+    spec = sample.sampling_spec(SETTINGS)
     identity = ("task", "order", "sample")
     pool = SETTINGS.judge.pool.model_copy(update={"preparers": preparers})
     log, target = directory / "judged.log", Table(directory / "judged")
-    processor = Paired(JudgeProcessor(SETTINGS.judge, asking), log)
-    job = PoolJob("sample", processor, sources, target, pool, "item_id", identity, asking.wanted)
+    processor = Paired(JudgeProcessor(SETTINGS.judge, spec), log)
+    job = PoolJob("sample", processor, sources, target, pool, "item_id", identity, spec.wanted)
     generation_share("sampler_share", job, log, parts)
 
 

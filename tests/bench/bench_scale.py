@@ -33,7 +33,7 @@ from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import PoolJob, Processor, check_keys
 from carevl.cluster.pools import run_jobs
 from carevl.models.experts import load as experts
-from carevl.pipeline import core as pipeline
+from carevl.pipeline.plan import plan_run
 from carevl.settings import Settings, load_settings
 from carevl.settings.models import Pool
 from carevl.settings.tree import Cluster
@@ -187,7 +187,7 @@ def bookkeeping(settings: Settings, directory: Path, job: PoolJob, parts: int) -
     Every one of them is done again here, alone, with the rows of the run.
     """
     started = time.process_time()
-    pipeline.plan(settings, Run(directory / "none"))
+    plan_run(settings, Run(directory / "none"))
     spent = time.process_time() - started
     again = Table(directory / "again")
     for part in range(parts):

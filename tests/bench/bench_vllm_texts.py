@@ -67,10 +67,10 @@ def differing(first: Texts, others: Texts) -> tuple[float, float]:
 def judged(directory: Path, pieces: int, direction: int) -> dict[str, Texts]:
     """Texts at the stage's temperature, and greedy ones."""
     tables = {name: Table(directory / name).read(0) for name in ("items", "images", "routes")}
-    asking = sample.asking(SETTINGS)
+    spec = sample.sampling_spec(SETTINGS)
     found: dict[str, Texts] = {}
-    for heat, temperature in (("sampled", asking.temperature), ("greedy", 0.0)):
-        judge = sampling.JudgeProcessor(SETTINGS.judge, replace(asking, temperature=temperature)).load()
+    for heat, temperature in (("sampled", spec.temperature), ("greedy", 0.0)):
+        judge = sampling.JudgeProcessor(SETTINGS.judge, replace(spec, temperature=temperature)).load()
         size = -(-len(tables["items"]) // pieces)
         starts = range(0, len(tables["items"]), size)[::direction]
         rows: list[dict[str, Any]] = []

@@ -2,7 +2,8 @@
 
 import pytest
 
-from carevl.cluster.resources import Need, Supply, admit, check, needs, supply
+from carevl.cluster.resources import Need, Supply, check, supply
+from carevl.pipeline.admission import admit, reservations
 from carevl.settings import load_settings
 from carevl.store.run import RunError
 
@@ -53,7 +54,7 @@ def test_every_stage_that_can_never_start_is_named_with_what_to_change():
         "dpo.workers.num_cpus=1",
     ]
     with pytest.raises(RunError) as caught:
-        check(needs(load_settings("mini", overrides)), Supply([{"CPU": 2}], "this machine"))
+        check(reservations(load_settings("mini", overrides)), Supply([{"CPU": 2}], "this machine"))
     assert str(caught.value).split("; ") == [
         "caption: needs 1 CPU, 4 GPU on one node, and this machine has 2 CPU",
         "change captioner.pool, or join a cluster that has it",
@@ -66,7 +67,7 @@ def test_every_stage_that_can_never_start_is_named_with_what_to_change():
 
 def test_stages_that_need_not_run_reserve_nothing():
     settings = load_settings("mini", ["captioner.tensor_parallel=4", "captioner.pool.num_gpus=4", "cluster.num_cpus=2"])
-    assert [need.stage for need in needs(settings, ["route", "sft", "evaluate/base"])] == ["sft", "evaluate"]
+    assert [need.stage for need in reservations(settings, ["route", "sft", "evaluate/base"])] == ["sft", "evaluate"]
     admit(settings, ["route", "sft"])
     with pytest.raises(RunError, match="caption: needs 1 CPU, 4 GPU"):
         admit(settings, ["caption"])

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from carevl.data.drawn import DataRoot, data_root, draw
-from carevl.pipeline import core as pipeline
+from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.plan import plan_run
 from carevl.settings import Settings, SettingsError, load_settings
 from carevl.settings.data import Source
 from carevl.stages import ingest
@@ -79,24 +80,24 @@ def test_a_plan_writes_nothing_and_has_the_fingerprints_of_the_run(
 ) -> None:
     run = Run(tmp_path / "run")
     before = tree(run.root)
-    planned = pipeline.plan(settings, run)
+    planned = plan_run(settings, run)
     assert tree(run.root) == before
     assert not list(temporary.iterdir())
     draw(settings, run)
     drawn = tree(run.root)
     assert "world-toy-7/rows.jsonl" in drawn
-    keys = pipeline.causes(settings, run)
+    keys = stage_keys(settings, run)
     assert [(stage.name, stage.fingerprint) for stage in planned] == [
         (name, key.fingerprint) for name, key in keys.items()
     ]
-    assert set(keys["ingest"].facts["files"]) == {"world-toy-7/rows.jsonl", "own.jsonl"}
+    assert set(keys["ingest"].fingerprint_inputs["files"]) == {"world-toy-7/rows.jsonl", "own.jsonl"}
     assert tree(run.root) == drawn
 
 
 def test_other_drawn_data_have_another_fingerprint(settings: Settings, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     larger = settings.model_copy(update={"miniworld": settings.miniworld.model_copy(update={"seed": 8})})
-    first, second = (pipeline.causes(tree, run)["ingest"].fingerprint for tree in (settings, larger))
+    first, second = (stage_keys(tree, run)["ingest"].fingerprint for tree in (settings, larger))
     assert first != second
 
 
@@ -109,7 +110,10 @@ def test_drawn_data_are_known_by_their_size_and_other_data_by_their_age_too(sett
     assert ingest.facts(settings, DataRoot.of(settings, run)) == facts
     copied = Run(tmp_path / "copy")
     shutil.copytree(run.root, copied.root)
-    assert pipeline.causes(settings, copied)["ingest"].facts["files"]["world-toy-7/rows.jsonl"] == [1, *_size(copied)]
+    assert stage_keys(settings, copied)["ingest"].fingerprint_inputs["files"]["world-toy-7/rows.jsonl"] == [
+        1,
+        *_size(copied),
+    ]
 
 
 def _size(run: Run) -> list[int]:

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from carevl.data.drawn import DataRoot, draw
+from carevl.data.drawn import draw
 from carevl.judging.prompts import judge_prompt, write_judgment
+from carevl.pipeline.keys import stage_keys
 from carevl.settings import load_settings
 from carevl.stages import ingest
 from carevl.store.ingested import Ingested
@@ -51,10 +52,12 @@ def judged(item: Row) -> list[Row]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run, settings = Run(tmp_path_factory.mktemp("run")), load_settings("mini", WORLD)
     draw(settings, run)
-    cause = StageKey("ingest", ingest.facts(settings, DataRoot.of(settings, run)))
-    counts = ingest.run_ingest(settings, run, run.table(cause).directory, lambda *_: None)
-    run.table(cause).finish({"stage": "ingest", "fingerprint": cause.fingerprint, "cause": dict(cause.facts), **counts})
-    items = Ingested(run.table(cause).directory).items
+    key = stage_keys(settings, run)["ingest"]
+    counts = ingest.run_ingest(settings, run, run.table(key).directory, lambda *_: None)
+    run.table(key).finish(
+        {"stage": "ingest", "fingerprint": key.fingerprint, "cause": dict(key.fingerprint_inputs), **counts}
+    )
+    items = Ingested(run.table(key).directory).items
 
     def make(stage: str, inputs: Row, below: str, of_item: Callable[[Row], list[Row]], schema: pa.Schema) -> str:
         made = StageKey(stage, {"inputs": inputs})
@@ -66,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         run.table(made).finish(facts)
         return made.fingerprint
 
-    read = {"ingest": cause.fingerprint}
+    read = {"ingest": key.fingerprint}
     routed = make("route", read, "", routes, ROUTES)
     make("demonstrate", read | {"route": routed}, "targets", targets, TARGETS)
     sampled = make("sample", read | {"route": routed}, "", judged, PAIRS)

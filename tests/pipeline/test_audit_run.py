@@ -12,8 +12,8 @@ import pytest
 
 from carevl.audit.rewrites import REWRITES
 from carevl.data.truth import read_truth
-from carevl.pipeline import core as pipeline
 from carevl.pipeline.audit import audit
+from carevl.pipeline.keys import keys_until, stage_keys
 from carevl.settings import load_settings
 from carevl.stages import ingest
 from carevl.store.ingested import Ingested
@@ -28,17 +28,17 @@ CAREVL = Path(sys.executable).with_name("carevl")
 def where(tmp_path_factory):
     """A run up to its scores: items are read from a drawn world, captions and scores are made up from its truth."""
     run, settings = Run(tmp_path_factory.mktemp("audited")), load_settings("mini", SETTINGS)
-    causes = _ingested(settings, run)
-    items = Ingested(run.table(causes["ingest"]).directory).items
+    keys = _ingested(settings, run)
+    items = Ingested(run.table(keys["ingest"]).directory).items
     truths = read_truth(next(run.root.glob("world-*")))
     rng = np.random.default_rng(0)
     for number in items.parts():
         rows = items.read(number).to_pylist()
         captions = {row["image_id"]: "The image shows one red circle." for row in rows}
-        for name, cause in causes.items():
+        for name, key in keys.items():
             if name == "caption":
                 made = [{"image_id": image, "view": "default", "text": text} for image, text in captions.items()]
-                run.table(cause).write(number, pa.Table.from_pylist(made, CAPTIONS))
+                run.table(key).write(number, pa.Table.from_pylist(made, CAPTIONS))
             elif name.startswith("score/"):
                 expert = name.removeprefix("score/")
                 made = [
@@ -52,18 +52,18 @@ def where(tmp_path_factory):
                     for truth in [truths[row["image_id"], row["question"]]]
                     for view in ("default", "none")
                 ]
-                run.table(cause).write(number, pa.Table.from_pylist(made, SCORES))
-    for cause in causes.values():
-        run.table(cause).finish({"cause": dict(cause.facts)})
+                run.table(key).write(number, pa.Table.from_pylist(made, SCORES))
+    for key in keys.values():
+        run.table(key).finish({"cause": dict(key.fingerprint_inputs)})
     return run
 
 
 def _ingested(settings, run):
-    """Reads the sources; returns the causes up to the scores."""
-    causes = pipeline.causes_until(settings, run, "score")
-    ingest.run_ingest(settings, run, run.table(causes["ingest"]).directory, lambda *_: None)
+    """Reads the sources; returns the keys up to the scores."""
+    keys = keys_until(stage_keys(settings, run), "score")
+    ingest.run_ingest(settings, run, run.table(keys["ingest"]).directory, lambda *_: None)
     run.remember(settings.model_dump(mode="json"))
-    return causes
+    return keys
 
 
 def _scores(rng, expert, row, truth, view):
@@ -124,7 +124,7 @@ def test_a_directory_without_a_run_and_an_unfinished_run_are_refused(where, tmp_
         audit(tmp_path, 0, lambda _: None)
     settings = load_settings("mini", [*SETTINGS, "captioner.prompt=Say what you see."])
     unfinished = Run(tmp_path / "run")
-    causes = _ingested(settings, unfinished)
-    unfinished.table(causes["ingest"]).finish({"cause": dict(causes["ingest"].facts)})
+    keys = _ingested(settings, unfinished)
+    unfinished.table(keys["ingest"]).finish({"cause": dict(keys["ingest"].fingerprint_inputs)})
     with pytest.raises(RunError, match=r"caption is not there .* carevl run .*settings\.yaml --run-dir"):
         audit(unfinished.root, 0, lambda _: None)

@@ -20,8 +20,12 @@ import torch
 from carevl.cluster.connect import ray_cluster
 from carevl.judging.prompts import parse_judgment
 from carevl.models.engines import locate
-from carevl.pipeline import core as pipeline
 from carevl.pipeline import results
+from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.plan import plan_run
+from carevl.pipeline.retry import retry_failed_rows
+from carevl.pipeline.run import run_pipeline
+from carevl.pipeline.status import status_lines
 from carevl.settings import load_settings
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
@@ -66,7 +70,7 @@ def ray():
 def first(ray, tmp_path_factory):
     where = Run(tmp_path_factory.mktemp("run"))
     settings = load_settings("mini", SMALL)
-    return where, settings, pipeline.run(settings, where, lambda _: None)
+    return where, settings, run_pipeline(settings, where, lambda _: None)
 
 
 def _copy(where, directory, *stages):
@@ -85,7 +89,7 @@ def _actions(done):
 def test_every_stage_runs_and_accounts_for_its_rows(first):
     where, settings, done = first
     assert _actions(done) == dict.fromkeys(STAGES, "ran")
-    tables = pipeline.tables(settings, where)
+    tables = {name: where.table(key) for name, key in stage_keys(settings, where).items()}
     ingested = Ingested(tables["ingest"].directory)
     items, images = ingested.items.read().to_pylist(), ingested.images.read().to_pylist()
     assert sum(len(item["sources"]) for item in items) == done[0].rows_in == 100
@@ -105,12 +109,12 @@ def test_every_stage_runs_and_accounts_for_its_rows(first):
 
 def test_a_second_run_skips_everything(first):
     where, settings, _ = first
-    assert _actions(pipeline.run(settings, where, lambda _: None)) == dict.fromkeys(STAGES, "skipped")
+    assert _actions(run_pipeline(settings, where, lambda _: None)) == dict.fromkeys(STAGES, "skipped")
 
 
 def test_judgments_targets_and_pairs_fit_their_routes(first):
     where, settings, _ = first
-    tables = pipeline.tables(settings, where)
+    tables = {name: where.table(key) for name, key in stage_keys(settings, where).items()}
     items = {row["item_id"]: row for row in Ingested(tables["ingest"].directory).items.read().to_pylist()}
     routes = {
         (row["item_id"], row["first"], row["second"]): row
@@ -154,11 +158,11 @@ def test_results_are_those_of_the_stored_rows(first):
         assert 0 <= judge["parse_rate"]["value"] <= 1
     routing = written["routing"]
     assert routing["high"] + routing["low"] + routing["dropped"] == sum(routing["reasons"].values())
-    again = json.loads(json.dumps(results.again(settings, where, pipeline.causes(settings, where))))
+    again = json.loads(json.dumps(results.recompute(settings, where, stage_keys(settings, where))))
     assert again == {name: written[name] for name in again}
     other = load_settings("mini", [*SMALL, "router.threshold=0.95"])
     with pytest.raises(RunError, match="have changed since route, demonstrate"):
-        results.again(other, where, pipeline.causes(other, where))
+        results.recompute(other, where, stage_keys(other, where))
 
 
 def test_the_judge_is_an_ordinary_model_with_one_adapter_of_the_base(first):
@@ -183,7 +187,7 @@ def test_the_judge_is_an_ordinary_model_with_one_adapter_of_the_base(first):
 def test_failed_rows_are_tried_again_and_no_others(first, tmp_path):
     where, settings, _ = first
     other = _copy(where, tmp_path, "ingest", "caption", "score")
-    causes = pipeline.causes(settings, other)
+    causes = stage_keys(settings, other)
     captions, scores = other.table(causes["caption"]), other.table(causes["score/llama"])
     good = captions.read()
     lost = captions.read(0).to_pylist()
@@ -191,23 +195,23 @@ def test_failed_rows_are_tried_again_and_no_others(first, tmp_path):
     captions.write(0, pa.Table.from_pylist(lost, good.schema))
     captions.finish({**captions.manifest, "errors": 1})
     kept = {file: file.stat().st_mtime_ns for file in scores.directory.glob("part-*.parquet")}
-    assert "1 x lost, such as: a test took it" in "\n".join(pipeline.status(settings, other))
-    tried = pipeline.retry(settings, other, lambda _: None)
+    assert "1 x lost, such as: a test took it" in "\n".join(status_lines(settings, other))
+    tried = retry_failed_rows(settings, other, lambda _: None)
     assert tried == {"caption": {"rows_out": 1, "errors": 0}}
     assert sorted(captions.read().to_pylist(), key=str) == sorted(good.to_pylist(), key=str)
     assert captions.manifest["errors"] == 0
     assert kept == {file: file.stat().st_mtime_ns for file in kept}
-    assert pipeline.causes(settings, other)["score/llama"].fingerprint != causes["score/llama"].fingerprint
-    again = pipeline.run(settings, other, lambda _: None, until="score")
+    assert stage_keys(settings, other)["score/llama"].fingerprint != causes["score/llama"].fingerprint
+    again = run_pipeline(settings, other, lambda _: None, until="score")
     assert _actions(again) == dict.fromkeys(DATA[:-1], "skipped")
     assert not (other.root / "route").exists()
-    assert pipeline.retry(settings, other, lambda _: None) == {}
+    assert retry_failed_rows(settings, other, lambda _: None) == {}
 
 
 def test_failed_questions_are_asked_again_and_no_others(first, tmp_path):
     where, settings, _ = first
     other = _copy(where, tmp_path, *(stage.split("/")[0] for stage in STAGES))
-    predictions = other.table(pipeline.causes(settings, other)["evaluate/base"])
+    predictions = other.table(stage_keys(settings, other)["evaluate/base"])
     good = predictions.read()
     rows = predictions.read(0).to_pylist()
     error = row_error("evaluate", "not answered", "a test took it")
@@ -216,7 +220,7 @@ def test_failed_questions_are_asked_again_and_no_others(first, tmp_path):
     predictions.finish({**predictions.manifest, "errors": 1})
     kept = {file: file.stat().st_mtime_ns for file in other.root.glob("evaluate/phase*/*/part-*.parquet")}
     before = json.loads((other.root / results.RESULTS).read_text())["judges"]
-    assert pipeline.retry(settings, other, lambda _: None) == {"evaluate/base": {"rows_out": 1, "errors": 0}}
+    assert retry_failed_rows(settings, other, lambda _: None) == {"evaluate/base": {"rows_out": 1, "errors": 0}}
     identity = [(name, "ascending") for name in ("benchmark", "protocol", "key", "prompt_hash")]
     ours, theirs = (table.sort_by(identity) for table in (predictions.read(), good))
     assert ours.drop_columns("probability").equals(theirs.drop_columns("probability"))
@@ -229,26 +233,26 @@ def test_failed_questions_are_asked_again_and_no_others(first, tmp_path):
 def test_a_changed_threshold_routes_again_and_runs_no_model(first):
     where, _, _ = first
     settings = load_settings("mini", [*SMALL, "router.threshold=0.9"])
-    planned = {stage.name: (stage.action, stage.reason) for stage in pipeline.plan(settings, where)}
+    planned = {stage.name: (stage.action, stage.reason) for stage in plan_run(settings, where)}
     assert planned["route"] == ("recompute", "router.threshold: 0.7 -> 0.9")
-    done = pipeline.run(settings, where, lambda _: None, until="route")
+    done = run_pipeline(settings, where, lambda _: None, until="route")
     assert _actions(done) == {**dict.fromkeys(DATA, "skipped"), "route": "ran"}
 
 
 def test_sources_read_again_with_the_same_rows_change_nothing_after_them(first):
     where, _, _ = first
     settings = load_settings("mini", [*SMALL, "data.decontaminate=false"])
-    planned = {stage.name: (stage.action, stage.reason) for stage in pipeline.plan(settings, where)}
+    planned = {stage.name: (stage.action, stage.reason) for stage in plan_run(settings, where)}
     assert planned["ingest"][0] == planned["caption"][0] == "recompute"
     assert planned["caption"][1].endswith("; kept if the sources give the same rows as before")
-    done = pipeline.run(settings, where, lambda _: None)
+    done = run_pipeline(settings, where, lambda _: None)
     assert _actions(done) == {**dict.fromkeys(STAGES, "skipped"), "ingest": "ran"}
 
 
 def test_a_changed_caption_prompt_makes_captions_and_all_after_them_again(first):
     where, _, _ = first
     settings = load_settings("mini", [*SMALL, "captioner.prompt=Say what you see."])
-    planned = {stage.name: stage for stage in pipeline.plan(settings, where)}
+    planned = {stage.name: stage for stage in plan_run(settings, where)}
     assert planned["ingest"].action == "skip"
     assert all(planned[name].action == "recompute" for name in STAGES[1:] if name != "evaluate/base")
     assert planned["evaluate/base"].action == "skip"
@@ -258,15 +262,17 @@ def test_a_changed_caption_prompt_makes_captions_and_all_after_them_again(first)
 def test_pool_sizes_change_nothing(first):
     where, settings, _ = first
     other = load_settings("mini", [*SMALL, "captioner.pool.concurrency=2", "experts.0.pool.num_cpus=0.25"])
-    assert pipeline.plan(other, where) == pipeline.plan(settings, where)
+    assert plan_run(other, where) == plan_run(settings, where)
 
 
 def test_rows_that_fail_keep_their_error_and_too_many_stop_the_run(ray, tmp_path):
     settings = load_settings("mini", [*SMALL, "captioner.max_tokens=10", "max_error_fraction=0.01"])
     where = Run(tmp_path)
     with pytest.raises(RunError, match=r"caption: \d+ of \d+ rows failed"):
-        pipeline.run(settings, where, lambda _: None)
-    captions = pipeline.tables(settings, where)["caption"].read().to_pylist()
+        run_pipeline(settings, where, lambda _: None)
+    captions = (
+        {name: where.table(key) for name, key in stage_keys(settings, where).items()}["caption"].read().to_pylist()
+    )
     failed = [row for row in captions if row["error"]]
     assert failed
     assert {row["error"]["kind"] for row in failed} == {"truncated"}
@@ -303,7 +309,7 @@ def test_kills_and_permuted_truth_change_no_table(first, tmp_path):
     exact truth, which is for reports, has its rows exchanged. Every table is the same, byte for byte."""
     where, settings, _ = first
     other = Run(tmp_path / "run")
-    pipeline.plan(settings, other)
+    plan_run(settings, other)
     [world] = other.root.glob("world-*")
     for file in (world / "truth").glob("*.parquet"):
         rows = pq.read_table(file)
@@ -324,18 +330,18 @@ def test_kills_and_permuted_truth_change_no_table(first, tmp_path):
         "sample": ("ray::MapWorker(MapBatches(PoolActor)).submit", "sft/*/manifest.json"),
     }
     killer = _Killer(other, workers)
-    done = pipeline.run(load_settings("mini", [*SMALL, "sft.checkpoint_steps=2"]), other, killer, until="select")
+    done = run_pipeline(load_settings("mini", [*SMALL, "sft.checkpoint_steps=2"]), other, killer, until="select")
     assert killer.killed == ["sft", "sample"]
     assert _actions(done)["ingest"] == "skipped"
     assert _actions(done)["caption"] in ("resumed", "skipped")
     assert all(file.stat().st_mtime_ns == before for file, before in kept.items())
     weights = [
-        (run.table(pipeline.causes(settings, run)["sft"]).directory / "judge" / "model.safetensors").read_bytes()
+        (run.table(stage_keys(settings, run)["sft"]).directory / "judge" / "model.safetensors").read_bytes()
         for run in (where, other)
     ]
     assert weights[0] == weights[1]
     for name in [*DATA, "demonstrate", "sample", "select"]:
-        before, after = (pipeline.causes(settings, run)[name] for run in (where, other))
+        before, after = (stage_keys(settings, run)[name] for run in (where, other))
         parts = sorted(where.table(before).directory.rglob("*.parquet"))
         assert parts
         for part in parts:

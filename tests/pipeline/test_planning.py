@@ -9,8 +9,10 @@ import pytest
 
 from carevl.cluster.connect import ray_cluster
 from carevl.cluster.throughput import Rate
-from carevl.pipeline import core as pipeline
-from carevl.pipeline import planning
+from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.measure import Estimate
+from carevl.pipeline.plan import _rows_line, plan_lines, plan_run, unpinned
+from carevl.pipeline.run import run_pipeline
 from carevl.settings import load_settings
 from carevl.store.run import Run, RunError
 
@@ -50,16 +52,18 @@ def ray():
 def test_a_run_that_can_never_be_placed_is_refused_before_its_first_stage(ray, tmp_path):
     settings = load_settings("mini", [*SMALL, "judge.pool.num_gpus=1"])
     with pytest.raises(RunError, match=r"demonstrate: needs 1 CPU, 1 GPU on one node, and the Ray cluster of 1 nodes"):
-        pipeline.run(settings, Run(tmp_path), lambda _: None)
+        run_pipeline(settings, Run(tmp_path), lambda _: None)
     assert not list(tmp_path.glob("ingest/*"))
 
 
 def test_models_are_timed_on_a_batch_of_rows_and_the_whole_is_told(ray, tmp_path):
     settings, where = load_settings("mini", [*SMALL, "experts.1.pool.concurrency=1..2"]), Run(tmp_path)
-    lines = list(planning.tell(settings, where, True, lambda _: None))
-    images = int(re.search(r"of (\d+) distinct images", planning.rows(pipeline.tables(settings, where)["ingest"]))[1])
-    assert pipeline.plan(settings, where)[0].action == "skip"
-    assert {stage.action for stage in pipeline.plan(settings, where)[1:]} == {"run"}
+    lines = list(plan_lines(settings, where, True, lambda _: None))
+    images = int(
+        re.search(r"of (\d+) distinct images", _rows_line(where.table(stage_keys(settings, where)["ingest"])))[1]
+    )
+    assert plan_run(settings, where)[0].action == "skip"
+    assert {stage.action for stage in plan_run(settings, where)[1:]} == {"run"}
     told = [re.match(r"(\S+) +(\d+) rows, (\d) actors: about \d+ s .* from (\d+) rows", line) for line in lines[-4:]]
     items = int(told[1][2])
     assert [match.groups() for match in told[:1]] == [("caption", str(images), "1", "8")]
@@ -72,15 +76,15 @@ def test_models_are_timed_on_a_batch_of_rows_and_the_whole_is_told(ray, tmp_path
 
 
 def test_an_estimate_divides_the_rows_over_the_actors():
-    estimate = planning.Estimate("caption", rows=1000, sampled=10, rate=Rate(5.0, 2.0), actors=4)
+    estimate = Estimate("caption", rows=1000, sampled=10, rate=Rate(5.0, 2.0), actors=4)
     assert estimate.seconds == 5.0 + 1000 / 8
 
 
 def test_a_hub_model_without_a_commit_is_warned_about():
     settings = load_settings("mini", ["judge.path=some/judge", "judge.revision=main", "experts.0.path=an/expert"])
-    assert [line.split()[:2] for line in planning.unpinned(settings)] == [
+    assert [line.split()[:2] for line in unpinned(settings)] == [
         ["experts.0:", "an/expert"],
         ["judge:", "some/judge"],
     ]
     pinned = load_settings("mini", ["judge.path=some/judge", f"judge.revision={'a1' * 20}"])
-    assert planning.unpinned(pinned) == []
+    assert unpinned(pinned) == []

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from carevl.cluster.connect import ray_cluster
-from carevl.pipeline import core as pipeline
 from carevl.pipeline import results
+from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.plan import plan_run
+from carevl.pipeline.run import run_pipeline
 from carevl.settings import Settings, load_settings
 from carevl.settings.loader import presets
 from carevl.settings.tree import Cluster
@@ -63,8 +65,8 @@ def _shape(preset: str) -> Settings:
 @pytest.mark.parametrize("preset", presets())
 def test_a_preset_runs_to_its_end_without_labels_and_benchmarks(preset, tmp_path):
     settings, run = _shape(preset), Run(tmp_path)
-    done = {stage.name: stage for stage in pipeline.run(settings, run, print)}
-    assert done.keys() == pipeline.causes(settings, run).keys()
+    done = {stage.name: stage for stage in run_pipeline(settings, run, print)}
+    assert done.keys() == stage_keys(settings, run).keys()
     assert done["ingest"].rows_out > 0
     assert done["sft"].rows_out > 0
     assert done["dpo"].rows_out > 0
@@ -75,4 +77,4 @@ def test_a_preset_runs_to_its_end_without_labels_and_benchmarks(preset, tmp_path
     assert figures["judges"] == {}
     assert not any("base" in line for line in results.table(figures))
     assert (run.root / "judge" / "model.safetensors").exists()
-    assert {planned.action for planned in pipeline.plan(settings, run)} == {"skip"}
+    assert {planned.action for planned in plan_run(settings, run)} == {"skip"}

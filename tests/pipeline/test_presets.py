@@ -8,8 +8,8 @@ import pytest
 from carevl.cluster import resources
 from carevl.data.containers import SourceError
 from carevl.models import engines
-from carevl.pipeline import core as pipeline
-from carevl.pipeline import planning
+from carevl.pipeline.admission import reservations
+from carevl.pipeline.plan import plan_run, unpinned
 from carevl.settings import load_settings
 from carevl.store.run import Run
 
@@ -27,8 +27,8 @@ def test_models_are_of_the_hub_and_pinned_to_a_commit_or_reported(preset):
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.path)
         assert model.revision is None or re.fullmatch(r"[0-9a-f]{40}", model.revision)
         assert not model.trust_remote_code
-    unpinned = [model.path for model in _models(settings) if model.revision is None]
-    assert [line.split(": ")[1].split()[0] for line in planning.unpinned(settings)] == unpinned
+    loose = [model.path for model in _models(settings) if model.revision is None]
+    assert [line.split(": ")[1].split()[0] for line in unpinned(settings)] == loose
     assert len({expert.path for expert in settings.experts}) >= 3
 
 
@@ -40,7 +40,7 @@ def test_presets_differ_in_resources_only_and_name_the_same_models():
 
 def test_single_gpu_runs_on_a_machine_with_one_gpu_and_its_experts_at_the_same_time():
     settings = load_settings("single-gpu")
-    wanted, machine = resources.needs(settings), resources.Supply([{"CPU": 16, "GPU": 1}], "a machine")
+    wanted, machine = reservations(settings), resources.Supply([{"CPU": 16, "GPU": 1}], "a machine")
     resources.check(wanted, machine)
     experts = [need for need in wanted if need.stage.startswith("score/")]
     assert sum(need.each["GPU"] * need.least for need in experts) <= 1
@@ -48,7 +48,7 @@ def test_single_gpu_runs_on_a_machine_with_one_gpu_and_its_experts_at_the_same_t
 
 def test_multi_node_runs_on_the_nodes_of_the_launcher_file_and_not_without_them():
     settings = load_settings("multi-node", [f"cluster.launcher={LAUNCHER}"])
-    wanted = resources.needs(settings)
+    wanted = reservations(settings)
     there = resources.supply(settings.cluster, wanted)
     resources.check(wanted, there)
     assert {need.stage: need.places(there.nodes) for need in wanted if need.placement} == {"sft": 8, "dpo": 8}
@@ -59,7 +59,7 @@ def test_multi_node_runs_on_the_nodes_of_the_launcher_file_and_not_without_them(
 @pytest.mark.parametrize("preset", ["single-gpu", "multi-node"])
 def test_the_data_has_to_be_named(preset, tmp_path):
     with pytest.raises(SourceError, match=r"SET-data\.sources\.0\.path"):
-        pipeline.plan(load_settings(preset), Run(tmp_path))
+        plan_run(load_settings(preset), Run(tmp_path))
 
 
 def test_experts_that_share_a_gpu_share_its_memory():

@@ -8,7 +8,11 @@ import json
 import pytest
 from PIL import Image
 
-from carevl.pipeline import core as pipeline
+from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.plan import plan_run
+from carevl.pipeline.retry import retry_failed_rows
+from carevl.pipeline.run import run_pipeline
+from carevl.pipeline.status import status_lines
 from carevl.settings import load_settings
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
@@ -29,7 +33,7 @@ def read(tmp_path):
     sources = f"data.sources=[{{path: {data / 'rows.jsonl'}}}]"
     settings = load_settings("mini", ["benchmarks=[]", "data.parts=2", "max_error_fraction=1", sources])
     where = Run(tmp_path / "run")
-    pipeline.run(settings, where, lambda _: None, "ingest")
+    run_pipeline(settings, where, lambda _: None, "ingest")
     return settings, where
 
 
@@ -41,7 +45,7 @@ def _png(colour):
 
 def _state(settings, where):
     """Version, manifest and good items of what was read."""
-    cause = pipeline.causes(settings, where)["ingest"]
+    cause = stage_keys(settings, where)["ingest"]
     table = where.table(cause)
     items = Ingested(table.directory).items.read().to_pylist()
     return where.version(cause), table.manifest, [item for item in items if item["error"] is None]
@@ -51,7 +55,7 @@ def test_a_repaired_image_lets_its_row_in(read, tmp_path):
     before, _, good = _state(*read)
     assert len(good) == 1
     (tmp_path / "data" / "torn.png").write_bytes(_png("blue"))
-    assert pipeline.retry(*read, lambda _: None) == {"ingest": {"rows_out": 2, "errors": 1}}
+    assert retry_failed_rows(*read, lambda _: None) == {"ingest": {"rows_out": 2, "errors": 1}}
     version, manifest, good = _state(*read)
     assert len(good) == 2
     assert version == f"{before}+1"
@@ -64,7 +68,7 @@ def test_rows_that_still_fail_change_nothing(read, tmp_path):
     before = _state(*read)
     part = next((tmp_path / "run" / "ingest").rglob("items/part-00000.parquet"))
     kept = part.stat().st_mtime_ns
-    assert pipeline.retry(*read, lambda _: None) == {"ingest": {"rows_out": 2, "errors": 2}}
+    assert retry_failed_rows(*read, lambda _: None) == {"ingest": {"rows_out": 2, "errors": 2}}
     assert _state(*read) == before
     assert part.stat().st_mtime_ns == kept
 
@@ -73,9 +77,9 @@ def test_good_tables_are_not_read_again(read, tmp_path):
     (tmp_path / "data" / "rows.jsonl").write_text(
         json.dumps({"image": "good.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}) + "\n"
     )
-    pipeline.run(*read, lambda _: None, "ingest")
+    run_pipeline(*read, lambda _: None, "ingest")
     said = []
-    assert pipeline.retry(*read, said.append) == {}
+    assert retry_failed_rows(*read, said.append) == {}
     assert said == []
 
 
@@ -84,21 +88,21 @@ def test_sources_that_give_the_same_rows_again_count_as_what_was_read_before(rea
     before, _, _ = _state(*read)
     file = tmp_path / "data" / "rows.jsonl"
     file.touch()
-    assert pipeline.plan(*read)[0].action == "recompute"
-    pipeline.run(*read, lambda _: None, "ingest")
+    assert plan_run(*read)[0].action == "recompute"
+    run_pipeline(*read, lambda _: None, "ingest")
     assert len(list((tmp_path / "run" / "ingest").iterdir())) == 2
     assert _state(*read)[0] == before
     file.write_text(file.read_text().replace("A cat.", "A cow."))
-    pipeline.run(*read, lambda _: None, "ingest")
-    assert _state(*read)[0] == pipeline.causes(settings, where)["ingest"].fingerprint
+    run_pipeline(*read, lambda _: None, "ingest")
+    assert _state(*read)[0] == stage_keys(settings, where)["ingest"].fingerprint
 
 
 def test_too_many_rows_that_cannot_be_used_stop_the_run_with_the_first_of_each_kind(read, tmp_path):
     settings, where = read
     few = settings.model_copy(update={"max_error_fraction": 0.5})
     with pytest.raises(RunError, match=r"ingest: 2 of 3 rows cannot be used, .* = 50.0% allows") as stopped:
-        pipeline.run(few, Run(tmp_path / "other"), lambda _: None, "ingest")
-    told = "\n".join(pipeline.status(settings, where))
+        run_pipeline(few, Run(tmp_path / "other"), lambda _: None, "ingest")
+    told = "\n".join(status_lines(settings, where))
     for said in (str(stopped.value), told):
         assert "1 x image_missing, such as: " in said
         assert f"1 x image_broken, such as: {tmp_path / 'data' / 'rows.jsonl'}#1: PNG of 60 bytes" in said

@@ -7,18 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from carevl.pipeline import core as pipeline
-from carevl.settings import load_settings
-from carevl.store.run import Run
+from carevl.stages import STAGES
 
 JOBS = Path(__file__).parents[2] / "ray_jobs"
 
 
-def test_every_stage_has_an_entry_point_that_stops_there(tmp_path):
-    settings = load_settings("mini", ["miniworld.items=5", "miniworld.calibration_images=5"])
-    stages = {name.split("/")[0] for name in pipeline.causes(settings, Run(tmp_path))}
-    scripts = {file.stem: file.read_text() for file in JOBS.glob("[!_]*.py")}
-    assert scripts.keys() == stages | {"pipeline"}
+def test_every_stage_has_an_entry_point_that_stops_there():
+    stages = {stage.name for stage in STAGES}
+    scripts = {file.stem: file.read_text() for file in JOBS.glob("*.py")}
+    assert scripts.keys() == stages | {"pipeline", "stage"}
     assert all(f'main("{stage}")' in scripts[stage] for stage in stages)
 
 
@@ -40,3 +37,12 @@ def test_a_mistake_ends_in_one_line_and_a_failing_exit_code(words, says, tmp_pat
     [line] = done.stderr.splitlines()
     assert line.startswith("select.py: ")
     assert says in line
+
+
+def test_one_script_runs_any_stage_and_refuses_a_name_that_is_none(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    for words, message in ((["score"], "no Ray cluster to join"), ([], "required: NAME"), (["--help"], "")):
+        command = [sys.executable, JOBS / "stage.py", *words, "--run-dir", "/shared/x"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        assert message in done.stderr
+        assert done.returncode == (2 if message else 0)

@@ -77,7 +77,7 @@ def test_prompts_that_kill_the_judge_are_errors_that_no_pair_is_made_of(engine):
     routed = {"first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.6}
     routes = pa.Table.from_pylist([{"item_id": key, **routed} for key in ("0", "1")])
     images = pa.Table.from_pylist([image(0), image(1)], IMAGES)
-    judge = sampling.JudgeProcessor(SETTINGS.judge, sample.asking(SETTINGS)).load()
+    judge = sampling.JudgeProcessor(SETTINGS.judge, sample.sampling_spec(SETTINGS)).load()
     made = judge.process({"items": items, "images": images, "routes": routes})
     assert made.schema == JUDGMENTS
     rows = made.to_pylist()

@@ -15,7 +15,7 @@ from carevl.models.conversations import Encoded, encode
 from carevl.settings import load_settings
 from carevl.settings.models import Expert
 from carevl.stages import caption, sample, sampling, score
-from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS
+from carevl.store.schemas import CAPTIONS, EXPERT_TOKENS, IMAGES, ITEMS, QUESTION_IMAGES
 
 SETTINGS = load_settings("mini", ["captioner.engine=transformers", "judge.max_tokens=12"])
 
@@ -83,12 +83,12 @@ def test_captions(tables, no_decoding):
 
 
 def test_judgments(tables, no_decoding):
-    asking = sample.asking(SETTINGS)
+    spec = sample.sampling_spec(SETTINGS)
     mine = {name: tables[name] for name in ("items", "images", "routes")}
     mine["routes"] = pa.Table.from_pylist(
         [row | {"route": "low" if row["item_id"] == "1" else "dropped"} for row in mine["routes"].to_pylist()]
     )
-    processor = sampling.JudgeProcessor(SETTINGS.judge, asking)
+    processor = sampling.JudgeProcessor(SETTINGS.judge, spec)
     ready, loaded = processor.preprocess(mine), processor.load()
     assert [row["rgb"] is None for row in ready["images"].to_pylist()] == [True, False, True]
     expected = loaded.process(mine)
@@ -99,9 +99,7 @@ def test_judgments(tables, no_decoding):
 
 def test_predictions(tables, no_decoding):
     [first, second, _] = [row["bytes"] for row in tables["images"].to_pylist()]
-    images = pa.Table.from_pylist(
-        [{"name": "a", "bytes": first}, {"name": "b", "bytes": second[:60]}], evaluate._IMAGES
-    )
+    images = pa.Table.from_pylist([{"name": "a", "bytes": first}, {"name": "b", "bytes": second[:60]}], QUESTION_IMAGES)
     told = {"benchmark": "vl-rewardbench", "protocol": "strict", "sample": 0, "task": "pairwise"}
     prompt = "Which is better?"
     asked = [
@@ -141,6 +139,6 @@ def test_an_expert_that_reads_texts_is_handed_texts(tables):
 
 def test_types_of_tokens_survive():
     rows = [{"ids": [[1, 2], [3]], "types": [[0, 1], [0]]}, {"ids": [[4], [5, 6]], "types": [None, None]}]
-    found = score._tokens(pa.Table.from_pylist(rows, score._TOKENS))
+    found = score._tokens(pa.Table.from_pylist(rows, EXPERT_TOKENS))
     assert found == [[Encoded([1, 2], [0, 1]), Encoded([3], [0])], [Encoded([4]), Encoded([5, 6])]]
     assert encode(None, found[0]) == found[0]

@@ -1,5 +1,7 @@
 """Stage `score`: inputs that are too long, by the two policies, with an expert that counts words."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
@@ -71,6 +73,6 @@ def test_what_cannot_fit_keeps_its_error(monkeypatch, caption):
 
 
 def test_the_policy_names_other_scores():
-    settings = load_settings("mini").experts[0]
-    other = settings.model_copy(update={"too_long": "summarise"})
-    assert score.facts(settings) != score.facts(other)
+    settings, other = load_settings("mini"), load_settings("mini", ["experts.0.too_long=summarise"])
+    inputs = [score.STAGE.fingerprint_inputs(each, Path(), "score/llama") for each in (settings, other)]
+    assert inputs[0] != inputs[1]

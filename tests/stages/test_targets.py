@@ -5,7 +5,7 @@ import pytest
 
 from carevl.judging.prompts import parse_judgment, write_judgment
 from carevl.settings import load_settings
-from carevl.stages import demonstrate, phases
+from carevl.stages import demonstrate, train_rows
 from carevl.store.ingested import Ingested
 from carevl.store.run import RunError
 from carevl.store.schemas import ITEMS, JUDGMENTS
@@ -47,7 +47,7 @@ def choose(items, routes, judgments, *overrides):
         pa.Table.from_pylist(routes),
         pa.Table.from_pylist(judgments, JUDGMENTS),
     )
-    return demonstrate.choose(settings, *tables).to_pylist()
+    return demonstrate.make_targets(settings, *tables).to_pylist()
 
 
 def test_labelled_pairs_become_a_row_for_each_order(tmp_path):
@@ -57,7 +57,7 @@ def test_labelled_pairs_become_a_row_for_each_order(tmp_path):
     ingested.items.write(3, pa.Table.from_pylist([item(), labelled, broken], ITEMS))
     ingested.images.write(3, pa.table({"image_id": ["i"], "bytes": [b"image"]}))
     target = Table(tmp_path / "dev")
-    assert phases.write_dev(ingested, 5, 0, target) == [3]
+    assert train_rows.write_dev(ingested, 5, 0, target) == [3]
     rows = target.read().to_pylist()
     assert sorted({row["item_id"] for row in rows}) == ["b, responses 0 and 1", "b, responses 0 and 2"]
     assert {row["image"] for row in rows} == {b"image"}
@@ -65,7 +65,7 @@ def test_labelled_pairs_become_a_row_for_each_order(tmp_path):
     assert "Answer 1: One.\nAnswer 2: Two." in first["prompt"]
     assert (first["chosen"], first["rejected"]) == tuple(f"Overall Judgment: Answer {n} is better." for n in (2, 1))
     assert (second["chosen"], second["rejected"]) == tuple(f"Overall Judgment: Answer {n} is better." for n in (1, 2))
-    assert phases.write_dev(ingested, 1, 0, Table(tmp_path / "one")) == [3]
+    assert train_rows.write_dev(ingested, 1, 0, Table(tmp_path / "one")) == [3]
     assert len(Table(tmp_path / "one").read()) == 2
 
 
@@ -73,7 +73,7 @@ def test_labelled_pairs_without_labels_are_refused(tmp_path):
     ingested = Ingested(tmp_path / "ingest")
     ingested.items.write(0, pa.Table.from_pylist([item()], ITEMS))
     with pytest.raises(RunError, match="dev_pairs: no source has labels"):
-        phases.write_dev(ingested, 5, 0, Table(tmp_path / "dev"))
+        train_rows.write_dev(ingested, 5, 0, Table(tmp_path / "dev"))
 
 
 def test_a_pair_is_a_target_in_both_orders_with_its_usual_evidence():
@@ -152,7 +152,7 @@ def test_a_ranking_that_contradicts_no_high_pair_is_a_target():
     ]
     three = item(responses=["Two.", "Three.", "Four."])
     settings = load_settings("mini", ["demonstrate.ranking_share=1", "demonstrate.pointwise_share=0"])
-    [prompted] = [p for p in demonstrate.asking(settings).prompts(three, routes) if p.task == "ranking"]
+    [prompted] = [p for p in demonstrate.sampling_spec(settings).prompts(three, routes) if p.task == "ranking"]
     order = list(prompted.order)
     for ranking, n in (((1, 0, 2), 1), ((1, 2, 0), 1), ((0, 1, 2), 0), ((2, 1, 0), 0)):
         judged = [judgment("a", "ranking", order, 0, "So.", ranking=[order.index(i) + 1 for i in ranking])]
@@ -162,5 +162,5 @@ def test_a_ranking_that_contradicts_no_high_pair_is_a_target():
 
 def test_two_responses_are_not_ranked():
     settings = load_settings("mini", ["demonstrate.pointwise_share=0", "demonstrate.ranking_share=1"])
-    prompts = demonstrate.asking(settings).prompts(item(), [route()])
+    prompts = demonstrate.sampling_spec(settings).prompts(item(), [route()])
     assert [(prompted.task, prompted.order) for prompted in prompts] == [("pairwise", (0, 1)), ("pairwise", (1, 0))]

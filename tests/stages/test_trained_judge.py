@@ -3,8 +3,7 @@
 import pytest
 
 from carevl.settings import load_settings
-from carevl.stages.base import Context
-from carevl.stages.makers import trained_judge
+from carevl.stages.base import RunContext
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
 
@@ -15,7 +14,7 @@ def trained(tmp_path):
 
     def make(serve, *phases):
         settings = load_settings("mini", [f"judge.serve={serve}"])
-        context = Context(settings, Run(tmp_path), {name: StageKey(name, {}) for name in ("sft", "dpo")}, print)
+        context = RunContext(settings, Run(tmp_path), {name: StageKey(name, {}) for name in ("sft", "dpo")}, print)
         for phase in phases:
             context.table(phase, "adapter").directory.mkdir(parents=True)
         return context
@@ -29,19 +28,19 @@ def _is(judge, path, adapter):
 
 def test_trained_judges_are_merged_by_default(trained):
     context = trained("merged", "sft", "dpo")
-    assert trained_judge(context, None) == context.settings.judge
+    assert context.trained_judge(None) == context.settings.judge
     for phase in ("sft", "dpo"):
-        assert _is(trained_judge(context, phase), context.table(phase, "judge").directory, None)
+        assert _is(context.trained_judge(phase), context.table(phase, "judge").directory, None)
 
 
 def test_or_an_adapter_of_what_their_phase_began_with(trained):
     context = trained("adapter", "sft", "dpo")
     sft, dpo = (context.table(phase).directory for phase in ("sft", "dpo"))
-    assert _is(trained_judge(context, None), "miniworld:judge", None)
-    assert _is(trained_judge(context, "sft"), "miniworld:judge", sft / "adapter")
-    assert _is(trained_judge(context, "dpo"), sft / "judge", dpo / "adapter")
+    assert _is(context.trained_judge(None), "miniworld:judge", None)
+    assert _is(context.trained_judge("sft"), "miniworld:judge", sft / "adapter")
+    assert _is(context.trained_judge("dpo"), sft / "judge", dpo / "adapter")
 
 
 def test_a_judge_whose_weights_were_all_trained_has_no_adapter(trained):
     context = trained("adapter", "dpo")
-    assert _is(trained_judge(context, "sft"), context.table("sft", "judge").directory, None)
+    assert _is(context.trained_judge("sft"), context.table("sft", "judge").directory, None)

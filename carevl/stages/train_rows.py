@@ -1,19 +1,14 @@
-"""Stages `sft` and `dpo`: stored targets and pairs become rows with images, and the judge is trained on them.
-
-Labelled pairs, where the settings name a number of them, say which checkpoint is best.
-"""
+"""Stored targets and pairs joined with their images, as rows to train on; and labelled pairs to validate on."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl.cluster.jobs import Processor
 from carevl.judging.prompts import write_judgment
 from carevl.settings.training import NOT_LEARNED
 from carevl.stages.sampling import both_orders
@@ -26,14 +21,12 @@ if TYPE_CHECKING:
     from carevl.settings.training import Training
     from carevl.store.ingested import Ingested
     from carevl.training.driver import Trained
-    from carevl.training.progress import Progress
-    from carevl.training.reference import Reference
 
 VERSION = 2
 
 
-def facts(training: Training) -> dict[str, Any]:
-    """What a phase depends on, apart from its rows and the judge it begins with."""
+def training_inputs(training: Training) -> dict[str, Any]:
+    """Return what a phase depends on, apart from its rows and the judge it begins with."""
     return {"version": VERSION, **training.model_dump(mode="json", exclude=NOT_LEARNED)}
 
 
@@ -110,70 +103,15 @@ def _dev_rows(ingested: Ingested, number: int, chosen: Mapping[str, list[tuple[i
     return pa.Table.from_pylist(rows)
 
 
-def _dev(settings: Settings, training: Training, ingested: Ingested, directory: Path) -> list[Path]:
+def write_dev_parts(settings: Settings, training: Training, ingested: Ingested, directory: Path) -> list[Path]:
     if not training.dev_pairs:
         return []
     target = Table(directory / "dev")
     return [target.part(n) for n in write_dev(ingested, training.dev_pairs, settings.seed, target)]
 
 
-def run_sft(
-    settings: Settings, ingested: Ingested, targets: Table, directory: Path, say: Callable[[Progress], None]
-) -> dict[str, Any]:
-    """Phase 1.
-
-    Raises:
-        RunError: there is no target at all.
-    """
-    rows = Table(directory / "rows")
-    filled = write_rows(targets, {"prompt": "prompt", "target": "text"}, ingested, rows)
-    if not filled:
-        raise RunError(
-            "sft: no judgment of the base judge agrees with a high-confidence label in both orders, so there is "
-            "nothing to learn from; raise demonstrate.samples, or set demonstrate.verdict_only_share above 0"
-        )
-    from carevl.training.driver import train
-
-    files = [rows.part(number) for number in filled]
-    dev = _dev(settings, settings.sft, ingested, directory)
-    return _counts(train("sft", files, Path(settings.judge.path), directory, settings.sft, dev=dev, say=say))
-
-
-@dataclass
-class ReferenceProcessor(Processor):
-    """Adds the phase-1 judge's log-probabilities to a part of phase 2's rows."""
-
-    judge: Path
-    training: Training
-    reference: Reference = field(init=False)
-
-    def setup(self) -> None:
-        from carevl.training.reference import Reference
-
-        self.reference = Reference(self.judge, self.training)
-
-    def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
-        rows = self.reference(tables["pairs"])
-        return rows.append_column("error", pa.nulls(rows.num_rows))
-
-
-def run_dpo(
-    settings: Settings,
-    ingested: Ingested,
-    judge: Path,
-    rows: Iterable[Path],
-    replay: Iterable[Path],
-    directory: Path,
-    say: Callable[[Progress], None],
-) -> dict[str, Any]:
-    """Phase 2, from the phase-1 judge, on rows that have the reference's log-probabilities."""
-    from carevl.training.driver import train
-
-    dev = _dev(settings, settings.dpo, ingested, directory)
-    return _counts(train("dpo", list(rows), judge, directory, settings.dpo, replay=list(replay), dev=dev, say=say))
-
-
-def _counts(trained: Trained) -> dict[str, Any]:
+def training_counts(trained: Trained) -> dict[str, Any]:
+    """Return what the manifest of a phase says."""
     last = trained.curve[-1]
     facts = {name: value for name, value in last.items() if name not in ("seconds", "step", "items", "broken")}
     return {

@@ -1,0 +1,33 @@
+"""What the stages reserve on Ray, and whether a run of them may begin."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from carevl.cluster.resources import Need, check, supply
+from carevl.stages import STAGES
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+    from carevl.stages.base import Stage
+
+
+def reservations(
+    settings: Settings, tables: Collection[str] | None = None, stages: Sequence[Stage] = STAGES
+) -> list[Need]:
+    """Return what the stages reserve that make the named tables, or all of them, in their order."""
+    needs = [need for stage in stages for need in stage.reservations(settings)]
+    if tables is None:
+        return needs
+    return [need for need in needs if any(need.stage in (table, table.split("/")[0]) for table in tables)]
+
+
+def admit(settings: Settings, tables: Collection[str], stages: Sequence[Stage] = STAGES) -> None:
+    """Let a run that makes the named tables begin on the Ray that is joined.
+
+    Raises:
+        RunError: what a stage reserves can never be had here; the message names every such stage.
+    """
+    needs = reservations(settings, tables, stages)
+    check(needs, supply(settings.cluster, needs))

@@ -1,0 +1,43 @@
+"""Evaluate a run's judges on the benchmarks' test data; each time is listed in results.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from carevl.data.drawn import draw
+from carevl.pipeline import results
+from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.run import run_stage
+from carevl.stages import STAGES, evaluate
+from carevl.stages.base import RunContext
+from carevl.store.run import Run
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+
+
+def evaluate_final(settings: Settings, run: Run, log: Callable[[str], None]) -> dict[str, Any]:
+    """Evaluate base, phase-1 and phase-2 judge on the benchmarks' test data, and list it in results.json.
+
+    Raises:
+        RunError: a benchmark has no test data.
+    """
+    tests = evaluate.with_test_data(settings)
+    stage = replace(evaluate.STAGE, directory="final")
+    with run.lock():
+        draw(settings, run)
+        trained = stage_keys(settings, run, STAGES[:-1])
+        keys = stage_keys(tests, run, (stage,), decided=trained)
+        run_stage(RunContext(tests, run, keys, log), stage)
+        judges = {judge: keys[f"evaluate/{judge}"] for judge in evaluate.JUDGES}
+        entry = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": tests.model_dump(mode="json"),
+            "fingerprints": {judge: key.fingerprint for judge, key in judges.items()},
+            "judges": results.judges(tests, run, {judge: run.table(key) for judge, key in judges.items()}),
+        }
+        results.add_final(run, entry)
+    return entry

@@ -1,0 +1,66 @@
+"""The stages' keys, in order: what each table depends on, and so how it is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from carevl.data.drawn import data_root
+from carevl.settings import load_settings
+from carevl.stages import STAGES
+from carevl.store.run import Run, RunError
+from carevl.store.stage_key import StageKey
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+    from carevl.stages.base import Stage
+
+
+def stage_keys(
+    settings: Settings,
+    run: Run,
+    stages: Sequence[Stage] = STAGES,
+    *,
+    decided: Mapping[str, StageKey] | None = None,
+) -> dict[str, StageKey]:
+    """Return every table's key, in the order in which the stages run. Nothing is written into the run directory.
+
+    Args:
+        decided: keys that are taken as they are.
+    """
+    keys = dict(decided or {})
+    with data_root(settings, run) as root:
+        for stage in stages:
+            for table in stage.tables(settings):
+                if table not in keys:
+                    inputs = {role: run.version(keys[name]) for role, name in stage.inputs(settings, table).items()}
+                    rest = stage.fingerprint_inputs(settings, root, table)
+                    keys[table] = StageKey(stage.place(table), {**({"inputs": inputs} if inputs else {}), **rest})
+    return keys
+
+
+def keys_until(keys: Mapping[str, StageKey], last: str | None) -> dict[str, StageKey]:
+    """Return the keys up to and including a stage; `score` stands for all experts and `evaluate` for all judges.
+
+    Raises:
+        RunError: there is no such stage.
+    """
+    if last is None:
+        return dict(keys)
+    places = [n for n, name in enumerate(keys) if name == last or name.startswith(f"{last}/")]
+    if not places:
+        raise RunError(f"there is no stage {last!r}; the stages are {', '.join(keys)}")
+    return dict(list(keys.items())[: places[-1] + 1])
+
+
+def load_run(root: Path) -> tuple[Settings, Run]:
+    """Return the settings of a run directory's last run, and the directory.
+
+    Raises:
+        RunError: the directory is not that of a run.
+    """
+    run = Run(root)
+    if not run.settings.exists():
+        raise RunError(f"{root} holds no settings.yaml: give the directory of a run, as in --run-dir")
+    return load_settings(str(run.settings)), run

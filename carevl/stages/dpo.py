@@ -1,0 +1,101 @@
+"""Stage `dpo`, phase 2: the judge prefers chosen to rejected judgments, with phase-1 targets mixed into every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from carevl.cluster.jobs import PoolJob, Processor
+from carevl.cluster.resources import for_pool, for_workers
+from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
+from carevl.store.run import RunError
+from carevl.store.table import Table
+
+if TYPE_CHECKING:
+    from carevl.cluster.resources import Need
+    from carevl.data.drawn import DataRoot
+    from carevl.settings import Settings
+    from carevl.settings.training import Training
+    from carevl.training.reference import Reference
+
+
+def run(context: RunContext) -> Counts:
+    """Add the phase-1 judge's log-probabilities to the pairs, and train it on them.
+
+    Raises:
+        RunError: there is no pair at all.
+    """
+    [table] = context.pending
+    settings, directory = context.settings, context.table(table).directory
+    columns = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    rows, referenced = Table(directory / "rows"), Table(directory / "reference")
+    filled = write_rows(context.table("select"), columns, context.ingested, rows)
+    if not filled:
+        raise RunError(
+            "dpo: no pair of judgments was selected, so there is nothing to prefer; lower select.min_gap, or raise "
+            "sample.samples or sample.temperature so that judgments differ"
+        )
+    judge = context.merged_judge("sft")
+    job = PoolJob(
+        name="reference",
+        processor=ReferenceProcessor(judge, settings.dpo),
+        sources={"pairs": rows},
+        target=referenced,
+        pool=settings.judge.pool,
+        key="item_id",
+        identity=("prompt", "chosen", "rejected"),
+    )
+    context.run_pools([job], filled)
+    from carevl.training.driver import train
+
+    targets = Table(context.table("sft").directory / "rows")
+    replay = [targets.part(number) for number in targets.parts()]
+    files = [referenced.part(number) for number in filled]
+    dev = write_dev_parts(settings, settings.dpo, context.ingested, directory)
+    log = context.training_progress(table)
+    trained = train("dpo", files, judge, directory, settings.dpo, replay=replay, dev=dev, say=log)
+    return {table: training_counts(trained)}
+
+
+@dataclass
+class ReferenceProcessor(Processor):
+    """Adds the phase-1 judge's log-probabilities to a part of phase 2's rows."""
+
+    judge: Path
+    training: Training
+    reference: Reference = field(init=False)
+
+    def setup(self) -> None:
+        from carevl.training.reference import Reference
+
+        self.reference = Reference(self.judge, self.training)
+
+    def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
+        rows = self.reference(tables["pairs"])
+        return rows.append_column("error", pa.nulls(rows.num_rows))
+
+
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what phase 2 depends on, apart from its pairs and the phase-1 judge."""
+    del root, table
+    return {"training": training_inputs(settings.dpo)}
+
+
+def reservations(settings: Settings) -> list[Need]:
+    """Return what the reference's pool and the workers reserve."""
+    pool = for_pool("dpo", "judge.pool", settings.judge.pool)
+    return [pool, for_workers("dpo", "dpo.workers", settings.dpo.workers)]
+
+
+STAGE = Stage(
+    name="dpo",
+    inputs=reads("select", "demonstrate", "sft"),
+    fingerprint_inputs=fingerprint_inputs,
+    run=run,
+    reservations=reservations,
+)

@@ -1,0 +1,64 @@
+"""Stage `sft`, phase 1: the judge imitates the targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from carevl.cluster.resources import for_workers
+from carevl.models.engines import weights_fingerprint
+from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
+from carevl.store.run import RunError
+from carevl.store.table import Table
+
+if TYPE_CHECKING:
+    from carevl.cluster.resources import Need
+    from carevl.data.drawn import DataRoot
+    from carevl.settings import Settings
+
+
+def run(context: RunContext) -> Counts:
+    """Train the judge on the targets.
+
+    Raises:
+        RunError: there is no target at all.
+    """
+    [table] = context.pending
+    settings, directory = context.settings, context.table(table).directory
+    rows = Table(directory / "rows")
+    targets = context.table("demonstrate", "targets")
+    filled = write_rows(targets, {"prompt": "prompt", "target": "text"}, context.ingested, rows)
+    if not filled:
+        raise RunError(
+            "sft: no judgment of the base judge agrees with a high-confidence label in both orders, so there is "
+            "nothing to learn from; raise demonstrate.samples, or set demonstrate.verdict_only_share above 0"
+        )
+    from carevl.training.driver import train
+
+    files = [rows.part(number) for number in filled]
+    dev = write_dev_parts(settings, settings.sft, context.ingested, directory)
+    log = context.training_progress(table)
+    trained = train("sft", files, Path(settings.judge.path), directory, settings.sft, dev=dev, say=log)
+    return {table: training_counts(trained)}
+
+
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what phase 1 depends on, apart from its targets."""
+    del root, table
+    judge = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision)}
+    return {"judge": judge, "training": training_inputs(settings.sft)}
+
+
+def reservations(settings: Settings) -> list[Need]:
+    """Return what the workers reserve."""
+    return [for_workers("sft", "sft.workers", settings.sft.workers)]
+
+
+STAGE = Stage(
+    name="sft",
+    inputs=reads("ingest", "demonstrate"),
+    fingerprint_inputs=fingerprint_inputs,
+    run=run,
+    reservations=reservations,
+)
