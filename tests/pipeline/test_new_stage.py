@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from carevl.data.drawn import draw
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.run import run_stage
 from carevl.settings import load_settings
@@ -43,6 +44,7 @@ def context(tmp_path):
     """A run whose items are read, with the new stage at the end."""
     settings = load_settings("mini", ["miniworld.items=5", "miniworld.calibration_images=5", "data.parts=2"])
     run = Run(tmp_path)
+    draw(settings, run)
     stages = (*STAGES, STAGE)
     context = RunContext(settings, run, stage_keys(settings, run, stages), lambda _: None)
     run_stage(context, STAGES[0])
