@@ -19,7 +19,13 @@ import pytest
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-pytest_plugins = ["tests.helpers.pairs", "tests.helpers.predictions", "tests.helpers.sources", "tests.helpers.tiers"]
+pytest_plugins = [
+    "tests.helpers.pairs",
+    "tests.helpers.own_suite",
+    "tests.helpers.predictions",
+    "tests.helpers.sources",
+    "tests.helpers.tiers",
+]
 
 # Ray reads its mode of authentication once per process: every Ray that is started from this one has the same token.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from carevl.benchmarks.predictions import Prediction, record
 from carevl.benchmarks.questions import GREEDY, Decoding, Question
-from carevl.benchmarks.suite import Benchmark
+from carevl.benchmarks.suite import Suite
 from carevl.judging.prompts import VERDICT_BEGUN, Task, write_judgment
 from carevl.judging.verdict_tokens import CHOICES, WATCH, forced, stated
 from carevl.models.engines import generator
@@ -102,7 +102,7 @@ class _Call:
 def judge_questions(
     judge: Answerer,
     name: str,
-    benchmark: Benchmark,
+    suite: Suite,
     questions: Sequence[Question],
     pictures: Mapping[str, Image | str],
     seed: int,
@@ -115,7 +115,7 @@ def judge_questions(
         pictures: image name to the picture, or to why there is none.
         seed: of sampled judgments.
     """
-    calls = [_call(benchmark, question, seed) for question in questions]
+    calls = [_call(suite, question, seed) for question in questions]
     answers: dict[_Call, Answer] = {}
     batches: dict[Decoding, dict[_Call, GenerationRequest]] = {}
     for call in dict.fromkeys(calls):
@@ -129,12 +129,12 @@ def judge_questions(
     for decoding, requests in batches.items():
         logprob_texts = () if decoding.temperature else WATCH
         answers |= zip(requests, judge.answer([*requests.values()], decoding, logprob_texts), strict=True)
-    return [_read(benchmark, name, q, answers[call]) for q, call in zip(questions, calls, strict=True)]
+    return [_read(suite, name, q, answers[call]) for q, call in zip(questions, calls, strict=True)]
 
 
-def _call(benchmark: Benchmark, question: Question, seed: int) -> _Call:
+def _call(suite: Suite, question: Question, seed: int) -> _Call:
     assert question.image is not None
-    response_prefix, decoding = "", benchmark.DECODING if question.protocol == "official" else GREEDY
+    response_prefix, decoding = "", suite.decoding if question.protocol == "official" else GREEDY
     if question.protocol == "verdict_prob":
         response_prefix = VERDICT_BEGUN[question.task]
         tokens = _TOKENS_PER_RANK * len(question.order) if question.task == "ranking" else _FORCED_TOKENS
@@ -143,11 +143,11 @@ def _call(benchmark: Benchmark, question: Question, seed: int) -> _Call:
     return _Call(question.prompt, question.image.name, response_prefix, draw, decoding)
 
 
-def _read(benchmark: Benchmark, name: str, question: Question, answer: Answer) -> Prediction:
+def _read(suite: Suite, name: str, question: Question, answer: Answer) -> Prediction:
     """The prediction that an answer amounts to; one that was not given counts as no verdict."""
     if isinstance(answer, str):
         error = row_error("evaluate", "not answered", answer)
-        return record(question, name, "", benchmark.parse(question, ""), error=error)
+        return record(question, name, "", suite.parse(question, ""), error=error)
     text, truncated, chances = answer.text, answer.truncated, None
     if question.protocol == "verdict_prob":
         text, truncated = VERDICT_BEGUN[question.task] + text, False
@@ -159,7 +159,7 @@ def _read(benchmark: Benchmark, name: str, question: Question, answer: Answer) -
     probability = None
     if chances is not None and question.task == "pairwise":
         probability = float(chances[question.order.index(min(question.order))])
-    return record(question, name, text, benchmark.parse(question, text, truncated=truncated), probability)
+    return record(question, name, text, suite.parse(question, text, truncated=truncated), probability)
 
 
 def _verdict(task: Task, number: int) -> str:

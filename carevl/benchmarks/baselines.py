@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from carevl.benchmarks.predictions import Prediction, record, record_score
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Row
-from carevl.benchmarks.suite import Benchmark
+from carevl.benchmarks.suite import Suite
 from carevl.judging.prompts import Verdict
 from carevl.stats.draws import rng_for
 
@@ -20,7 +20,7 @@ _RATING_STEP = 50
 
 
 def judge_trivially(
-    name: str, benchmark: Benchmark, rows: Iterable[Row], questions: Iterable[Question], *, seed: int = 0
+    name: str, suite: Suite, rows: Iterable[Row], questions: Iterable[Question], *, seed: int = 0
 ) -> Iterator[Prediction]:
     """The predictions of the trivial judge `longer`, `first` or `random`, one per question.
 
@@ -39,8 +39,8 @@ def judge_trivially(
         if question.response is not None:
             yield record_score(question, name, _SCORES[name](question, seed))
         else:
-            text = benchmark.say(question, TRIVIAL_JUDGES[name](question, responses, seed))
-            yield record(question, name, text, benchmark.parse(question, text))
+            text = suite.write_verdict(question, TRIVIAL_JUDGES[name](question, responses, seed))
+            yield record(question, name, text, suite.parse(question, text))
 
 
 def _longer(question: Question, responses: tuple[str, ...], _: int) -> Verdict:

@@ -20,7 +20,6 @@ from carevl.benchmarks.listing import list_comparison, list_report
 from carevl.benchmarks.predictions import Prediction, from_table, to_table
 from carevl.benchmarks.results import PROTOCOLS, baselines, by_protocol, compared, judged
 from carevl.benchmarks.run import Asked, Exam, facts, predict
-from carevl.benchmarks.suites import rewardbench2
 from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import Tally
 from carevl.errors import UserError
@@ -55,11 +54,11 @@ def evaluate(data: Data, asking: Asking, out: Path, say: Callable[[str], None]) 
         UserError: no such protocol or setting, images are missing, or too many questions failed.
     """
     protocols = _protocols(asking.protocols, data)
-    draws = data.benchmark.DRAWS if asking.draws is None else asking.draws
+    draws = data.suite.draws if asking.draws is None else asking.draws
     with Run(out).lock():
         if asking.judge in TRIVIAL_JUDGES:
-            asked = [q for protocol in protocols for q in data.benchmark.questions(data.rows, protocol, draws=draws)]
-            table = to_table(judge_trivially(asking.judge, data.benchmark, data.rows, asked))
+            asked = [q for protocol in protocols for q in data.suite.questions(data.rows, protocol, draws=draws)]
+            table = to_table(judge_trivially(asking.judge, data.suite, data.rows, asked))
         else:
             judge = fill(Judge, {"path": asking.judge, "engine": asking.engine}, asking.overrides)
             data = data.without_missing_images(protocols, lambda _: True, allowed=asking.allow_missing_images)
@@ -69,7 +68,7 @@ def evaluate(data: Data, asking: Asking, out: Path, say: Callable[[str], None]) 
         pq.write_table(table, sink, compression="zstd")
         write_atomically(out / PREDICTIONS, sink.getvalue().to_pybytes())
         _write_figures(out, found)
-    return list_report(found)
+    return list_report(data.suite, found)
 
 
 def _protocols(names: Sequence[str], data: Data) -> list[ProtocolName]:
@@ -79,7 +78,7 @@ def _protocols(names: Sequence[str], data: Data) -> list[ProtocolName]:
             raise UserError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
     if names:
         return [protocol for protocol in PROTOCOLS if protocol in names]
-    return ["official"] if data.benchmark.NAME == rewardbench2.NAME else ["official_scorer", "strict"]
+    return list(data.suite.default_protocols)
 
 
 def _ask(
@@ -91,7 +90,7 @@ def _ask(
     run: Run,
     say: Callable[[str], None],
 ) -> pa.Table:
-    questions = {"benchmark": data.benchmark.NAME, "rows": data.fingerprint, "protocols": list(protocols)}
+    questions = {"benchmark": data.suite.name, "rows": data.fingerprint, "protocols": list(protocols)}
     cause = StageKey("parts", {**questions, "draws": draws, "judge": facts(judge)})
     table: Table = run.table(cause)
     if table.manifest is None:
@@ -121,7 +120,7 @@ def score_again(
     found = _report(_answered(data, [given], allow_missing_images), given, draws)
     if out is not None:
         _write_figures(out, found)
-    return list_report(found)
+    return list_report(data.suite, found)
 
 
 def compare(data: Data, paths: tuple[Path, Path], draws: int | None, allow_missing_images: bool) -> Iterable[str]:
@@ -133,7 +132,7 @@ def compare(data: Data, paths: tuple[Path, Path], draws: int | None, allow_missi
     a, b = (_read(path, data) for path in paths)
     data = _answered(data, (a, b), allow_missing_images)
     return list_comparison(
-        (f"{paths[0]}", f"{paths[1]}"), data.excluded, compared(data.benchmark, data.rows, a, b, draws=draws)
+        (f"{paths[0]}", f"{paths[1]}"), data.excluded, compared(data.suite, data.rows, a, b, draws=draws)
     )
 
 
@@ -143,12 +142,12 @@ def _read(path: Path, data: Data) -> list[Prediction]:
     if not file.is_file():
         raise UserError(f"no predictions at {file}")
     if file.suffix != ".parquet":
-        return read_official(data.benchmark, file, data.rows, path.stem)
+        return read_official(data.suite, file, data.rows, path.stem)
     found = from_table(pq.read_table(file))
-    given = [prediction for prediction in found if prediction.benchmark == data.benchmark.NAME]
+    given = [prediction for prediction in found if prediction.benchmark == data.suite.name]
     if not given:
         names = ", ".join(sorted({prediction.benchmark for prediction in found})) or "nothing"
-        raise UserError(f"{file} holds predictions of {names}, none of {data.benchmark.NAME}")
+        raise UserError(f"{file} holds predictions of {names}, none of {data.suite.name}")
     return given
 
 
@@ -165,12 +164,12 @@ def _report(data: Data, given: Sequence[Prediction], draws: int | None) -> dict[
     for prediction in given:
         of_judge.setdefault(prediction.judge, []).append(prediction)
     return {
-        "benchmark": data.benchmark.NAME,
+        "benchmark": data.suite.name,
         "rows": len(data.rows),
         "rows_fingerprint": data.fingerprint,
         "excluded": list(data.excluded),
-        "judges": {name: judged(data.benchmark, data.rows, some, draws=draws) for name, some in of_judge.items()},
-        "baselines": baselines(data.benchmark, data.rows, by_protocol(data.rows, given), draws=draws),
+        "judges": {name: judged(data.suite, data.rows, some, draws=draws) for name, some in of_judge.items()},
+        "baselines": baselines(data.suite, data.rows, by_protocol(data.rows, given), draws=draws),
     }
 
 

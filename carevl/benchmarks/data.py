@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.rows import Row
-from carevl.benchmarks.suite import Benchmark
+from carevl.benchmarks.suite import Suite
+from carevl.benchmarks.suites import SUITES
 from carevl.errors import UserError
 from carevl.settings.data import ProtocolName
 
@@ -21,10 +21,16 @@ _NAMED = 5
 class Data:
     """A benchmark's rows."""
 
-    benchmark: Benchmark
+    benchmark: str
+    """Its name or import path."""
     rows: list[Row]
     excluded: tuple[str, ...] = ()
     """Keys of rows left out because their image is missing."""
+
+    @property
+    def suite(self) -> Suite:
+        """Who reads and scores them."""
+        return SUITES[self.benchmark]
 
     @property
     def fingerprint(self) -> str:
@@ -51,7 +57,7 @@ class Data:
             UserError: there are such rows and they may not be left out, or none would remain.
         """
         keys = tuple(row.key for row in self.rows if needed(row) and self._lacks_image(row, protocols))
-        found = f"{self.benchmark.NAME}: {len(keys)} of {len(self.rows)} rows have no image: {some(keys)}"
+        found = f"{self.suite.name}: {len(keys)} of {len(self.rows)} rows have no image: {some(keys)}"
         if keys and not allowed:
             raise UserError(f"{found}; give --images DIR, or leave them out with --allow-missing-images")
         kept = [row for row in self.rows if row.key not in set(keys)]
@@ -62,22 +68,23 @@ class Data:
     def _lacks_image(self, row: Row, protocols: Sequence[ProtocolName]) -> bool:
         if row.image is not None and row.image.present:
             return False
-        asked = (q for protocol in protocols for q in self.benchmark.questions([row], protocol, draws=1))
+        asked = (q for protocol in protocols for q in self.suite.questions([row], protocol, draws=1))
         return any(question.response is None for question in asked)
 
 
 def load(name: str, path: Path, images: Path | None = None) -> Data:
-    """A benchmark's rows from disk.
+    """Read a benchmark's rows from disk.
+
+    Args:
+        name: as in `SUITES`, or an import path.
 
     Raises:
         UserError: there is no such benchmark, or it has no rows here.
     """
-    if name not in BENCHMARKS:
-        raise UserError(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
-    rows = BENCHMARKS[name].load(path, images)
+    rows = SUITES[name].load(path, images)
     if not rows:
         raise UserError(f"{name}: {path} has no rows")
-    return Data(BENCHMARKS[name], rows)
+    return Data(name, rows)
 
 
 def some(keys: Sequence[str]) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 from carevl.benchmarks.comparison import Comparison
 from carevl.benchmarks.data import some
-from carevl.benchmarks.suites.published import VL_REWARDBENCH, check
-from carevl.benchmarks.suites.vl_rewardbench import NAME as VL_REWARDBENCH_NAME
+from carevl.benchmarks.suite import Suite
 from carevl.settings.data import ProtocolName
 from carevl.stats.estimate import Estimate, format_estimate
 
@@ -16,8 +15,8 @@ _MANY = 16
 """A longer list leaves out the figures of single data sets and categories (`NAME/…`); figures.json has them all."""
 
 
-def list_report(report: Mapping[str, Any]) -> Iterator[str]:
-    """A table per protocol: a column per judge and baseline, a row per figure, with 95 % intervals."""
+def list_report(suite: Suite, report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table per protocol: a column per judge and baseline, a row per figure, with 95 % intervals."""
     yield f"{report['benchmark']}: {report['rows']} rows"
     yield from _left_out(report["excluded"])
     judges, baselines = report["judges"], report["baselines"]
@@ -30,20 +29,9 @@ def list_report(report: Mapping[str, Any]) -> Iterator[str]:
         for name, found in asked.items():
             counts = ", ".join(f"{number} {status}" for status, number in found["statuses"].items() if number)
             yield f"{name}: {found['predictions']} judgments: {counts}; {found['errors']} errors"
-        if protocol == "official" and report["benchmark"] == VL_REWARDBENCH_NAME:
-            yield from _published()
-
-
-def _published() -> Iterator[str]:
-    """Scores that others published under the official protocol, in percent; rows that contradict themselves say so."""
-    rows: list[tuple[str, ...]] = [("published, %", "overall", "macro", "general", "hallucination", "reasoning", "")]
-    for row in VL_REWARDBENCH:
-        found = check(row)
-        note = "" if found.consistent else f"inconsistent: its groups give {found.overall:.1f} and {found.macro:.1f}"
-        scores = (row.overall, row.macro, row.general, row.hallucination, row.reasoning)
-        rows.append((row.judge, *map(str, scores), note))
-    yield ""
-    yield from _aligned(rows)
+        if protocol == "official" and (published := suite.published()):
+            yield ""
+            yield from _aligned(published)
 
 
 def list_comparison(

@@ -11,17 +11,12 @@ from carevl.benchmarks.comparison import Comparison, compare
 from carevl.benchmarks.diagnostics import diagnose, statuses
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.rows import Row
-from carevl.benchmarks.suite import Benchmark
+from carevl.benchmarks.suite import Suite
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import estimate
 from carevl.stats.estimate import Estimate
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
-
-_HEADLINES = {
-    "vl-rewardbench": ("overall", "macro", "general", "hallucination", "reasoning"),
-    "mllm-judge": ("score", "pair_with_ties", "pair_without_ties", "batch"),
-}
 
 
 def by_protocol(rows: Iterable[Row], predictions: Iterable[Prediction]) -> dict[ProtocolName, list[Prediction]]:
@@ -34,7 +29,7 @@ def by_protocol(rows: Iterable[Row], predictions: Iterable[Prediction]) -> dict[
 
 
 def judged(
-    benchmark: Benchmark, rows: Sequence[Row], predictions: Iterable[Prediction], *, draws: int | None = None
+    suite: Suite, rows: Sequence[Row], predictions: Iterable[Prediction], *, draws: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """What one judge's predictions are worth, by protocol.
 
@@ -52,8 +47,8 @@ def judged(
     """
     found: dict[str, dict[str, Any]] = {}
     for protocol, given in by_protocol(rows, predictions).items():
-        used = draws or min(benchmark.DRAWS, _fewest_draws(given))
-        scored = benchmark.score(rows, given, protocol, draws=used)
+        used = draws or min(suite.draws, _fewest_draws(given))
+        scored = suite.score(rows, given, protocol, draws=used)
         found[protocol] = {
             "figures": estimate(scored),
             "answers": estimate(diagnose(rows, given)),
@@ -72,21 +67,21 @@ def _fewest_draws(predictions: Sequence[Prediction]) -> int:
 
 
 def baselines(
-    benchmark: Benchmark, rows: Sequence[Row], protocols: Iterable[ProtocolName], *, draws: int | None = None
+    suite: Suite, rows: Sequence[Row], protocols: Iterable[ProtocolName], *, draws: int | None = None
 ) -> dict[str, dict[str, dict[str, Estimate]]]:
     """Figures of the trivial judges on the same rows: judge to protocol to figure."""
     found: dict[str, dict[str, dict[str, Estimate]]] = {name: {} for name in TRIVIAL_JUDGES}
-    used = draws or benchmark.DRAWS
+    used = draws or suite.draws
     for protocol in protocols:
-        asked = list(benchmark.questions(rows, protocol, draws=used))
+        asked = list(suite.questions(rows, protocol, draws=used))
         for name, of_protocol in found.items():
-            given = judge_trivially(name, benchmark, rows, asked)
-            of_protocol[protocol] = estimate(benchmark.score(rows, given, protocol, draws=used))
+            given = judge_trivially(name, suite, rows, asked)
+            of_protocol[protocol] = estimate(suite.score(rows, given, protocol, draws=used))
     return found
 
 
 def compared(
-    benchmark: Benchmark,
+    suite: Suite,
     rows: Sequence[Row],
     a: Iterable[Prediction],
     b: Iterable[Prediction],
@@ -98,38 +93,36 @@ def compared(
     found: dict[ProtocolName, Comparison] = {}
     for protocol in of_a:
         if protocol in of_b:
-            used = draws or min(benchmark.DRAWS, _fewest_draws(of_a[protocol]), _fewest_draws(of_b[protocol]))
-            both = (benchmark.score(rows, each[protocol], protocol, draws=used) for each in (of_a, of_b))
+            used = draws or min(suite.draws, _fewest_draws(of_a[protocol]), _fewest_draws(of_b[protocol]))
+            both = (suite.score(rows, each[protocol], protocol, draws=used) for each in (of_a, of_b))
             found[protocol] = compare(*both)
     return found
 
 
-def summary(answered: Mapping[str, tuple[Benchmark, Sequence[Row], Sequence[Prediction]]]) -> dict[str, Any]:
+def summary(answered: Mapping[str, tuple[Suite, Sequence[Row], Sequence[Prediction]]]) -> dict[str, Any]:
     """The headline figures of one judge over several benchmarks, each {value, low, high} with a 95 % interval.
 
     Args:
-        answered: benchmark id to its module, its rows, and the judge's predictions under `official_scorer` and
+        answered: name of a benchmark to its suite, its rows, and the judge's predictions under `official_scorer` and
             `strict`.
 
     Returns:
-        `vl_rewardbench`: {official_scorer, strict: {overall, macro, general, hallucination, reasoning}};
-        `mllm_judge`: {score, pair_with_ties, pair_without_ties, batch} by the official scorer (strict where only that
-        was asked); any other benchmark like the first, with all its figures; `parse_rate` and `order_consistency` over
-        the strict judgments of all.
+        Per benchmark, its name with `_` for `-`: the suite's headline figures under `official_scorer` and `strict`, or
+        alone (see `Suite.by_protocol`). `parse_rate` and `order_consistency` over the strict judgments of all.
     """
     found: dict[str, Any] = {}
     rows: list[Row] = []
     strict: list[Prediction] = []
-    for name, (benchmark, asked, predictions) in answered.items():
-        of_protocol = judged(benchmark, asked, predictions)
+    for name, (suite, asked, predictions) in answered.items():
+        of_protocol = judged(suite, asked, predictions)
         kept = {
             protocol: {
-                key: each["figures"][key] for key in _HEADLINES.get(name, each["figures"]) if key in each["figures"]
+                key: each["figures"][key] for key in suite.headlines or each["figures"] if key in each["figures"]
             }
             for protocol, each in of_protocol.items()
             if protocol in ("official_scorer", "strict")
         }
-        found[name.replace("-", "_")] = next(iter(kept.values()), {}) if name == "mllm-judge" else kept
+        found[name.replace("-", "_")] = kept if suite.by_protocol else next(iter(kept.values()), {})
         if given := by_protocol(asked, predictions).get("strict"):
             rows += asked
             strict += given

@@ -110,6 +110,13 @@ class Record:
             raise ValueError(f"{self.where}: {name} must be a list of texts, found {value!r:.80}")
         return tuple(map(clean, value))
 
+    def nested(self, name: str) -> Record:
+        """As `get`, for a field that must be an object."""
+        value = self.get(name)
+        if not isinstance(value, dict):
+            raise ValueError(f"{self.where}: {name} must be an object, found {value!r:.80}")
+        return Record(value, f"{self.where}, {name}")
+
 
 def read_records(path: Path) -> list[Record]:
     """All rows of a file, or of the data files of a folder (not of its subfolders) in the order of their names.

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.answering import Answerer, answerer, is_endpoint, judge_questions
 from carevl.benchmarks.predictions import record_score, to_table
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Image, Row
-from carevl.benchmarks.suite import Benchmark
+from carevl.benchmarks.suite import Suite
+from carevl.benchmarks.suites import SUITES
 from carevl.cluster.jobs import PoolJob, Processor, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.data.images import ImageLimits
@@ -60,13 +60,19 @@ def facts(judge: Judge) -> dict[str, Any]:
 class Exam:
     """What is asked: the rows of a benchmark, by some protocols.
 
-    `draws`: judgments per row where the protocol draws several; the benchmark's own number when None.
+    `benchmark`: its name or import path, by which every actor imports the suite anew.
+    `draws`: judgments per row where the protocol draws several; the suite's own number when None.
     """
 
-    benchmark: Benchmark
+    benchmark: str
     rows: Sequence[Row]
     protocols: Sequence[ProtocolName]
     draws: int | None = None
+
+    @property
+    def suite(self) -> Suite:
+        """Who asks and reads the answers."""
+        return SUITES[self.benchmark]
 
 
 @dataclass(frozen=True)
@@ -105,11 +111,12 @@ def predict(
         RunError: more questions failed than allowed; what is done stays.
     """
     blocks = [block for exam in exams for block in _blocks(exam, seed, part_questions)]
+    suites = _import_names(exams)
     if not blocks:
         for asked in judges:
             asked.target.write(0, to_table([]))  # a table without parts has no columns to read
         return {asked.name: {"rows_in": 0, "rows_out": 0, "errors": 0} for asked in judges}
-    passes = [_Pass.of(asked, blocks, seed, retry) for asked in judges]
+    passes = [_Pass.of(asked, blocks, suites, seed, retry) for asked in judges]
     for asking in passes:
         _refuse_without_image(question for block in asking.pending.values() for question in block)
     for asking in passes:
@@ -136,19 +143,23 @@ class _Pass:
     made: Table
     """Where new predictions are written: the target, or apart from it what was asked again."""
     pending: Mapping[int, list[Question]]
+    suites: Mapping[str, str]
+    """Name of a suite in the questions to what it is imported by."""
     seed: int
 
     @classmethod
-    def of(cls, asked: Asked, blocks: Sequence[list[Question]], seed: int, retry: bool) -> _Pass:
+    def of(
+        cls, asked: Asked, blocks: Sequence[list[Question]], suites: Mapping[str, str], seed: int, retry: bool
+    ) -> _Pass:
         target = asked.target
         if not retry:
             pending = {number: block for number, block in enumerate(blocks) if not target.part(number).exists()}
-            return cls(asked.name, asked.judge, target, target, pending, seed)
+            return cls(asked.name, asked.judge, target, target, pending, suites, seed)
         again = Table(target.directory / "again")
         shutil.rmtree(again.directory, ignore_errors=True)
         failed = {number: _failed(target.read(number), blocks[number]) for number in target.parts()}
         pending = {number: block for number, block in failed.items() if block}
-        return cls(asked.name, asked.judge, target, again, pending, seed)
+        return cls(asked.name, asked.judge, target, again, pending, suites, seed)
 
     @property
     def questions(self) -> Table:
@@ -162,7 +173,7 @@ class _Pass:
     def job(self) -> PoolJob:
         return PoolJob(
             name=f"evaluate/{self.name}",
-            processor=AnswerProcessor(self.judge, self.name, self.seed),
+            processor=AnswerProcessor(self.judge, self.name, self.suites, self.seed),
             sources={"questions": self.questions, "images": self.images},
             target=self.made,
             pool=self.judge.pool,
@@ -221,20 +232,29 @@ def _replaced(predictions: pa.Table, again: pa.Table) -> pa.Table:
 
 def _blocks(exam: Exam, seed: int, size: int) -> Iterator[list[Question]]:
     """All questions of an exam, those about one image in one block; the same blocks for the same arguments."""
-    benchmark = exam.benchmark
-    draws = benchmark.DRAWS if exam.draws is None else exam.draws
+    suite = exam.suite
     together: dict[str, list[Row]] = {}
     for row in exam.rows:
         together.setdefault(row.image.name if row.image else row.key, []).append(row)
     block: list[Question] = []
     for group in together.values():
         for protocol in exam.protocols:
-            block += benchmark.questions(group, protocol, draws=draws, seed=seed)
+            block += suite.questions(group, protocol, draws=exam.draws, seed=seed)
         if len(block) >= size:
             yield block
             block = []
     if block:
         yield block
+
+
+def _import_names(exams: Sequence[Exam]) -> dict[str, str]:
+    """Return the name of each suite, as its questions have it, with what actors import it by."""
+    names: dict[str, str] = {}
+    for exam in exams:
+        other = names.setdefault(exam.suite.name, exam.benchmark)
+        if other != exam.benchmark:
+            raise UserError(f"benchmarks {other} and {exam.benchmark} are both called {exam.suite.name}; rename one")
+    return names
 
 
 def _refuse_without_image(asked: Iterable[Question]) -> None:
@@ -278,6 +298,8 @@ class AnswerProcessor(Processor):
 
     judge: Judge
     name: str
+    suites: Mapping[str, str]
+    """Name of a suite in the questions to what it is imported by."""
     seed: int
 
     @cached_property
@@ -299,8 +321,8 @@ class AnswerProcessor(Processor):
         written = [question for question in questions if question.response is None]
         scored = [question for question in questions if question.response is not None]
         pictures = {row["name"]: _picture(row) for row in tables["images"].to_pylist()}
-        benchmark = BENCHMARKS[questions[0].benchmark]  # a part is of one benchmark
-        made = judge_questions(self.writer, self.name, benchmark, written, pictures, self.seed) if written else []
+        suite = SUITES[self.suites[questions[0].benchmark]]  # a part is of one benchmark
+        made = judge_questions(self.writer, self.name, suite, written, pictures, self.seed) if written else []
         if scored:
             scores = self.scorer.score([(question.prompt, question.response or "") for question in scored])
             made += [record_score(q, self.name, score) for q, score in zip(scored, scores, strict=True)]

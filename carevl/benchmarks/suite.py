@@ -1,43 +1,117 @@
-"""What every benchmark module offers."""
+"""`Suite`: a benchmark of judges. The registered ones are in `suites/`; a user's own is named by its import path."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 from carevl.benchmarks.predictions import Prediction
-from carevl.benchmarks.questions import Decoding, Question
-from carevl.benchmarks.rows import Row
+from carevl.benchmarks.questions import GREEDY, Decoding, Question, own_parse, own_say
+from carevl.benchmarks.rows import Record, Row
 from carevl.judging.prompts import Verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import Scored
 
+OfficialAnswer = tuple[tuple[int, ...], str | float]
+"""The order shown, and the text (or, for a reward model, the score of the one response)."""
 
-class Benchmark(Protocol):
-    """A benchmark's protocol. Each is a module whose functions have these names and types."""
 
-    NAME: str
-    DRAWS: int
-    """Samples per row under `official` and `official_scorer` unless told otherwise."""
-    DECODING: Decoding
+class Suite(ABC):
+    """A benchmark: how its rows are read, what is asked about them, and what the answers are worth.
+
+    A subclass sets `name` and `summary` and defines `load`, `questions` and `score`; the rest has defaults. It keeps no
+    state: every actor makes an instance of its own.
+    """
+
+    name: ClassVar[str]
+    """Its name in predictions and results, and in settings where it is registered."""
+    summary: ClassVar[str]
+    """One line for help texts."""
+    draws: ClassVar[int] = 1
+    """Judgments per row under `official` and `official_scorer`, unless the settings give a number."""
+    decoding: ClassVar[Decoding] = GREEDY
     """How the official run generates."""
+    default_protocols: ClassVar[tuple[ProtocolName, ...]] = ("official_scorer", "strict")
+    """How `carevl evaluate` asks without `--protocol`."""
+    headlines: ClassVar[tuple[str, ...]] = ()
+    """The figures that results.json holds; all of them when empty."""
+    by_protocol: ClassVar[bool] = True
+    """Whether results.json holds them by protocol; else those of the official scorer (strict where only that was
+    asked) stand alone."""
+    official_script: ClassVar[str] = ""
+    """The benchmark's own script whose result files `read_official_row` and `read_official_answers` read, if any."""
 
-    def load(self, path: Path, images: Path | None = ...) -> list[Row]:
-        """The labelled rows on disk."""
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for attribute in ("name", "summary"):
+            if not isinstance(getattr(cls, attribute, None), str):
+                raise TypeError(f'benchmark {cls.__qualname__}: set {attribute} = "…" in the class')
 
+    @abstractmethod
+    def load(self, path: Path, images: Path | None = None) -> list[Row]:
+        """Return the labelled rows on disk.
+
+        Args:
+            path: file or folder of the rows.
+            images: where image paths begin; beside the rows when None.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a field is missing or of another kind; the message names file, row and field.
+        """
+
+    @abstractmethod
     def questions(
-        self, rows: Iterable[Row], protocol: ProtocolName, *, draws: int = ..., seed: int = ...
+        self, rows: Iterable[Row], protocol: ProtocolName, *, draws: int | None = None, seed: int = 0
     ) -> Iterator[Question]:
-        """What has to be asked of a judge."""
+        """Yield what a judge has to be asked about these rows.
 
-    def parse(self, question: Question, text: str, *, truncated: bool = ...) -> Verdict:
-        """The verdict of an answer."""
+        Args:
+            draws: judgments per row where the protocol draws several; the suite's own number when None.
+            seed: of whatever is drawn at random.
+        """
 
-    def say(self, question: Question, verdict: Verdict) -> str:
-        """Words that `parse` reads back as this verdict."""
-
+    @abstractmethod
     def score(
-        self, rows: Sequence[Row], predictions: Iterable[Prediction], protocol: ProtocolName, *, draws: int = ...
+        self,
+        rows: Sequence[Row],
+        predictions: Iterable[Prediction],
+        protocol: ProtocolName,
+        *,
+        draws: int | None = None,
     ) -> Scored:
-        """Figures of one judge's predictions under one protocol."""
+        """Return the statistics of one judge's predictions under one protocol.
+
+        Raises:
+            ValueError: a row has no prediction, or fewer than `draws`.
+        """
+
+    def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
+        """Return the verdict of an answer; by default that of the strict parser."""
+        return own_parse(question, text, truncated=truncated)
+
+    def write_verdict(self, question: Question, verdict: Verdict) -> str:
+        """Return words that `parse` reads back as this verdict; empty where its grammar has none."""
+        return own_say(question, verdict)
+
+    def read_official_row(self, record: Record, root: Path) -> Row:
+        """Return the row in one record of a result file of `official_script`; image paths begin in `root`.
+
+        Raises:
+            ValueError: a field is missing or of another kind.
+        """
+        raise NotImplementedError(f"{self.name} has no official_script")
+
+    def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
+        """Return the answers to that row in the same record; several are several draws.
+
+        Raises:
+            ValueError: a field is missing or of another kind.
+        """
+        raise NotImplementedError(f"{self.name} has no official_script")
+
+    def published(self) -> Sequence[Sequence[str]]:
+        """Return a table of scores that others published under `official`, its header first; empty by default."""
+        return ()

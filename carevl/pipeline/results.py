@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.results import summary
+from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot, draw
 from carevl.data.truth import Truth, read_truth
 from carevl.stages import evaluate, ingest
@@ -93,9 +93,10 @@ def judges(settings: Settings, where: Run, asked: Mapping[str, Table]) -> dict[s
         answered = {}
         predicted = table.read()
         for benchmark in settings.benchmarks:
-            predictions = from_table(predicted.filter(pc.equal(predicted["benchmark"], benchmark.name)))
+            suite = SUITES[benchmark.name]
+            predictions = from_table(predicted.filter(pc.equal(predicted["benchmark"], suite.name)))
             rows = evaluate.load(settings, where, benchmark)
-            answered[benchmark.name] = (BENCHMARKS[benchmark.name], rows, predictions)
+            answered[suite.name] = (suite, rows, predictions)
         found[name] = summary(answered)
     return found
 

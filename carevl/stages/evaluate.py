@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.run import VERSION, Asked, Exam, predict
+from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot
 from carevl.models.engines import weights_fingerprint
 from carevl.stages.base import Counts, RunContext, Stage
@@ -52,7 +52,7 @@ def with_test_data(settings: Settings) -> Settings:
 
 def load(settings: Settings, where: Run, benchmark: Benchmark) -> list[Row]:
     """The labelled rows of a benchmark."""
-    return BENCHMARKS[benchmark.name].load(*data_of(DataRoot.of(settings, where), benchmark))[: benchmark.rows]
+    return SUITES[benchmark.name].load(*data_of(DataRoot.of(settings, where), benchmark))[: benchmark.rows]
 
 
 def data_of(root: DataRoot, benchmark: Benchmark) -> tuple[Path, Path | None]:
@@ -65,7 +65,7 @@ def run(context: RunContext) -> Counts:
     """Ask the pending judges the questions of every benchmark, side by side; a table of predictions each."""
     settings = context.settings
     exams = [
-        Exam(BENCHMARKS[benchmark.name], load(settings, context.run, benchmark), benchmark.protocols, benchmark.draws)
+        Exam(benchmark.name, load(settings, context.run, benchmark), benchmark.protocols, benchmark.draws)
         for benchmark in settings.benchmarks
     ]
     judges = {table: context.trained_judge(JUDGES[_judge(table)]) for table in context.pending}

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.contamination import Contamination
+from carevl.benchmarks.suites import SUITES
 from carevl.data.containers import list_files, locate
 from carevl.data.drawn import DataRoot
 from carevl.data.images import ImageLimits
@@ -150,9 +150,8 @@ def _benchmark_rows(root: DataRoot) -> dict[str, list[Row]]:
     """The rows of every benchmark to be evaluated, development and test; none without `data.decontaminate`."""
     found: dict[str, list[Row]] = {}
     for test, path, images in _benchmark_paths(root):
-        if test not in BENCHMARKS:
-            raise RunError(f"benchmarks: there is no {test!r}; the benchmarks are {', '.join(BENCHMARKS)}")
-        found.setdefault(test, []).extend(BENCHMARKS[test].load(path, images))
+        suite = SUITES[test]
+        found.setdefault(suite.name, []).extend(suite.load(path, images))
     return found
 
 

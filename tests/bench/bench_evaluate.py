@@ -24,17 +24,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.answering import EngineJudge, judge_questions
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.run import PART_QUESTIONS
+from carevl.benchmarks.suites import SUITES
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.miniworld.publish import publish
 from carevl.models.engines import locate
 from carevl.models.transformers_engine import chat_prompt
 from carevl.settings.models import Judge
 
-BENCHMARK = BENCHMARKS["vl-rewardbench"]
+BENCHMARK = SUITES["vl-rewardbench"]
 MODEL, MAX_TOKENS, BLOCK = "miniworld:judge", 80, PART_QUESTIONS
 
 

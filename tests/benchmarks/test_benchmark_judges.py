@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 
-from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
 from carevl.benchmarks.diagnostics import diagnose, statuses
 from carevl.benchmarks.predictions import from_table, record
 from carevl.benchmarks.rows import missing_images
 from carevl.benchmarks.run import Asked, predict
-from carevl.benchmarks.suites.published import VL_REWARDBENCH, check
+from carevl.benchmarks.suites import SUITES
+from carevl.benchmarks.suites.vl_rewardbench_published import VL_REWARDBENCH, check
 from carevl.judging.prompts import Verdict
 from carevl.miniworld.publish import publish
 from carevl.settings.models import Judge
@@ -39,8 +39,8 @@ def world(tmp_path_factory):
 def drawn(world):
     """miniworld's dev rows, as the benchmarks' own loaders read them."""
     return {
-        "vl-rewardbench": BENCHMARKS["vl-rewardbench"].load(world / "dev/vl_rewardbench.parquet"),
-        "mllm-judge": BENCHMARKS["mllm-judge"].load(world / "dev/mllm_judge"),
+        "vl-rewardbench": SUITES["vl-rewardbench"].load(world / "dev/vl_rewardbench.parquet"),
+        "mllm-judge": SUITES["mllm-judge"].load(world / "dev/mllm_judge"),
     }
 
 
@@ -57,33 +57,33 @@ def test_miniworld_files_load_like_public_ones(drawn):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("judge", list(TRIVIAL_JUDGES))
 def test_trivial_judges_answer_every_question(drawn, name, protocol, judge):
-    benchmark, rows = BENCHMARKS[name], drawn[name][::4]
-    asked = list(benchmark.questions(rows, protocol))
-    predictions = list(judge_trivially(judge, benchmark, rows, asked))
+    suite, rows = SUITES[name], drawn[name][::4]
+    asked = list(suite.questions(rows, protocol))
+    predictions = list(judge_trivially(judge, suite, rows, asked))
     assert [(each.key, each.order, each.sample) for each in predictions] == [(q.key, q.order, q.sample) for q in asked]
     silent = [each for each in predictions if each.status != "ok"]
     lengths = {row.key: [len(text) for text in row.responses] for row in rows}
     assert all(judge == "longer" and len(set(lengths[each.key])) == 1 for each in silent)
-    assert estimate(benchmark.score(rows, predictions, protocol), resamples=50)
-    assert predictions == list(judge_trivially(judge, benchmark, rows, asked))
+    assert estimate(suite.score(rows, predictions, protocol), resamples=50)
+    assert predictions == list(judge_trivially(judge, suite, rows, asked))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_oracle_scores_full_marks(drawn, protocol):
     for name, best in (("vl-rewardbench", {"overall": 1, "macro": 1}), ("mllm-judge", {"score": 1, "batch": 0})):
-        benchmark, rows = BENCHMARKS[name], drawn[name]
+        suite, rows = SUITES[name], drawn[name]
         of_key = {row.key: row for row in rows}
         predictions = []
-        for question in benchmark.questions(rows, protocol):
+        for question in suite.questions(rows, protocol):
             row = of_key[question.key]
             truth = {
                 "pairwise": Verdict("ok", "", winner=row.winner),
                 "pointwise": Verdict("ok", "", rating=int(row.gold[0])),
                 "ranking": Verdict("ok", "", ranking=row.ranking),
             }[question.task]
-            text = benchmark.say(question, truth)
-            predictions.append(record(question, "oracle", text, benchmark.parse(question, text)))
-        found = estimate(benchmark.score(rows, predictions, protocol), resamples=20)
+            text = suite.write_verdict(question, truth)
+            predictions.append(record(question, "oracle", text, suite.parse(question, text)))
+        found = estimate(suite.score(rows, predictions, protocol), resamples=20)
         assert {key: found[key]["value"] for key in best} == pytest.approx(best)
         if name == "mllm-judge":
             assert found["pair_without_ties"]["value"] == 1
@@ -92,9 +92,9 @@ def test_an_oracle_scores_full_marks(drawn, protocol):
 @pytest.mark.parametrize("text", USELESS.values(), ids=list(USELESS))
 @pytest.mark.parametrize("name", ["vl-rewardbench", "mllm-judge"])
 def test_a_useless_judge_earns_nothing_strictly(drawn, name, text):
-    benchmark, rows = BENCHMARKS[name], drawn[name]
-    predictions = [record(q, "useless", text, benchmark.parse(q, text)) for q in benchmark.questions(rows, "strict")]
-    found = estimate(benchmark.score(rows, predictions, "strict"), resamples=20)
+    suite, rows = SUITES[name], drawn[name]
+    predictions = [record(q, "useless", text, suite.parse(q, text)) for q in suite.questions(rows, "strict")]
+    found = estimate(suite.score(rows, predictions, "strict"), resamples=20)
     worst = {"overall": 0, "macro": 0, "score": 0, "pair_with_ties": 0, "batch": 1}
     assert all(found[key]["value"] == value for key, value in worst.items() if key in found)
     assert "ok" not in {each.status for each in predictions}
@@ -105,22 +105,22 @@ def test_a_useless_judge_earns_nothing_strictly(drawn, name, text):
 
 
 def test_both_tags_are_a_status_of_their_own(drawn):
-    benchmark, rows = BENCHMARKS["vl-rewardbench"], drawn["vl-rewardbench"][:3]
-    asked = list(benchmark.questions(rows, "strict"))
-    predictions = [record(q, "j", USELESS["both tags"], benchmark.parse(q, USELESS["both tags"])) for q in asked]
+    suite, rows = SUITES["vl-rewardbench"], drawn["vl-rewardbench"][:3]
+    asked = list(suite.questions(rows, "strict"))
+    predictions = [record(q, "j", USELESS["both tags"], suite.parse(q, USELESS["both tags"])) for q in asked]
     assert statuses(predictions) == {"ok": 0, "none": 0, "both": 6, "truncated": 0}
 
 
 def test_an_unknown_trivial_judge_is_named():
     with pytest.raises(ValueError, match="no trivial judge 'shorter'; there are longer, first, random"):
-        next(judge_trivially("shorter", BENCHMARKS["vl-rewardbench"], [], []))
+        next(judge_trivially("shorter", SUITES["vl-rewardbench"], [], []))
 
 
 def test_reward_questions_get_scores_not_texts(shared_data):
-    benchmark = BENCHMARKS["mm-rlhf-rewardbench"]
-    rows = benchmark.load(shared_data / "mm_rlhf_rewardbench.jsonl")
-    predictions = list(judge_trivially("longer", benchmark, rows, benchmark.questions(rows, "official")))
-    found = estimate(benchmark.score(rows, predictions, "official"), resamples=20)
+    suite = SUITES["mm-rlhf-rewardbench"]
+    rows = suite.load(shared_data / "mm_rlhf_rewardbench.jsonl")
+    predictions = list(judge_trivially("longer", suite, rows, suite.questions(rows, "official")))
+    found = estimate(suite.score(rows, predictions, "official"), resamples=20)
     longer = sum(len(row.responses[0]) > len(row.responses[1]) for row in rows) / len(rows)
     assert found["accuracy"]["value"] == pytest.approx(longer)
 

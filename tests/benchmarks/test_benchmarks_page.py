@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from carevl import cli
-from carevl.benchmarks import BENCHMARKS
+from carevl.benchmarks.suites import SUITES
 
 PAGE = (Path(__file__).parents[2] / "docs/benchmarks.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"### `(.+?)`.*?```json\n(.+?)```\n+```\ncarevl (.+?)\n```", PAGE, re.DOTALL)
 
 
 def test_every_benchmark_has_an_example():
-    assert [name for name, *_ in EXAMPLES] == list(BENCHMARKS)
+    assert [name for name, *_ in EXAMPLES] == list(SUITES)
 
 
 @pytest.mark.parametrize(("name", "rows", "command"), EXAMPLES, ids=[name for name, *_ in EXAMPLES])

@@ -14,11 +14,12 @@ from PIL import Image
 
 from carevl.data.drawn import DataRoot, draw
 from carevl.settings import Settings, load_settings
+from carevl.settings.base import SettingsError
 from carevl.settings.data import Benchmark
 from carevl.settings.data import Source as SettingsSource
 from carevl.stages import ingest
 from carevl.store.ingested import Ingested
-from carevl.store.run import Run, RunError
+from carevl.store.run import Run
 from carevl.store.schemas import CONTAMINATED
 
 WORLD = ["miniworld.items=80", "miniworld.calibration_images=20", "data.parts=3"]
@@ -149,10 +150,10 @@ def test_missing_and_broken_benchmark_images_are_counted(run: Run, tmp_path: Pat
     }
 
 
-def test_an_unknown_benchmark_is_said(run: Run, tmp_path: Path) -> None:
+def test_an_unknown_benchmark_is_named(run: Run, tmp_path: Path) -> None:
     test = Benchmark(name="vl-rewardbanch", path="x")
     settings = load_settings("mini", WORLD).model_copy(update={"benchmarks": [test]})
-    with pytest.raises(RunError, match=r"there is no 'vl-rewardbanch'; the benchmarks are vl-rewardbench"):
+    with pytest.raises(SettingsError, match=r"there is no benchmark 'vl-rewardbanch'; did you mean vl-rewardbench\?"):
         take_in(settings, run, tmp_path / "ingest")
 
 

@@ -13,13 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks import rows as benchmark_rows
 from carevl.benchmarks.answering import judge_questions
 from carevl.benchmarks.endpoint import Endpoint
 from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.questions import GREEDY
 from carevl.benchmarks.run import Asked, Exam, predict
+from carevl.benchmarks.suites import SUITES
 from carevl.errors import UserError
 from carevl.judging.verdict_tokens import WATCH
 from carevl.models import chat_client
@@ -192,7 +192,7 @@ def pairs(pair):
 def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
     judge = Judge(path=server.address)
     server.replies = [(200, completion("nothing to say"), {})]
-    test = Exam(BENCHMARKS["vl-rewardbench"], pairs, ["official_scorer", "strict"])
+    test = Exam("vl-rewardbench", pairs, ["official_scorer", "strict"])
     counts = predict([Asked(judge, judge.path, Table(tmp_path))], [test], lambda *_: None)[judge.path]
     predictions = from_table(Table(tmp_path).read())
     assert counts == {"rows_in": 21, "rows_out": 21, "errors": 0}
@@ -205,7 +205,7 @@ def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
 def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path):
     target = Table(tmp_path)
     asked_of = [Asked(Judge(path=server.address), "j", target)]
-    tests = [Exam(BENCHMARKS["vl-rewardbench"], pairs, ["official_scorer", "strict"])]
+    tests = [Exam("vl-rewardbench", pairs, ["official_scorer", "strict"])]
 
     def ask(retry):
         return predict(asked_of, tests, lambda *_: None, max_error_fraction=1.0, part_questions=7, retry=retry)["j"]
@@ -230,10 +230,10 @@ def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path)
 
 
 def test_official_draws_are_sampled_as_the_benchmark_does(server, pairs):
-    benchmark = BENCHMARKS["vl-rewardbench"]
-    asked = list(benchmark.questions(pairs[:1], "official"))
+    suite = SUITES["vl-rewardbench"]
+    asked = list(suite.questions(pairs[:1], "official"))
     pictures = {pairs[0].image.name: Image.new("RGB", (4, 4))}
-    predictions = judge_questions(Endpoint(server.address, 64, 1), "j", benchmark, asked, pictures, seed=0)
+    predictions = judge_questions(Endpoint(server.address, 64, 1), "j", suite, asked, pictures, seed=0)
     assert len(predictions) == len(server.requests) == 5
     bodies = [body for *_, body in server.requests]
     assert {(body["temperature"], body["top_p"], body["max_tokens"]) for body in bodies} == {(0.2, 0.2, 2048)}

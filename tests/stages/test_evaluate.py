@@ -14,12 +14,12 @@ from dataclasses import replace
 
 import pytest
 
-from carevl.benchmarks import BENCHMARKS
 from carevl.benchmarks.answering import EngineJudge, judge_questions
 from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.results import judged, summary
 from carevl.benchmarks.rows import Image
 from carevl.benchmarks.run import Asked, Exam, _blocks, predict
+from carevl.benchmarks.suites import SUITES
 from carevl.cluster.connect import ray_cluster
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
@@ -43,12 +43,12 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(world):
-    return BENCHMARKS["vl-rewardbench"].load(world / "dev/vl_rewardbench.parquet")[:12]
+    return SUITES["vl-rewardbench"].load(world / "dev/vl_rewardbench.parquet")[:12]
 
 
 @pytest.fixture(scope="module")
 def mixed(world):
-    return BENCHMARKS["mllm-judge"].load(world / "dev/mllm_judge")[::40]
+    return SUITES["mllm-judge"].load(world / "dev/mllm_judge")[::40]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def ray():
 
 def _predict(rows, protocols, target, name="vl-rewardbench", judge=JUDGE, **options):
     told = []
-    test = Exam(BENCHMARKS[name], rows, protocols)
+    test = Exam(name, rows, protocols)
     counts = predict([Asked(judge, "j", target)], [test], lambda *said: told.append(said), **options)
     return counts["j"], from_table(target.read()), told
 
@@ -88,7 +88,7 @@ def counting():
 
 
 def _questions(name, rows, protocols):
-    return [question for protocol in protocols for question in BENCHMARKS[name].questions(rows, protocol)]
+    return [question for protocol in protocols for question in SUITES[name].questions(rows, protocol)]
 
 
 def _pictures(rows):
@@ -115,8 +115,8 @@ def test_questions_about_an_image_share_a_part(first):
 def test_equal_judgments_are_made_once_and_stored_for_every_protocol(counting, pairs):
     asked = _questions("vl-rewardbench", pairs, BOTH)
     counting.asked.clear()
-    benchmark = BENCHMARKS["vl-rewardbench"]
-    predictions = judge_questions(counting, "j", benchmark, asked, _pictures(pairs), seed=0)
+    suite = SUITES["vl-rewardbench"]
+    predictions = judge_questions(counting, "j", suite, asked, _pictures(pairs), seed=0)
     assert set(counting.asked.values()) == {1}
     assert len(counting.asked) == 2 * len(pairs) < len(asked)
     texts = {(p.key, p.order): p.text for p in predictions if p.protocol == "strict"}
@@ -149,9 +149,9 @@ def test_a_forced_verdict_has_no_evidence_and_a_probability(first):
 
 
 def test_ratings_and_rankings_are_judged_too(counting, mixed):
-    benchmark = BENCHMARKS["mllm-judge"]
+    suite = SUITES["mllm-judge"]
     asked = _questions("mllm-judge", mixed, [*BOTH, "verdict_prob", "official"])
-    predictions = judge_questions(counting, "j", benchmark, asked, _pictures(mixed), seed=0)
+    predictions = judge_questions(counting, "j", suite, asked, _pictures(mixed), seed=0)
     forced = [p for p in predictions if p.protocol == "verdict_prob"]
     rankings = [p for p in forced if len(p.order) > 2]
     assert all(p.status == "ok" for p in forced if p not in rankings)
@@ -159,16 +159,16 @@ def test_ratings_and_rankings_are_judged_too(counting, mixed):
     assert rankings
     assert all(re.fullmatch(r"Overall Judgment: Ranking \d( > \d)+\.", p.text) for p in rankings)
     assert all(p.probability is None for p in predictions if p.protocol == "official")
-    found = judged(benchmark, mixed, predictions)
+    found = judged(suite, mixed, predictions)
     assert list(found) == ["official", "official_scorer", "strict", "verdict_prob"]
-    shape = summary({"mllm-judge": (benchmark, mixed, predictions)})
+    shape = summary({"mllm-judge": (suite, mixed, predictions)})
     assert list(shape) == ["mllm_judge", "parse_rate", "order_consistency"]
     assert list(shape["mllm_judge"]) == ["score", "pair_with_ties", "pair_without_ties", "batch"]
     json.dumps(shape)
 
 
 def test_the_summary_has_the_names_that_results_rely_on(first, pairs):
-    found = summary({"vl-rewardbench": (BENCHMARKS["vl-rewardbench"], pairs, first[2])})
+    found = summary({"vl-rewardbench": (SUITES["vl-rewardbench"], pairs, first[2])})
     names = ["overall", "macro", "general", "hallucination", "reasoning"]
     assert list(found["vl_rewardbench"]) == ["official_scorer", "strict"]
     assert all(sorted(figures) == sorted(names) for figures in found["vl_rewardbench"].values())
@@ -186,17 +186,17 @@ def test_a_broken_image_is_an_error_of_its_rows(ray, pairs, tmp_path):
     failed = [p for p in predictions if p.error]
     assert {p.key for p in failed} == {pairs[0].key, pairs[1].key}
     assert {p.status for p in failed} == {"none"}
-    assert judged(BENCHMARKS["vl-rewardbench"], rows, predictions)["strict"]["errors"] == 4
+    assert judged(SUITES["vl-rewardbench"], rows, predictions)["strict"]["errors"] == 4
     with pytest.raises(RunError, match=r"4 of 10 questions failed.* the first: .*not an image"):
         _predict(rows, ["strict"], Table(tmp_path), max_error_fraction=0.1)
 
 
 def test_what_the_model_refuses_fails_alone(counting, pairs):
     """A Qwen2-VL processor raises ValueError on an image 200 times as wide as high, whatever else is in the batch."""
-    benchmark, pictures = BENCHMARKS["vl-rewardbench"], _pictures(pairs[:3])
+    suite, pictures = SUITES["vl-rewardbench"], _pictures(pairs[:3])
     pictures[pairs[1].image.name] = pictures[pairs[1].image.name].resize((4200, 20))
     asked = _questions("vl-rewardbench", pairs[:3], ["strict"])
-    predictions = judge_questions(counting, "j", benchmark, asked, pictures, seed=0)
+    predictions = judge_questions(counting, "j", suite, asked, pictures, seed=0)
     assert {p.key for p in predictions if p.error} == {pairs[1].key}
     assert all("aspect ratio" in p.error["message"] for p in predictions if p.error)
 
@@ -210,7 +210,7 @@ def test_a_reward_model_scores_the_responses(ray, tmp_path):
     file = tmp_path / "rows.jsonl"
     row = {"id": 1, "subset": "Math", "prompt": "How many?", "chosen": ["Two."], "rejected": ["Four.", "Ten."]}
     file.write_text(json.dumps(row))
-    rows = BENCHMARKS["rewardbench2"].load(file)
+    rows = SUITES["rewardbench2"].load(file)
     expert = JUDGE.model_copy(update={"path": "miniworld:expert-llama"})
     _, predictions, _ = _predict(rows, ["official"], Table(tmp_path / "t"), "rewardbench2", expert)
     assert sorted(p.order for p in predictions) == [(0,), (1,), (2,)]
@@ -222,18 +222,18 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(first, pairs, world, tmp_p
     target = Table(tmp_path / "killed")
     script = f"""
 from pathlib import Path
-from carevl.benchmarks import BENCHMARKS
+from carevl.benchmarks.suites import SUITES
 from carevl.cluster.connect import ray_cluster
 from carevl.settings.models import Judge
 from carevl.settings.tree import Cluster
 from carevl.store.table import Table
 from carevl.benchmarks.run import Asked, Exam, predict
-benchmark = BENCHMARKS["vl-rewardbench"]
-rows = benchmark.load(Path({str(world / "dev/vl_rewardbench.parquet")!r}))[:12]
+suite = SUITES["vl-rewardbench"]
+rows = suite.load(Path({str(world / "dev/vl_rewardbench.parquet")!r}))[:12]
 judge = Judge.model_validate_json({JUDGE.model_dump_json()!r})
 with ray_cluster(Cluster(num_cpus=2)):
     predict([Asked(judge, "j", Table(Path({str(target.directory)!r})))],
-            [Exam(benchmark, rows, {[*BOTH, "verdict_prob"]!r})], lambda *_: None, part_questions=10)
+            [Exam("vl-rewardbench", rows, {[*BOTH, "verdict_prob"]!r})], lambda *_: None, part_questions=10)
 """
     killed = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 180
@@ -244,7 +244,7 @@ with ray_cluster(Cluster(num_cpus=2)):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     kept = {number: target.part(number).stat().st_mtime_ns for number in target.parts()}
-    n_parts = len(list(_blocks(Exam(BENCHMARKS["vl-rewardbench"], pairs, [*BOTH, "verdict_prob"]), 0, 10)))
+    n_parts = len(list(_blocks(Exam("vl-rewardbench", pairs, [*BOTH, "verdict_prob"]), 0, 10)))
     assert len(kept) < n_parts
     _, predictions, told = _predict(pairs, [*BOTH, "verdict_prob"], target, part_questions=10)
     assert all(target.part(number).stat().st_mtime_ns == before for number, before in kept.items())

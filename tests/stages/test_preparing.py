@@ -108,7 +108,7 @@ def test_predictions(tables, no_decoding):
         for order in ((0, 1), (1, 0))
     ]
     mine = {"questions": evaluate._to_questions(asked), "images": images}
-    processor = evaluate.AnswerProcessor(SETTINGS.judge, name="base", seed=0)
+    processor = evaluate.AnswerProcessor(SETTINGS.judge, "base", {"vl-rewardbench": "vl-rewardbench"}, seed=0)
     ready, loaded = processor.preprocess(mine), processor.load()
     expected = loaded.process(mine)
     assert loaded.process(ready).equals(expected)

@@ -40,6 +40,7 @@ from carevl.benchmarks.questions import (
     strict_questions,
 )
 from carevl.benchmarks.rows import Record, Row, read_image, read_records, row_key, unique
+from carevl.benchmarks.suite import OfficialAnswer, Suite
 from carevl.benchmarks.suites import mllm_judge_metrics as metrics
 from carevl.benchmarks.suites.mllm_judge_metrics import LETTERS
 from carevl.benchmarks.suites.mllm_judge_prompt import official_prompt
@@ -49,33 +50,117 @@ from carevl.stats.bootstrap import Scored
 
 logger = logging.getLogger(__name__)
 
-NAME = "mllm-judge"
-DRAWS = 3
-DECODING = Decoding(temperature=0.2, top_p=0.4, image_first=False)
 _TAG = re.compile(r"\[\[\s*([A-Za-z0-9]+)\s*\]\]")
 _RATINGS = ("1", "2", "3", "4", "5")
 _WINNERS = ("A", "B", "C")
 
 
-def load(path: Path, images: Path | None = None) -> list[Row]:
-    """The rows of one JSONL file, or of `score`, `pair` and `batch` in a folder (those that are there).
+class MllmJudge(Suite):
+    """MLLM-as-a-Judge."""
 
-    Pairs labelled -1 were skipped by the annotators: they are left out, and their number is logged.
+    name = "mllm-judge"
+    summary = "ratings, pairs with ties, and rankings by people"
+    draws = 3
+    decoding = Decoding(temperature=0.2, top_p=0.4, image_first=False)
+    headlines = ("score", "pair_with_ties", "pair_without_ties", "batch")
+    by_protocol = False
+    official_script = "api_benchmark.py"
 
-    Raises:
-        FileNotFoundError: the folder has none of the three files.
-        ValueError: a field is missing or of another kind; the message names file, row and field.
-    """
-    names = ("score.jsonl", "pair.jsonl", "batch.jsonl")
-    files = [file for file in sorted(path.iterdir()) if file.name.lower() in names] if path.is_dir() else [path]
-    if not files:
-        raise FileNotFoundError(f"{path}: none of {', '.join(names)}")
-    root = images or (path if path.is_dir() else path.parent)
-    records = [record for file in files for record in read_records(file)]
-    labelled = [record for record in records if str(_label(record)) != "-1"]
-    if len(labelled) < len(records):
-        logger.warning("%d rows were skipped by the annotators (label -1) and left out", len(records) - len(labelled))
-    return unique(read_row(record, root) for record in labelled)
+    def load(self, path: Path, images: Path | None = None) -> list[Row]:
+        """Return the rows of one JSONL file, or of `score`, `pair` and `batch` in a folder (those that are there).
+
+        Pairs labelled -1 were skipped by the annotators: they are left out, and their number is logged.
+
+        Raises:
+            FileNotFoundError: the folder has none of the three files.
+            ValueError: a field is missing or of another kind; the message names file, row and field.
+        """
+        names = ("score.jsonl", "pair.jsonl", "batch.jsonl")
+        files = [file for file in sorted(path.iterdir()) if file.name.lower() in names] if path.is_dir() else [path]
+        if not files:
+            raise FileNotFoundError(f"{path}: none of {', '.join(names)}")
+        root = images or (path if path.is_dir() else path.parent)
+        records = [record for file in files for record in read_records(file)]
+        labelled = [record for record in records if str(_label(record)) != "-1"]
+        if len(labelled) < len(records):
+            logger.warning(
+                "%d rows were skipped by the annotators (label -1) and left out", len(records) - len(labelled)
+            )
+        return unique(read_row(record, root) for record in labelled)
+
+    def questions(
+        self, rows: Iterable[Row], protocol: ProtocolName, *, draws: int | None = None, seed: int = 0
+    ) -> Iterator[Question]:
+        """Yield the order of the file `draws` times for the official scorer, else every order once (no `seed`)."""
+        if is_strict(protocol):
+            for row in rows:
+                if row.task == "pairwise":
+                    yield from strict_questions(self.name, [row], protocol)
+                else:
+                    yield own_question(self.name, row, protocol, as_stored(row))
+        else:
+            yield from drawn_questions(self.name, rows, protocol, draws or self.draws, as_stored, _official_prompt)
+
+    def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
+        """Return the verdict: by the official tags under `official`, else by the strict parser."""
+        if question.protocol != "official":
+            return own_parse(question, text, truncated=truncated)
+        tags = official_tags(text)
+        if question.task == "ranking":
+            shown = [LETTERS.find(tag) for tag in tags]
+            if sorted(shown) == list(range(len(question.order))):
+                return Verdict("ok", text, ranking=tuple(question.order[n] for n in shown))
+        elif len(set(tags)) > 1:
+            return Verdict("both", text)
+        elif question.task == "pointwise" and tags and tags[0] in _RATINGS:
+            return Verdict("ok", text, rating=int(tags[0]))
+        elif question.task == "pairwise" and tags and tags[0] in _WINNERS:
+            return Verdict("ok", text, winner=-1 if tags[0] == "C" else question.order["AB".index(tags[0])])
+        return Verdict("truncated" if truncated and not tags else "none", text)
+
+    def write_verdict(self, question: Question, verdict: Verdict) -> str:
+        """Return words that `parse` reads back; empty for a tie in the judge's own grammar."""
+        if question.protocol != "official":
+            return own_say(question, verdict)
+        if verdict.ranking is not None:
+            return ", ".join(f"[[{LETTERS[question.order.index(i)]}]]" for i in verdict.ranking)
+        if verdict.rating is not None:
+            return f"[[{verdict.rating}]]"
+        return "[[C]]" if verdict.winner not in question.order else f"[[{'AB'[question.order.index(verdict.winner)]}]]"
+
+    def score(
+        self,
+        rows: Sequence[Row],
+        predictions: Iterable[Prediction],
+        protocol: ProtocolName,
+        *,
+        draws: int | None = None,
+    ) -> Scored:
+        """Return the statistics of every metric, and of each as `METRIC/DATASET`.
+
+        They are `score`, `pair_with_ties`, `pair_without_ties`, `pair_without_gold_ties` and `batch`. `right` holds the
+        pairs (with ties; the first draw of the official scorer), nan for other rows.
+
+        Raises:
+            ValueError: a row has no prediction, or fewer than `draws`.
+        """
+        if is_strict(protocol):
+            return metrics.scored(rows, [metrics.strict_outcomes(rows, predictions)], strict=True)
+        draws = draws or self.draws
+        drawn = draws_of(rows, predictions, draws)
+        samples = [[drawn[row.key][sample] for row in rows] for sample in range(draws)]
+        return metrics.scored(rows, [_outcomes(rows, answers) for answers in samples], strict=False)
+
+    def read_official_row(self, record: Record, root: Path) -> Row:
+        """Return the row of a record."""
+        return read_row(record, root)
+
+    def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
+        """Return the answer in `mllm_judge`: all of it, or the part under `Judgement`."""
+        n_shown = (
+            len(record.values["answers"]) if "answers" in record.values else 2 if "answer1" in record.values else 1
+        )
+        yield tuple(range(n_shown)), record.text("mllm_judge")
 
 
 def _label(record: Record) -> object:
@@ -83,7 +168,7 @@ def _label(record: Record) -> object:
 
 
 def read_row(record: Record, root: Path) -> Row:
-    """One row of the file. Raises ValueError as `load` does."""
+    """Return one row of the file. Raises ValueError as `load` does."""
     question, dataset, label = record.text("instruction"), record.text("original_dataset"), str(_label(record)).strip()
     image = read_image(record.text("image_path"), root)
     if "answers" in record.values:
@@ -113,75 +198,20 @@ def _answer(value: object, record: Record) -> str:
     return Record(value, record.where).text("answer")
 
 
-def questions(rows: Iterable[Row], protocol: ProtocolName, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Question]:
-    """What to ask: the order of the file `draws` times for the official scorer, else every order once (no `seed`)."""
-    if is_strict(protocol):
-        for row in rows:
-            if row.task == "pairwise":
-                yield from strict_questions(NAME, [row], protocol)
-            else:
-                yield own_question(NAME, row, protocol, as_stored(row))
-    else:
-        yield from drawn_questions(NAME, rows, protocol, draws, as_stored, _official_prompt)
-
-
 def _official_prompt(row: Row, order: Sequence[int]) -> str:
     return official_prompt(row.task, row.question, [row.responses[i] for i in order])
 
 
-def parse(question: Question, text: str, *, truncated: bool = False) -> Verdict:
-    """The verdict of an answer: by the official tags under `official`, else by the strict parser."""
-    if question.protocol != "official":
-        return own_parse(question, text, truncated=truncated)
-    tags = official_tags(text)
-    if question.task == "ranking":
-        shown = [LETTERS.find(tag) for tag in tags]
-        if sorted(shown) == list(range(len(question.order))):
-            return Verdict("ok", text, ranking=tuple(question.order[n] for n in shown))
-    elif len(set(tags)) > 1:
-        return Verdict("both", text)
-    elif question.task == "pointwise" and tags and tags[0] in _RATINGS:
-        return Verdict("ok", text, rating=int(tags[0]))
-    elif question.task == "pairwise" and tags and tags[0] in _WINNERS:
-        return Verdict("ok", text, winner=-1 if tags[0] == "C" else question.order["AB".index(tags[0])])
-    return Verdict("truncated" if truncated and not tags else "none", text)
-
-
 def official_tags(text: str) -> list[str]:
-    """The contents of `[[…]]` after the last `Judgement`, or in the whole answer when there are none after it."""
-    found = _TAG.findall(text.rpartition("Judgement")[2]) or _TAG.findall(text)
-    return [str(tag).upper() for tag in found]
-
-
-def say(question: Question, verdict: Verdict) -> str:
-    """A verdict in words that `parse` reads back; empty for a tie in the judge's own grammar."""
-    if question.protocol != "official":
-        return own_say(question, verdict)
-    if verdict.ranking is not None:
-        return ", ".join(f"[[{LETTERS[question.order.index(i)]}]]" for i in verdict.ranking)
-    if verdict.rating is not None:
-        return f"[[{verdict.rating}]]"
-    return "[[C]]" if verdict.winner not in question.order else f"[[{'AB'[question.order.index(verdict.winner)]}]]"
-
-
-def score(
-    rows: Sequence[Row], predictions: Iterable[Prediction], protocol: ProtocolName, *, draws: int = DRAWS
-) -> Scored:
-    """`score`, `pair_with_ties`, `pair_without_ties`, `pair_without_gold_ties`, `batch`, and each as `NAME/DATASET`.
-
-    `right` holds the pairs (with ties; the first draw of the official scorer), nan for other rows.
-
-    Raises:
-        ValueError: a row has no prediction, or fewer than `draws`.
-    """
-    if is_strict(protocol):
-        return metrics.scored(rows, [metrics.strict_outcomes(rows, predictions)], strict=True)
-    drawn = draws_of(rows, predictions, draws)
-    samples = [[drawn[row.key][sample] for row in rows] for sample in range(draws)]
-    return metrics.scored(rows, [_outcomes(rows, answers) for answers in samples], strict=False)
+    """Return the contents of `[[…]]` after the last `Judgement`, or in the whole answer where none follow it."""
+    tags = _TAG.findall(text.rpartition("Judgement")[2]) or _TAG.findall(text)
+    return [str(tag).upper() for tag in tags]
 
 
 def _outcomes(rows: Sequence[Row], answers: Sequence[Prediction]) -> metrics.Outcomes:
     """Official rankings are compared as the letters written, permutation or not."""
     letters = [official_tags(answer.text) if answer.protocol == "official" else None for answer in answers]
     return metrics.outcomes(rows, answers, ["".join(tags) if tags is not None else None for tags in letters])
+
+
+SUITE = MllmJudge()

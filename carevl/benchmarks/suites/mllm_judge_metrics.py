@@ -1,4 +1,4 @@
-"""The metrics of MLLM-as-a-Judge; what they mean and their quirks are told in `mllm_judge`."""
+"""The metrics of MLLM-as-a-Judge; `mllm_judge` explains them and their quirks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Outcomes:
 
 
 def levenshtein(a: str, b: str) -> float:
-    """Edit distance (insert, delete, replace) over the longer length: 0 equal, 1 nothing in common."""
+    """Return the edit distance (insert, delete, replace) over the longer length: 0 equal, 1 nothing in common."""
     previous = list(range(len(b) + 1))
     for i, left in enumerate(a, start=1):
         current = [i]
@@ -47,7 +47,7 @@ def levenshtein(a: str, b: str) -> float:
 
 
 def outcomes(rows: Sequence[Row], answers: Sequence[Prediction], written: Sequence[str | None]) -> Outcomes:
-    """Of one answer per row; `written` holds the letters of a ranking as the judge wrote them, None: its ranking."""
+    """Return those of one answer per row; `written`: the letters of a ranking as the judge wrote them, or None."""
     values = [_value(row, answer, text) for row, answer, text in zip(rows, answers, written, strict=True)]
     return Outcomes(np.array(values, np.float64), tuple(answer.winner == -1 for answer in answers))
 
@@ -66,19 +66,19 @@ def _letters(ranking: Sequence[int]) -> str:
 
 
 def strict_outcomes(rows: Sequence[Row], predictions: Iterable[Prediction]) -> Outcomes:
-    """Pairs by both orders, the others by their one judgment; a ranking without a verdict has the distance 1."""
-    given = list(predictions)
+    """Judge pairs by both orders, the others by their one judgment; a ranking without a verdict has the distance 1."""
+    answers = list(predictions)
     pairs = [row for row in rows if row.task == "pairwise"]
     others = [row for row in rows if row.task != "pairwise"]
-    asked = in_orders(others, given, {row.key: [tuple(range(len(row.responses)))] for row in others})
-    found = {row.key: _value(row, asked[row.key][0], None) for row in others}
-    found |= zip((row.key for row in pairs), pairs_right(pairs, given).tolist(), strict=True)
-    values = [1.0 if row.task == "ranking" and np.isnan(found[row.key]) else found[row.key] for row in rows]
+    by_order = in_orders(others, answers, {row.key: [tuple(range(len(row.responses)))] for row in others})
+    outcome = {row.key: _value(row, by_order[row.key][0], None) for row in others}
+    outcome |= zip((row.key for row in pairs), pairs_right(pairs, answers).tolist(), strict=True)
+    values = [1.0 if row.task == "ranking" and np.isnan(outcome[row.key]) else outcome[row.key] for row in rows]
     return Outcomes(np.array(values, np.float64), (False,) * len(rows))
 
 
 def scored(rows: Sequence[Row], samples: Sequence[Outcomes], *, strict: bool) -> Scored:
-    """Every metric per source dataset, averaged over the samples, and its unweighted mean over the datasets."""
+    """Return every metric per source dataset, averaged over the samples, and its unweighted mean over the datasets."""
     statistics: dict[str, Statistic] = {}
     for name, task in _METRICS.items():
         per_dataset = {
@@ -95,9 +95,9 @@ def _statistic(name: str, rows: Sequence[Row], dataset: str, sample: Outcomes, s
     inside = np.array([row.task == _METRICS[name] and row.group == dataset for row in rows])
     values = np.where(inside, sample.values, np.nan)
     if name == "score":
-        given = values[~np.isnan(values)]
         if strict:
-            values = np.where(inside & np.isnan(values), given.mean() if given.size else 0.0, values)
+            rated = values[~np.isnan(values)]
+            values = np.where(inside & np.isnan(values), rated.mean() if rated.size else 0.0, values)
         return pearson(values, [row.gold[0] for row in rows], constant=0.0 if strict else np.nan)
     if name == "pair_without_ties":
         tied = [row.winner == -1 or tie for row, tie in zip(rows, sample.tied, strict=True)]

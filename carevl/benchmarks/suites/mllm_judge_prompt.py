@@ -73,7 +73,7 @@ _NOTICE = (
 
 
 def official_prompt(task: Task, instruction: str, responses: Sequence[str]) -> str:
-    """The user turn for these responses in this order."""
+    """Return the user turn for these responses in this order."""
     prompt = (
         f"{_START}\nEvaluation Steps:\n{_NO_COT}\nEvaluation Method:\n{_TASKS[task]}\nNotice:\n{_NOTICE}\n"
         f"Here is the input:\n\n[The Start of User Instruction]\n{instruction}\n[The End of User Instruction]"

@@ -25,35 +25,79 @@ import numpy as np
 from carevl.benchmarks.outcomes import pairs_right, response_ratings, scored_rows
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.questions import (
-    GREEDY,
     Question,
     is_strict,
-    own_parse,
-    own_say,
     pointwise_questions,
     strict_questions,
 )
 from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
+from carevl.benchmarks.suite import OfficialAnswer, Suite
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import FloatArray, Scored, Statistic, mean
 
-NAME = "mm-rlhf-rewardbench"
-DRAWS = 1
-DECODING = GREEDY
 _CATEGORIES = ("mcq", "long", "short", "safety", "video")
 
 
-def load(path: Path, images: Path | None = None) -> list[Row]:
-    """The rows of a JSONL file; image and video paths are relative to `images` or the file.
+class MmRlhfRewardBench(Suite):
+    """MM-RLHF-RewardBench."""
 
-    Raises:
-        ValueError: a field is missing or of another kind; the message names file, row and field.
-    """
-    return load_rows(path, images, read_row)
+    name = "mm-rlhf-rewardbench"
+    summary = "several pairs per question about images and videos"
+    official_script = "eval_mm_reward_bench.py"
+
+    def load(self, path: Path, images: Path | None = None) -> list[Row]:
+        """Return the rows of a JSONL file; image and video paths are relative to `images` or the file.
+
+        Raises:
+            ValueError: a field is missing or of another kind; the message names file, row and field.
+        """
+        return load_rows(path, images, read_row)
+
+    def questions(
+        self, rows: Iterable[Row], protocol: ProtocolName, *, draws: int | None = None, seed: int = 0
+    ) -> Iterator[Question]:
+        """Yield each response by itself for the official scorer, both orders for the strict one (no `seed`)."""
+        if is_strict(protocol):
+            return strict_questions(self.name, rows, protocol)
+        return pointwise_questions(self.name, rows, protocol, draws or self.draws)
+
+    def score(
+        self,
+        rows: Sequence[Row],
+        predictions: Iterable[Prediction],
+        protocol: ProtocolName,
+        *,
+        draws: int | None = None,
+    ) -> Scored:
+        """Return `accuracy` and `accuracy_plus`, and each as `NAME/CATEGORY`. Rewards of several draws are averaged.
+
+        Raises:
+            ValueError: a row has no prediction, or fewer than `draws`.
+        """
+        if is_strict(protocol):
+            right = pairs_right(rows, predictions)
+        else:
+            rewards = response_ratings(rows, predictions, draws or self.draws)
+            right = np.array([chosen > rejected for chosen, rejected in rewards], np.float64)
+        statistics: dict[str, Statistic] = {"accuracy": mean(right), "accuracy_plus": mean(_plus(rows, right))}
+        for category in sorted({row.group for row in rows}):
+            inside = np.where([row.group == category for row in rows], right, np.nan)
+            statistics[f"accuracy/{category}"] = mean(inside)
+            statistics[f"accuracy_plus/{category}"] = mean(_plus(rows, inside))
+        return scored_rows(rows, right, statistics)
+
+    def read_official_row(self, record: Record, root: Path) -> Row:
+        """Return the row of a record."""
+        return read_row(record, root)
+
+    def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
+        """Return the `rewards` of the two responses."""
+        for i, reward in enumerate(record.get("rewards")):
+            yield (i,), float(reward)
 
 
 def read_row(record: Record, root: Path) -> Row:
-    """One row of the file. Raises ValueError as `load` does."""
+    """Return one row of the file. Raises ValueError as `load` does."""
     row_id, question = str(record.get("id")), record.text("prompt")
     responses, picture = (record.text("chosen"), record.text("rejected")), record.text("image", "video")
     return Row(
@@ -68,39 +112,8 @@ def read_row(record: Record, root: Path) -> Row:
     )
 
 
-def questions(rows: Iterable[Row], protocol: ProtocolName, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Question]:
-    """What to ask: each response by itself for the official scorer, both orders for the strict one (no `seed`)."""
-    if is_strict(protocol):
-        return strict_questions(NAME, rows, protocol)
-    return pointwise_questions(NAME, rows, protocol, draws)
-
-
-parse, say = own_parse, own_say
-
-
-def score(
-    rows: Sequence[Row], predictions: Iterable[Prediction], protocol: ProtocolName, *, draws: int = DRAWS
-) -> Scored:
-    """`accuracy` and `accuracy_plus`, and each as `NAME/CATEGORY`. Rewards of several draws are averaged.
-
-    Raises:
-        ValueError: a row has no prediction, or fewer than `draws`.
-    """
-    if is_strict(protocol):
-        right = pairs_right(rows, predictions)
-    else:
-        rewards = response_ratings(rows, predictions, draws)
-        right = np.array([chosen > rejected for chosen, rejected in rewards], np.float64)
-    statistics: dict[str, Statistic] = {"accuracy": mean(right), "accuracy_plus": mean(_plus(rows, right))}
-    for category in sorted({row.group for row in rows}):
-        inside = np.where([row.group == category for row in rows], right, np.nan)
-        statistics[f"accuracy/{category}"] = mean(inside)
-        statistics[f"accuracy_plus/{category}"] = mean(_plus(rows, inside))
-    return scored_rows(rows, right, statistics)
-
-
 def _plus(rows: Sequence[Row], right: FloatArray) -> FloatArray:
-    """Per id, on its first row: 1 if every pair of it is right, else 0; nan on its other rows."""
+    """Return per id, on its first row: 1 if every pair of it is right, else 0; nan on its other rows."""
     pairs: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         if not np.isnan(right[number]):
@@ -109,3 +122,6 @@ def _plus(rows: Sequence[Row], right: FloatArray) -> FloatArray:
     for numbers in pairs.values():
         plus[numbers[0]] = right[numbers].min()
     return plus
+
+
+SUITE = MmRlhfRewardBench()

@@ -32,13 +32,11 @@ from carevl.benchmarks.questions import (
     strict_questions,
 )
 from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
+from carevl.benchmarks.suite import OfficialAnswer, Suite
 from carevl.judging.prompts import Verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import FloatArray, Scored, accuracy_statistics
 
-NAME = "multimodal-rewardbench"
-DRAWS = 1
-DECODING = Decoding(temperature=1.0, max_tokens=1024, image_first=False)
 _COIN_SEED = 123
 
 _PROMPT = """Please act as an impartial judge and evaluate the quality of the responses provided by two AI assistants \
@@ -62,18 +60,78 @@ verdict by strictly following this format: "[[A]]" if assistant A is better, "[[
 [The End of Assistant B's Answer]"""
 
 
-def load(path: Path, images: Path | None = None) -> list[Row]:
-    """The rows of a CSV, JSON, JSONL or Parquet file; image paths are relative to `images` or the file.
+class MultimodalRewardBench(Suite):
+    """Multimodal RewardBench."""
 
-    Raises:
-        ValueError: a field is missing or empty (the released file has gaps in `Text` until the benchmark's own
-            `scripts/0_download_data.py` has filled them); the message names file, row and field.
-    """
-    return load_rows(path, images, read_row)
+    name = "multimodal-rewardbench"
+    summary = "pairs about images by category, safety and reasoning among them"
+    draws = 1
+    decoding = Decoding(temperature=1.0, max_tokens=1024, image_first=False)
+    official_script = "1_run_model_as_judge_gpt4o.py"
+
+    def load(self, path: Path, images: Path | None = None) -> list[Row]:
+        """Return the rows of a CSV, JSON, JSONL or Parquet file; image paths are relative to `images` or the file.
+
+        Raises:
+            ValueError: a field is missing or empty (the released file has gaps in `Text` until the benchmark's own
+                `scripts/0_download_data.py` has filled them); the message names file, row and field.
+        """
+        return load_rows(path, images, read_row)
+
+    def questions(
+        self, rows: Iterable[Row], protocol: ProtocolName, *, draws: int | None = None, seed: int = 0
+    ) -> Iterator[Question]:
+        """Yield the order of the file for the official scorer, both orders for the strict one (no `seed`)."""
+        if is_strict(protocol):
+            return strict_questions(self.name, rows, protocol)
+        return drawn_questions(self.name, rows, protocol, draws or self.draws, as_stored, _official_prompt)
+
+    def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
+        """Return the verdict: by the official tags under `official` (no coin: no tag is no verdict), else strict."""
+        if question.protocol != "official":
+            return own_parse(question, text, truncated=truncated)
+        for tag, position in (("[[A]]", 0), ("[[B]]", 1)):
+            if tag in text:
+                return Verdict("ok", text, winner=question.order[position])
+        return Verdict("truncated" if truncated else "none", text)
+
+    def write_verdict(self, question: Question, verdict: Verdict) -> str:
+        """Return words that `parse` reads back; empty for a tie."""
+        if question.protocol != "official":
+            return own_say(question, verdict)
+        return f"[[{'AB'[question.order.index(verdict.winner)]}]]" if verdict.winner in question.order else ""
+
+    def score(
+        self,
+        rows: Sequence[Row],
+        predictions: Iterable[Prediction],
+        protocol: ProtocolName,
+        *,
+        draws: int | None = None,
+    ) -> Scored:
+        """Return `overall`, `macro` and each group; several draws of the official scorer are averaged per row.
+
+        Raises:
+            ValueError: a row has no prediction, or fewer than `draws`.
+        """
+        if is_strict(protocol):
+            right = pairs_right(rows, predictions)
+        else:
+            right = _official_right(rows, predictions, draws or self.draws)
+        return scored_rows(rows, right, accuracy_statistics(right, [row.group for row in rows]))
+
+    def read_official_row(self, record: Record, root: Path) -> Row:
+        """Return the row in `Meta`."""
+        return read_row(record.nested("Meta"), root)
+
+    def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
+        """Return the answer in `output`, or those in `outputs` of several draws."""
+        for text in record.texts("outputs") if "outputs" in record.values else [record.text("output")]:
+            yield (0, 1), text
 
 
 def read_row(record: Record, root: Path) -> Row:
-    """One row of the file. Raises ValueError as `load` does."""
+    """Return one row of the file. Raises ValueError as `load` does."""
     row_id, question = str(record.get("ID")), record.text("Text")
     responses, better = (record.text("Output1"), record.text("Output2")), record.get("Better")
     if not question:
@@ -99,45 +157,9 @@ def _group(category: str, row_id: str) -> str:
     return category
 
 
-def questions(rows: Iterable[Row], protocol: ProtocolName, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Question]:
-    """What to ask: the order of the file for the official scorer, both orders for the strict one (no `seed`)."""
-    if is_strict(protocol):
-        return strict_questions(NAME, rows, protocol)
-    return drawn_questions(NAME, rows, protocol, draws, as_stored, _official_prompt)
-
-
 def _official_prompt(row: Row, order: Sequence[int]) -> str:
     first, second = (row.responses[i] for i in order)
     return _PROMPT.format(question=row.question, first=first, second=second)
-
-
-def parse(question: Question, text: str, *, truncated: bool = False) -> Verdict:
-    """The verdict of an answer: by the official tags under `official` (no coin: no tag is no verdict), else strict."""
-    if question.protocol != "official":
-        return own_parse(question, text, truncated=truncated)
-    for tag, position in (("[[A]]", 0), ("[[B]]", 1)):
-        if tag in text:
-            return Verdict("ok", text, winner=question.order[position])
-    return Verdict("truncated" if truncated else "none", text)
-
-
-def say(question: Question, verdict: Verdict) -> str:
-    """A verdict in words that `parse` reads back; empty for a tie."""
-    if question.protocol != "official":
-        return own_say(question, verdict)
-    return f"[[{'AB'[question.order.index(verdict.winner)]}]]" if verdict.winner in question.order else ""
-
-
-def score(
-    rows: Sequence[Row], predictions: Iterable[Prediction], protocol: ProtocolName, *, draws: int = DRAWS
-) -> Scored:
-    """`overall`, `macro` and each group; several draws of the official scorer are averaged per row.
-
-    Raises:
-        ValueError: a row has no prediction, or fewer than `draws`.
-    """
-    right = pairs_right(rows, predictions) if is_strict(protocol) else _official_right(rows, predictions, draws)
-    return scored_rows(rows, right, accuracy_statistics(right, [row.group for row in rows]))
 
 
 def _official_right(rows: Sequence[Row], predictions: Iterable[Prediction], draws: int) -> FloatArray:
@@ -152,3 +174,6 @@ def _official_right(rows: Sequence[Row], predictions: Iterable[Prediction], draw
                 winner = answer.order[0 if coin.random() < 0.5 else 1]
             right[number] += (winner == row.winner) / draws
     return right
+
+
+SUITE = MultimodalRewardBench()

@@ -26,28 +26,67 @@ import numpy as np
 
 from carevl.benchmarks.outcomes import response_ratings, scored_rows
 from carevl.benchmarks.predictions import Prediction
-from carevl.benchmarks.questions import GREEDY, Question, is_strict, own_parse, own_say, pointwise_questions
+from carevl.benchmarks.questions import Question, is_strict, pointwise_questions
 from carevl.benchmarks.rows import Record, Row, load_rows, row_key
+from carevl.benchmarks.suite import Suite
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import FloatArray, Scored, Statistic, average, mean
 
-NAME = "rewardbench2"
-DRAWS = 1
-DECODING = GREEDY
 TIES = "Ties"
 
 
-def load(path: Path, images: Path | None = None) -> list[Row]:
-    """The rows of a Parquet or JSONL file (or a folder of them); there are no images.
+class RewardBench2(Suite):
+    """RewardBench 2."""
 
-    Raises:
-        ValueError: a field is missing or of another kind; the message names file, row and field.
-    """
-    return load_rows(path, images, read_row)
+    name = "rewardbench2"
+    summary = "text only, for reward models: one right response of four"
+    default_protocols = ("official",)
+
+    def load(self, path: Path, images: Path | None = None) -> list[Row]:
+        """Return the rows of a Parquet or JSONL file (or a folder of them); there are no images.
+
+        Raises:
+            ValueError: a field is missing or of another kind; the message names file, row and field.
+        """
+        return load_rows(path, images, read_row)
+
+    def questions(
+        self, rows: Iterable[Row], protocol: ProtocolName, *, draws: int | None = None, seed: int = 0
+    ) -> Iterator[Question]:
+        """Yield each response by itself, once where it is greedy (no `seed`: there is no order to draw)."""
+        return pointwise_questions(self.name, rows, protocol, 1 if is_strict(protocol) else draws or self.draws)
+
+    def score(
+        self,
+        rows: Sequence[Row],
+        predictions: Iterable[Prediction],
+        protocol: ProtocolName,
+        *,
+        draws: int | None = None,
+    ) -> Scored:
+        """Return `macro` and each subset; `right`: every right response above all wrong ones. Draws are averaged.
+
+        Raises:
+            ValueError: a row has no prediction, or fewer than `draws` per response.
+        """
+        strict = is_strict(protocol)
+        ratings = response_ratings(rows, predictions, 1 if strict else draws or self.draws)
+        right = np.array([_gap(row, scores) > 0 for row, scores in zip(rows, ratings, strict=True)], np.float64)
+        counted = [np.nan_to_num(scores, nan=_NO_RATING) for scores in ratings]
+        values = (
+            right if strict else np.array([_credit(row, scores) for row, scores in zip(rows, counted, strict=True)])
+        )
+        groups = [row.group for row in rows]
+        subsets = {
+            name: mean(np.where([group == name for group in groups], values, np.nan)) for name in sorted(set(groups))
+        }
+        if TIES in subsets and not strict:
+            subsets[TIES] = _ties(rows, counted)
+        return scored_rows(rows, right, {"macro": average(list(subsets.values())), **subsets})
 
 
 def read_row(record: Record, root: Path) -> Row:
-    """One row of the file; `root` is not used. Raises ValueError as `load` does."""
+    """Return one row of the file; `root` is not used. Raises ValueError as `load` does."""
     row_id, question, subset = str(record.get("id")), record.text("prompt"), record.text("subset")
     chosen, rejected = record.texts("chosen"), record.texts("rejected")
     if not chosen or not rejected:
@@ -68,53 +107,23 @@ def read_row(record: Record, root: Path) -> Row:
     )
 
 
-def questions(rows: Iterable[Row], protocol: ProtocolName, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Question]:
-    """What to ask: each response by itself, once where it is greedy (no `seed`: there is no order to draw)."""
-    return pointwise_questions(NAME, rows, protocol, 1 if is_strict(protocol) else draws)
-
-
-parse, say = own_parse, own_say
-
-
-def score(
-    rows: Sequence[Row], predictions: Iterable[Prediction], protocol: ProtocolName, *, draws: int = DRAWS
-) -> Scored:
-    """`macro` and each subset. Scores of several draws are averaged. `right`: every right response above every wrong.
-
-    Raises:
-        ValueError: a row has no prediction, or fewer than `draws` per response.
-    """
-    strict = is_strict(protocol)
-    ratings = response_ratings(rows, predictions, 1 if strict else draws)
-    right = np.array([_gap(row, scores) > 0 for row, scores in zip(rows, ratings, strict=True)], np.float64)
-    counted = [np.nan_to_num(scores, nan=_NO_RATING) for scores in ratings]
-    values = right if strict else np.array([_credit(row, scores) for row, scores in zip(rows, counted, strict=True)])
-    groups = [row.group for row in rows]
-    subsets = {
-        name: mean(np.where([group == name for group in groups], values, np.nan)) for name in sorted(set(groups))
-    }
-    if TIES in subsets and not strict:
-        subsets[TIES] = _ties(rows, counted)
-    return scored_rows(rows, right, {"macro": average(list(subsets.values())), **subsets})
-
-
 _NO_RATING = -1.0
 
 
 def _credit(row: Row, scores: FloatArray) -> float:
-    """1 / (responses with the highest score) if the first right response has it, else 0."""
+    """Return 1 / (responses with the highest score) if the first right response has it, else 0."""
     best = scores == scores.max()
     return float(best[row.gold.index(1.0)]) / int(best.sum())
 
 
 def _gap(row: Row, scores: FloatArray) -> float:
-    """Lowest right score - highest wrong score; nan if one is missing."""
+    """Return lowest right score - highest wrong score; nan if one is missing."""
     n_right = row.gold.count(1.0)
     return float(scores[:n_right].min() - scores[n_right:].max())
 
 
 def _ties(rows: Sequence[Row], scores: Sequence[FloatArray]) -> Statistic:
-    """The score of the subset Ties; everything but the accuracies sits on the row `tied:N` and needs a row `ref:N`."""
+    """Return the score of Ties; everything but the accuracies sits on the row `tied:N` and needs a row `ref:N`."""
     ref, tied = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     preferred, hard, margin = np.full(len(rows), np.nan), np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     ties = [number for number, row in enumerate(rows) if row.group == TIES]
@@ -140,3 +149,6 @@ def _ties(rows: Sequence[Row], scores: Sequence[FloatArray]) -> Statistic:
 
 def _is_ref(row: Row) -> bool:
     return row.key.startswith("ref:")
+
+
+SUITE = RewardBench2()

@@ -32,18 +32,16 @@ from carevl.benchmarks.questions import (
     drawn_questions,
     is_strict,
     own_parse,
-    own_say,
     random_order,
     strict_questions,
 )
 from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
+from carevl.benchmarks.suite import OfficialAnswer, Suite
+from carevl.benchmarks.suites.vl_rewardbench_published import published_table
 from carevl.judging.prompts import Verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import Scored, accuracy_statistics
 
-NAME = "vl-rewardbench"
-DRAWS = 5
-DECODING = Decoding(temperature=0.2, top_p=0.2, max_tokens=2048, image_first=False)
 GROUPS = {
     "hallucination": "hallucination",
     "RLAIF": "hallucination",
@@ -80,17 +78,82 @@ _VERDICT = re.compile(
 )
 
 
-def load(path: Path, images: Path | None = None) -> list[Row]:
-    """The rows of a Parquet or JSONL file (or a folder of them); image paths are relative to `images` or the file.
+class VlRewardBench(Suite):
+    """VL-RewardBench."""
 
-    Raises:
-        ValueError: a field is missing or of another kind; the message names file, row and field.
-    """
-    return load_rows(path, images, read_row)
+    name = "vl-rewardbench"
+    summary = "pairs about images: general, hallucination, reasoning"
+    draws = 5
+    decoding = Decoding(temperature=0.2, top_p=0.2, max_tokens=2048, image_first=False)
+    headlines = ("overall", "macro", "general", "hallucination", "reasoning")
+    official_script = "inference_hf.py"
+
+    def load(self, path: Path, images: Path | None = None) -> list[Row]:
+        """Return the rows of a Parquet or JSONL file (or a folder); image paths begin in `images`, else beside it.
+
+        Raises:
+            ValueError: a field is missing or of another kind; the message names file, row and field.
+        """
+        return load_rows(path, images, read_row)
+
+    def questions(
+        self, rows: Iterable[Row], protocol: ProtocolName, *, draws: int | None = None, seed: int = 0
+    ) -> Iterator[Question]:
+        """Yield `draws` random orders per row for the official scorer, both orders for the strict one."""
+        if is_strict(protocol):
+            return strict_questions(self.name, rows, protocol)
+        return drawn_questions(
+            self.name, rows, protocol, draws or self.draws, partial(random_order, seed), _official_prompt
+        )
+
+    def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
+        """Return the verdict: by the official expression under `official`, else by the strict parser."""
+        if question.protocol != "official":
+            return own_parse(question, text, truncated=truncated)
+        number = official_number(text)
+        if number not in (1, 2):
+            return Verdict("truncated" if truncated and number is None else "none", text)
+        return Verdict("ok", text, winner=question.order[number - 1])
+
+    def score(
+        self,
+        rows: Sequence[Row],
+        predictions: Iterable[Prediction],
+        protocol: ProtocolName,
+        *,
+        draws: int | None = None,
+    ) -> Scored:
+        """Return `overall`, `macro`, `general`, `hallucination` and `reasoning` of one judge's predictions.
+
+        The official scorer reads each stored text anew; only strict scoring uses the stored verdicts.
+
+        Raises:
+            ValueError: a row has no prediction, or fewer than `draws`.
+        """
+        if is_strict(protocol):
+            right = pairs_right(rows, predictions)
+        else:
+            drawn = draws_of(rows, predictions, draws or self.draws)
+            right = np.array([_official_right(row, drawn[row.key]) for row in rows], np.float64)
+        return scored_rows(rows, right, accuracy_statistics(right, [row.group for row in rows]))
+
+    def read_official_row(self, record: Record, root: Path) -> Row:
+        """Return the row of a record, whose ranks are called `ranking`."""
+        values = record.values | {"human_ranking": record.get("ranking", "human_ranking")}
+        return read_row(Record(values, record.where), root)
+
+    def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
+        """Return the answer in `meta.filter_choice`; it was asked in swapped order if `meta.random_number` is 1."""
+        meta = record.nested("meta")
+        yield (1, 0) if meta.get("random_number") else (0, 1), meta.text("filter_choice")
+
+    def published(self) -> Sequence[Sequence[str]]:
+        """Return scores in percent; a row that contradicts itself says so."""
+        return published_table()
 
 
 def read_row(record: Record, root: Path) -> Row:
-    """One row of the file. Raises ValueError as `load` does."""
+    """Return one row of the file. Raises ValueError as `load` does."""
     row_id, question, responses = record.text("id"), record.text("query"), record.texts("response")
     ranks = record.get("human_ranking")
     if len(responses) != 2 or sorted(ranks) != [0, 1]:
@@ -106,53 +169,15 @@ def read_row(record: Record, root: Path) -> Row:
     )
 
 
-def questions(rows: Iterable[Row], protocol: ProtocolName, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Question]:
-    """What to ask: `draws` random orders per row for the official scorer, both orders for the strict one."""
-    if is_strict(protocol):
-        return strict_questions(NAME, rows, protocol)
-    return drawn_questions(NAME, rows, protocol, draws, partial(random_order, seed), _official_prompt)
-
-
 def _official_prompt(row: Row, order: Sequence[int]) -> str:
     first, second = (row.responses[i] for i in order)
     return _PROMPT.format(question=row.question, first=first, second=second).replace("<image>\n", "")
 
 
 def official_number(text: str) -> int | None:
-    """Number (as shown, from 1) of the answer that the official expression finds better; None without a match."""
+    """Return the number (as shown, from 1) of the answer that the official expression prefers; None without a match."""
     match = _VERDICT.search(text.replace("\n", "").replace("*", ""))
     return int(match.group(1)) if match else None
-
-
-def parse(question: Question, text: str, *, truncated: bool = False) -> Verdict:
-    """The verdict of an answer: by the official expression under `official`, else by the strict parser."""
-    if question.protocol != "official":
-        return own_parse(question, text, truncated=truncated)
-    number = official_number(text)
-    if number not in (1, 2):
-        return Verdict("truncated" if truncated and number is None else "none", text)
-    return Verdict("ok", text, winner=question.order[number - 1])
-
-
-say = own_say
-
-
-def score(
-    rows: Sequence[Row], predictions: Iterable[Prediction], protocol: ProtocolName, *, draws: int = DRAWS
-) -> Scored:
-    """`overall`, `macro`, `general`, `hallucination` and `reasoning` of one judge's predictions.
-
-    The official scorer reads each stored text anew; only strict scoring uses the stored verdicts.
-
-    Raises:
-        ValueError: a row has no prediction, or fewer than `draws`.
-    """
-    if is_strict(protocol):
-        right = pairs_right(rows, predictions)
-    else:
-        drawn = draws_of(rows, predictions, draws)
-        right = np.array([_official_right(row, drawn[row.key]) for row in rows], np.float64)
-    return scored_rows(rows, right, accuracy_statistics(right, [row.group for row in rows]))
 
 
 def _official_right(row: Row, draws: Sequence[Prediction]) -> float:
@@ -162,3 +187,6 @@ def _official_right(row: Row, draws: Sequence[Prediction]) -> float:
     rejected = 1 - row.winner
     agree = sum(number != draw.order.index(rejected) + 1 for number, draw in zip(numbers, draws, strict=True))
     return np.nan if 2 * agree == len(draws) else float(2 * agree > len(draws))
+
+
+SUITE = VlRewardBench()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from carevl.benchmarks.rows import Row
-from carevl.benchmarks.suites.mllm_judge import load, official_tags, parse, questions, score
+from carevl.benchmarks.suites.mllm_judge import SUITE, official_tags
 from carevl.benchmarks.suites.mllm_judge_metrics import levenshtein
 
 SHOWN = {"id": 7, "image_path": "7.jpg", "original_dataset": "coco", "instruction": "Describe."}
@@ -27,7 +27,7 @@ def write(tmp_path):
 
 
 def test_the_real_rows_load(shared_data):
-    rows = [row for kind in ("score", "pair", "batch") for row in load(shared_data / f"mllm_judge_{kind}.jsonl")]
+    rows = [row for kind in ("score", "pair", "batch") for row in SUITE.load(shared_data / f"mllm_judge_{kind}.jsonl")]
     assert [row.task for row in rows] == ["pointwise"] * 4 + ["pairwise"] * 3 + ["ranking"] * 2
     assert [row.gold[0] for row in rows[:4]] == [3, 4, 3, 3]
     assert [row.winner for row in rows[4:7]] == [0, 1, -1]
@@ -39,19 +39,21 @@ def test_a_folder_loads_its_three_files_and_nothing_else(write, tmp_path):
     write("pair.jsonl", PAIR | {"human": "B"})
     write("batch.jsonl", BATCH)
     write("other.jsonl", {"x": 1})
-    assert {row.task for row in load(tmp_path)} == {"pointwise", "pairwise", "ranking"}
+    assert {row.task for row in SUITE.load(tmp_path)} == {"pointwise", "pairwise", "ranking"}
 
 
 def test_an_image_id_is_no_row_id(write):
-    assert len(load(write("s.jsonl", SCORE, SCORE | {"score_id": 2}))) == 2
-    assert len(load(write("p.jsonl", PAIR | {"human": "A"}, PAIR | {"pair_id": 2, "human": "A"}))) == 2
-    assert len({row.key for row in load(write("b.jsonl", BATCH, BATCH | {"instruction": "Count."}))}) == 2
-    assert load(write("s.jsonl", SCORE, SCORE))[0].unit == "7.jpg"
+    assert len(SUITE.load(write("s.jsonl", SCORE, SCORE | {"score_id": 2}))) == 2
+    assert len(SUITE.load(write("p.jsonl", PAIR | {"human": "A"}, PAIR | {"pair_id": 2, "human": "A"}))) == 2
+    assert len({row.key for row in SUITE.load(write("b.jsonl", BATCH, BATCH | {"instruction": "Count."}))}) == 2
+    assert SUITE.load(write("s.jsonl", SCORE, SCORE))[0].unit == "7.jpg"
 
 
 def test_skipped_pairs_are_left_out_and_counted(write, caplog):
     with caplog.at_level(logging.WARNING):
-        rows = load(write("p.jsonl", PAIR | {"human_answer": -1}, PAIR | {"human_answer": "C"}, PAIR | {"human": "-1"}))
+        rows = SUITE.load(
+            write("p.jsonl", PAIR | {"human_answer": -1}, PAIR | {"human_answer": "C"}, PAIR | {"human": "-1"})
+        )
     assert [row.winner for row in rows] == [-1]
     assert "2 rows were skipped by the annotators" in caplog.text
 
@@ -68,7 +70,7 @@ def test_skipped_pairs_are_left_out_and_counted(write, caplog):
 )
 def test_bad_rows_are_named(write, row, message):
     with pytest.raises(ValueError, match=f"r.jsonl, row 1: {message}"):
-        load(write("r.jsonl", row))
+        SUITE.load(write("r.jsonl", row))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_official_tags(text, tags):
 
 def _asked(task, protocol="official"):
     n = {"pointwise": 1, "pairwise": 2, "ranking": 4}[task]
-    return next(questions([Row("k", task, "g", "q", tuple("wxyz"[:n]), (0.0,) * n)], protocol))
+    return next(SUITE.questions([Row("k", task, "g", "q", tuple("wxyz"[:n]), (0.0,) * n)], protocol))
 
 
 @pytest.mark.parametrize(
@@ -108,15 +110,15 @@ def _asked(task, protocol="official"):
     ],
 )
 def test_official_parsing(task, text, status, read):
-    verdict = parse(_asked(task), text)
+    verdict = SUITE.parse(_asked(task), text)
     assert verdict.status == status
     found = {"pairwise": verdict.winner, "pointwise": verdict.rating, "ranking": verdict.ranking}[task]
     assert found == read
 
 
 def test_a_cut_answer_is_truncated_but_a_read_one_is_not():
-    assert parse(_asked("pairwise"), "I think", truncated=True).status == "truncated"
-    assert parse(_asked("pairwise"), "[[A]]", truncated=True).status == "ok"
+    assert SUITE.parse(_asked("pairwise"), "I think", truncated=True).status == "truncated"
+    assert SUITE.parse(_asked("pairwise"), "[[A]]", truncated=True).status == "ok"
 
 
 def test_official_prompts_are_put_together_as_in_the_script():
@@ -147,7 +149,7 @@ def test_both_definitions_without_ties_by_hand(answer, values):
     rows = [_row(key, "pairwise", label) for key, label in gold.items()]
     said = {"a": 0, "b": -1, "c": -1, "d": None}
     predictions = [answer(key, protocol="official", winner=winner) for key, winner in said.items()]
-    found = values(score(rows, predictions, "official", draws=1))
+    found = values(SUITE.score(rows, predictions, "official", draws=1))
     assert found["pair_with_ties"] == pytest.approx(2 / 3)
     assert found["pair_without_gold_ties"] == 0.5
     assert found["pair_without_ties"] == 1.0
@@ -160,7 +162,7 @@ def test_datasets_and_draws_are_averaged_unweighted(answer, values):
         for row in rows
         for sample in range(2)
     ]
-    found = values(score(rows, draws, "official_scorer", draws=2))
+    found = values(SUITE.score(rows, draws, "official_scorer", draws=2))
     assert (found["pair_with_ties/coco"], found["pair_with_ties/WIT"]) == (0.5, 1.0)
     assert found["pair_with_ties"] == 0.75
 
@@ -169,9 +171,9 @@ def test_pearson_per_dataset_leaves_unread_ratings_out_officially(answer, values
     rows = [_row(str(n), "pointwise", (float(n),)) for n in range(1, 5)]
     ratings = {"1": 2, "2": 3, "3": 5, "4": None}
     predictions = [answer(key, order=(0,), rating=rating) for key, rating in ratings.items()]
-    found = values(score(rows, predictions, "official_scorer", draws=1))
+    found = values(SUITE.score(rows, predictions, "official_scorer", draws=1))
     assert found["score"] == pytest.approx(np.corrcoef([1, 2, 3], [2, 3, 5])[0, 1])
-    strict = values(score(rows, predictions, "strict"))
+    strict = values(SUITE.score(rows, predictions, "strict"))
     assert strict["score"] == pytest.approx(np.corrcoef([1, 2, 3, 4], [2, 3, 5, 10 / 3])[0, 1])
 
 
@@ -179,8 +181,8 @@ def test_pearson_per_dataset_leaves_unread_ratings_out_officially(answer, values
 def test_a_constant_or_silent_rater_is_undefined_officially_and_zero_strictly(answer, values, rating):
     rows = [_row(str(n), "pointwise", (float(n),)) for n in range(1, 5)]
     predictions = [answer(row.key, order=(0,), rating=rating) for row in rows]
-    assert values(score(rows, predictions, "official_scorer", draws=1))["score"] is None
-    assert values(score(rows, predictions, "strict"))["score"] == 0
+    assert values(SUITE.score(rows, predictions, "official_scorer", draws=1))["score"] is None
+    assert values(SUITE.score(rows, predictions, "strict"))["score"] == 0
 
 
 def test_rankings_officially_count_the_letters_written_and_strictly_the_permutation(answer, values):
@@ -188,14 +190,14 @@ def test_rankings_officially_count_the_letters_written_and_strictly_the_permutat
     shown = (0, 1, 2, 3)
     partial = answer("a", protocol="official", order=shown, text="[[A]], [[B]]", status="none")
     silent = answer("b", protocol="official", order=shown, text="no idea", status="none")
-    assert values(score(rows, [partial, silent], "official", draws=1))["batch"] == 0.5
+    assert values(SUITE.score(rows, [partial, silent], "official", draws=1))["batch"] == 0.5
     said = [answer("a", order=shown, ranking=(1, 0, 2, 3)), answer("b", order=shown, status="none")]
-    assert values(score(rows, said, "strict"))["batch"] == pytest.approx((0.5 + 1) / 2)
+    assert values(SUITE.score(rows, said, "strict"))["batch"] == pytest.approx((0.5 + 1) / 2)
 
 
 def test_right_holds_pairs_only(answer, both_orders):
     rows = [_row("a", "pairwise", (1.0, 0.0)), _row("b", "pointwise", (4.0,))]
-    scored = score(rows, [*both_orders("a", 0, 0), answer("b", order=(0,), rating=4)], "strict")
+    scored = SUITE.score(rows, [*both_orders("a", 0, 0), answer("b", order=(0,), rating=4)], "strict")
     assert scored.right[0] == 1
     assert np.isnan(scored.right[1])
     assert {name for name in scored.statistics if "/" not in name} == {

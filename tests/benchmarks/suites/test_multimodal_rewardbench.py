@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from carevl.benchmarks.suites.multimodal_rewardbench import load, parse, questions, score
+from carevl.benchmarks.suites.multimodal_rewardbench import SUITE
 
 HEADER = "ID,Text,Image,Output1,Output2,Better,Category"
 
@@ -30,17 +30,17 @@ def write(tmp_path):
     ],
 )
 def test_subgroups_follow_the_id(write, row_id, category, group):
-    assert load(write(f"{row_id},q,i.png,a,b,Output1,{category}"))[0].group == group
+    assert SUITE.load(write(f"{row_id},q,i.png,a,b,Output1,{category}"))[0].group == group
 
 
 def test_a_csv_row_becomes_a_pair(write, tmp_path):
-    row = load(write('x,"two\nlines",images/i.png,"a, b",c,Output2,vqa'))[0]
+    row = SUITE.load(write('x,"two\nlines",images/i.png,"a, b",c,Output2,vqa'))[0]
     assert (row.question, row.responses, row.winner) == ("two\nlines", ("a, b", "c"), 1)
     assert row.image.path == tmp_path / "images/i.png"
 
 
 def test_numbers_stay_text(write):
-    assert load(write("1,2,i.png,1.0,1,Output1,vqa"))[0].responses == ("1.0", "1")
+    assert SUITE.load(write("1,2,i.png,1.0,1,Output1,vqa"))[0].responses == ("1.0", "1")
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_numbers_stay_text(write):
 )
 def test_bad_rows_are_named(write, line, message):
     with pytest.raises(ValueError, match=f"row 1: {message}"):
-        load(write(line))
+        SUITE.load(write(line))
 
 
 def test_official_shows_the_order_of_the_file(write):
-    asked = list(questions(load(write("x,q {0},i.png,a,b,Output2,vqa")), "official"))
+    asked = list(SUITE.questions(SUITE.load(write("x,q {0},i.png,a,b,Output2,vqa")), "official"))
     assert [question.order for question in asked] == [(0, 1)]
     assert "[User Question]\nq {0}\n\n[The Start of Assistant A's Answer]\na\n[The End" in asked[0].prompt
 
@@ -73,8 +73,8 @@ def test_official_shows_the_order_of_the_file(write):
     ],
 )
 def test_a_wins_when_both_tags_are_there(write, text, winner, status):
-    asked = next(questions(load(write("x,q,i,a,b,Output1,vqa")), "official"))
-    verdict = parse(asked, text)
+    asked = next(SUITE.questions(SUITE.load(write("x,q,i,a,b,Output1,vqa")), "official"))
+    verdict = SUITE.parse(asked, text)
     assert (verdict.winner, verdict.status) == (winner, status)
 
 
@@ -84,7 +84,7 @@ def test_the_coin_of_seed_123_is_thrown_only_for_rows_without_a_tag(pair, answer
     predictions = [answer(row.key, winner=winner) for row, winner in zip(rows, said, strict=True)]
     coin = random.Random(123)
     expected = [1 if winner == 0 else int(coin.random() < 0.5) for winner in said]
-    scored = score(rows, predictions, "official")
+    scored = SUITE.score(rows, predictions, "official")
     assert scored.right.tolist() == expected
     assert values(scored)["overall"] == sum(expected) / 40
 
@@ -92,7 +92,7 @@ def test_the_coin_of_seed_123_is_thrown_only_for_rows_without_a_tag(pair, answer
 def test_strict_does_not_guess(pair, both_orders, values):
     rows = [pair("a"), pair("b", group="safety/bias")]
     predictions = [*both_orders("a", 0, 0), *both_orders("b", None, 0)]
-    assert values(score(rows, predictions, "strict")) == {
+    assert values(SUITE.score(rows, predictions, "strict")) == {
         "overall": 0.5,
         "macro": 0.5,
         "general": 1.0,

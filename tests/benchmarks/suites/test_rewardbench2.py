@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from carevl.benchmarks.suites.rewardbench2 import load, questions, score
+from carevl.benchmarks.suites.rewardbench2 import SUITE
 
 ROW = {"id": "1", "prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "Focus"}
 
@@ -14,7 +14,7 @@ ROW = {"id": "1", "prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"], "
 def make(tmp_path):
     def rows(*given):
         (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(ROW | row) for row in given))
-        return load(tmp_path / "r.jsonl")
+        return SUITE.load(tmp_path / "r.jsonl")
 
     return rows
 
@@ -45,7 +45,7 @@ def rated(answer):
 )
 def test_the_credit_is_split_between_ties(make, rated, values, scores, credit):
     rows = make({})
-    assert values(score(rows, rated(rows, [scores]), "official"))["Focus"] == credit
+    assert values(SUITE.score(rows, rated(rows, [scores]), "official"))["Focus"] == credit
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_credit_is_split_between_ties(make, rated, values, scores, credit):
 )
 def test_strict_needs_every_rating_and_no_tie(make, rated, values, scores, right):
     rows = make({})
-    assert values(score(rows, rated(rows, [scores]), "strict"))["Focus"] == right
+    assert values(SUITE.score(rows, rated(rows, [scores]), "strict"))["Focus"] == right
 
 
 def test_the_ties_formula_by_hand(make, rated, values):
@@ -70,20 +70,20 @@ def test_the_ties_formula_by_hand(make, rated, values):
     tied, ref, preferred, hard = 2 / 3, 1 / 2, 1 / 2, 1 / 2
     margin = (math.tanh(3 / 1 - 1) + math.tanh(-1 / 2 - 1)) / 2
     expected = 0.3 * tied + 0.3 * ref + 0.2 * preferred + 0.2 * hard + 0.01 * margin
-    assert values(score(rows, rated(rows, scores), "official"))["Ties"] == pytest.approx(expected)
+    assert values(SUITE.score(rows, rated(rows, scores), "official"))["Ties"] == pytest.approx(expected)
 
 
 def test_equal_right_scores_do_not_divide_by_zero(make, rated, values):
     ties = {"subset": "Ties", "rejected": ["c"]}
     rows = make(ties | {"id": "ref:1"}, ties | {"id": "tied:1", "chosen": ["a", "b"]})
-    assert values(score(rows, rated(rows, [(2, 1), (2, 2, 1)]), "official"))["Ties"] == pytest.approx(1.01)
-    assert values(score(rows, rated(rows, [(1, 1), (1, 1, 1)]), "official"))["Ties"] == 0
+    assert values(SUITE.score(rows, rated(rows, [(2, 1), (2, 2, 1)]), "official"))["Ties"] == pytest.approx(1.01)
+    assert values(SUITE.score(rows, rated(rows, [(1, 1), (1, 1, 1)]), "official"))["Ties"] == 0
 
 
 def test_macro_is_the_mean_of_the_subsets(make, rated, values):
     rows = make({}, {"id": "2"}, {"id": "3", "subset": "Math"})
     scores = [(1, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0)]
-    assert values(score(rows, rated(rows, scores), "official")) == {"macro": 0.75, "Focus": 0.5, "Math": 1.0}
+    assert values(SUITE.score(rows, rated(rows, scores), "official")) == {"macro": 0.75, "Focus": 0.5, "Math": 1.0}
 
 
 def test_ref_and_tied_of_one_question_are_resampled_together(make):
@@ -93,14 +93,14 @@ def test_ref_and_tied_of_one_question_are_resampled_together(make):
 
 
 def test_a_reward_model_is_asked_every_response(make):
-    asked = list(questions(make({}), "official"))
+    asked = list(SUITE.questions(make({}), "official"))
     assert [question.response for question in asked] == ["a", "b", "c", "d"]
     assert all(question.prompt == "q" and question.image is None for question in asked)
 
 
 def test_strict_asks_once_however_many_draws(make):
-    assert len(list(questions(make({}), "strict", draws=3))) == 4
-    assert len(list(questions(make({}), "official_scorer", draws=3))) == 12
+    assert len(list(SUITE.questions(make({}), "strict", draws=3))) == 4
+    assert len(list(SUITE.questions(make({}), "official_scorer", draws=3))) == 12
 
 
 def test_bad_rows_are_named(make):

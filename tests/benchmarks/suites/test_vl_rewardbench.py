@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from carevl.benchmarks.baselines import judge_trivially
-from carevl.benchmarks.suites import vl_rewardbench
-from carevl.benchmarks.suites.vl_rewardbench import load, official_number, parse, questions, score
+from carevl.benchmarks.suites.vl_rewardbench import SUITE, official_number
 
 ROW = {
     "id": "RLHF-V-1",
@@ -34,7 +33,7 @@ def _percent(found):
 
 
 def test_the_real_rows_load_and_fall_into_their_groups(shared_data):
-    rows = load(shared_data / "vl_rewardbench.jsonl")
+    rows = SUITE.load(shared_data / "vl_rewardbench.jsonl")
     assert len({row.key for row in rows}) == 1250
     assert Counter(row.group for row in rows) == {"general": 183, "hallucination": 749, "reasoning": 318}
     assert Counter(row.winner for row in rows) == {0: 1245, 1: 5}
@@ -42,11 +41,11 @@ def test_the_real_rows_load_and_fall_into_their_groups(shared_data):
 
 
 def test_longer_earns_the_known_shares_and_first_none(shared_data, values):
-    rows = load(shared_data / "vl_rewardbench.jsonl")
+    rows = SUITE.load(shared_data / "vl_rewardbench.jsonl")
     found = {}
     for name in ("longer", "first", "random"):
-        predictions = judge_trivially(name, vl_rewardbench, rows, questions(rows, "strict"))
-        found[name] = _percent(values(score(rows, predictions, "strict")))
+        predictions = judge_trivially(name, SUITE, rows, SUITE.questions(rows, "strict"))
+        found[name] = _percent(values(SUITE.score(rows, predictions, "strict")))
     assert (found["longer"]["general"], found["longer"]["hallucination"]) == (37.2, 40.3)
     assert found["longer"]["reasoning"] == pytest.approx(51.3)
     assert set(found["first"].values()) == {0.0}
@@ -54,9 +53,11 @@ def test_longer_earns_the_known_shares_and_first_none(shared_data, values):
 
 
 def test_first_is_at_chance_under_random_official_orders(shared_data, values):
-    rows = load(shared_data / "vl_rewardbench.jsonl")
-    predictions = judge_trivially("first", vl_rewardbench, rows, questions(rows, "official", draws=3))
-    assert _percent(values(score(rows, predictions, "official", draws=3)))["overall"] == pytest.approx(50, abs=4.5)
+    rows = SUITE.load(shared_data / "vl_rewardbench.jsonl")
+    predictions = judge_trivially("first", SUITE, rows, SUITE.questions(rows, "official", draws=3))
+    assert _percent(values(SUITE.score(rows, predictions, "official", draws=3)))["overall"] == pytest.approx(
+        50, abs=4.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,31 +73,31 @@ def test_first_is_at_chance_under_random_official_orders(shared_data, values):
     ],
 )
 def test_the_id_up_to_the_first_separator_names_the_group(write, row_id, group):
-    assert load(write({"id": row_id}))[0].group == group
+    assert SUITE.load(write({"id": row_id}))[0].group == group
 
 
 def test_labels_are_ranks(write, tmp_path):
-    row = load(write({}))[0]
+    row = SUITE.load(write({}))[0]
     assert row.winner == 1
     assert row.image.path == tmp_path / "images/1.png"
 
 
 def test_one_id_with_two_questions_or_responses_is_two_rows(write):
-    rows = load(write({}, {"query": "Which?"}, {"response": ["bad", "better"]}))
+    rows = SUITE.load(write({}, {"query": "Which?"}, {"response": ["bad", "better"]}))
     assert len({row.key for row in rows}) == 3
 
 
 def test_swapped_repeats_merge_and_contradicting_ones_are_refused(write):
-    assert len(load(write({}, {"response": ["good", "bad"], "human_ranking": [0, 1]}))) == 1
+    assert len(SUITE.load(write({}, {"response": ["good", "bad"], "human_ranking": [0, 1]}))) == 1
     with pytest.raises(ValueError, match="contradicting"):
-        load(write({}, {"human_ranking": [0, 1]}))
+        SUITE.load(write({}, {"human_ranking": [0, 1]}))
 
 
 def test_bad_rows_are_named(write):
     with pytest.raises(ValueError, match=r"row 2: expected 2 responses with ranks 0 and 1, found 2 and \[0, 0\]"):
-        load(write({}, {"human_ranking": [0, 0]}))
+        SUITE.load(write({}, {"human_ranking": [0, 0]}))
     with pytest.raises(ValueError, match=r"row 1: no value for query; fields found"):
-        load(write({"query": None}))
+        SUITE.load(write({"query": None}))
 
 
 @pytest.mark.parametrize(
@@ -121,8 +122,8 @@ def test_the_official_expression(text, number):
 
 
 def test_official_prompts_show_random_orders_without_the_image_tag(write):
-    rows = load(write(*({"query": f"<image>\nWhat {n}?"} for n in range(40))))
-    asked = list(questions(rows, "official", draws=3, seed=1))
+    rows = SUITE.load(write(*({"query": f"<image>\nWhat {n}?"} for n in range(40))))
+    asked = list(SUITE.questions(rows, "official", draws=3, seed=1))
     assert len(asked) == 120
     assert {question.order for question in asked} == {(0, 1), (1, 0)}
     assert len({(question.key, question.sample) for question in asked}) == 120
@@ -130,23 +131,23 @@ def test_official_prompts_show_random_orders_without_the_image_tag(write):
     assert "Answer 1: good\n\nAnswer 2: bad\n" in swapped.prompt
     assert "<image>" not in swapped.prompt
     assert swapped.prompt.startswith(" You are a highly capable")
-    assert list(questions(rows[20:], "official", draws=3, seed=1)) == asked[60:]
-    assert list(questions(rows, "official", draws=3, seed=2)) != asked
+    assert list(SUITE.questions(rows[20:], "official", draws=3, seed=1)) == asked[60:]
+    assert list(SUITE.questions(rows, "official", draws=3, seed=2)) != asked
 
 
 def test_strict_asks_both_orders_in_the_own_prompt(write):
-    asked = list(questions(load(write({})), "strict"))
+    asked = list(SUITE.questions(SUITE.load(write({})), "strict"))
     assert [question.order for question in asked] == [(0, 1), (1, 0)]
     assert "Answer 1: good\nAnswer 2: bad" in asked[1].prompt
-    assert parse(asked[1], "x\nOverall Judgment: Answer 1 is better.").winner == 1
-    assert parse(asked[1], "Therefore Answer 1 is better").status == "none"
+    assert SUITE.parse(asked[1], "x\nOverall Judgment: Answer 1 is better.").winner == 1
+    assert SUITE.parse(asked[1], "Therefore Answer 1 is better").status == "none"
 
 
 def test_official_parsing_turns_positions_into_responses(write):
-    asked = next(q for q in questions(load(write({})), "official", draws=9) if q.order == (1, 0))
-    assert parse(asked, "Overall Judgment: Answer 1 is better").winner == 1
-    assert parse(asked, "Overall Judgment: Answer 3 is better").status == "none"
-    assert parse(asked, "Overall", truncated=True).status == "truncated"
+    asked = next(q for q in SUITE.questions(SUITE.load(write({})), "official", draws=9) if q.order == (1, 0))
+    assert SUITE.parse(asked, "Overall Judgment: Answer 1 is better").winner == 1
+    assert SUITE.parse(asked, "Overall Judgment: Answer 3 is better").status == "none"
+    assert SUITE.parse(asked, "Overall", truncated=True).status == "truncated"
 
 
 def _say(answer, key, numbers, orders=((0, 1),)):
@@ -159,32 +160,32 @@ def test_the_official_majority_by_hand(pair, answer, values):
     draws = {"majority": (1, 2, 1), "minority": (1, 2, 2), "unread": (1, 1, None), "third": (3, 1, 2)}
     rows = [pair(key, gold=(1.0, 0.0)) for key in draws]
     predictions = [each for key, numbers in draws.items() for each in _say(answer, key, numbers)]
-    scored = score(rows, predictions, "official", draws=3)
+    scored = SUITE.score(rows, predictions, "official", draws=3)
     assert scored.right.tolist()[:2] == [1, 0]
     assert np.isnan(scored.right[2])
     assert scored.right[3] == 1
     assert values(scored)["overall"] == pytest.approx(2 / 3)
-    first_two = score(rows, predictions, "official", draws=2).right
+    first_two = SUITE.score(rows, predictions, "official", draws=2).right
     assert np.isnan(first_two[0])
     assert first_two[2] == 1
 
 
 def test_the_official_verdict_is_about_what_was_shown(pair, answer):
     predictions = _say(answer, "k", (2,), orders=[(1, 0)])
-    assert score([pair("k")], predictions, "official", draws=1).right.tolist() == [1]
+    assert SUITE.score([pair("k")], predictions, "official", draws=1).right.tolist() == [1]
 
 
 def test_denominators_differ_between_groups(pair, answer, values):
     rows = [pair("a"), pair("b"), pair("c", group="reasoning"), pair("d", group="reasoning")]
     numbers = {"a": 1, "b": None, "c": 1, "d": 2}
     predictions = [each for key, number in numbers.items() for each in _say(answer, key, (number,))]
-    found = values(score(rows, predictions, "official_scorer", draws=1))
+    found = values(SUITE.score(rows, predictions, "official_scorer", draws=1))
     assert found == {"overall": 2 / 3, "macro": 0.75, "general": 1.0, "reasoning": 0.5}
 
 
 def test_a_judge_without_verdicts_scores_nothing_officially_and_zero_strictly(pair, answer, both_orders, values):
     rows = [pair("a"), pair("b")]
     silent = [each for row in rows for each in _say(answer, row.key, (None,))]
-    assert values(score(rows, silent, "official", draws=1))["overall"] is None
+    assert values(SUITE.score(rows, silent, "official", draws=1))["overall"] is None
     strict = [each for row in rows for each in both_orders(row.key, None, None)]
-    assert values(score(rows, strict, "strict"))["overall"] == 0
+    assert values(SUITE.score(rows, strict, "strict"))["overall"] == 0

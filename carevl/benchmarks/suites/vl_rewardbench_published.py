@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 GROUP_SIZES: Mapping[str, int] = {"general": 183, "hallucination": 749, "reasoning": 318}
 TOLERANCE = 0.1
+_FLOAT_ERROR = 1e-9
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ VL_REWARDBENCH: tuple[Published, ...] = (
 
 
 def check(row: Published, sizes: Mapping[str, int] = GROUP_SIZES) -> Check:
-    """The row with overall and macro recomputed from its group scores and these group sizes."""
+    """Return the row with overall and macro recomputed from its group scores and these group sizes."""
     scores = {"general": row.general, "hallucination": row.hallucination, "reasoning": row.reasoning}
     overall = sum(scores[group] * sizes[group] for group in scores) / sum(sizes[group] for group in scores)
     macro = sum(scores.values()) / len(scores)
@@ -58,4 +59,14 @@ def check(row: Published, sizes: Mapping[str, int] = GROUP_SIZES) -> Check:
     return Check(row, overall, macro, consistent=gap <= TOLERANCE + _FLOAT_ERROR)
 
 
-_FLOAT_ERROR = 1e-9
+def published_table() -> list[tuple[str, ...]]:
+    """Return the scores in percent, header first, with a note at rows that contradict themselves."""
+    table: list[tuple[str, ...]] = [("published, %", "overall", "macro", "general", "hallucination", "reasoning", "")]
+    for row in VL_REWARDBENCH:
+        checked = check(row)
+        note = (
+            "" if checked.consistent else f"inconsistent: its groups give {checked.overall:.1f} and {checked.macro:.1f}"
+        )
+        scores = (row.overall, row.macro, row.general, row.hallucination, row.reasoning)
+        table.append((row.judge, *map(str, scores), note))
+    return table
