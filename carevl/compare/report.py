@@ -16,7 +16,7 @@ from carevl.data.images import image_id
 from carevl.data.truth import read_truth
 from carevl.pipeline import results
 from carevl.stats.estimate import format_estimate
-from carevl.training.progress import LOOKS
+from carevl.training.progress import read_validations
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -157,15 +157,14 @@ def _phase2(bench: ArmRunner, trial: Trial) -> Tree:
     `guard` tells of the checkpoints that were looked at with what was held out or labelled: what was seen at each step,
     and the step whose judge was kept; None when there was nothing to look with.
     """
-    from carevl.training.validation import Looks
+    from carevl.training.validation import CheckpointSelector
 
     causes = {name: trial.keys[name] for name in ("ingest", "route", "demonstrate", "select")}
     found = results.compute(trial.settings, bench.run, causes)
     sampled = (bench.run.table(trial.keys["sample"]).manifest or {})["rows_out"]
     log = trial.phases.get("dpo", [])
-    seen = {facts["step"]: {name: facts[name] for name in LOOKS if name in facts} for facts in log}
-    looks = Looks(0, {step: looked for step, looked in seen.items() if looked})
-    guard = {"kept_step": looks.best or len(log), "seen": looks.seen} if looks.seen else None
+    seen = read_validations(log)
+    guard = {"kept_step": CheckpointSelector(0, seen).best or len(log), "seen": seen} if seen else None
     low = {"low_pairs": found["routing"]["low"], "sampled_judgments": sampled}
     return {"seed": trial.settings.seed, **low, **found["pairs"], "steps": len(log), "guard": guard}
 

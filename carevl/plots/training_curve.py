@@ -1,4 +1,4 @@
-"""The picture of a training: loss, and in dpo the margin and how far both sides moved from the reference."""
+"""The picture of a training: loss, and in dpo the margin and the rewards of both sides."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _STYLES = ("-", "--", ":")
 _PANELS = (
     ("nats per token or pair", {"loss": "loss", "held_out": "held out"}),
     ("share", {"dev_accuracy": "labelled pairs right in both orders"}),
-    ("reward", {"margin": "margin of rewards"}),
-    ("nats from the reference", {"chosen_shift": "chosen", "rejected_shift": "rejected"}),
+    ("margin of rewards", {"rewards/margins": "chosen minus rejected"}),
+    ("reward", {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -65,11 +65,6 @@ class Workers(Strict):
     )
     max_failures: int = Field(3, ge=-1, description="Lost workers that are replaced before the run stops; -1: any.")
 
-    @property
-    def backend(self) -> Literal["nccl", "gloo"]:
-        """Return the backend that the workers talk through."""
-        return "nccl" if self.num_gpus else "gloo"
-
 
 class Training(Strict):
     """How a judge is trained in one phase.
@@ -126,34 +121,3 @@ class Training(Strict):
     checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints, and looks at how good they are.")
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
     tracker: Tracker = Field("none", description="Where steps are also told, through accelerate's tracker classes.")
-
-    @property
-    def engine_is_bare(self) -> bool:
-        """Whether DeepSpeed neither spreads nor scales anything; the worker loop clips gradients then."""
-        return self.zero.stage == 0 and self.dtype == "float32"
-
-    def deepspeed(self, hidden_size: int) -> dict[str, Any]:
-        """The configuration that DeepSpeed is given; the worker loop itself says which micro-batch ends a step.
-
-        Args:
-            hidden_size: of the language model. ZeRO's buffers are made to fit it, as transformers' Trainer does:
-                those of DeepSpeed's own size, up to 5e8 numbers, can take more memory than spreading saves.
-        """
-        zero: dict[str, Any] = {
-            "stage": self.zero.stage,
-            "reduce_bucket_size": hidden_size**2,
-            "allgather_bucket_size": hidden_size**2,
-            "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
-            "stage3_param_persistence_threshold": 10 * hidden_size,
-        }
-        if self.zero.offload_optimizer:
-            zero["offload_optimizer"] = {"device": "cpu"}
-        return {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": 0.0 if self.engine_is_bare else self.gradient_clip,
-            "zero_optimization": zero,
-            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW serves offloaded optimisers too
-            "bf16": {"enabled": self.dtype == "bfloat16"},
-            "steps_per_print": 2**62,
-        }

@@ -58,7 +58,7 @@ def run(context: RunContext) -> Counts:
     files = [referenced.part(number) for number in filled]
     dev = write_dev_parts(settings, settings.dpo, context.ingested, directory)
     log = context.training_progress(table)
-    trained = train("dpo", files, judge, directory, settings.dpo, replay=replay, dev=dev, say=log)
+    trained = train("dpo", files, judge, directory, settings.dpo, replay=replay, dev=dev, on_progress=log)
     return {table: training_counts(trained)}
 
 

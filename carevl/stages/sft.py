@@ -39,7 +39,7 @@ def run(context: RunContext) -> Counts:
     files = [rows.part(number) for number in filled]
     dev = write_dev_parts(settings, settings.sft, context.ingested, directory)
     log = context.training_progress(table)
-    trained = train("sft", files, Path(settings.judge.path), directory, settings.sft, dev=dev, say=log)
+    trained = train("sft", files, Path(settings.judge.path), directory, settings.sft, dev=dev, on_progress=log)
     return {table: training_counts(trained)}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carevl.errors import UserError
-from carevl.training.steps import over_workers
+from carevl.training.steps import all_gather
 
 if TYPE_CHECKING:
     from carevl.training.loop import Loop
@@ -31,22 +31,23 @@ class Checkpoints:
         self.directory, self.keep = directory, keep
 
     def steps(self) -> list[int]:
-        """Steps done at each whole checkpoint, ascending."""
+        """Return the steps done at each whole checkpoint, ascending."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.directory.glob(_PATTERN))
 
     def restore(self, loop: Loop) -> int:
-        """Brings every worker back to the last checkpoint; returns the steps done, 0 when there is none."""
+        """Bring every worker back to the last checkpoint; return the steps done, 0 when there is none."""
         if loop.rank == 0:
             self._remove_unfinished()
-        last: int | None = over_workers(self.steps()[-1] if self.steps() else None, loop.world)[0]
+        # Worker 0 alone decides: a file system may show the others a directory later, and all have to take the same.
+        last: int | None = all_gather(self.steps()[-1] if self.steps() else None, loop.world)[0]
         return 0 if last is None else self.load(loop, last)
 
     def load(self, loop: Loop, steps_done: int) -> int:
-        """Goes back to one checkpoint; returns the steps done."""
+        """Go back to one checkpoint; return the steps done."""
         return loop.load(str(self._path(steps_done)))
 
     def save(self, loop: Loop, steps_done: int, best: int | None = None) -> None:
-        """Writes a checkpoint; every worker has to call it. When it fails, those that were there stay as they are.
+        """Write a checkpoint; every worker has to call it. When it fails, those that were there stay as they are.
 
         Args:
             best: steps done at a checkpoint that is kept however old it is.
@@ -69,13 +70,13 @@ class Checkpoints:
             for old in self.steps()[: -self.keep]:
                 if old != best:
                     shutil.rmtree(self._path(old))
-        over_workers(None, loop.world)
+        all_gather(None, loop.world)  # nobody goes on before the checkpoint is whole
 
     def _path(self, steps_done: int, prefix: str = "") -> Path:
         return self.directory / f"{prefix}step-{steps_done:08d}"
 
     def _remove_unfinished(self) -> None:
-        """Removes what a killed worker was writing."""
+        """Remove what a killed worker was writing."""
         for path in self.directory.glob(f".unfinished-{_PATTERN}"):
             shutil.rmtree(path)
 
@@ -89,8 +90,8 @@ def _flush(directory: Path) -> None:
 
 
 @contextmanager
-def held(out: Path, patience: float = 120.0) -> Iterator[None]:
-    """Holds `out` for one training; the worker of a driver that was killed may need some seconds to let it go.
+def exclusive_lock(out: Path, patience: float = 120.0) -> Iterator[None]:
+    """Hold `out` for one training; the worker of a driver that was killed may need some seconds to let it go.
 
     Raises:
         UserError: another training holds it for more than `patience` seconds.

@@ -21,10 +21,11 @@ from carevl.plots.training_curve import draw
 from carevl.settings.training import NOT_LEARNED, Phase, Training
 from carevl.store.stage_key import differences
 from carevl.store.table import write_atomically
-from carevl.training.items import Encoder, Items, read_rows, split
-from carevl.training.judge import load_processor, lora_modules, skeleton
-from carevl.training.loop import Assignment
-from carevl.training.progress import Progress, read_log, watched
+from carevl.training.engine import select_backend
+from carevl.training.items import Encoder, Items, read_rows, split_holdout
+from carevl.training.judge import find_lora_modules, load_processor, load_skeleton
+from carevl.training.loop import WorkerConfig
+from carevl.training.progress import Progress, follow_log, read_log
 from carevl.training.schedule import Schedule
 from carevl.training.trackers import check_tracker
 from carevl.training.validation import DEV
@@ -59,9 +60,9 @@ def train(
     *,
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
-    say: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Trained:
-    """Trains `judge` on parquet rows.
+    """Train `judge` on parquet rows.
 
     Called again with the same rows, judge and settings, it goes on from the last checkpoint in `out`; a training that
     is finished is only read.
@@ -73,17 +74,17 @@ def train(
         replay: rows of phase 1 to mix into every step of dpo.
         dev: labelled pairs: rows with the columns of dpo, whose `chosen` is the right verdict and `rejected` the wrong
             one; a row for each order, with the same `item_id`. The checkpoint that is best there is exported.
-        say: is told of the steps every few seconds, from a thread of its own.
+        on_progress: called with the last steps every few seconds, from a thread of its own.
 
     Raises:
         UserError: rows, judge or settings cannot be used, or `out` holds another training.
         TrainingError: the loss was not a number, or more workers were lost than allowed.
     """
-    assignment, used, errors = assign(phase, rows, judge, out, training, replay=replay, dev=dev)
-    out = assignment.out
+    config, used, errors = prepare_training(phase, rows, judge, out, training, replay=replay, dev=dev)
+    out = config.out
     if not (out / "judge").exists():
-        with watched(out / "steps.jsonl", assignment.schedule.steps, say):
-            stopped = _fit(assignment)
+        with follow_log(out / "steps.jsonl", config.schedule.steps, training.dpo.beta, on_progress):
+            stopped = _fit(config)
         if curve := read_log(out / "steps.jsonl"):
             draw(out / "curve.png", curve)
         if stopped:
@@ -92,7 +93,7 @@ def train(
     return Trained(out / "judge", adapter, used, errors, read_log(out / "steps.jsonl"))
 
 
-def assign(
+def prepare_training(
     phase: Phase,
     rows: Sequence[Path],
     judge: Path,
@@ -101,33 +102,33 @@ def assign(
     *,
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
-) -> tuple[Assignment, int, list[dict[str, Any]]]:
-    """Checks and encodes everything that workers need, into `out/data`; arguments and errors as for `train`.
+) -> tuple[WorkerConfig, int, list[dict[str, Any]]]:
+    """Check and encode everything that workers need, into `out/data`; arguments and errors as for `train`.
 
     Returns:
-        What workers are told, the number of rows that are used, and those that are left out, as in `Trained`.
+        The workers' configuration, the number of rows that are used, and those that are left out, as in `Trained`.
     """
     check_tracker(training.tracker)
     judge, out = Path(locate(str(judge))).resolve(), out.resolve()
-    told, facts = out / "training.json", _facts(phase, rows, judge, training, replay, dev)
-    if told.exists():
-        known = json.loads(told.read_text())
-        if changed := differences(known["facts"], facts):
+    record, facts = out / "training.json", _facts(phase, rows, judge, training, replay, dev)
+    if record.exists():
+        stored = json.loads(record.read_text())
+        if changed := differences(stored["facts"], facts):
             if (out / "judge").exists() or (out / "checkpoints").exists():
                 raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
         else:
-            schedule = Schedule(**{**known["schedule"], "together": tuple(known["schedule"].get("together", ()))})
-            return Assignment(judge, out / "data", out, schedule, training), known["rows"], known["errors"]
+            schedule = Schedule(**{**stored["schedule"], "together": tuple(stored["schedule"].get("together", ()))})
+            return WorkerConfig(judge, out / "data", out, schedule, training), stored["rows"], stored["errors"]
     schedule, used, errors = _encode(phase, rows, judge, out / "data", training, replay, dev)
-    found = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
-    write_atomically(told, json.dumps(found, indent=1).encode())
-    return Assignment(judge, out / "data", out, schedule, training), used, errors
+    stored = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
+    write_atomically(record, json.dumps(stored, indent=1).encode())
+    return WorkerConfig(judge, out / "data", out, schedule, training), used, errors
 
 
 def _facts(
     phase: Phase, rows: Sequence[Path], judge: Path, training: Training, replay: Sequence[Path], dev: Sequence[Path]
 ) -> dict[str, Any]:
-    """What the curve depends on: not the number of workers, nor how often there are checkpoints."""
+    """Return what the curve depends on: not the number of workers, nor how often there are checkpoints."""
     settings = training.model_dump(mode="json", exclude=NOT_LEARNED)
     contents = {"rows": rows, "replay": replay, "dev": dev}
     hashes = {name: [_hash(file) for file in files] for name, files in contents.items()}
@@ -150,10 +151,10 @@ def _encode(
     replay: Sequence[Path],
     dev: Sequence[Path],
 ) -> tuple[Schedule, int, list[dict[str, Any]]]:
-    """Writes items into `data`; returns the steps, and of the rows what `assign` does."""
-    model, processor = skeleton(judge), load_processor(judge)
+    """Write items into `data`; return the steps, and of the rows what `prepare_training` does."""
+    model, processor = load_skeleton(judge), load_processor(judge)
     if training.lora is not None:
-        lora_modules(model, training.lora, training.freeze_vision)
+        find_lora_modules(model, training.lora, training.freeze_vision)
     encoder = Encoder(
         processor, training.batch_tokens, packing=training.packing, verdict_weight=training.verdict_weight
     )
@@ -164,7 +165,7 @@ def _encode(
         raise UserError(f"none of the {len(errors)} rows can be trained on; the first: {errors[0]['error']['message']}")
     held_out: list[dict[str, Any]] = []
     if training.holdout:
-        items, held_out = split(items, training.holdout, training.seed)
+        items, held_out = split_holdout(items, training.holdout, training.seed)
     replayed: list[dict[str, Any]] = []
     if phase == "dpo" and replay and training.dpo.replay_share:
         replayed, more, failed = encoder.encode(read_rows(replay, "sft", reference=False), "sft")
@@ -203,24 +204,24 @@ def _check_packable(model: Any, longest: int) -> None:
         ) from None
 
 
-def _fit(assignment: Assignment) -> str | None:
-    """Runs the workers; returns why they stopped early, None when they did not."""
+def _fit(config: WorkerConfig) -> str | None:
+    """Run the workers; return why they stopped early, None when they did not."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    def work(told: dict[str, bytes]) -> str | None:
+    def work(loop_config: dict[str, bytes]) -> str | None:
         from carevl.training.worker import run_worker
 
-        return run_worker(pickle.loads(told["assignment"]))
+        return run_worker(pickle.loads(loop_config["config"]))
 
-    workers = assignment.training.workers
+    workers = config.training.workers
     resources = {"CPU": workers.num_cpus, "GPU": workers.num_gpus, **workers.resources}
     trainer = TorchTrainer(
         work,
         # In bytes, which Ray's controller passes on without importing all that they need.
-        train_loop_config={"assignment": pickle.dumps(assignment)},
-        torch_config=TorchConfig(backend=workers.backend),
+        train_loop_config={"config": pickle.dumps(config)},
+        torch_config=TorchConfig(backend=select_backend(workers)),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.num_gpus > 0,
@@ -229,7 +230,7 @@ def _fit(assignment: Assignment) -> str | None:
         ),
         run_config=RunConfig(
             name=".ray",
-            storage_path=str(assignment.out),
+            storage_path=str(config.out),
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
@@ -239,14 +240,14 @@ def _fit(assignment: Assignment) -> str | None:
     except TrainingFailedError as error:
         raise TrainingError(
             f"the training was given up after {workers.max_failures} lost workers: {_cause(error)}; "
-            f"the last good checkpoint is kept in {assignment.out}"
+            f"the last good checkpoint is kept in {config.out}"
         ) from error
     return stopped
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Makes an interrupt of a training end as one anywhere else does.
+    """Make an interrupt of a training end as one anywhere else does.
 
     Ray Train answers it by aborting the training and leaving the process with exit code 0, and its handler would stay.
     Another thread than the main one just ends: the main thread has the interrupt.
@@ -264,7 +265,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _cause(error: Any) -> str:
-    """One line: what the first worker that failed said last."""
+    """Return one line: the last of the first worker that failed."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = str(failures[min(failures)]).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

@@ -44,18 +44,18 @@ _LIMITS = ImageLimits(max_image_bytes=sys.maxsize, max_image_pixels=sys.maxsize)
 
 
 def read_rows(files: Sequence[Path], phase: Phase, *, reference: bool) -> pa.Table:
-    """The rows of parquet files.
+    """Read the rows of parquet files.
 
     Raises:
         UserError: there is no file or no row, or a column is missing.
     """
-    wanted = [*COLUMNS[phase], *(REFERENCE if reference else [])]
+    columns = [*COLUMNS[phase], *(REFERENCE if reference else [])]
     tables = []
     for file in files:
-        found = pq.read_schema(file).names
-        if missing := [name for name in wanted if name not in found]:
-            raise UserError(f"{file} has no column {', '.join(missing)}; rows for {phase} have {', '.join(wanted)}")
-        tables.append(pq.ParquetFile(file).read(wanted))
+        present = pq.read_schema(file).names
+        if missing := [name for name in columns if name not in present]:
+            raise UserError(f"{file} has no column {', '.join(missing)}; rows for {phase} have {', '.join(columns)}")
+        tables.append(pq.ParquetFile(file).read(columns))
     rows = pa.concat_tables(tables) if tables else None
     if rows is None or not rows.num_rows:
         raise UserError(f"there are no rows for {phase} in {', '.join(map(str, files)) or 'no file'}")
@@ -86,7 +86,7 @@ class Encoder:
         self.verdict_weight = verdict_weight
 
     def tree(self, row: dict[str, Any], phase: Phase) -> Tree:
-        """One row's prefix and judgments.
+        """Return one row's prefix and judgments.
 
         Raises:
             ItemError: it lacks a text, or it is longer than `max_tokens`.
@@ -109,8 +109,8 @@ class Encoder:
         return tree
 
     def _weights(self, target: str) -> list[float]:
-        """What every token of a target counts, the one that ends it among them."""
-        verdict = max(target.rfind(begun) for begun in VERDICT_BEGUN.values())
+        """Return how much every token of a target counts, the one that ends it among them."""
+        verdict = max(target.rfind(prefix) for prefix in VERDICT_BEGUN.values())
         encoded = self.processor.tokenizer(target, add_special_tokens=False, return_offsets_mapping=True)
         heavy = [0 <= verdict < end for _, end in encoded["offset_mapping"]]
         return [*(self.verdict_weight if of_verdict else 1.0 for of_verdict in heavy), 1.0]
@@ -130,7 +130,7 @@ class Encoder:
     def encode(
         self, rows: pa.Table, phase: Phase
     ) -> tuple[list[dict[str, Any]], dict[str, bytes], list[dict[str, Any]]]:
-        """(items, images by their hash, errors); every row is in the first or the third, in order.
+        """Return (items, images by their hash, errors); every row is in the first or the third, in order.
 
         Targets of one prompt become one item of several judgments, as far as `max_tokens` lets them.
 
@@ -161,33 +161,33 @@ class Encoder:
                     "reference": reference,
                 }
             )
-        return (self._grouped(items) if phase == "sft" else items), images, errors
+        return (self._group_by_prompt(items) if phase == "sft" else items), images, errors
 
-    def _grouped(self, items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Items that share image and prompt as one, where the first of them stood."""
+    def _group_by_prompt(self, items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Merge items that share image and prompt, where the first of them stood."""
         open_items: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
         grouped = []
         for item in items:
             prompt = item["image"], tuple(item["prefix"])
-            found = open_items.get(prompt)
-            branches = [*([] if found is None else found["branches"]), *item["branches"]]
+            group = open_items.get(prompt)
+            branches = [*([] if group is None else group["branches"]), *item["branches"]]
             shape = Shape(len(item["prefix"]), tuple(map(len, branches)))
-            if found is None or computed_tokens([shape], self.packing) > self.max_tokens:
+            if group is None or computed_tokens([shape], self.packing) > self.max_tokens:
                 open_items[prompt] = item
                 grouped.append(item)
                 continue
-            found["branches"] = branches
+            group["branches"] = branches
             if item["weights"] is not None:
-                found["weights"] = [*found["weights"], *item["weights"]]
-            if item["item_id"] not in found["item_id"].split(_AND):
-                found["item_id"] += _AND + item["item_id"]
+                group["weights"] = [*group["weights"], *item["weights"]]
+            if item["item_id"] not in group["item_id"].split(_AND):
+                group["item_id"] += _AND + item["item_id"]
         return grouped
 
 
-def split(
+def split_holdout(
     items: Sequence[dict[str, Any]], share: float, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(items to train on, items to hold out): at least `share` of them, every image on one side.
+    """Return (items to train on, items to hold out): at least `share` of them, every image on one side.
 
     Raises:
         UserError: nothing is left to train on.
@@ -216,17 +216,17 @@ class Items:
 
     @classmethod
     def of(cls, items: Iterable[dict[str, Any]], images: dict[str, bytes]) -> Items:
-        """Items in memory."""
+        """Return items in memory."""
         files = [{"image": name, "bytes": data} for name, data in images.items()]
         return cls(pa.Table.from_pylist(list(items), TRAINING_ITEMS), pa.Table.from_pylist(files, TRAINING_IMAGES))
 
     @classmethod
     def open(cls, directory: Path) -> Items:
-        """Items that `save` wrote, mapped into memory."""
+        """Open items that `save` wrote, mapped into memory."""
         return cls(*(pa.ipc.open_file(pa.memory_map(str(directory / f"{name}.arrow"))).read_all() for name in _NAMES))
 
     def save(self, directory: Path) -> None:
-        """Writes both tables into a directory."""
+        """Write both tables into a directory."""
         directory.mkdir(parents=True, exist_ok=True)
         for name, table in zip(_NAMES, (self.items, self.images), strict=True):
             with (
@@ -265,7 +265,7 @@ class Items:
         return list(pc.list_value_length(self.items["branches"]).to_pylist())
 
     def tree(self, i: int) -> Tree:
-        """Item i."""
+        """Return item i."""
         return Tree(*(self.items[name][i].as_py() for name in ("prefix", "branches", "image", "weights")))
 
     @cached_property
@@ -275,7 +275,7 @@ class Items:
 
     @cached_property
     def phases(self) -> list[str]:
-        """`sft` for a target, `dpo` for a pair, `looks.DEV` for a labelled pair."""
+        """`sft` for a target, `dpo` for a pair, `validation.DEV` for a labelled pair."""
         return list(self.items["phase"].to_pylist())
 
     @cached_property
@@ -287,38 +287,38 @@ class Items:
     def _image_rows(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.images["image"].to_pylist())}
 
-    def batch(self, batch: Sequence[int], image_processor: Any, model: Any, packing: Packing) -> Packed | Plain:
-        """Items ready for a forward pass, each distinct image decoded once."""
+    def collate(self, batch: Sequence[int], image_processor: Any, model: Any, packing: Packing) -> Packed | Plain:
+        """Lay items out for a forward pass, each distinct image decoded once."""
         trees = [self.tree(i) for i in batch]
         pictures = self.pictures(trees, image_processor)
         return pack(trees, pictures, model) if packing == "shared" else separate(trees, pictures, model)
 
-    def prepared(
+    def prefetch(
         self, batches: Sequence[MicroBatch], image_processor: Any, model: Any, packing: Packing
     ) -> Iterator[tuple[MicroBatch, Packed | Plain]]:
-        """Micro-batches ready for a forward pass; the next ones are read and decoded while one is computed."""
-        left, begun = iter(batches), deque[tuple[MicroBatch, Future[Packed | Plain]]]()
+        """Collate micro-batches; the next ones are read and decoded while one is computed."""
+        left, pending = iter(batches), deque[tuple[MicroBatch, Future[Packed | Plain]]]()
 
-        def begin(count: int) -> None:
+        def submit(count: int) -> None:
             for batch in islice(left, count):
-                begun.append((batch, reader.submit(self.batch, batch.items, image_processor, model, packing)))
+                pending.append((batch, reader.submit(self.collate, batch.items, image_processor, model, packing)))
 
         with ThreadPoolExecutor(1) as reader:
-            begin(_AHEAD)
-            while begun:
-                batch, ready = begun.popleft()
-                begin(1)
-                yield batch, ready.result()
+            submit(_AHEAD)
+            while pending:
+                batch, collated = pending.popleft()
+                submit(1)
+                yield batch, collated.result()
 
     def pictures(self, trees: Iterable[Tree], image_processor: Any) -> dict[str, Picture]:
-        """The images that trees name."""
+        """Load the images that trees name."""
         names = sorted({tree.image for tree in trees if tree.image is not None})
-        return {name: self._picture(name, image_processor) for name in names}
+        return {name: self._load_picture(name, image_processor) for name in names}
 
-    def _picture(self, image: str, image_processor: Any) -> Picture:
+    def _load_picture(self, image: str, image_processor: Any) -> Picture:
         data = self.images["bytes"][self._image_rows[image]].as_py()
-        made = image_processor(images=[decode_rgb(data, _LIMITS)], return_tensors="pt")
-        return Picture(made["pixel_values"], made["image_grid_thw"][0])
+        inputs = image_processor(images=[decode_rgb(data, _LIMITS)], return_tensors="pt")
+        return Picture(inputs["pixel_values"], inputs["image_grid_thw"][0])
 
 
 _AHEAD = 2

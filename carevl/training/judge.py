@@ -25,7 +25,7 @@ _VISION = "model.visual"
 
 
 def log_probabilities(model: Any, batch: Packed | Plain) -> torch.Tensor:
-    """The log-probability of every judgment of a batch given its prompt, float32 [M]; tokens count by their weights."""
+    """Return the log-probability of every judgment of a batch given its prompt, float32 [M]; tokens count by weight."""
     if isinstance(batch, Packed):
         return branch_log_probabilities(model, batch)
     return plain_log_probabilities(model, batch)
@@ -43,7 +43,7 @@ class TrainedJudge(torch.nn.Module):
 
 
 def load_processor(judge: Path) -> Any:
-    """A judge's processor.
+    """Load a judge's processor.
 
     Raises:
         UserError: the directory has none, or one without images or without a chat template.
@@ -61,8 +61,8 @@ def load_processor(judge: Path) -> Any:
     return processor
 
 
-def skeleton(judge: Path) -> Any:
-    """The judge's modules without weights, on the meta device."""
+def load_skeleton(judge: Path) -> Any:
+    """Return the judge's modules without weights, on the meta device."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def skeleton(judge: Path) -> Any:
 
 
 def load_judge(judge: Path, dtype: str) -> Any:
-    """The judge, its language model with attention over trees: FlexAttention on a GPU, block by block elsewhere."""
+    """Load the judge with attention over trees in its language model: FlexAttention on a GPU, else block by block."""
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(
@@ -80,8 +80,8 @@ def load_judge(judge: Path, dtype: str) -> Any:
     return model
 
 
-def lora_modules(model: Any, lora: Lora, freeze_vision: bool) -> list[str]:
-    """Full names of the linear modules that get adapters.
+def find_lora_modules(model: Any, lora: Lora, freeze_vision: bool) -> list[str]:
+    """Return the full names of the linear modules that get adapters.
 
     Raises:
         UserError: a target matches none.
@@ -110,8 +110,8 @@ def _near(target: str, names: Sequence[str]) -> str:
     return ", ".join(difflib.get_close_matches(target.rsplit(".", 1)[-1], ends, 5, cutoff=0.3) or ends)
 
 
-def prepare(model: Any, training: Training) -> Any:
-    """Freezes what is not trained, and adds adapters; returns the PEFT wrapper, or the model itself without LoRA."""
+def make_trainable(model: Any, training: Training) -> Any:
+    """Freeze what is not trained, and add adapters; return the PEFT wrapper, or the model itself without LoRA."""
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if training.lora is None:
@@ -125,19 +125,19 @@ def prepare(model: Any, training: Training) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora_modules(model, lora, training.freeze_vision),
+        target_modules=find_lora_modules(model, lora, training.freeze_vision),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
 
 
 def export(trained: Any, state: dict[str, torch.Tensor] | None, judge: Path, out: Path) -> None:
-    """Writes `out/judge`, a complete Hugging Face directory, and `out/adapter` when adapters were trained.
+    """Write `out/judge`, a complete Hugging Face directory, and `out/adapter` when adapters were trained.
 
     The merged judge is made from the files of the adapter by stock PEFT. A directory appears whole or not at all.
 
     Args:
-        trained: what `prepare` returned.
+        trained: what `make_trainable` returned.
         state: its trained weights when they are spread over workers; None: it holds them itself.
         judge: the directory that the training began with.
     """

@@ -16,11 +16,12 @@ import torch
 from carevl.errors import UserError
 from carevl.models.packing import Packed
 from carevl.settings.training import Training
+from carevl.training.engine import deepspeed_config, is_bare
 from carevl.training.items import Items
-from carevl.training.judge import TrainedJudge, export, load_judge, load_processor, prepare
+from carevl.training.judge import TrainedJudge, export, load_judge, load_processor, make_trainable
 from carevl.training.plain import Plain
 from carevl.training.schedule import MicroBatch, Schedule, micro_batches
-from carevl.training.steps import Objective, over_workers, summed
+from carevl.training.steps import Objective, all_gather, sum_shares
 from carevl.training.validation import DEV
 
 _TAG = "state"
@@ -28,8 +29,8 @@ _ABOUT = "about.json"
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """What every worker is told. `data` and `out` are directories that all workers see."""
+class WorkerConfig:
+    """What every worker is given. `data` and `out` are directories that all workers see."""
 
     judge: Path
     data: Path
@@ -39,86 +40,85 @@ class Assignment:
 
 
 class Loop:
-    """The training of `assignment` on worker `rank` of `world`, inside an initialised process group."""
+    """The training of `config` on worker `rank` of `world`, inside an initialised process group."""
 
-    def __init__(self, assignment: Assignment, rank: int, world: int) -> None:
-        self.assignment, self.rank, self.world = assignment, rank, world
-        self.items = Items.open(assignment.data)
-        processor = load_processor(assignment.judge)
+    def __init__(self, config: WorkerConfig, rank: int, world: int) -> None:
+        self.config, self.rank, self.world = config, rank, world
+        self.items = Items.open(config.data)
+        processor = load_processor(config.judge)
         self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
-        self.engine = self._engine()
+        self.engine = self._build_engine()
 
-    def _engine(self) -> Any:
+    def _build_engine(self) -> Any:
         import deepspeed
         from transformers import AutoConfig, get_scheduler
         from transformers.integrations import HfDeepSpeedConfig
 
-        training = self.assignment.training
-        language = AutoConfig.from_pretrained(self.assignment.judge).get_text_config()
-        configuration = training.deepspeed(language.hidden_size)
+        training = self.config.training
+        language = AutoConfig.from_pretrained(self.config.judge).get_text_config()
+        configuration = deepspeed_config(training, language.hidden_size)
         # Under ZeRO 3, from_pretrained spreads the weights while it loads them, if this object is alive.
         spread = HfDeepSpeedConfig(configuration) if training.zero.stage == 3 else None
         torch.manual_seed(training.seed)
-        model = load_judge(self.assignment.judge, training.dtype)
+        model = load_judge(self.config.judge, training.dtype)
         del spread
-        self.trained = prepare(model, training)
+        self.trained = make_trainable(model, training)
         self.judge = TrainedJudge(model).train()
         self.weights = [weight for weight in self.judge.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             self.weights, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
-        steps = self.assignment.schedule.steps
+        steps = self.config.schedule.steps
         name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
         rates = get_scheduler(name, optimizer, math.ceil(training.warmup * steps), steps)
         engine = deepspeed.initialize(model=self.judge, optimizer=optimizer, lr_scheduler=rates, config=configuration)[
             0
         ]
-        if training.engine_is_bare and self.world == 1:
-            engine.enable_backward_allreduce = (
-                False  # there is nobody to add up with, and it copies every gradient twice
-            )
+        if is_bare(training) and self.world == 1:
+            # There is nobody to add up with, and it copies every gradient twice.
+            engine.enable_backward_allreduce = False
         return engine
 
     def step(self, number: int) -> Mapping[str, Any]:
-        """Takes a step and returns its facts, the same on every worker but for times.
+        """Take a step and return its facts, the same on every worker but for times.
 
         The loss and its terms are those before the step. When `broken` names items, their loss was not a number, and
         no weight was changed.
         """
         started = time.monotonic()
-        training, items = self.assignment.training, self.assignment.schedule.step(number)
+        training, items = self.config.training, self.config.schedule.step(number)
         objective = Objective.of(training.dpo, self.items, items)
-        mine = self.share(items)
+        mine = self.shard(items)
         torch.manual_seed(hash((training.seed, number, self.rank)))  # dropout is the same after a resume
         parts, padded = [], 0
         seconds = dict.fromkeys(("data", "forward", "backward", "optimiser"), 0.0)
         clock = _Clock(seconds, started)
-        for n, (batch, packed) in enumerate(self.prepared(mine)):
+        for n, (batch, packed) in enumerate(self.prefetch(mine)):
             clock.lap("data")
             self.engine.set_gradient_accumulation_boundary(n == len(mine) - 1)
-            share, sums = objective.share(self.engine(packed), self.items, batch.items)
+            share, sums = objective.compute_share(self.engine(packed), self.items, batch.items)
             clock.lap("forward")
             # DeepSpeed averages over workers; the shares of a step have to be added up.
             self.engine.backward(share * (batch.weight * self.world))
             clock.lap("backward")
             padded += packed.ids.numel()
             parts += [sums] if batch.weight else []
-        said = over_workers((parts, padded), self.world)
-        facts = dict(summed([part for worker, _ in said for part in worker]))
+        gathered = all_gather((parts, padded), self.world)
+        facts = dict(sum_shares([part for worker, _ in gathered for part in worker]))
         if facts["broken"]:
-            facts["broken"] = [self.items.ids[i] for i in self._broken_alone(facts["broken"])]
+            facts["broken"] = [self.items.ids[i] for i in self._find_broken(facts["broken"])]
         else:
             facts["learning_rate"] = self.engine.get_lr()[0]
             facts["gradient_norm"] = self._update()
         clock.lap("optimiser")
         tokens = sum(self.items.lengths[i] for i in items)
-        counts = {"items": len(items), "tokens": tokens, "padded_tokens": sum(n for _, n in said)}
+        counts = {"items": len(items), "tokens": tokens, "padded_tokens": sum(n for _, n in gathered)}
         return {**facts, **counts, "seconds": {name: round(value, 6) for name, value in seconds.items()}}
 
     @property
     def held_out(self) -> Sequence[int]:
         """The items that are not trained on; they stand behind those that are."""
-        schedule = self.assignment.schedule
+        schedule = self.config.schedule
         return range(schedule.n_items + schedule.n_replay, len(self.items) - len(self.dev))
 
     @cached_property
@@ -126,54 +126,57 @@ class Loop:
         """The labelled pairs, in both orders; they stand behind all others."""
         return range(len(self.items) - self.items.phases.count(DEV), len(self.items))
 
-    def _broken_alone(self, broken: Sequence[int]) -> list[int]:
-        """Those of `broken` that have no finite loss in a row of their own: a number that is none spoils its row."""
+    def _find_broken(self, broken: Sequence[int]) -> list[int]:
+        """Return those of `broken` that have no finite loss when they are computed alone.
+
+        Within a packed row one NaN spoils the others, so that an item's neighbours look broken, too.
+        """
 
         def finite(i: int) -> bool:
-            [(_, packed)] = self.prepared([MicroBatch([i])])
+            [(_, packed)] = self.prefetch([MicroBatch([i])])
             with torch.no_grad():
                 return bool(torch.isfinite(self.engine(packed)).all())
 
         return [i for i in broken if not finite(i)] or list(broken)
 
     def _update(self) -> float:
-        """Lets the optimiser step; returns the norm of the gradient before clipping."""
-        training = self.assignment.training
-        if not training.engine_is_bare:
+        """Let the optimiser step; return the norm of the gradient before clipping."""
+        training = self.config.training
+        if not is_bare(training):
             self.engine.step()
             return float(self.engine.get_global_grad_norm())
         norm = torch.nn.utils.clip_grad_norm_(self.weights, training.gradient_clip)
         self.engine.step()
         return float(norm)
 
-    def share(self, items: Sequence[int]) -> list[MicroBatch]:
-        """This worker's micro-batches of items."""
-        training = self.assignment.training
+    def shard(self, items: Sequence[int]) -> list[MicroBatch]:
+        """Return this worker's micro-batches of items."""
+        training = self.config.training
         workers = micro_batches(items, self.items.shapes, self.world, training.batch_tokens, training.packing)
         return workers[self.rank]
 
-    def prepared(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Packed | Plain]]:
-        """Micro-batches on the device, the next ones read ahead."""
-        packing = self.assignment.training.packing
-        for batch, packed in self.items.prepared(batches, self.image_processor, self.judge.model, packing):
+    def prefetch(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Packed | Plain]]:
+        """Yield collated micro-batches on the device; the next ones are read ahead."""
+        packing = self.config.training.packing
+        for batch, packed in self.items.prefetch(batches, self.image_processor, self.judge.model, packing):
             yield batch, packed.to(self.engine.device)
 
     def save(self, directory: str, steps_done: int) -> None:
-        """Writes this worker's part of a checkpoint: trained weights, optimiser, schedule, position in the data."""
+        """Write this worker's part of a checkpoint: trained weights, optimiser, schedule, position in the data."""
         state = {"steps_done": steps_done}
         self.engine.save_checkpoint(directory, _TAG, state, save_latest=False, exclude_frozen_parameters=True)
         if self.rank == 0:
             (Path(directory) / _ABOUT).write_text(json.dumps({"workers": self.world}))
 
     def load(self, directory: str) -> int:
-        """Goes back to a checkpoint; returns the number of steps done.
+        """Go back to a checkpoint; return the number of steps done.
 
         When another number of workers made it, ZeRO 1 and 2 forget the optimiser's moments, which were spread.
 
         Raises:
             UserError: another number of workers made it under ZeRO 3, where weights were spread, too.
         """
-        stage = self.assignment.training.zero.stage
+        stage = self.config.training.zero.stage
         workers = json.loads((Path(directory) / _ABOUT).read_text())["workers"]
         if workers != self.world and stage == 3:
             raise UserError(
@@ -186,16 +189,17 @@ class Loop:
         return int(state["steps_done"])
 
     def export(self) -> None:
-        """Writes what was learned below `out`; every worker has to call it."""
+        """Write what was learned below `out`; every worker has to call it."""
         state = None
-        if self.assignment.training.zero.stage == 3:
-            adapters = self.assignment.training.lora is not None
+        # Under ZeRO 3 no worker has all weights: they are gathered under the names that save_pretrained uses.
+        if self.config.training.zero.stage == 3:
+            adapters = self.config.training.lora is not None
             gathered = self.engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=adapters) or {}
             prefix = "base_model.model." if adapters else ""
             state = {prefix + name.removeprefix("model."): weight for name, weight in gathered.items()}
         if self.rank == 0:
-            export(self.trained, state, self.assignment.judge, self.assignment.out)
-        over_workers(None, self.world)
+            export(self.trained, state, self.config.judge, self.config.out)
+        all_gather(None, self.world)
 
 
 class _Clock:
@@ -205,6 +209,7 @@ class _Clock:
         self.seconds, self.last = seconds, last
 
     def lap(self, name: str) -> None:
+        """Add the time since the last lap to a name."""
         now = time.monotonic()
         self.seconds[name] += now - self.last
         self.last = now

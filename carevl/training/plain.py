@@ -34,7 +34,7 @@ class Plain:
     weight: Tensor
 
     def images(self, model: Any) -> dict[str, Tensor]:
-        """The images, in the terms of the model's forward pass; nothing for a text model."""
+        """Return the images as arguments of the model's forward pass; nothing for a text model."""
         if self.patches is None or self.grids is None:
             return {}
         kinds = self.ids.eq(model.config.image_token_id).int()
@@ -42,13 +42,13 @@ class Plain:
         return {"pixel_values": patches, "image_grid_thw": self.grids, "mm_token_type_ids": kinds}
 
     def to(self, device: torch.device | str) -> Plain:
-        """A copy on a device."""
+        """Return a copy on a device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: value.to(device) for name, value in values.items() if value is not None})
 
 
 def separate(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any, *, left: bool = False) -> Plain:
-    """Lays every branch out with its prefix.
+    """Lay every branch out with its prefix.
 
     Args:
         pictures: the images that the trees name.
@@ -82,7 +82,7 @@ def separate(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any,
 
 
 def plain_log_probabilities(model: Any, plain: Plain) -> Tensor:
-    """The log-probability of every branch given its prefix, float32 [M]; tokens count by their weights."""
+    """Return the log-probability of every branch given its prefix, float32 [M]; tokens count by their weights."""
     hidden = model.base_model(
         input_ids=plain.ids, attention_mask=plain.attention, use_cache=False, **plain.images(model)
     ).last_hidden_state

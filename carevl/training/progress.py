@@ -1,4 +1,4 @@
-"""What a person watches while a judge is trained: the log of steps, and a summary of its last ones."""
+"""The log of a training's steps, and a summary of the last ones for a person who watches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 
 from carevl.store.table import write_atomically
 
-LOOKS = ("held_out", "dev_accuracy")
+VALIDATION = ("held_out", "dev_accuracy")
+"""Facts of a step after which the judge was validated."""
 _RECENT = 10
 _FALLEN = 1.0
+"""Nats below the reference from which on both sides of the pairs count as fallen."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,12 @@ class Progress:
     warning: str | None
 
     @classmethod
-    def of(cls, curve: Sequence[Mapping[str, Any]], steps: int) -> Progress:
-        """The summary of a log that has at least one step.
+    def of(cls, curve: Sequence[Mapping[str, Any]], steps: int, beta: float) -> Progress:
+        """Summarise a log that has at least one step.
 
         Args:
             steps: steps of the whole training.
+            beta: that of dpo: rewards are beta times nats.
         """
         recent = curve[-_RECENT:]
         seconds = sum(sum(facts["seconds"].values()) for facts in recent)
@@ -48,15 +51,15 @@ class Progress:
             step=step,
             steps=steps,
             loss=_mean(recent, "loss"),
-            accuracy=_mean(recent, "accuracy") if "accuracy" in recent[-1] else None,
-            margin=_mean(recent, "margin") if "margin" in recent[-1] else None,
+            accuracy=_mean(recent, "rewards/accuracies") if "rewards/accuracies" in recent[-1] else None,
+            margin=_mean(recent, "rewards/margins") if "rewards/margins" in recent[-1] else None,
             tokens_per_second=sum(facts["tokens"] for facts in recent) / max(seconds, 1e-9),
             seconds_left=seconds / len(recent) * (steps - step),
-            warning=_warning(recent),
+            warning=_warning(recent, beta),
         )
 
     def line(self) -> str:
-        """One line for a terminal."""
+        """Return one line for a terminal."""
         preference = "" if self.accuracy is None else f"  accuracy {self.accuracy:.2f}  margin {self.margin:.3f}"
         rate = f"{self.tokens_per_second:.0f} tokens/s  {self.seconds_left:.0f} s left"
         warning = "" if self.warning is None else f"  warning: {self.warning}"
@@ -64,14 +67,19 @@ class Progress:
 
 
 def _mean(curve: Sequence[Mapping[str, Any]], name: str) -> float:
-    return float(sum(facts[name] for facts in curve) / len(curve))
+    # A log that an earlier version of the program began has steps without the present names.
+    values = [facts[name] for facts in curve if name in facts]
+    return float(sum(values) / len(values))
 
 
-def _warning(recent: Sequence[Mapping[str, Any]]) -> str | None:
-    """Both sides of the pairs less probable than under the reference: DPO then unlearns the judgments themselves."""
-    if len(recent) < _RECENT or "chosen_shift" not in recent[-1]:
+def _warning(recent: Sequence[Mapping[str, Any]], beta: float) -> str | None:
+    """Warn when both sides of the pairs are less probable than under the reference.
+
+    The margin may grow all the same, but DPO then unlearns the judgments themselves.
+    """
+    if len(recent) < _RECENT or "rewards/chosen" not in recent[-1]:
         return None
-    chosen, rejected = _mean(recent, "chosen_shift"), _mean(recent, "rejected_shift")
+    chosen, rejected = (_mean(recent, f"rewards/{side}") / beta for side in ("chosen", "rejected"))
     if max(chosen, rejected) > -_FALLEN:
         return None
     return (
@@ -88,43 +96,48 @@ class StepLog:
         self.file = file
         write_atomically(file, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
 
-    def looks(self) -> dict[int, Mapping[str, Any]]:
-        """What `looks.look` found, by steps done."""
-        curve = [
-            (facts["step"], {name: facts[name] for name in LOOKS if name in facts}) for facts in read_log(self.file)
-        ]
-        return {step: found for step, found in curve if found}
+    def validations(self) -> dict[int, Mapping[str, Any]]:
+        """Return what `validation.validate` measured, by steps done."""
+        return read_validations(read_log(self.file))
 
     def write(self, facts: Mapping[str, Any]) -> None:
-        """Adds a step."""
+        """Add a step."""
         with self.file.open("a") as stream:
             stream.write(f"{json.dumps(facts)}\n")
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The steps of a log, without a last line that was cut off."""
+    """Read the steps of a log, without a last line that was cut off."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def read_validations(curve: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """Return the facts of the steps after which the judge was validated, by steps done."""
+    facts_of = {facts["step"]: {name: facts[name] for name in VALIDATION if name in facts} for facts in curve}
+    return {step: facts for step, facts in facts_of.items() if facts}
+
+
 @contextmanager
-def watched(file: Path, steps: int, say: Callable[[Progress], None] | None, every: float = 3.0) -> Iterator[None]:
-    """Tells `say` of a log's new steps every few seconds, and of the last one at the end."""
-    if say is None:
+def follow_log(
+    file: Path, steps: int, beta: float, on_progress: Callable[[Progress], None] | None, every: float = 3.0
+) -> Iterator[None]:
+    """Report a log's new steps every few seconds, and the last one at the end; `steps`, `beta` as for `Progress.of`."""
+    if on_progress is None:
         yield
         return
-    over, told = threading.Event(), len(read_log(file))
+    over, reported = threading.Event(), len(read_log(file))
 
-    def tell() -> None:
-        nonlocal told
+    def report() -> None:
+        nonlocal reported
         curve = read_log(file)
-        if curve and len(curve) != told:
-            told = len(curve)
-            say(Progress.of(curve, steps))
+        if curve and len(curve) != reported:
+            reported = len(curve)
+            on_progress(Progress.of(curve, steps, beta))
 
     def watch() -> None:
         while not over.wait(every):
-            tell()
+            report()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -133,4 +146,4 @@ def watched(file: Path, steps: int, say: Callable[[Progress], None] | None, ever
     finally:
         over.set()
         thread.join()
-        tell()
+        report()

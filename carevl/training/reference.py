@@ -29,7 +29,7 @@ class Reference:
         self.model: Any = load_judge(judge, training.dtype).to(device).eval()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The rows with the columns of `items.REFERENCE`, null where a row cannot be trained on."""
+        """Return the rows with the columns of `items.REFERENCE`, null where a row cannot be trained on."""
         training = self.training
         encoder = Encoder(self.processor, training.batch_tokens, packing=training.packing)
         encoded, images, errors = encoder.encode(rows.select(COLUMNS["dpo"]), "dpo")
@@ -37,14 +37,14 @@ class Reference:
         values: list[list[float]] = [[]] * len(items)
         everything = list(range(len(items)))
         [batches] = micro_batches(everything, items.shapes, 1, training.batch_tokens, training.packing)
-        reading = items.prepared(batches, self.processor.image_processor, self.model, training.packing)
-        for batch, ready in reading:
+        reading = items.prefetch(batches, self.processor.image_processor, self.model, training.packing)
+        for batch, loaded in reading:
             with torch.inference_mode():
-                found = log_probabilities(self.model, ready.to(self.model.device)).view(-1, 2).tolist()
-            for i, pair in zip(batch.items, found, strict=True):
+                pairs = log_probabilities(self.model, loaded.to(self.model.device)).view(-1, 2).tolist()
+            for i, pair in zip(batch.items, pairs, strict=True):
                 values[i] = pair
         bad, good = {error["row"] for error in errors}, iter(values)
-        pairs = [[None, None] if row in bad else next(good) for row in range(rows.num_rows)]
+        columns = [[None, None] if row in bad else next(good) for row in range(rows.num_rows)]
         for column, name in enumerate(REFERENCE):
-            rows = rows.append_column(name, pa.array([pair[column] for pair in pairs], pa.float64()))
+            rows = rows.append_column(name, pa.array([pair[column] for pair in columns], pa.float64()))
         return rows

@@ -46,7 +46,7 @@ class Schedule:
         return self.n_steps or self.epochs * self.steps_per_epoch
 
     def for_tokens(self, tokens: int, lengths: Sequence[int]) -> Schedule:
-        """The same, with as many steps as come nearest to `tokens`, at least one.
+        """Return the same, with as many steps as come nearest to `tokens`, at least one.
 
         Args:
             lengths: tokens of every item, replayed ones behind the others.
@@ -59,7 +59,7 @@ class Schedule:
             steps, left = steps + 1, left - size
 
     def step(self, number: int) -> list[int]:
-        """The items of a step."""
+        """Return the items of a step."""
         epoch, place = divmod(number, self.steps_per_epoch)
         order = _order(self, epoch)
         start = place * self.batch_size
@@ -67,9 +67,10 @@ class Schedule:
         return [*items, *(self.n_items + i for i in self._replayed(epoch * self.n_items + start, len(items)))]
 
     def _replayed(self, before: int, n: int) -> list[int]:
-        """Replayed items beside `n` items when `before` items have been seen."""
+        """Return the replayed items beside `n` items when `before` items have been seen."""
         if not self.n_replay:
             return []
+        # Rounded from the epoch's start, not step by step, so that a share such as 0.1 is met over many steps.
         first, last = round(before * self.replay_share), round((before + n) * self.replay_share)
         rounds = {k // self.n_replay for k in range(first, last)}
         orders = {k: _shuffled(self.n_replay, self.seed, "replay", k) for k in rounds}
@@ -81,10 +82,14 @@ _LOOK_AHEAD = 64
 
 @lru_cache(maxsize=2)
 def _order(schedule: Schedule, epoch: int) -> list[int]:
-    """The items of an epoch, step after step: shuffled groups, of the next ones always the first that fits the step."""
+    """Return the items of an epoch, step after step.
+
+    Groups are shuffled; a step takes, of the next few, always the first that fits it. A group larger than a step, or a
+    step that none of them fits, is cut where the step ends.
+    """
     sizes = schedule.together or (1,) * schedule.n_items
     starts = [0, *accumulate(sizes)]
-    waiting = _shuffled(len(sizes), schedule.seed, "epoch", epoch)[::-1]  # the next group is the last
+    waiting = _shuffled(len(sizes), schedule.seed, "epoch", epoch)[::-1]  # the next group is last: pop is cheap there
     order: list[int] = []
     while waiting:
         room = schedule.batch_size - len(order) % schedule.batch_size
@@ -114,7 +119,7 @@ class MicroBatch:
 def micro_batches(
     items: Sequence[int], shapes: Sequence[Shape], world: int, batch_tokens: int, packing: Packing
 ) -> list[list[MicroBatch]]:
-    """A step's items for each of `world` workers, as many micro-batches for each and of like size at each place.
+    """Share a step's items among `world` workers: as many micro-batches each, and of like cost at each place.
 
     Args:
         shapes: those of every item of the training.
@@ -125,6 +130,7 @@ def micro_batches(
         return computed_tokens([shapes[i] for i in batch], packing)
 
     batches: list[list[int]] = [[]]
+    # Longest first, so that items of like length share a micro-batch and little of it is padding.
     for i in sorted(items, key=lambda i: (-shapes[i].longest, i)):
         if batches[-1] and cost([*batches[-1], i]) > batch_tokens:
             batches.append([])
@@ -132,6 +138,7 @@ def micro_batches(
     while len(batches) % world and any(len(batch) > 1 for batch in batches):
         _halve_largest(batches, cost)
     filled = [MicroBatch(batch) for batch in sorted(batches, key=cost, reverse=True)]
+    # Every worker has to take part in every collective of the engine: who has no item left repeats one that counts 0.
     filled += [MicroBatch(filled[-1].items, 0.0)] * (-len(filled) % world)
     return [filled[rank::world] for rank in range(world)]
 

@@ -1,4 +1,4 @@
-"""One step of training: the loss of a micro-batch, and what the workers know of the step together."""
+"""One step of training: the loss of a micro-batch, and its metrics summed over the workers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Sums:
     """Sums over the items of a step, on one worker or on all; `broken` are items without a finite loss."""
 
     loss: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)
     broken: list[int] = field(default_factory=list)
 
     def __iadd__(self, other: Sums) -> Sums:
         self.loss += other.loss
         self.broken += other.broken
-        for name, value in other.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        for name, value in other.terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value
         return self
 
 
@@ -48,14 +48,20 @@ class Objective:
 
     @classmethod
     def of(cls, dpo: Dpo, items: Items, step: Sequence[int]) -> Objective:
-        """The objective of a step."""
+        """Return the objective of a step."""
         phases, tokens = items.phases, items.answer_tokens
         pairs = [i for i in step if phases[i] == "dpo"]
         targets = [i for i in step if phases[i] == "sft"]
         return cls(dpo, len(pairs), sum(tokens[i] for i in pairs), sum(tokens[i] for i in targets))
 
-    def share(self, values: Tensor, items: Items, batch: Sequence[int]) -> tuple[Tensor, Sums]:
-        """A micro-batch's share of the step's loss.
+    def compute_share(self, values: Tensor, items: Items, batch: Sequence[int]) -> tuple[Tensor, Sums]:
+        """Return a micro-batch's share of the step's loss, and of the step's metrics.
+
+        Metrics of pairs have TRL's names and values: means over the pairs of the step. `logps/chosen` and
+        `logps/rejected` are log pi, summed over the tokens of a judgment; `rewards/chosen` and `rewards/rejected` are
+        beta * (log pi - log pi_ref), `rewards/margins` chosen minus rejected, and `rewards/accuracies` the share of
+        pairs with a margin above 0. `reference_gap`, which TRL lacks, is the mean of |log pi - log pi_ref| over both
+        sides, in nats: 0 before the first step if the reference is that of this judge.
 
         Args:
             values: log-probability of every branch [M], in the order of `batch`.
@@ -68,27 +74,28 @@ class Objective:
         if targets:
             share = token_loss(torch.cat([of_item[k] for k in targets]), self.target_tokens)
             loss = loss + (self.dpo.replay_weight if self.pairs else 1.0) * share
-            sums.sums["target_loss"] = share.item()
+            sums.terms["target_loss"] = share.item()
         if pairs:
             reference = values.new_tensor([items.references[batch[k]] for k in pairs])
             chosen, rejected = torch.stack([of_item[k] for k in pairs]).unbind(1)
             terms = preference_loss(chosen, rejected, reference[:, 0], reference[:, 1], self.dpo.beta)
             nll = token_loss(chosen, self.chosen_tokens)
             loss = loss + terms.loss.sum() / self.pairs + self.dpo.nll_weight * nll
-            drift = (torch.stack([chosen, rejected], dim=1) - reference).abs().mean(dim=1)
-            margin = terms.chosen_reward - terms.rejected_reward
+            gap = (torch.stack([chosen, rejected], dim=1) - reference).abs().mean(dim=1)
+            margins = terms.chosen_reward - terms.rejected_reward
             means = {
                 "preference_loss": terms.loss,
-                "accuracy": (margin > 0).float(),
-                "margin": margin,
-                "drift": drift,
-                "chosen_log_probability": chosen,
-                "rejected_log_probability": rejected,
-                "chosen_shift": chosen - reference[:, 0],
-                "rejected_shift": rejected - reference[:, 1],
+                "rewards/chosen": terms.chosen_reward,
+                "rewards/rejected": terms.rejected_reward,
+                "rewards/margins": margins,
+                "rewards/accuracies": (margins > 0).float(),
+                "logps/chosen": chosen,
+                "logps/rejected": rejected,
+                "reference_gap": gap,
             }
-            sums.sums |= {name: value.sum().item() / self.pairs for name, value in means.items()}
-            sums.sums["chosen_loss"] = nll.item()
+            # Divided by the pairs of the whole step, so that shares add up to the mean.
+            sums.terms |= {name: value.sum().item() / self.pairs for name, value in means.items()}
+            sums.terms["chosen_loss"] = nll.item()
         sums.loss = loss.item()
         if not math.isfinite(sums.loss):
             broken = [i for i, mine in zip(batch, of_item, strict=True) if not torch.isfinite(mine).all()]
@@ -96,18 +103,18 @@ class Objective:
         return loss, sums
 
 
-def over_workers(value: Any, world: int) -> list[Any]:
-    """What every worker says, by rank."""
+def all_gather(value: Any, world: int) -> list[Any]:
+    """Return the value of every worker, by rank; every worker has to call it."""
     import torch.distributed as dist
 
-    said: list[Any] = [None] * world
-    dist.all_gather_object(said, value)
-    return said
+    values: list[Any] = [None] * world
+    dist.all_gather_object(values, value)
+    return values
 
 
-def summed(parts: Sequence[Sums]) -> Mapping[str, Any]:
-    """The whole step: `loss`, its terms, and `broken`."""
+def sum_shares(parts: Sequence[Sums]) -> Mapping[str, Any]:
+    """Return the facts of the whole step: `loss`, its terms and metrics, and `broken`."""
     total = Sums()
     for part in parts:
         total += part
-    return {"loss": total.loss, **total.sums, "broken": total.broken}
+    return {"loss": total.loss, **total.terms, "broken": total.broken}

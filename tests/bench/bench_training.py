@@ -182,7 +182,7 @@ class Clock:
 
 def ours(phase: str, directory: Path, judge: Path, training: Any) -> Turn:
     """The reference pass, in dpo, and an epoch."""
-    from carevl.training.driver import assign
+    from carevl.training.driver import prepare_training
     from carevl.training.loop import Loop
     from carevl.training.reference import Reference
 
@@ -196,10 +196,10 @@ def ours(phase: str, directory: Path, judge: Path, training: Any) -> Turn:
         file = directory / "referred.parquet"
         pq.write_table(rows, file)
     with tempfile.TemporaryDirectory() as out:
-        assignment, _, _ = assign("dpo" if phase == "dpo" else "sft", [file], judge, Path(out), training)
-        loop = Loop(assignment, 0, 1)
+        config, _, _ = prepare_training("dpo" if phase == "dpo" else "sft", [file], judge, Path(out), training)
+        loop = Loop(config, 0, 1)
         clock = Clock("epoch")
-        tokens = sum(loop.step(step)["tokens"] for step in range(assignment.schedule.steps))
+        tokens = sum(loop.step(step)["tokens"] for step in range(config.schedule.steps))
         facts |= clock.stop()
         loop.engine.destroy()
     return {**facts, "tokens": tokens}

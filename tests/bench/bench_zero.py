@@ -79,7 +79,7 @@ def worker(name: str, directory: Path, threads: int) -> int:
     import torch
 
     from carevl.settings.training import Training
-    from carevl.training.driver import assign
+    from carevl.training.driver import prepare_training
     from carevl.training.loop import Loop
     from carevl.training.worker import join_workers
 
@@ -88,9 +88,11 @@ def worker(name: str, directory: Path, threads: int) -> int:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     training = Training(lora=None, learning_rate=1e-5, batch_size=world, epochs=2, zero=ZERO[name])
     judge = Path(json.loads((directory / "judge.json").read_text()))
-    assignment, _, _ = assign("sft", [directory / "sft_single.parquet"], judge, directory / f"{name}-{rank}", training)
+    config, _, _ = prepare_training(
+        "sft", [directory / "sft_single.parquet"], judge, directory / f"{name}-{rank}", training
+    )
     before = anonymous()
-    loop = Loop(assignment, rank, world)
+    loop = Loop(config, rank, world)
     loop.step(0)
     with Highest() as highest:
         loop.step(1)

@@ -17,7 +17,7 @@ import pytest
 from carevl.judging.prompts import judge_prompt, write_judgment
 from carevl.miniworld.items import draw_items
 from carevl.settings.training import Lora, Phase, Training
-from carevl.training.driver import assign
+from carevl.training.driver import prepare_training
 from carevl.training.loop import Loop
 
 
@@ -145,9 +145,9 @@ def begin(
     """The training of rows in this process, and the rows that it left out."""
 
     def make(phase: Phase, rows: pa.Table, training: Training, **options: Any) -> tuple[Loop, list[dict[str, Any]]]:
-        where = {"judge": judge, "out": tmp_path / "out"} | options
-        assignment, _, errors = assign(phase, [write(rows)], where.pop("judge"), where.pop("out"), training, **where)
-        return Loop(assignment, 0, 1), errors
+        options = {"judge": judge, "out": tmp_path / "out"} | options
+        config, _, errors = prepare_training(phase, [write(rows)], training=training, **options)
+        return Loop(config, 0, 1), errors
 
     return make
 

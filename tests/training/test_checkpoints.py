@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from carevl.errors import UserError
-from carevl.training.checkpoints import Checkpoints, held
+from carevl.training.checkpoints import Checkpoints, exclusive_lock
 
 
 @pytest.mark.fault
@@ -39,15 +39,15 @@ def test_one_training_at_a_time_writes_to_a_directory(tmp_path):
     script = f"""if True:
         import time
         from pathlib import Path
-        from carevl.training.checkpoints import held
-        with held(Path({str(tmp_path)!r})):
+        from carevl.training.checkpoints import exclusive_lock
+        with exclusive_lock(Path({str(tmp_path)!r})):
             print("held", flush=True)
             time.sleep(600)"""
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another training writes to"), held(tmp_path, patience=0.0):
+    with pytest.raises(UserError, match="another training writes to"), exclusive_lock(tmp_path, patience=0.0):
         pass
     other.kill()
     other.wait()
-    with held(tmp_path, patience=0.0):
+    with exclusive_lock(tmp_path, patience=0.0):
         pass

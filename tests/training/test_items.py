@@ -14,9 +14,9 @@ from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
 from carevl.models.transformers_engine import chat_prompt
 from carevl.settings.training import Lora
-from carevl.training.driver import assign
-from carevl.training.items import Encoder, Items, split
-from carevl.training.judge import lora_modules, skeleton
+from carevl.training.driver import prepare_training
+from carevl.training.items import Encoder, Items, split_holdout
+from carevl.training.judge import find_lora_modules, load_skeleton
 from carevl.training.reference import Reference
 
 
@@ -31,9 +31,9 @@ def test_prefix_and_pixels_are_those_of_the_stock_processor(judge, sft_rows, tmp
     assert errors == []
     Items.of(items, images).save(tmp_path)
     data = Items.open(tmp_path)
-    model = skeleton(judge)
+    model = load_skeleton(judge)
     for i, row in enumerate(sft_rows.to_pylist()):
-        expected, packed = _processed(processor, row), data.batch([i], processor.image_processor, model, "shared")
+        expected, packed = _processed(processor, row), data.collate([i], processor.image_processor, model, "shared")
         tree = data.tree(i)
         assert list(tree.prefix) == expected["input_ids"][0].tolist()
         assert torch.equal(packed.patches, expected["pixel_values"])
@@ -72,11 +72,11 @@ def test_targets_of_one_prompt_become_one_item(judge, sft_rows):
 def test_targets_that_share_a_prompt_have_the_loss_and_gradient_of_separate_ones(begin, sft_rows, quick):
     rows = _with_second_targets(sft_rows.to_pylist())
     loop, _ = begin("sft", rows, quick(lora=None, batch_size=8))
-    model, encoder = loop.judge.model, Encoder(hf.AutoProcessor.from_pretrained(loop.assignment.judge), 4096)
+    model, encoder = loop.judge.model, Encoder(hf.AutoProcessor.from_pretrained(loop.config.judge), 4096)
     encoded = [encoder.encode(rows.slice(n, 1), "sft") for n in range(16)]
     pictures = {name: data for _, images, _ in encoded for name, data in images.items()}
     separate = Items.of([items[0] for items, _, _ in encoded], pictures)
-    batch = separate.batch(range(16), encoder.processor.image_processor, model, "shared")
+    batch = separate.collate(range(16), encoder.processor.image_processor, model, "shared")
     loss = -loop.judge(batch).sum() / sum(separate.answer_tokens)
     loss.backward()
     norm = torch.nn.utils.get_total_norm([weight.grad for weight in loop.weights if weight.grad is not None])
@@ -91,7 +91,7 @@ def test_targets_that_share_a_prompt_have_the_loss_and_gradient_of_separate_ones
 def test_the_verdict_weighs_what_the_settings_say(begin, sft_rows, quick):
     rows = _with_second_targets(sft_rows.to_pylist())
     loop, _ = begin("sft", rows, quick(lora=None, batch_size=8, verdict_weight=5.0))
-    processor = hf.AutoProcessor.from_pretrained(loop.assignment.judge)
+    processor = hf.AutoProcessor.from_pretrained(loop.config.judge)
     total = tokens = 0.0
     for row in rows.to_pylist():
         found = _token_log_probabilities(loop.judge.model, processor, row, row["target"])
@@ -112,14 +112,14 @@ def test_a_target_without_a_verdict_weighs_one(judge, sft_rows):
 
 def test_what_is_held_out_has_images_of_its_own():
     items = [{"item_id": str(n), "image": str(n // 3)} for n in range(30)]
-    train, held_out = split(items, 0.25, seed=1)
+    train, held_out = split_holdout(items, 0.25, seed=1)
     assert [item for item in items if item in held_out] == held_out
     assert len(held_out) == 9
     assert len(train) == 21
     assert not {item["image"] for item in train} & {item["image"] for item in held_out}
-    assert split(items, 0.25, seed=2)[1] != held_out
+    assert split_holdout(items, 0.25, seed=2)[1] != held_out
     with pytest.raises(UserError, match=r"holdout 0.95 leaves none of 30 items to train on"):
-        split(items, 0.95, seed=1)
+        split_holdout(items, 0.95, seed=1)
 
 
 def test_rows_that_cannot_be_used_keep_their_reason(judge, sft_rows):
@@ -172,27 +172,27 @@ def test_rows_without_a_reference_are_left_out(begin, dpo_rows, judge, quick):
     rows[5]["reference_chosen"] = None
     loop, errors = begin("dpo", pa.Table.from_pylist(rows), quick())
     assert [(error["row"], error["error"]["kind"]) for error in errors] == [(5, "no_reference")]
-    assert loop.assignment.schedule.n_items == 7
+    assert loop.config.schedule.n_items == 7
 
 
 def test_targets_that_match_nothing_name_the_nearest_modules(judge):
-    model = skeleton(judge)
+    model = load_skeleton(judge)
     with pytest.raises(UserError, match=r"lora.targets: query_proj matches no linear module .* near are .*q_proj"):
-        lora_modules(model, Lora(targets=["q_proj", "query_proj"]), freeze_vision=True)
+        find_lora_modules(model, Lora(targets=["q_proj", "query_proj"]), freeze_vision=True)
 
 
 def test_a_frozen_vision_tower_gets_no_adapters(judge):
-    model = skeleton(judge)
+    model = load_skeleton(judge)
     lora = Lora(targets=["q_proj", "qkv"])
-    assert any(".visual." in name for name in lora_modules(model, lora, freeze_vision=False))
+    assert any(".visual." in name for name in find_lora_modules(model, lora, freeze_vision=False))
     with pytest.raises(UserError, match="qkv matches no linear module"):
-        lora_modules(model, lora, freeze_vision=True)
+        find_lora_modules(model, lora, freeze_vision=True)
 
 
 def test_a_judge_without_a_processor_is_refused(judge, sft_rows, write, quick, tmp_path):
     hf.AutoModelForImageTextToText.from_pretrained(judge).save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match="bare has no processor that loads"):
-        assign("sft", [write(sft_rows)], tmp_path / "bare", tmp_path / "out", quick())
+        prepare_training("sft", [write(sft_rows)], tmp_path / "bare", tmp_path / "out", quick())
 
 
 def test_a_judge_that_cannot_share_prefixes_is_trained_on_the_plain_path(begin, judge, sft_rows, quick, tmp_path):
@@ -216,9 +216,9 @@ def test_a_judge_that_cannot_share_prefixes_is_trained_on_the_plain_path(begin, 
 
 def test_rows_without_a_column_are_refused(judge, dpo_rows, write, quick, tmp_path):
     with pytest.raises(UserError, match=r"rows.parquet has no column reference_chosen, reference_rejected"):
-        assign("dpo", [write(dpo_rows)], judge, tmp_path / "out", quick())
+        prepare_training("dpo", [write(dpo_rows)], judge, tmp_path / "out", quick())
 
 
 def test_a_budget_below_every_item_is_refused(judge, sft_rows, write, quick, tmp_path):
     with pytest.raises(UserError, match=r"none of the 8 rows can be trained on; the first: .* over batch_tokens 20"):
-        assign("sft", [write(sft_rows)], judge, tmp_path / "out", quick(batch_tokens=20))
+        prepare_training("sft", [write(sft_rows)], judge, tmp_path / "out", quick(batch_tokens=20))

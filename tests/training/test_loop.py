@@ -16,7 +16,7 @@ pytestmark = pytest.mark.train
 
 
 def _curve(loop, steps=None):
-    return [loop.step(k) for k in range(loop.assignment.schedule.steps if steps is None else steps)]
+    return [loop.step(k) for k in range(loop.config.schedule.steps if steps is None else steps)]
 
 
 def _losses(curve):
@@ -24,7 +24,7 @@ def _losses(curve):
 
 
 def _log_probabilities(model, loop):
-    batch = loop.items.batch(range(len(loop.items)), loop.image_processor, model, "shared")
+    batch = loop.items.collate(range(len(loop.items)), loop.image_processor, model, "shared")
     with torch.no_grad():
         return log_probabilities(model, batch)
 
@@ -41,10 +41,10 @@ def test_dpo_begins_at_its_reference_and_raises_the_margin(begin, judge, dpo_row
     training = quick(epochs=15, lora=None, learning_rate=2e-3)
     loop, _ = begin("dpo", Reference(judge, training)(dpo_rows), training)
     curve = _curve(loop)
-    assert curve[0]["drift"] < 1e-4
+    assert curve[0]["reference_gap"] < 1e-4
     assert curve[0]["preference_loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert curve[-1]["margin"] > 0.2
-    assert curve[-1]["accuracy"] == 1.0
+    assert curve[-1]["rewards/margins"] > 0.2
+    assert curve[-1]["rewards/accuracies"] == 1.0
     assert curve[-1]["chosen_loss"] < curve[0]["chosen_loss"]
 
 
@@ -88,7 +88,7 @@ def test_trained_adapter_and_merged_judge_agree(begin, judge, sft_rows, quick):
     loop.judge.eval()
     trained = _log_probabilities(loop.judge.model, loop)
     loop.export()
-    out = loop.assignment.out
+    out = loop.config.out
     base = hf.AutoModelForImageTextToText.from_pretrained(judge)
     reloaded = PeftModel.from_pretrained(base, out / "adapter").get_base_model()
     merged = hf.AutoModelForImageTextToText.from_pretrained(out / "judge")
@@ -107,13 +107,13 @@ def test_all_weights_but_those_of_the_vision_tower_are_trained(begin, judge, sft
     _curve(loop)
     loop.export()
     before = hf.AutoModelForImageTextToText.from_pretrained(judge).state_dict()
-    after = hf.AutoModelForImageTextToText.from_pretrained(loop.assignment.out / "judge").state_dict()
+    after = hf.AutoModelForImageTextToText.from_pretrained(loop.config.out / "judge").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert {name for name in before if name not in changed} >= {name for name in before if ".visual." in name}
     assert not any(".visual." in name for name in changed)
     assert sum(".layers." in name for name in changed) == sum("language_model.layers." in name for name in before)
-    assert not (loop.assignment.out / "adapter").exists()
+    assert not (loop.config.out / "adapter").exists()
 
 
 def test_the_vision_tower_is_trained_when_it_is_not_frozen(begin, sft_rows, quick):

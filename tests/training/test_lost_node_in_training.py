@@ -17,7 +17,7 @@ WORKERS = {"count": 2, "num_cpus": 0.5, "resources": {"trainer": 1}, "placement"
 def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(raylets, begin, judge, sft_rows, write, quick, tmp_path):
     training = quick(epochs=20, checkpoint_steps=2, workers=WORKERS)
     loop, _ = begin("sft", sft_rows, training)
-    expected = [loop.step(k)["loss"] for k in range(loop.assignment.schedule.steps)]
+    expected = [loop.step(k)["loss"] for k in range(loop.config.schedule.steps)]
     raylets.add()
     nodes = [raylets.add(trainer=1) for _ in range(2)]
     out, log = tmp_path / "shared", tmp_path / "log"

@@ -10,7 +10,7 @@ import torch
 from carevl.settings.training import Dpo
 from carevl.training.items import Items
 from carevl.training.objectives import preference_loss, token_loss
-from carevl.training.steps import Objective, summed
+from carevl.training.steps import Objective, sum_shares
 
 
 def _item(name, phase, branches, reference=()):
@@ -62,26 +62,28 @@ def test_shares_of_micro_batches_add_up_to_the_loss_of_the_step(cut):
     dpo = Dpo(beta=0.5, nll_weight=0.3, replay_weight=0.7)
     objective = Objective.of(dpo, ITEMS, [0, 1, 2])
     values = {0: VALUES[:2], 1: VALUES[2:3], 2: VALUES[3:]}
-    shares = [objective.share(torch.cat([values[i] for i in batch]), ITEMS, batch) for batch in cut]
-    facts = summed([sums for _, sums in shares])
+    shares = [objective.compute_share(torch.cat([values[i] for i in batch]), ITEMS, batch) for batch in cut]
+    facts = sum_shares([sums for _, sums in shares])
     assert sum(loss.item() for loss, _ in shares) == pytest.approx(_expected(dpo))
     assert facts["loss"] == pytest.approx(_expected(dpo))
-    assert facts["accuracy"] == pytest.approx(0.5)
-    assert facts["margin"] == pytest.approx((1.0 - 0.25) / 2)
-    assert facts["chosen_log_probability"] == pytest.approx(-1.5)
-    assert facts["rejected_log_probability"] == pytest.approx(-2.75)
-    assert facts["drift"] == pytest.approx((1.0 + 0.75) / 2)
+    assert facts["rewards/accuracies"] == pytest.approx(0.5)
+    assert facts["rewards/margins"] == pytest.approx((1.0 - 0.25) / 2)
+    assert facts["logps/chosen"] == pytest.approx(-1.5)
+    assert facts["logps/rejected"] == pytest.approx(-2.75)
+    assert facts["rewards/chosen"] == pytest.approx((0.5 - 0.5) / 2)
+    assert facts["rewards/rejected"] == pytest.approx((-0.5 - 0.25) / 2)
+    assert facts["reference_gap"] == pytest.approx((1.0 + 0.75) / 2)
     assert facts["broken"] == []
 
 
 def test_targets_have_weight_one_in_phase_1():
     objective = Objective.of(Dpo(replay_weight=0.1), ITEMS, [1])
-    assert objective.share(VALUES[2:3], ITEMS, [1])[0].item() == pytest.approx(1.5)
+    assert objective.compute_share(VALUES[2:3], ITEMS, [1])[0].item() == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(("place", "item"), [(0, 0), (1, 0), (2, 1), (4, 2)])
 def test_items_without_a_finite_loss_are_named(place, item):
     values = VALUES.clone()
     values[place] = math.nan
-    _, sums = Objective.of(Dpo(), ITEMS, [0, 1, 2]).share(values, ITEMS, [0, 1, 2])
+    _, sums = Objective.of(Dpo(), ITEMS, [0, 1, 2]).compute_share(values, ITEMS, [0, 1, 2])
     assert sums.broken == [item]

@@ -25,7 +25,7 @@ def test_a_tracker_that_is_not_installed_is_refused_in_one_line(name):
 def test_steps_reach_tensorboard(begin, sft_rows, quick):
     loop, _ = begin("sft", sft_rows, quick(tracker="tensorboard"))
     assert run_loop(loop) is None
-    out = loop.assignment.out
+    out = loop.config.out
     written = b"".join(events.read_bytes() for events in (out / "tracker").rglob("events.out.*"))
     assert written.count(b"seconds/forward") == len(read_log(out / "steps.jsonl"))
 
@@ -33,7 +33,7 @@ def test_steps_reach_tensorboard(begin, sft_rows, quick):
 def test_a_picture_has_a_panel_for_each_kind_of_figure(tmp_path):
     sft = [{"step": n, "loss": 3.0 / n} for n in range(1, 30)]
     sft[9]["held_out"] = {"loss": 2.0}
-    dpo = [{**facts, "margin": 0.1, "chosen_shift": -0.1, "rejected_shift": -2.0} for facts in sft]
+    dpo = [{**facts, "rewards/margins": 0.1, "rewards/chosen": -0.1, "rewards/rejected": -2.0} for facts in sft]
     heights = []
     for name, curve in (("sft", sft), ("dpo", dpo)):
         draw(tmp_path / f"{name}.png", curve)

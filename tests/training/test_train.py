@@ -19,7 +19,7 @@ import pytest
 from safetensors.torch import load_file
 
 from carevl.errors import UserError
-from carevl.training.driver import TrainingError, _interruptible, assign, train
+from carevl.training.driver import TrainingError, _interruptible, prepare_training, train
 from carevl.training.items import Items
 from carevl.training.progress import read_log
 
@@ -32,7 +32,7 @@ def _losses(curve):
 
 def _alone(begin, rows, training):
     loop, _ = begin("sft", rows, training)
-    return _losses([loop.step(k) for k in range(loop.assignment.schedule.steps)])
+    return _losses([loop.step(k) for k in range(loop.config.schedule.steps)])
 
 
 def _kill_a_worker(log, killed):
@@ -95,21 +95,23 @@ def test_a_training_whose_driver_is_killed_is_taken_up_by_the_next_call(begin, j
 
 def test_rows_of_an_item_stand_in_one_step(judge, sft_rows, write, quick, tmp_path):
     files = [write(sft_rows.set_column(0, "item_id", pa.array([str(n // 2) for n in range(sft_rows.num_rows)])))]
-    assignment, _, _ = assign("sft", files, judge, tmp_path, quick(epochs=2))
-    names = Items.open(assignment.data).ids
-    for step in map(assignment.schedule.step, range(assignment.schedule.steps)):
+    config, _, _ = prepare_training("sft", files, judge, tmp_path, quick(epochs=2))
+    names = Items.open(config.data).ids
+    for step in map(config.schedule.step, range(config.schedule.steps)):
         assert set(Counter(names[i] for i in step).values()) == {2}
-    assert assign("sft", files, judge, tmp_path, quick(epochs=2))[0] == assignment
+    assert prepare_training("sft", files, judge, tmp_path, quick(epochs=2))[0] == config
 
 
 def test_a_finished_training_is_only_read(ray_here, judge, sft_rows, write, quick, tmp_path):
     rows, out, said = write(sft_rows), tmp_path / "out", []
     training = quick(epochs=2)
-    first = train("sft", [rows], judge, out, training, say=said.append)
+    first = train("sft", [rows], judge, out, training, on_progress=said.append)
     assert said[-1].step == said[-1].steps == 4
     assert first.items == 8
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    again = train("sft", [rows], judge, out, training.model_copy(update={"checkpoint_steps": 1}), say=said.append)
+    again = train(
+        "sft", [rows], judge, out, training.model_copy(update={"checkpoint_steps": 1}), on_progress=said.append
+    )
     assert again == first
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == files
     with pytest.raises(UserError, match=r"holds another training \(settings.seed: 0 -> 1\)"):
@@ -132,12 +134,12 @@ def test_a_loss_that_is_no_number_stops_the_training(ray_here, judge, sft_rows, 
 
 def test_zero_stages_give_the_same_curve_on_two_workers(begin, judge, sft_rows, write, quick, tmp_path, free_port):
     kinds = {f"zero {n}": {"stage": n} for n in range(4)} | {"offload": {"stage": 2, "offload_optimizer": True}}
-    assignments = {}
+    configs = {}
     for name, zero in kinds.items():
         training = quick(epochs=3, zero=zero)
-        assignments[name], _, _ = assign("sft", [write(sft_rows)], judge, tmp_path / name, training)
-    file, script = tmp_path / "assignments.pickle", Path(__file__).with_name("worker_of_two.py")
-    file.write_bytes(pickle.dumps(assignments))
+        configs[name], _, _ = prepare_training("sft", [write(sft_rows)], judge, tmp_path / name, training)
+    file, script = tmp_path / "configs.pickle", Path(__file__).with_name("worker_of_two.py")
+    file.write_bytes(pickle.dumps(configs))
     port = free_port()
     both = [subprocess.Popen([sys.executable, str(script), str(rank), port, str(file)]) for rank in (0, 1)]
     assert [worker.wait() for worker in both] == [0, 0]
@@ -156,18 +158,19 @@ def test_zero_stages_give_the_same_curve_on_two_workers(begin, judge, sft_rows, 
 
 
 def test_the_number_of_workers_may_change_between_runs(begin, judge, sft_rows, write, quick, tmp_path, free_port):
-    assignments = {}
+    configs = {}
     for stage in (0, 2, 3):
         training = quick(epochs=3, zero={"stage": stage})
-        assignments[f"zero-{stage}"], _, _ = assign("sft", [write(sft_rows)], judge, tmp_path / str(stage), training)
-    file, script = tmp_path / "assignments.pickle", Path(__file__).with_name("worker_of_some.py")
-    file.write_bytes(pickle.dumps(assignments))
+        config, _, _ = prepare_training("sft", [write(sft_rows)], judge, tmp_path / str(stage), training)
+        configs[f"zero-{stage}"] = config
+    file, script = tmp_path / "configs.pickle", Path(__file__).with_name("worker_of_some.py")
+    file.write_bytes(pickle.dumps(configs))
     for world, last in ((2, 2), (1, 4), (2, 6)):
         told = [str(world), free_port(), str(file), str(last)]
         workers = [subprocess.Popen([sys.executable, str(script), str(rank), *told]) for rank in range(world)]
         assert [worker.wait() for worker in workers] == [0] * world
     expected = _alone(begin, sft_rows, quick(epochs=3))
-    losses = {name: json.loads((tmp_path / f"losses-{name}.json").read_text()) for name in assignments}
+    losses = {name: json.loads((tmp_path / f"losses-{name}.json").read_text()) for name in configs}
     assert losses["zero-0"] == pytest.approx(expected, abs=1e-4)
     assert losses["zero-2"][:3] == pytest.approx(expected[:3], abs=1e-4)  # from here without the moments
     assert len(losses["zero-2"]) == 6

@@ -10,7 +10,7 @@ import pytest
 
 from carevl.judging.prompts import write_judgment
 from carevl.training.progress import read_log
-from carevl.training.validation import Looks, form, look
+from carevl.training.validation import CheckpointSelector, detect_task, validate
 from carevl.training.worker import run_loop
 
 
@@ -21,18 +21,18 @@ def _held_out(*losses, rates=None):
 
 
 def test_the_earliest_smallest_loss_is_the_best():
-    looks = Looks(2, _held_out(3.0, 1.0, 1.0))
-    assert looks.best == 4
-    assert not looks.exhausted
-    looks.seen |= {8: {"held_out": {"loss": math.nan, "parse_rate": 1.0}}}
-    assert looks.exhausted
-    assert not Looks(0, looks.seen).exhausted
-    assert Looks(2).best is None
+    selector = CheckpointSelector(2, _held_out(3.0, 1.0, 1.0))
+    assert selector.best == 4
+    assert not selector.exhausted
+    selector.validations |= {8: {"held_out": {"loss": math.nan, "parse_rate": 1.0}}}
+    assert selector.exhausted
+    assert not CheckpointSelector(0, selector.validations).exhausted
+    assert CheckpointSelector(2).best is None
 
 
 def test_a_judge_that_lost_the_form_is_not_the_best():
-    assert Looks(0, _held_out(3.0, 2.0, 1.0, rates=[0.9, 1.0, 0.5])).best == 4
-    assert Looks(0, _held_out(3.0, 2.0, 1.0, rates=[0.9, 1.0, 0.95])).best == 6
+    assert CheckpointSelector(0, _held_out(3.0, 2.0, 1.0, rates=[0.9, 1.0, 0.5])).best == 4
+    assert CheckpointSelector(0, _held_out(3.0, 2.0, 1.0, rates=[0.9, 1.0, 0.95])).best == 6
 
 
 def test_labelled_pairs_decide_before_losses():
@@ -41,8 +41,10 @@ def test_labelled_pairs_decide_before_losses():
         4: {"dev_accuracy": 0.6, "held_out": {"loss": 3.0, "parse_rate": 1.0}},
         6: {"dev_accuracy": 0.6, "held_out": {"loss": 2.0, "parse_rate": 1.0}},
     }
-    assert Looks(0, seen).best == 6
-    assert Looks(0, {step: {"dev_accuracy": facts["dev_accuracy"]} for step, facts in seen.items()}).best == 4
+    assert CheckpointSelector(0, seen).best == 6
+    assert (
+        CheckpointSelector(0, {step: {"dev_accuracy": facts["dev_accuracy"]} for step, facts in seen.items()}).best == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_labelled_pairs_decide_before_losses():
     ],
 )
 def test_the_form_of_a_judgment(text, task):
-    assert form(text) == task
+    assert detect_task(text) == task
 
 
 def _labelled(rows, right):
@@ -74,38 +76,38 @@ def test_the_checkpoint_that_is_right_in_both_orders_is_exported(begin, sft_rows
     assert len(loop.dev) == 16
     assert len(loop.held_out) == 0
     assert run_loop(loop) is None
-    curve = read_log(loop.assignment.out / "steps.jsonl")
+    curve = read_log(loop.config.out / "steps.jsonl")
     accuracies = {facts["step"]: facts["dev_accuracy"] for facts in curve if "dev_accuracy" in facts}
     assert max(accuracies.values()) == 1.0
-    assert look(loop)["dev_accuracy"] == 1.0
+    assert validate(loop)["dev_accuracy"] == 1.0
     wrong, _ = begin("sft", targets, training, dev=[write(_labelled(sft_rows, 2), "wrong")], out=tmp_path / "wrong")
     wrong.judge.load_state_dict(loop.judge.state_dict())
-    assert look(wrong)["dev_accuracy"] == 0.0
+    assert validate(wrong)["dev_accuracy"] == 0.0
 
 
 def test_training_ends_when_it_only_learns_by_heart_and_exports_the_best(begin, sft_rows, quick, tmp_path):
     training = quick(epochs=200, holdout=0.3, patience=3, learning_rate=1e-2, checkpoint_steps=2, keep_checkpoints=1)
     loop, _ = begin("sft", sft_rows, training)
     assert run_loop(loop) is None
-    out = loop.assignment.out
+    out = loop.config.out
     curve = read_log(out / "steps.jsonl")
-    looks = {facts["step"]: facts for facts in curve if "held_out" in facts}
-    best = Looks(0, looks).best
-    assert looks[2]["held_out"]["parse_rate"] < looks[best]["held_out"]["parse_rate"] == 1.0
-    assert best < curve[-1]["step"] == best + 6 < loop.assignment.schedule.steps
+    validations = {facts["step"]: facts for facts in curve if "held_out" in facts}
+    best = CheckpointSelector(0, validations).best
+    assert validations[2]["held_out"]["parse_rate"] < validations[best]["held_out"]["parse_rate"] == 1.0
+    assert best < curve[-1]["step"] == best + 6 < loop.config.schedule.steps
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
         f"step-{best:08d}",
         f"step-{best + 6:08d}",
     ]
     exported, _ = begin("sft", sft_rows, training, judge=out / "judge", out=tmp_path / "again")
-    assert look(exported)["held_out"]["loss"] == pytest.approx(looks[best]["held_out"]["loss"], abs=1e-4)
+    assert validate(exported)["held_out"]["loss"] == pytest.approx(validations[best]["held_out"]["loss"], abs=1e-4)
 
 
 def test_a_training_that_was_ended_early_only_exports_when_it_is_taken_up(begin, sft_rows, quick):
     training = quick(epochs=100, holdout=0.3, patience=1, checkpoint_steps=1, learning_rate=0.3)
     loop, _ = begin("sft", sft_rows, training)
     assert run_loop(loop) is None
-    log, judge = loop.assignment.out / "steps.jsonl", loop.assignment.out / "judge"
+    log, judge = loop.config.out / "steps.jsonl", loop.config.out / "judge"
     lines = read_log(log)
     assert len(lines) < 50
     shutil.rmtree(judge)

@@ -31,7 +31,12 @@ def main(phase: str, rows: str, judge: str, out: str, settings: str) -> None:
     start_ray()
     training = Training.model_validate_json(settings)
     train(
-        phase, [Path(rows)], Path(judge), Path(out), training, say=lambda progress: print(progress.line(), flush=True)
+        phase,
+        [Path(rows)],
+        Path(judge),
+        Path(out),
+        training,
+        on_progress=lambda progress: print(progress.line(), flush=True),
     )
 
 

@@ -1,6 +1,6 @@
 """A script: one of several workers, without Ray, that takes trainings up from their last checkpoints.
 
-Arguments: rank, workers, port, a file of pickled {name: Assignment}, steps after which to stop. Worker 0 adds the
+Arguments: rank, workers, port, a file of pickled {name: WorkerConfig}, steps after which to stop. Worker 0 adds the
 losses to `losses-NAME.json` beside that file.
 """
 
@@ -22,8 +22,8 @@ def main(rank: int, world: int, port: str, file: Path, last: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     join_workers("gloo")
-    for name, assignment in pickle.loads(file.read_bytes()).items():
-        loop, checkpoints = Loop(assignment, rank, world), Checkpoints(assignment.out / "checkpoints", keep=1)
+    for name, config in pickle.loads(file.read_bytes()).items():
+        loop, checkpoints = Loop(config, rank, world), Checkpoints(config.out / "checkpoints", keep=1)
         try:
             done = checkpoints.restore(loop)
             said = [loop.step(k)["loss"] for k in range(done, last)]

@@ -1,6 +1,7 @@
 """A script: one of two workers, without Ray, that runs several trainings one after another.
 
-Arguments: rank, port, a file of pickled {name: Assignment}. Writes `curve-RANK.json` beside that file: name to losses.
+Arguments: rank, port, a file of pickled {name: WorkerConfig}. Writes `curve-RANK.json` beside that file, name to
+losses.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def main(rank: int, port: str, file: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     join_workers("gloo")
     curves = {}
-    for name, assignment in pickle.loads(file.read_bytes()).items():
-        loop, checkpoint = Loop(assignment, rank, 2), str(assignment.out / "checkpoint")
+    for name, config in pickle.loads(file.read_bytes()).items():
+        loop, checkpoint = Loop(config, rank, 2), str(config.out / "checkpoint")
         losses = [loop.step(k)["loss"] for k in range(3)]
         loop.save(checkpoint, 3)
         losses += [loop.step(k)["loss"] for k in range(3, 4)]

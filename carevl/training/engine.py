@@ -1,0 +1,45 @@
+"""How DeepSpeed and the process group are set up for the settings of a phase."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from carevl.settings.training import Training, Workers
+
+
+def select_backend(workers: Workers) -> Literal["nccl", "gloo"]:
+    """Return the library through which workers with these reservations talk."""
+    return "nccl" if workers.num_gpus else "gloo"
+
+
+def is_bare(training: Training) -> bool:
+    """Whether DeepSpeed neither spreads nor scales anything; the worker loop clips gradients then."""
+    return training.zero.stage == 0 and training.dtype == "float32"
+
+
+def deepspeed_config(training: Training, hidden_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; the worker loop itself decides which micro-batch ends a step.
+
+    Args:
+        hidden_size: of the language model. ZeRO's buffers are made to fit it, as transformers' Trainer does: those of
+            DeepSpeed's own size, up to 5e8 numbers, can take more memory than spreading saves.
+    """
+    zero: dict[str, Any] = {
+        "stage": training.zero.stage,
+        "reduce_bucket_size": hidden_size**2,
+        "allgather_bucket_size": hidden_size**2,
+        "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
+        "stage3_param_persistence_threshold": 10 * hidden_size,
+    }
+    if training.zero.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0 if is_bare(training) else training.gradient_clip,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW serves offloaded optimisers too
+        "bf16": {"enabled": training.dtype == "bfloat16"},
+        "steps_per_print": 2**62,
+    }
