@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from carevl.compare.labels import Labels
 from carevl.errors import UserError
+from carevl.stages.selection import RULES
 
 if TYPE_CHECKING:
     from carevl.settings import Settings
@@ -79,7 +80,12 @@ class Arm:
 _LIMITED = {"total": ("sft",), "phase2": ("dpo",), "phases": ("sft", "dpo")}
 """Phases whose tokens are given, by an arm's `tokens`."""
 
-_NO_WITNESS = {"evidence_weight": 0.0, "answer_weight": 0.0}
+
+def _only(name: str) -> dict[str, Any]:
+    """Changed settings of `select` that leave one rule its weight."""
+    return {**{rule.setting: 0.0 for rule in RULES.values() if rule.name != name}, "rules": {}}
+
+
 OURS = Arm("carevl", "phase 1, then phase 2 on pairs chosen as the settings say", "phase2")
 ARMS = {
     arm.name: arm
@@ -110,7 +116,7 @@ ARMS = {
             "phase2",
             "phase2",
             None,
-            {"expert_weight": 0.0, **_NO_WITNESS},
+            _only("consistency"),
         ),
         Arm(
             "carevl_experts",
@@ -118,7 +124,7 @@ ARMS = {
             "phase2",
             "phase2",
             None,
-            {"consistency_weight": 0.0, **_NO_WITNESS},
+            _only("expert"),
         ),
     )
 }

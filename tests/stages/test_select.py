@@ -6,6 +6,7 @@ import pytest
 from carevl.judging.prompts import parse_judgment, write_judgment
 from carevl.settings import SettingsError, load_settings
 from carevl.stages import select
+from carevl.stages.selection.witness import Witness
 from carevl.store.schemas import ITEMS, JUDGMENTS
 
 FIRST, SECOND = [0, 1], [1, 0]
@@ -112,10 +113,10 @@ def test_evidence_that_says_what_a_response_says_speaks_for_it():
     judged = sampled("a", FIRST, (1, "There are 2 cats."), (0, "There are two cats."), (1, "There are 2 cats."))
     judged += sampled("a", SECOND, (0, "There are 2 cats."), (1, "There are three cats."))
     # "2" stands for "two": four of five judgments say what "Two." says in three wordings, the most frequent in three
-    witness = select.Witness(["Two.", "Three."], [row["evidence"] for row in judged])
-    assert witness.told("How many?", "Two.", "Three.", judged) == pytest.approx(3 / 5)
-    assert witness.told("How many?", "Three.", "It is three of them.", judged) == 0.0
-    assert witness.told("How many?", "Two.", "Three.", []) == 0.0
+    witness = Witness(["Two.", "Three."], [row["evidence"] for row in judged])
+    assert witness.lean("How many?", "Two.", "Three.", judged) == pytest.approx(3 / 5)
+    assert witness.lean("How many?", "Three.", "It is three of them.", judged) == 0.0
+    assert witness.lean("How many?", "Two.", "Three.", []) == 0.0
     assert {pair["winner"] for pair in choose(judged, "select.evidence_weight=0")} <= {1}
     pairs = choose(judged, "select.evidence_weight=3")
     assert [pair["winner"] for pair in pairs] == [0, 0]
@@ -128,7 +129,7 @@ def test_words_of_the_question_and_of_style_say_nothing():
     asked, evidence = "Where is the red cross?", ["There is a red cross in the top left and a dot.", "bottom right"]
 
     def told(first, second):
-        return select.Witness([first, second], evidence).told(asked, first, second, seen)
+        return Witness([first, second], evidence).lean(asked, first, second, seen)
 
     assert told("The red cross is in the top left.", "In the top left.") == 0.0
     assert told("In the bottom right, I am sure.", "In the top left.") == -1.0
@@ -137,8 +138,8 @@ def test_words_of_the_question_and_of_style_say_nothing():
     assert told("top left, a dot", "top left") == 0.5  # more than the other, and so it is
     assert told("top left, bottom", "top left") == -0.5  # more than the other, and it is not so
     # "dot" stands in 150 of 151 responses and in one of 151 evidences
-    often = select.Witness(["a dot"] * 150 + ["top"], [*evidence, *["top"] * 149])
-    assert often.told(asked, "top left, a dot", "top left", seen) == 0.0
+    often = Witness(["a dot"] * 150 + ["top"], [*evidence, *["top"] * 149])
+    assert often.lean(asked, "top left, a dot", "top left", seen) == 0.0
 
 
 def answered(item_id, *texts):
@@ -204,3 +205,28 @@ def test_with_same_evidence_a_judge_that_prefers_what_stands_first_gives_pairs_i
 
     alike = sampled("a", FIRST, (1, "Three.")) + sampled("a", SECOND, (1, "Three."))
     assert choose(alike, *weights, "select.same_evidence=true") == []
+
+
+def test_a_rule_of_ones_own_by_import_path_decides(tmp_path, monkeypatch):
+    (tmp_path / "own_rules.py").write_text(
+        "from carevl.stages.selection import SelectionRule\n"
+        "class Longer(SelectionRule):\n"
+        "    name = 'longer'\n"
+        "    def support(self, pair):\n"
+        "        _, first, second = pair.texts\n"
+        "        return (1.0, 0.0) if len(first) > len(second) else (0.0, 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    judged = sampled("a", FIRST, (0, "x"), (1, "x")) + sampled("a", SECOND, (0, "x"), (1, "x"))
+    own = ("select.consistency_weight=0", "select.expert_weight=0", "select.rules={'own_rules:Longer': 1.0}")
+    assert [pair["winner"] for pair in choose(judged, *own)] == [1, 1]  # Three. is longer than Two.
+    assert [rule.name for rule, _ in select.weighted_rules(load_settings("mini", own).select)][-1] == "longer"
+    with pytest.raises(SettingsError, match="own_rules has no Shorter"):
+        choose(judged, "select.rules={'own_rules:Shorter': 1.0}")
+
+
+def test_no_rules_of_ones_own_leave_the_fingerprint_as_it_was():
+    settings = load_settings("mini")
+    assert "rules" not in select.STAGE.fingerprint_inputs(settings, None, "select")
+    own = load_settings("mini", ["select.rules={'a.b:C': 1.0}"])
+    assert select.STAGE.fingerprint_inputs(own, None, "select")["rules"] == {"a.b:C": 1.0}

@@ -1,0 +1,67 @@
+"""A rule of selection: how much one consideration says for either verdict of a low-confidence pair."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from carevl.stages.selection.witness import Row, Witness
+
+if TYPE_CHECKING:
+    from carevl.settings.stages import Select
+
+
+@dataclass(frozen=True)
+class Part:
+    """All that is written in the part of a table that a pair lies in."""
+
+    responses: Sequence[str]
+    evidence: Sequence[str]
+
+    @cached_property
+    def witness(self) -> Witness:
+        """What tells words of content from those of style, by the texts of the part."""
+        return Witness(self.responses, self.evidence)
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """Everything that a rule may look at: two responses of an item and what judges and experts say of them."""
+
+    item: Row
+    """Row of ITEMS."""
+    route: Row
+    """Row of ROUTES; `first` and `second` are the responses."""
+    judgments: Sequence[Row]
+    """Rows of JUDGMENTS about the pair, in both orders, without errors."""
+    answers: Sequence[Row]
+    """The same about the bare question, where it was asked."""
+    part: Part
+
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Question, first and second response."""
+        responses = self.item["responses"]
+        return self.item["question"], responses[self.route["first"]], responses[self.route["second"]]
+
+
+class SelectionRule(ABC):
+    """One consideration. A verdict's score is the mean of what the rules say for it, by their weights."""
+
+    name: str
+
+    @property
+    def setting(self) -> str:
+        """The field of `select` that holds its weight."""
+        return f"{self.name}_weight"
+
+    def weight(self, select: Select) -> float:
+        """Return its weight; at 0 it is not asked."""
+        return float(getattr(select, self.setting))
+
+    @abstractmethod
+    def support(self, pair: JudgedPair) -> tuple[float, float]:
+        """Return what it says for the first and for the second response, 0 to 1 each; 1/2 where it says nothing."""
