@@ -26,8 +26,8 @@ import numpy as np
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
-from carevl.judging.prompts import VERDICT_BEGUN, Task, judge_prompt, parse_judgment
-from carevl.judging.verdict_tokens import CHOICES, WATCH, forced, stated
+from carevl.judging.prompts import VERDICT_PREFIX, Task, judge_prompt, parse_judgment
+from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
 from carevl.models.engines import generator
 from carevl.models.transformers_engine import Generation, GenerationRequest
 from carevl.stats.bootstrap import FloatArray
@@ -81,13 +81,13 @@ class RewardModel:
         self.engine = generator(judge)
 
     def judge(self, image: Picture, question: str, responses: Sequence[str]) -> Judgment:
-        """Says which of two responses to a question about an image is better; errors as for `judge_all`."""
+        """Decide which of two responses to a question about an image is better; errors as for `judge_all`."""
         return self.judge_all([image], [question], [responses])[0]
 
     def judge_all(
         self, images: Sequence[Picture], questions: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> list[Judgment]:
-        """`judge` for many cases, in batches.
+        """Apply `judge` to many cases, in batches.
 
         Raises:
             UserError: an image cannot be read, or there are not two responses.
@@ -96,42 +96,42 @@ class RewardModel:
             if len(shown) != 2:
                 raise UserError(f"judge compares two responses, not {len(shown)}; rank takes any number")
         requests = [
-            GenerationRequest(picture, judge_prompt("pairwise", asked, shown, order))
-            for picture, asked, shown in zip(map(_picture, images), questions, responses, strict=True)
+            GenerationRequest(picture, judge_prompt("pairwise", question, shown, order))
+            for picture, question, shown in zip(map(_picture, images), questions, responses, strict=True)
             for order in ((0, 1), (1, 0))
         ]
-        made = self.engine.generate(requests, max_tokens=self.max_tokens, logprob_texts=WATCH)
-        found = [stated(generation.logprobs, generation.text) for generation in made]
-        unclear = [i for i, chance in enumerate(found) if chance is None]
-        asked_again = iter(self._forced("pairwise", [(requests[i], made[i]) for i in unclear], 2))
-        chances = [next(asked_again) if chance is None else chance for chance in found]
+        texts = self.engine.generate(requests, max_tokens=self.max_tokens, logprob_texts=VERDICT_TEXTS)
+        written = [verdict_probabilities(generation.logprobs, generation.text) for generation in texts]
+        unclear = [i for i, probabilities in enumerate(written) if probabilities is None]
+        forced = iter(self._force_verdicts("pairwise", [(requests[i], texts[i]) for i in unclear], 2))
+        verdicts = [next(forced) if probabilities is None else probabilities for probabilities in written]
         return [
-            _judgment((made[i].text, made[i + 1].text), float(chances[i][0]), float(chances[i + 1][1]))
-            for i in range(0, len(made), 2)
+            _judgment((texts[i].text, texts[i + 1].text), float(verdicts[i][0]), float(verdicts[i + 1][1]))
+            for i in range(0, len(texts), 2)
         ]
 
     def score(self, image: Picture, question: str, response: str) -> float:
-        """Rates a response from 1 (bad) to 5 (right): the mean rating under the judge's probabilities."""
+        """Rate a response from 1 (bad) to 5 (right): return the mean rating under the judge's probabilities."""
         return self.score_all([image], [question], [response])[0]
 
     def score_all(self, images: Sequence[Picture], questions: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """`score` for many cases, in batches."""
+        """Apply `score` to many cases, in batches."""
         requests = [
-            GenerationRequest(picture, judge_prompt("pointwise", asked, [shown]))
-            for picture, asked, shown in zip(map(_picture, images), questions, responses, strict=True)
+            GenerationRequest(picture, judge_prompt("pointwise", question, [shown]))
+            for picture, question, shown in zip(map(_picture, images), questions, responses, strict=True)
         ]
-        made = self.engine.generate(requests, max_tokens=self.max_tokens)
-        chances = self._forced("pointwise", list(zip(requests, made, strict=True)), CHOICES)
-        return [float(chance @ np.arange(1, CHOICES + 1)) for chance in chances]
+        texts = self.engine.generate(requests, max_tokens=self.max_tokens)
+        verdicts = self._force_verdicts("pointwise", list(zip(requests, texts, strict=True)), CHOICES)
+        return [float(probabilities @ np.arange(1, CHOICES + 1)) for probabilities in verdicts]
 
     def rank(self, image: Picture, question: str, responses: Sequence[str]) -> list[int]:
-        """Indices of the responses, best first: by the mean probability of winning against each of the others."""
+        """Return the indices of the responses, best first, by the mean probability of winning against the others."""
         return self.rank_all([image], [question], [responses])[0]
 
     def rank_all(
         self, images: Sequence[Picture], questions: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> list[list[int]]:
-        """`rank` for many cases, in batches."""
+        """Apply `rank` to many cases, in batches."""
         duels = [
             (n, i, j) for n, shown in enumerate(responses) for i, j in itertools.combinations(range(len(shown)), 2)
         ]
@@ -146,35 +146,37 @@ class RewardModel:
             wins[n] += np.bincount([i, j], [first, 1.0 - first], len(responses[n]))
         return [[int(i) for i in np.argsort(-won, kind="stable")] for won in wins]
 
-    def _forced(
+    def _force_verdicts(
         self, task: Task, written: Sequence[tuple[GenerationRequest, Generation]], choices: int
     ) -> list[FloatArray]:
-        """Probabilities of the choices when the verdict is asked for right after the evidence of each text."""
-        begun = [text.text.split("Overall Judgment:")[0].rstrip() for _, text in written]
+        """Return the probabilities of the choices where the verdict has to follow the evidence of each text."""
+        evidences = [text.text.split("Overall Judgment:")[0].rstrip() for _, text in written]
         requests = [
             GenerationRequest(
-                request.image, request.prompt, f"{evidence}\n{VERDICT_BEGUN[task]}" if evidence else VERDICT_BEGUN[task]
+                request.image,
+                request.prompt,
+                f"{evidence}\n{VERDICT_PREFIX[task]}" if evidence else VERDICT_PREFIX[task],
             )
-            for (request, _), evidence in zip(written, begun, strict=True)
+            for (request, _), evidence in zip(written, evidences, strict=True)
         ]
-        made = self.engine.generate(requests, max_tokens=2, logprob_texts=WATCH) if requests else []
+        texts = self.engine.generate(requests, max_tokens=2, logprob_texts=VERDICT_TEXTS) if requests else []
         even = np.full(choices, 1.0 / choices)
-        found = [forced(generation.logprobs, choices) for generation in made]
-        return [even if chances is None else chances for chances in found]
+        forced = [forced_probabilities(generation.logprobs, choices) for generation in texts]
+        return [even if probabilities is None else probabilities for probabilities in forced]
 
 
 def _judgment(texts: tuple[str, str], *first_better: float) -> Judgment:
-    """One judgment of two orders, each with its text and its probability that response 0 is better."""
+    """Return the judgment of two orders, each with its text and its probability that response 0 is better."""
     mean = sum(first_better) / 2
     winner = 0 if mean >= 0.5 else 1
-    agreeing = [text for text, chance in zip(texts, first_better, strict=True) if (chance < 0.5) == bool(winner)]
+    agreeing = [text for text, first in zip(texts, first_better, strict=True) if (first < 0.5) == bool(winner)]
     evidence = parse_judgment([*agreeing, *texts][0], "pairwise", (0, 1)).evidence
     consistent = len(agreeing) == 2
     return Judgment(winner, mean if winner == 0 else 1 - mean, consistent, evidence, texts)
 
 
 def _picture(image: Picture) -> Image:
-    """An image from a file, its bytes, or a picture that is open already.
+    """Return an image from a file, its bytes, or a picture that is open already.
 
     Raises:
         UserError: it cannot be read.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from carevl.benchmarks.predictions import Prediction, record
 from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.suite import Suite
-from carevl.judging.prompts import VERDICT_BEGUN, Task, write_judgment
-from carevl.judging.verdict_tokens import CHOICES, WATCH, forced, stated
+from carevl.judging.prompts import VERDICT_PREFIX, Task, write_judgment
+from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
 from carevl.models.engines import generator
 from carevl.models.transformers_engine import Generation, GenerationRequest
 from carevl.stats.draws import rng_for
@@ -127,7 +127,7 @@ def judge_questions(
                 picture, call.prompt, call.response_prefix, call.seed
             )
     for decoding, requests in batches.items():
-        logprob_texts = () if decoding.temperature else WATCH
+        logprob_texts = () if decoding.temperature else VERDICT_TEXTS
         answers |= zip(requests, judge.answer([*requests.values()], decoding, logprob_texts), strict=True)
     return [_read(suite, name, q, answers[call]) for q, call in zip(questions, calls, strict=True)]
 
@@ -136,7 +136,7 @@ def _call(suite: Suite, question: Question, seed: int) -> _Call:
     assert question.image is not None
     response_prefix, decoding = "", suite.decoding if question.protocol == "official" else GREEDY
     if question.protocol == "verdict_prob":
-        response_prefix = VERDICT_BEGUN[question.task]
+        response_prefix = VERDICT_PREFIX[question.task]
         tokens = _TOKENS_PER_RANK * len(question.order) if question.task == "ranking" else _FORCED_TOKENS
         decoding = replace(decoding, max_tokens=tokens)
     draw = rng_for(seed, question.key, question.order, question.sample).getrandbits(32) if decoding.temperature else 0
@@ -150,12 +150,12 @@ def _read(suite: Suite, name: str, question: Question, answer: Answer) -> Predic
         return record(question, name, "", suite.parse(question, ""), error=error)
     text, truncated, chances = answer.text, answer.truncated, None
     if question.protocol == "verdict_prob":
-        text, truncated = VERDICT_BEGUN[question.task] + text, False
+        text, truncated = VERDICT_PREFIX[question.task] + text, False
         if question.task != "ranking":
-            chances = forced(answer.logprobs, 2 if question.task == "pairwise" else CHOICES)
+            chances = forced_probabilities(answer.logprobs, 2 if question.task == "pairwise" else CHOICES)
             text = text if chances is None else _verdict(question.task, 1 + int(chances.argmax()))
     elif question.task == "pairwise" and question.protocol != "official":
-        chances = stated(answer.logprobs, text)
+        chances = verdict_probabilities(answer.logprobs, text)
     probability = None
     if chances is not None and question.task == "pairwise":
         probability = float(chances[question.order.index(min(question.order))])

@@ -1,0 +1,1 @@
+"""The language of judges: prompts, the grammar of verdicts, its parser, and the tokens of verdicts."""

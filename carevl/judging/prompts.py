@@ -1,4 +1,4 @@
-"""What a judge is asked and what it must answer: the prompts, their grammar, and the one parser.
+"""The prompts of a judge, the grammar of its answers, and the one parser.
 
 A judgment is one sentence of evidence from the image, then a verdict:
 
@@ -24,7 +24,7 @@ Status = Literal["ok", "none", "both", "truncated"]
 PROMPT_VERSION = 1
 
 _QUESTION = "Look at the image. Question: {question}"
-_ASKS: dict[Task, str] = {
+_INSTRUCTIONS: dict[Task, str] = {
     "pairwise": (
         "Which answer is better? Give one sentence of evidence from the image, "
         "then write Overall Judgment: Answer 1 is better. or Overall Judgment: Answer 2 is better."
@@ -38,12 +38,12 @@ _ASKS: dict[Task, str] = {
         "then write Overall Judgment: Ranking, the best answer first, like 2 > 1 > 3."
     ),
 }
-VERDICT_BEGUN: dict[Task, str] = {
+VERDICT_PREFIX: dict[Task, str] = {
     "pairwise": "Overall Judgment: Answer",
     "pointwise": "Overall Judgment: Rating",
     "ranking": "Overall Judgment: Ranking",
 }
-"""A verdict's own words up to its first number. The space is left to the judge: tokenizers put it on either side."""
+"""The words of a verdict up to its first number. The space is left to the judge: tokenizers put it on either side."""
 _VERDICT = re.compile(r"Overall Judgment:[ ]*([^\n]*)")
 _WINNER = re.compile(r"(Overall Judgment:[ ]*Answer )([12])\b")
 _FORMS: dict[Task, re.Pattern[str]] = {
@@ -72,7 +72,7 @@ class Verdict:
 
 
 def judge_prompt(task: Task, question: str, responses: Sequence[str], order: Sequence[int] | None = None) -> str:
-    """The user turn of a judging prompt (the image stands before it).
+    """Return the user turn of a judging prompt (the image stands before it).
 
     Args:
         task: pairwise (two responses shown), pointwise (one) or ranking (two or more).
@@ -85,13 +85,13 @@ def judge_prompt(task: Task, question: str, responses: Sequence[str], order: Seq
         raise ValueError(f"a {task} prompt cannot show {len(shown)} responses")
     names = ["Answer"] if task == "pointwise" else [f"Answer {n}" for n in range(1, len(shown) + 1)]
     answers = [f"{name}: {text}" for name, text in zip(names, shown, strict=True)]
-    return "\n".join([_QUESTION.format(question=question), *answers, _ASKS[task]])
+    return "\n".join([_QUESTION.format(question=question), *answers, _INSTRUCTIONS[task]])
 
 
 def write_judgment(
     evidence: str, *, winner: int | None = None, rating: int | None = None, ranking: Sequence[int] | None = None
 ) -> str:
-    """A judgment in the grammar. `winner` and `ranking` are positions as shown, counted from 1."""
+    """Return a judgment in the grammar. `winner` and `ranking` are positions as shown, counted from 1."""
     if winner is not None:
         verdict = f"Answer {winner} is better."
     elif rating is not None:
@@ -103,13 +103,13 @@ def write_judgment(
     return f"{evidence}\nOverall Judgment: {verdict}" if evidence else f"Overall Judgment: {verdict}"
 
 
-def contradicted(judgment: str) -> str:
-    """A pairwise judgment with the other verdict; every other character stays."""
-    return _WINNER.sub(lambda found: f"{found[1]}{3 - int(found[2])}", judgment)
+def flip_verdict(judgment: str) -> str:
+    """Return a pairwise judgment with the other verdict; every other character stays."""
+    return _WINNER.sub(lambda match: f"{match[1]}{3 - int(match[2])}", judgment)
 
 
 def parse_judgment(text: str, task: Task, order: Sequence[int], *, truncated: bool = False) -> Verdict:
-    """Reads a judgment strictly: anything outside the grammar has no verdict, and nothing is guessed.
+    """Read a judgment strictly: anything outside the grammar has no verdict, and nothing is guessed.
 
     Args:
         order: indices of the responses in the order shown, to turn positions into item indices.
@@ -120,9 +120,9 @@ def parse_judgment(text: str, task: Task, order: Sequence[int], *, truncated: bo
         different ones `both`; `Answer 3 is better` of two answers is `none`; so is a ranking that
         misses an answer or names one twice.
     """
-    found = list(_VERDICT.finditer(text))
-    evidence = (text[: found[0].start()] if found else text).strip()
-    values = [_read(match.group(1).strip(), task, len(order)) for match in found]
+    matches = list(_VERDICT.finditer(text))
+    evidence = (text[: matches[0].start()] if matches else text).strip()
+    values = [_parse_verdict(match.group(1).strip(), task, len(order)) for match in matches]
     if not values or any(value is None for value in values):
         return Verdict("truncated" if truncated and not values else "none", evidence)
     if len(set(values)) > 1:
@@ -136,7 +136,7 @@ def parse_judgment(text: str, task: Task, order: Sequence[int], *, truncated: bo
     return Verdict("ok", evidence, ranking=tuple(order[n - 1] for n in value))
 
 
-def _read(words: str, task: Task, n_shown: int) -> tuple[int, ...] | None:
+def _parse_verdict(words: str, task: Task, n_shown: int) -> tuple[int, ...] | None:
     match = _FORMS[task].fullmatch(words)
     if not match:
         return None

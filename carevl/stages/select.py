@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl.judging.prompts import contradicted
+from carevl.judging.prompts import flip_verdict
 from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.stages.sampling import Item, Prompted, both_orders, by_item, choose_rows, typical
 from carevl.stages.selection import RULES, JudgedPair, SelectionRule
@@ -141,7 +141,7 @@ def _contradictions(
         if not agreeing:
             continue
         found = typical(_like(agreeing, answer), rows)
-        texts = found["text"], contradicted(found["text"])
+        texts = found["text"], flip_verdict(found["text"])
         chosen, rejected = texts if tuple(found["order"]) == prompted.order else reversed(texts)
         yield {
             **_facts(item, prompted, scores, best, other),

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
-from carevl.judging.prompts import VERDICT_BEGUN
+from carevl.judging.prompts import VERDICT_PREFIX
 from carevl.models.packing import Packed, Picture, Shape, Tree, computed_tokens, pack
 from carevl.models.transformers_engine import chat_prompt
 from carevl.settings.training import Packing, Phase
@@ -110,7 +110,7 @@ class Encoder:
 
     def _weights(self, target: str) -> list[float]:
         """Return how much every token of a target counts, the one that ends it among them."""
-        verdict = max(target.rfind(prefix) for prefix in VERDICT_BEGUN.values())
+        verdict = max(target.rfind(prefix) for prefix in VERDICT_PREFIX.values())
         encoded = self.processor.tokenizer(target, add_special_tokens=False, return_offsets_mapping=True)
         heavy = [0 <= verdict < end for _, end in encoded["offset_mapping"]]
         return [*(self.verdict_weight if of_verdict else 1.0 for of_verdict in heavy), 1.0]

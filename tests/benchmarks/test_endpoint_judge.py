@@ -21,7 +21,7 @@ from carevl.benchmarks.questions import GREEDY
 from carevl.benchmarks.run import Asked, Exam, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.errors import UserError
-from carevl.judging.verdict_tokens import WATCH
+from carevl.judging.verdict_tokens import VERDICT_TEXTS
 from carevl.models import chat_client
 from carevl.models.transformers_engine import GenerationRequest
 from carevl.settings.models import Judge
@@ -166,15 +166,15 @@ def test_watched_tokens_are_found_among_the_likeliest(server):
     told = [{"token": "There", "top_logprobs": [{"token": "There", "logprob": -0.1}]}]
     told += [{"token": " 2", "top_logprobs": [{"token": " 2", "logprob": -0.2}, {"token": " 1", "logprob": -2.0}]}]
     server.replies = [(200, completion(logprobs=told), {})]
-    [answer] = _ask(server, logprob_texts=WATCH)
-    assert answer.logprobs[1][WATCH.index(" 2")] == -0.2
-    assert answer.logprobs[1][WATCH.index("2")] == -math.inf
+    [answer] = _ask(server, logprob_texts=VERDICT_TEXTS)
+    assert answer.logprobs[1][VERDICT_TEXTS.index(" 2")] == -0.2
+    assert answer.logprobs[1][VERDICT_TEXTS.index("2")] == -math.inf
     assert server.requests[0][2]["top_logprobs"] == 20
 
 
 def test_an_endpoint_without_log_probabilities_is_asked_without(server):
     server.replies = [(400, {"error": "logprobs are not supported"}, {})]
-    [answer] = _ask(server, logprob_texts=WATCH)
+    [answer] = _ask(server, logprob_texts=VERDICT_TEXTS)
     assert answer.text == TEXT
     assert "logprobs" not in server.requests[1][2]
 

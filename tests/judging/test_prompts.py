@@ -1,6 +1,6 @@
 import pytest
 
-from carevl.judging.prompts import contradicted, judge_prompt, parse_judgment, write_judgment
+from carevl.judging.prompts import flip_verdict, judge_prompt, parse_judgment, write_judgment
 
 
 def test_pairwise_verdict_is_an_item_index_whatever_the_order():
@@ -68,6 +68,6 @@ def test_prompt_refuses_a_number_of_responses_that_the_task_does_not_show(task, 
 
 def test_a_contradicted_judgment_has_the_other_verdict_and_nothing_else_changed():
     text = "Answer 1 is better lit.\n\nOverall Judgment:  Answer 2 is better.\nOverall Judgment: Answer 2 is better"
-    assert contradicted(text) == text.replace("Answer 2", "Answer 1")
-    assert contradicted(contradicted(text)) == text
-    assert contradicted("I cannot tell.") == "I cannot tell."
+    assert flip_verdict(text) == text.replace("Answer 2", "Answer 1")
+    assert flip_verdict(flip_verdict(text)) == text
+    assert flip_verdict("I cannot tell.") == "I cannot tell."

@@ -1,23 +1,23 @@
-"""Finding the verdict's token: both kinds of tokenizer, digits elsewhere in the text, and what cannot be told."""
+"""Finding the verdict's token: both kinds of tokenizer, digits elsewhere in the text, and what cannot be located."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from carevl.judging.verdict_tokens import WATCH, forced, stated
+from carevl.judging.verdict_tokens import VERDICT_TEXTS, forced_probabilities, verdict_probabilities
 
 SPACE = 0.9
 
 
 def seen(bare=(), spaced=(), space=None):
     """Log-probabilities at one token: of the bare digits, of digits with their space, or of the space alone."""
-    values = dict.fromkeys(WATCH, 1e-9)
+    values = dict.fromkeys(VERDICT_TEXTS, 1e-9)
     values |= {str(n): p for n, p in enumerate(bare, start=1)}
     values |= {f" {n}": p for n, p in enumerate(spaced, start=1)}
     if space is not None:
         values |= {f" {n}": space for n in range(1, 6)}
-    return np.log([values[text] for text in WATCH]).tolist()
+    return np.log([values[text] for text in VERDICT_TEXTS]).tolist()
 
 
 TEXT = "There are 2 red shapes.\nOverall Judgment: Answer 1 is better."
@@ -27,33 +27,35 @@ TEXT = "There are 2 red shapes.\nOverall Judgment: Answer 1 is better."
 def test_the_verdict_is_the_last_digit_written(split):
     other = seen(space=1e-6) if split else seen()
     digit = (lambda p: [seen(space=SPACE), seen(bare=p, space=1e-7)]) if split else (lambda p: [seen(spaced=p)])
-    watched = [other, *digit((0.02, 0.97)), other, *digit((0.7, 0.28)), other, other]
-    assert stated(watched, TEXT) == pytest.approx([0.7 / 0.98, 0.28 / 0.98])
+    logprobs = [other, *digit((0.02, 0.97)), other, *digit((0.7, 0.28)), other, other]
+    assert verdict_probabilities(logprobs, TEXT) == pytest.approx([0.7 / 0.98, 0.28 / 0.98])
 
 
 def test_digits_after_the_verdict_are_counted_off():
-    watched = [seen(bare=(0.9, 0.1)), seen(), seen(bare=(0.2, 0.8)), seen(bare=(0.99, 0.001))]
+    logprobs = [seen(bare=(0.9, 0.1)), seen(), seen(bare=(0.2, 0.8)), seen(bare=(0.99, 0.001))]
     text = "Overall Judgment: Answer 1 is better.\nThe other says 2, not 1."
-    assert stated(watched, text)[0] == pytest.approx(0.9)
+    assert verdict_probabilities(logprobs, text)[0] == pytest.approx(0.9)
 
 
-def test_what_cannot_be_told_is_none():
+def test_a_verdict_that_cannot_be_located_has_no_probability():
     sure = [seen(bare=(0.9, 0.05))]
-    assert stated(sure, "Overall Judgment: none") is None
-    assert stated([], TEXT) is None
-    assert stated([seen(bare=(0.1, 0.2))], TEXT) is None  # another token may well have been likelier
-    assert stated([seen(bare=(0.1, 0.9))], TEXT) is None  # this digit is not the one that the text has
-    assert stated([seen(space=0.99)], TEXT) is None  # a tokenizer whose digits begin with a token of their own
+    assert verdict_probabilities(sure, "Overall Judgment: none") is None
+    assert verdict_probabilities([], TEXT) is None
+    assert verdict_probabilities([seen(bare=(0.1, 0.2))], TEXT) is None  # another token may well have been likelier
+    assert verdict_probabilities([seen(bare=(0.1, 0.9))], TEXT) is None  # this digit is not the one that the text has
+    assert (
+        verdict_probabilities([seen(space=0.99)], TEXT) is None
+    )  # a tokenizer whose digits begin with a token of their own
 
 
 def test_a_forced_verdict_is_read_where_digits_are_likeliest():
     split = [seen(space=SPACE), seen(bare=(0.2, 0.6), space=1e-7)]
-    assert forced(split, 2) == pytest.approx([0.25, 0.75])
+    assert forced_probabilities(split, 2) == pytest.approx([0.25, 0.75])
     joined = [seen(spaced=(0.3, 0.1)), seen()]
-    assert forced(joined, 2) == pytest.approx([0.75, 0.25])
-    assert forced([seen(bare=(0.1, 0.1, 0.1, 0.5, 0.2))], 5) == pytest.approx([0.1, 0.1, 0.1, 0.5, 0.2])
+    assert forced_probabilities(joined, 2) == pytest.approx([0.75, 0.25])
+    assert forced_probabilities([seen(bare=(0.1, 0.1, 0.1, 0.5, 0.2))], 5) == pytest.approx([0.1, 0.1, 0.1, 0.5, 0.2])
 
 
 def test_impossible_digits_give_no_verdict():
-    assert forced([[-np.inf] * len(WATCH)], 2) is None
-    assert forced([], 2) is None
+    assert forced_probabilities([[-np.inf] * len(VERDICT_TEXTS)], 2) is None
+    assert forced_probabilities([], 2) is None
