@@ -23,10 +23,13 @@ pytest_plugins = [
     "tests.helpers.pairs",
     "tests.helpers.own_suite",
     "tests.helpers.predictions",
+    "tests.helpers.small_run",
     "tests.helpers.sources",
     "tests.helpers.tiers",
 ]
 
+# Weights and processors of tests lie on this machine; Ray's workers inherit this.
+os.environ["HF_HUB_OFFLINE"] = "1"
 # Ray reads its mode of authentication once per process: every Ray that is started from this one has the same token.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 

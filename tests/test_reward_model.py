@@ -11,6 +11,8 @@ from carevl.errors import UserError
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.scenes import png
 
+pytestmark = pytest.mark.vllm
+
 
 @pytest.fixture(scope="module")
 def judge():

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.ray
+
 CAREVL = Path(sys.executable).with_name("carevl")
 
 

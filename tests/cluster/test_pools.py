@@ -10,12 +10,10 @@ import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
-from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import PoolJob, Processor, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.cluster.watch import PoolWatch
 from carevl.settings.models import Pool
-from carevl.settings.tree import Cluster
 from carevl.store.run import RunError
 from carevl.store.schemas import ERROR, row_error
 from carevl.store.table import Table
@@ -116,12 +114,11 @@ class Unloadable(Waiting):
         raise TypeError("unexpected keyword")
 
 
-@pytest.fixture(scope="module")
-def ray():
+@pytest.fixture(scope="module", autouse=True)
+def pickled_by_value():
     here = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(here)  # actors cannot import a test
-    with ray_cluster(Cluster(num_cpus=2)):
-        yield
+    yield
     cloudpickle.unregister_pickle_by_value(here)
 
 

@@ -32,6 +32,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(overrides, plan, fin
     assert says in str(refused.value)
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [(["--arms", "carvel"], "did you mean carevl?"), (["--world-seed", "3"], "--final"), (["--seeds", "0"], "--seeds")],

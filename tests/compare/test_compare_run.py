@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from carevl.cluster.connect import ray_cluster
 from carevl.compare import report
 from carevl.compare.run import Final, Plan, compare
 from carevl.settings import load_settings
@@ -41,12 +40,6 @@ PLAN = Plan(ARMS, seeds=1, tries=1, resamples=5)
 def settings():
     found = load_settings("mini", SMALL)
     return found.model_copy(update={"experts": found.experts[:1]})
-
-
-@pytest.fixture(scope="module")
-def ray(settings):
-    with ray_cluster(settings.cluster):
-        yield
 
 
 @pytest.fixture(scope="module")

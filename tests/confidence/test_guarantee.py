@@ -142,6 +142,7 @@ def _certified(make_pairs, rng, images):
         return False
 
 
+@pytest.mark.nightly
 def test_the_whole_router_keeps_its_guarantee_though_pairs_of_an_image_depend_on_each_other(make_pairs):
     rng = np.random.default_rng(2)
     images = [f"image{k // 3:04d}" for k in range(1800)]

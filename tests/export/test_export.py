@@ -129,6 +129,7 @@ def test_images_keep_their_bytes(run: Run, items: Items, tmp_path: Path) -> None
     assert all(hashlib.sha256(file.read_bytes()).hexdigest() == file.stem for file in files)
 
 
+@pytest.mark.train
 def test_one_step_of_trl_on_exported_pairs(run: Run, judge: Path, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="trl is not installed; it is in the dev extra", exc_type=ImportError)
     import transformers as hf

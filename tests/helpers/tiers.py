@@ -15,8 +15,8 @@ TIERS = ("train", "ray", "vllm", "unit")
 OF_FIXTURE = {
     "begin": "train",
     "process_group": "train",
-    "ray_here": "train",
     "ray": "ray",
+    "small_run": "ray",
     "raylets": "ray",
     "head": "ray",
     "submitted": "ray",

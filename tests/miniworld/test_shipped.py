@@ -1,4 +1,7 @@
-"""What ships is whole, small, loadable, and as good (and as flawed) as the manifest says."""
+"""What ships is whole, small, loadable, and as good (and as flawed) as the manifest says.
+
+The fresh measurement is nightly: it takes two minutes, and the files that it measures are held by their hashes.
+"""
 
 import itertools
 import json
@@ -91,6 +94,8 @@ def test_manifest_quality_meets_the_promises(manifest):
     assert spreads[2] > 1.5 * spreads[1] > 2 * spreads[0]
 
 
+@pytest.mark.vllm
+@pytest.mark.nightly
 def test_a_fresh_measurement_agrees(measured, manifest):
     assert measured["captioner"]["exact"] > 0.90
     assert np.mean(list(measured["judge"]["answers"].values())) > 0.88

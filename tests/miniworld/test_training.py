@@ -14,6 +14,8 @@ from carevl.miniworld.models import make_expert, make_processor, make_tokenizer,
 from carevl.miniworld.muon import Muon
 from carevl.miniworld.scenes import scenes, world_rng
 
+pytestmark = pytest.mark.train
+
 
 @pytest.fixture(scope="module")
 def tokenizer():

@@ -13,6 +13,8 @@ from carevl.miniworld.weights import WEIGHTS
 from carevl.models.decoding import RoomyLayer, Texts, decode
 from carevl.models.transformers_engine import GenerationRequest, ImageTextGenerator, prompted
 
+pytestmark = pytest.mark.vllm
+
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
 SIZES |= {"num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 7}
 KINDS = {

@@ -17,9 +17,9 @@ from carevl.miniworld.models import CAPTION_PROMPT
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models.engines import generator
 from carevl.models.transformers_engine import GenerationRequest, ImageTextGenerator, prompted
-from carevl.models.vllm_engine import VllmGenerator
 from carevl.settings.models import Judge, Pool
 from carevl.store.run import RunError
+from tests.helpers.engines import transformers_engine, vllm_engine
 
 pytestmark = pytest.mark.vllm
 
@@ -40,8 +40,8 @@ def _evidence(generation):
 @pytest.mark.parametrize("name", ["judge", "captioner"])
 def test_greedy_texts_are_those_of_transformers(name, drawn):
     requests = [GenerationRequest(image, _ask(item) if name == "judge" else CAPTION_PROMPT) for image, item in drawn]
-    expected = ImageTextGenerator(WEIGHTS / name).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
-    made = VllmGenerator(WEIGHTS / name, batch_size=16).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
+    expected = transformers_engine(name).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
+    made = vllm_engine(name).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
     assert [g.text for g in made] == [g.text for g in expected]
     assert [g.tokens for g in made] == [g.tokens for g in expected]
     assert not any(g.truncated for g in made)
@@ -57,7 +57,7 @@ def test_an_engine_spread_over_two_processes_writes_the_same_texts(drawn):
     assert done.returncode == 0, done.stderr[-2000:]
     [said] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"processes"')]
     requests = [GenerationRequest(image, CAPTION_PROMPT) for image, _ in drawn[:8]]
-    expected = ImageTextGenerator(WEIGHTS / "captioner").generate(requests, max_tokens=40)
+    expected = transformers_engine("captioner").generate(requests, max_tokens=40)
     assert said == {"processes": 2, "texts": [g.text for g in expected]}
 
 
@@ -90,9 +90,7 @@ def test_an_adapter_that_is_not_merged_writes_what_the_merged_judge_writes(drawn
     )
     made = generator(judge).generate(requests, max_tokens=40)
     assert [g.text for g in made] == [g.text for g in expected]
-    assert [g.text for g in made] != [
-        g.text for g in ImageTextGenerator(WEIGHTS / "judge").generate(requests, max_tokens=40)
-    ]
+    assert [g.text for g in made] != [g.text for g in transformers_engine("judge").generate(requests, max_tokens=40)]
 
 
 def test_what_is_no_adapter_is_refused():
@@ -105,17 +103,17 @@ def test_a_reply_goes_on_from_its_beginning(drawn):
         GenerationRequest(image, _ask(item), response_prefix="Overall Judgment: Answer ") for image, item in drawn
     ]
     for engine in (
-        ImageTextGenerator(WEIGHTS / "judge"),
-        VllmGenerator(WEIGHTS / "judge", batch_size=16, max_model_len=4096),
+        transformers_engine("judge"),
+        vllm_engine("judge"),
     ):
         made = engine.generate(requests, max_tokens=1, logprob_texts=["1", "2"])
         assert {g.text for g in made} <= {"1", "2"}
         assert all(0.8 < sum(np.exp(g.logprobs[0])) < 1.001 for g in made)
 
 
-@pytest.mark.parametrize("engine", [ImageTextGenerator, VllmGenerator])
+@pytest.mark.parametrize("engine", [transformers_engine, vllm_engine])
 def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
-    engine = engine(WEIGHTS / "judge", batch_size=8)
+    engine = engine("judge")
     first, again, other = (
         [
             g.text
@@ -135,12 +133,12 @@ def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
 def test_a_small_nucleus_leaves_the_likeliest_token_and_images_may_come_last(drawn):
     first = [GenerationRequest(image, _ask(item), seed=n) for n, (image, item) in enumerate(drawn[:4])]
     last = [replace(request, image_first=False) for request in first]
-    reference = ImageTextGenerator(WEIGHTS / "judge")
+    reference = transformers_engine("judge")
     begun = prompted(reference.processor, last[0]), prompted(reference.processor, first[0])
     assert [text.index("<|image_pad|>") > text.index("Question") for text in begun] == [True, False]
     greedy = [[g.text for g in reference.generate(requests, max_tokens=40)] for requests in (first, last)]
     assert greedy[0] != greedy[1]
-    for engine in (reference, VllmGenerator(WEIGHTS / "judge", batch_size=8)):
+    for engine in (reference, vllm_engine("judge")):
         for requests, expected in zip((first, last), greedy, strict=True):
             made = engine.generate(requests, max_tokens=40, temperature=1.0, top_p=1e-6)
             assert [g.text for g in made] == expected
@@ -161,8 +159,8 @@ def test_draws_follow_the_softmax(drawn):
     image, item = drawn[0]
     begun = "Overall Judgment: Answer "
     requests = [GenerationRequest(image, _ask(item), begun, seed=n) for n in range(400)]
-    made = ImageTextGenerator(WEIGHTS / "judge").generate(requests, max_tokens=1, temperature=2.0, logprob_texts=["1"])
-    [greedy] = ImageTextGenerator(WEIGHTS / "judge").generate(requests[:1], max_tokens=1, logprob_texts=["1", "2"])
+    made = transformers_engine("judge").generate(requests, max_tokens=1, temperature=2.0, logprob_texts=["1"])
+    [greedy] = transformers_engine("judge").generate(requests[:1], max_tokens=1, logprob_texts=["1", "2"])
     odds = (greedy.logprobs[0][0] - greedy.logprobs[0][1]) / 2.0
     drawn_digits = [g.text for g in made if g.text in ("1", "2")]
     share = drawn_digits.count("1") / len(drawn_digits)
@@ -170,9 +168,7 @@ def test_draws_follow_the_softmax(drawn):
 
 
 def test_a_text_cut_at_the_limit_says_so(drawn):
-    [cut] = ImageTextGenerator(WEIGHTS / "judge").generate(
-        [GenerationRequest(drawn[0][0], _ask(drawn[0][1]))], max_tokens=3
-    )
+    [cut] = transformers_engine("judge").generate([GenerationRequest(drawn[0][0], _ask(drawn[0][1]))], max_tokens=3)
     assert cut.truncated
     assert cut.tokens == 3
 

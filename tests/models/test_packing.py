@@ -15,6 +15,8 @@ from carevl.models.tree_attention import TREES as BLOCKS
 from carevl.models.tree_attention import branch_log_probabilities
 from carevl.training.plain import plain_log_probabilities, separate
 
+pytestmark = pytest.mark.vllm
+
 IMAGE, START, END, VOCABULARY = 90, 91, 92, 96
 TEXT = {
     "vocab_size": VOCABULARY,

@@ -20,6 +20,8 @@ from carevl.models.packing import Tree
 from carevl.models.reward_scorer import RewardScorer, _alike, _groups
 from carevl.models.row_errors import SomeRowsError
 
+pytestmark = pytest.mark.vllm
+
 SHAPE = {
     "vocab_size": 1024,
     "hidden_size": 64,

@@ -104,6 +104,7 @@ def test_kinds_come_from_the_truth_and_labels_from_the_labelled_source(report, w
     assert report["training"]["precision"]["value"] > 0.8
 
 
+@pytest.mark.ray
 def test_the_command_prints_findings_and_writes_figures_and_json(where, tmp_path):
     file = tmp_path / "audit.json"
     done = subprocess.run(

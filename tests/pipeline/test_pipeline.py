@@ -1,7 +1,6 @@
 """The data plane on a real, private Ray: rows accounted for, resume after kills, and only what changed made again."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from carevl.cluster.connect import ray_cluster
 from carevl.judging.prompts import parse_judgment
 from carevl.models.engines import locate
 from carevl.pipeline import results
@@ -31,55 +29,17 @@ from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.schemas import row_error
 from carevl.store.table import Table
+from tests.helpers.small_run import SMALL
 
-SMALL = [
-    "miniworld.items=60",
-    "miniworld.calibration_images=40",
-    "data.parts=4",
-    "captioner.engine=transformers",
-    "captioner.pool.num_cpus=0.5",
-    "judge.engine=transformers",
-    "judge.pool.concurrency=1",
-    "router.policy=mean_margin",
-    "router.threshold=0.7",
-    "demonstrate.samples=2",
-    "sft.workers.count=1",
-    "sft.batch_size=8",
-    "sft.epochs=1",
-    "sample.samples=4",
-    "select.min_gap=0.1",
-    "dpo.batch_size=8",
-    "dpo.epochs=1",
-    "benchmarks.0.rows=12",
-    "benchmarks.1.rows=12",
-    "cluster.num_cpus=2",
-]
 SCORES = ["score/llama", "score/qwen2", "score/mistral"]
 DATA = ["ingest", "caption", *SCORES, "route"]
 LEARNING = ["demonstrate", "sft", "sample", "select", "dpo"]
 STAGES = [*DATA, *LEARNING, "evaluate/base", "evaluate/phase1", "evaluate/phase2"]
 
 
-@pytest.fixture(scope="module")
-def ray():
-    with ray_cluster(load_settings("mini", SMALL).cluster):
-        yield
-
-
-@pytest.fixture(scope="module")
-def first(ray, tmp_path_factory):
-    where = Run(tmp_path_factory.mktemp("run"))
-    settings = load_settings("mini", SMALL)
-    return where, settings, run_pipeline(settings, where, lambda _: None)
-
-
-def _copy(where, directory, *stages):
-    """A run directory with these stages of another, and its world."""
-    other = Run(directory / "run")
-    for source in (*where.root.glob("world-*"), *(where.root / stage for stage in stages)):
-        shutil.copytree(source, other.root / source.name, dirs_exist_ok=True)
-    shutil.copy(where.root / results.RESULTS, other.root)
-    return other
+@pytest.fixture
+def first(small_run):
+    return small_run.run, small_run.settings, small_run.done
 
 
 def _actions(done):
@@ -107,8 +67,8 @@ def test_every_stage_runs_and_accounts_for_its_rows(first):
     assert {row["route"] for row in routes} == {"high", "low"}
 
 
-def test_a_second_run_skips_everything(first):
-    where, settings, _ = first
+def test_a_second_run_skips_everything(small_run, tmp_path):
+    where, settings = small_run.copy(tmp_path), small_run.settings
     assert _actions(run_pipeline(settings, where, lambda _: None)) == dict.fromkeys(STAGES, "skipped")
 
 
@@ -184,9 +144,9 @@ def test_the_judge_is_an_ordinary_model_with_one_adapter_of_the_base(first):
     assert "base_model: miniworld:judge" in (published / "README.md").read_text()
 
 
-def test_failed_rows_are_tried_again_and_no_others(first, tmp_path):
-    where, settings, _ = first
-    other = _copy(where, tmp_path, "ingest", "caption", "score")
+def test_failed_rows_are_tried_again_and_no_others(small_run, tmp_path):
+    settings = small_run.settings
+    other = small_run.copy(tmp_path, "ingest", "caption", "score")
     causes = stage_keys(settings, other)
     captions, scores = other.table(causes["caption"]), other.table(causes["score/llama"])
     good = captions.read()
@@ -208,9 +168,9 @@ def test_failed_rows_are_tried_again_and_no_others(first, tmp_path):
     assert retry_failed_rows(settings, other, lambda _: None) == {}
 
 
-def test_failed_questions_are_asked_again_and_no_others(first, tmp_path):
-    where, settings, _ = first
-    other = _copy(where, tmp_path, *(stage.split("/")[0] for stage in STAGES))
+def test_failed_questions_are_asked_again_and_no_others(small_run, tmp_path):
+    settings = small_run.settings
+    other = small_run.copy(tmp_path, *{stage.split("/")[0] for stage in STAGES})
     predictions = other.table(stage_keys(settings, other)["evaluate/base"])
     good = predictions.read()
     rows = predictions.read(0).to_pylist()
@@ -230,8 +190,8 @@ def test_failed_questions_are_asked_again_and_no_others(first, tmp_path):
     assert json.loads((other.root / results.RESULTS).read_text())["judges"] == before
 
 
-def test_a_changed_threshold_routes_again_and_runs_no_model(first):
-    where, _, _ = first
+def test_a_changed_threshold_routes_again_and_runs_no_model(small_run, tmp_path):
+    where = small_run.copy(tmp_path)
     settings = load_settings("mini", [*SMALL, "router.threshold=0.9"])
     planned = {stage.name: (stage.action, stage.reason) for stage in plan_run(settings, where)}
     assert planned["route"] == ("recompute", "router.threshold: 0.7 -> 0.9")
@@ -239,8 +199,8 @@ def test_a_changed_threshold_routes_again_and_runs_no_model(first):
     assert _actions(done) == {**dict.fromkeys(DATA, "skipped"), "route": "ran"}
 
 
-def test_sources_read_again_with_the_same_rows_change_nothing_after_them(first):
-    where, _, _ = first
+def test_sources_read_again_with_the_same_rows_change_nothing_after_them(small_run, tmp_path):
+    where = small_run.copy(tmp_path)
     settings = load_settings("mini", [*SMALL, "data.decontaminate=false"])
     planned = {stage.name: (stage.action, stage.reason) for stage in plan_run(settings, where)}
     assert planned["ingest"][0] == planned["caption"][0] == "recompute"

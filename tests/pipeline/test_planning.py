@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from carevl.cluster.connect import ray_cluster
 from carevl.cluster.throughput import Rate
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.measure import Estimate
@@ -28,6 +27,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.ray
 def test_a_plan_ends_with_what_can_never_be_had_and_runs_nothing(tmp_path):
     words = [
         word for override in [*SMALL, "sft.workers.count=3", "sft.workers.num_cpus=1"] for word in ("--set", override)
@@ -41,12 +41,6 @@ def test_a_plan_ends_with_what_can_never_be_had_and_runs_nothing(tmp_path):
     assert re.search(r"^sft +1 CPU +3 +2$", done.stdout, re.MULTILINE)
     assert done.stderr.startswith("carevl: sft: 3 workers of 1 CPU have to start together (PACK), and this machine has")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture(scope="module")
-def ray():
-    with ray_cluster(load_settings("mini", SMALL).cluster):
-        yield
 
 
 def test_a_run_that_can_never_be_placed_is_refused_before_its_first_stage(ray, tmp_path):

@@ -8,25 +8,17 @@ from typing import Any
 
 import pytest
 
-from carevl.cluster.connect import ray_cluster
 from carevl.pipeline import results
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.plan import plan_run
 from carevl.pipeline.run import run_pipeline
 from carevl.settings import Settings, load_settings
 from carevl.settings.loader import presets
-from carevl.settings.tree import Cluster
 from carevl.store.run import Run
 
-pytestmark = [pytest.mark.ray, pytest.mark.train]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 EXPERTS = ("expert-llama", "expert-qwen2", "expert-mistral")
-CPUS = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray():
-    with ray_cluster(Cluster(num_cpus=CPUS)):
-        yield
+CPUS = 2
 
 
 def _small(model: dict[str, Any], name: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import pytest
 
 from carevl.stages import STAGES
 
+pytestmark = pytest.mark.ray
+
 JOBS = Path(__file__).parents[2] / "ray_jobs"
 
 

@@ -20,13 +20,11 @@ from carevl.benchmarks.results import judged, summary
 from carevl.benchmarks.rows import Image
 from carevl.benchmarks.run import Asked, Exam, _blocks, predict
 from carevl.benchmarks.suites import SUITES
-from carevl.cluster.connect import ray_cluster
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
 from carevl.miniworld.publish import publish
 from carevl.models.transformers_engine import GenerationRequest
 from carevl.settings.models import Judge
-from carevl.settings.tree import Cluster
 from carevl.store.run import RunError
 from carevl.store.table import Table
 
@@ -49,12 +47,6 @@ def pairs(world):
 @pytest.fixture(scope="module")
 def mixed(world):
     return SUITES["mllm-judge"].load(world / "dev/mllm_judge")[::40]
-
-
-@pytest.fixture(scope="module")
-def ray():
-    with ray_cluster(Cluster(num_cpus=2)):
-        yield
 
 
 def _predict(rows, protocols, target, name="vl-rewardbench", judge=JUDGE, **options):

@@ -1,4 +1,4 @@
-"""A tiny judge with random weights, rows of drawn items, and a private Ray."""
+"""A tiny judge with random weights, and rows of drawn items."""
 
 from __future__ import annotations
 
@@ -78,17 +78,6 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / f"{name}.parquet"
 
     return write_rows
-
-
-@pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
-    import ray
-
-    from tests.training.train_driver import start_ray
-
-    start_ray()
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def _kill_a_worker(log, killed):
 
 
 @pytest.mark.fault
-def test_a_killed_worker_goes_on_with_the_same_curve(ray_here, begin, judge, sft_rows, write, quick, tmp_path):
+def test_a_killed_worker_goes_on_with_the_same_curve(ray, begin, judge, sft_rows, write, quick, tmp_path):
     training = quick(epochs=20, checkpoint_steps=2)
     expected = _alone(begin, sft_rows, training)
     out, killed = tmp_path / "killed", []
@@ -102,7 +102,7 @@ def test_rows_of_an_item_stand_in_one_step(judge, sft_rows, write, quick, tmp_pa
     assert prepare_training("sft", files, judge, tmp_path, quick(epochs=2))[0] == config
 
 
-def test_a_finished_training_is_only_read(ray_here, judge, sft_rows, write, quick, tmp_path):
+def test_a_finished_training_is_only_read(ray, judge, sft_rows, write, quick, tmp_path):
     rows, out, said = write(sft_rows), tmp_path / "out", []
     training = quick(epochs=2)
     first = train("sft", [rows], judge, out, training, on_progress=said.append)
@@ -118,14 +118,14 @@ def test_a_finished_training_is_only_read(ray_here, judge, sft_rows, write, quic
         train("sft", [rows], judge, out, training.model_copy(update={"seed": 1}))
 
 
-def test_two_workers_learn_what_one_learns(ray_here, begin, judge, sft_rows, write, quick, tmp_path):
+def test_two_workers_learn_what_one_learns(ray, begin, judge, sft_rows, write, quick, tmp_path):
     training = quick(epochs=3, workers={"count": 2, "num_cpus": 0.5})
     done = train("sft", [write(sft_rows)], judge, tmp_path / "two", training)
     assert _losses(done.curve) == pytest.approx(_alone(begin, sft_rows, training), abs=1e-4)
     assert (tmp_path / "two" / "judge" / "config.json").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_training(ray_here, judge, sft_rows, write, quick, tmp_path, break_judge):
+def test_a_loss_that_is_no_number_stops_the_training(ray, judge, sft_rows, write, quick, tmp_path, break_judge):
     directory, number = break_judge(judge, sft_rows, tmp_path / "broken")
     with pytest.raises(TrainingError, match=rf"sft stopped at step [12]: the loss is not a number for item-{number};"):
         train("sft", [write(sft_rows)], directory, tmp_path / "out", quick())

@@ -1,0 +1,21 @@
+"""Engines of the shipped models, each loaded once in a process: vLLM takes 18 seconds for it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from carevl.miniworld.weights import WEIGHTS
+from carevl.models.transformers_engine import ImageTextGenerator
+from carevl.models.vllm_engine import VllmGenerator
+
+
+@cache
+def transformers_engine(name: str) -> ImageTextGenerator:
+    """Return the shipped model of this name under transformers."""
+    return ImageTextGenerator(WEIGHTS / name)
+
+
+@cache
+def vllm_engine(name: str) -> VllmGenerator:
+    """Return the shipped model of this name under vLLM, as long as the model reads at most."""
+    return VllmGenerator(WEIGHTS / name, batch_size=16, max_model_len=4096)
