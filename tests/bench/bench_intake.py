@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from carevl.data.images import ImageLimits, examine, identify
@@ -68,7 +69,7 @@ def main(directory: Path) -> None:
             "figure": name,
             "value": share,
             "unit": "share of Pillow's images/s",
-            "peer": f"Pillow {Image.__version__} open and load",
+            "peer": f"Pillow {PIL.__version__} open and load",
             "ratio": share,
             "goal": 0.9,
             "images": len(images),

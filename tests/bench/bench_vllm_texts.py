@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench_pools import SETTINGS, draw
+from bench_pools import SETTINGS, draw  # type: ignore[import-not-found]  # it lies beside this script
 
 from carevl.stages import sample, sampling
 from carevl.store.table import Table

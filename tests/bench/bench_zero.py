@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_training import free_port, make_rows
+from bench_training import free_port, make_rows  # type: ignore[import-not-found]  # it lies beside this script
 
 ZERO: dict[str, dict[str, Any]] = {
     "zero_0": {"stage": 0},

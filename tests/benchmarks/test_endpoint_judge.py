@@ -9,6 +9,7 @@ import math
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -39,6 +40,12 @@ def completion(text=TEXT, finish="stop", logprobs=None):
     }
 
 
+class Served(ThreadingHTTPServer):
+    requests: list[Any]
+    replies: list[Any]
+    address: str
+
+
 @pytest.fixture
 def server(monkeypatch):
     """A server that answers with what `replies` holds, in turn, then with a completion; it notes every request."""
@@ -62,7 +69,7 @@ def server(monkeypatch):
             pass
 
     lock = threading.Lock()
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served = Served(("127.0.0.1", 0), Handler)
     served.requests, served.replies = [], []
     served.address = f"http://127.0.0.1:{served.server_port}/v1#tiny"
     thread = threading.Thread(target=served.serve_forever)

@@ -46,7 +46,8 @@ def test_testing_stops_at_the_first_threshold_that_fails():
 def test_testing_begins_where_the_pilot_sees_the_best_odds():
     # at 0.9 the test has five pairs, too few for any guarantee; starting there would end the sequence at once
     confidence, right = np.repeat([0.9, 0.7], [5, 995]), np.ones(1000)
-    assert choose_threshold(*[sample(confidence, right)] * 2, 0.95, 0.95) == pytest.approx(0.7)
+    pilot = test = sample(confidence, right)
+    assert choose_threshold(pilot, test, 0.95, 0.95) == pytest.approx(0.7)
 
 
 def test_no_eligible_pair_certifies_nothing():

@@ -35,7 +35,7 @@ def parquet(path: Path, rows: list[dict[str, Any]], **options: Any) -> Path:
 
 
 def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:
+    with tarfile.open(str(path), mode) as archive:  # type: ignore[call-overload]  # any mode
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from typing import Any
 
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import CAPTION_PROMPT
@@ -14,7 +15,7 @@ def main() -> None:
     requests = [
         GenerationRequest(image, CAPTION_PROMPT) for image, _ in itertools.islice(draw_items("test", "engines"), 8)
     ]
-    engine = generator(load_settings("mini", ["captioner.tensor_parallel=2"]).captioner)
+    engine: Any = generator(load_settings("mini", ["captioner.tensor_parallel=2"]).captioner)
     texts = [made.text for made in engine.generate(requests, max_tokens=40)]
     parallel = engine.engine.llm_engine.vllm_config.parallel_config.tensor_parallel_size
     print(json.dumps({"processes": parallel, "texts": texts}), flush=True)

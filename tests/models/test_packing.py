@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,13 @@ SPECIAL = {"image_token_id": IMAGE, "vision_start_token_id": START, "vision_end_
 def _vision(kind: str) -> hf.PreTrainedModel:
     torch.manual_seed(5)
     text = TEXT | {"rope_parameters": ROPE}
-    common = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    common: dict[str, Any] = {
+        "depth": 2,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
     if kind == "qwen2_vl":
         vision = common | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
         config = hf.Qwen2VLConfig(text_config=text, vision_config=vision, **SPECIAL)
@@ -76,7 +83,7 @@ TREES = [
 ]
 
 
-def _alone(model: hf.PreTrainedModel, tree: Tree, branch: int) -> torch.Tensor:
+def _alone(model: hf.PreTrainedModel, tree: Tree, branch: int) -> Any:
     ids = torch.tensor([[*tree.prefix, *tree.branches[branch]]])
     shown = {}
     if tree.image is not None:

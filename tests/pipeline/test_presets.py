@@ -11,7 +11,7 @@ from carevl.models import engines
 from carevl.pipeline.admission import reservations
 from carevl.pipeline.plan import plan_run, unpinned
 from carevl.settings import load_settings
-from carevl.store.run import Run
+from carevl.store.run import Run, RunError
 
 LAUNCHER = str(Path(__file__).parents[2] / "cluster.yaml")
 
@@ -52,7 +52,7 @@ def test_multi_node_runs_on_the_nodes_of_the_launcher_file_and_not_without_them(
     there = resources.supply(settings.cluster, wanted)
     resources.check(wanted, there)
     assert {need.stage: need.places(there.nodes) for need in wanted if need.placement} == {"sft": 8, "dpo": 8}
-    with pytest.raises(resources.RunError, match="sft: 8 workers of 8 CPU, 1 GPU have to start together"):
+    with pytest.raises(RunError, match="sft: 8 workers of 8 CPU, 1 GPU have to start together"):
         resources.check(wanted, resources.Supply([{"CPU": 48.0, "GPU": 4.0}], "one node"))
 
 

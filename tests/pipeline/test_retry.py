@@ -37,6 +37,16 @@ def read(tmp_path):
     return settings, where
 
 
+def _ingest(read):
+    settings, where = read
+    return run_pipeline(settings, where, lambda _: None, "ingest")
+
+
+def _retry(read, log=lambda _: None):
+    settings, where = read
+    return retry_failed_rows(settings, where, log)
+
+
 def _png(colour):
     data = io.BytesIO()
     Image.new("RGB", (40, 30), colour).save(data, "PNG")
@@ -55,7 +65,7 @@ def test_a_repaired_image_lets_its_row_in(read, tmp_path):
     before, _, good = _state(*read)
     assert len(good) == 1
     (tmp_path / "data" / "torn.png").write_bytes(_png("blue"))
-    assert retry_failed_rows(*read, lambda _: None) == {"ingest": {"rows_out": 2, "errors": 1}}
+    assert _retry(read) == {"ingest": {"rows_out": 2, "errors": 1}}
     version, manifest, good = _state(*read)
     assert len(good) == 2
     assert version == f"{before}+1"
@@ -68,7 +78,7 @@ def test_rows_that_still_fail_change_nothing(read, tmp_path):
     before = _state(*read)
     part = next((tmp_path / "run" / "ingest").rglob("items/part-00000.parquet"))
     kept = part.stat().st_mtime_ns
-    assert retry_failed_rows(*read, lambda _: None) == {"ingest": {"rows_out": 2, "errors": 2}}
+    assert _retry(read) == {"ingest": {"rows_out": 2, "errors": 2}}
     assert _state(*read) == before
     assert part.stat().st_mtime_ns == kept
 
@@ -77,9 +87,9 @@ def test_good_tables_are_not_read_again(read, tmp_path):
     (tmp_path / "data" / "rows.jsonl").write_text(
         json.dumps({"image": "good.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}) + "\n"
     )
-    run_pipeline(*read, lambda _: None, "ingest")
-    said = []
-    assert retry_failed_rows(*read, said.append) == {}
+    _ingest(read)
+    said: list[str] = []
+    assert _retry(read, said.append) == {}
     assert said == []
 
 
@@ -89,11 +99,11 @@ def test_sources_that_give_the_same_rows_again_count_as_what_was_read_before(rea
     file = tmp_path / "data" / "rows.jsonl"
     file.touch()
     assert plan_run(*read)[0].action == "recompute"
-    run_pipeline(*read, lambda _: None, "ingest")
+    _ingest(read)
     assert len(list((tmp_path / "run" / "ingest").iterdir())) == 2
     assert _state(*read)[0] == before
     file.write_text(file.read_text().replace("A cat.", "A cow."))
-    run_pipeline(*read, lambda _: None, "ingest")
+    _ingest(read)
     assert _state(*read)[0] == stage_keys(settings, where)["ingest"].fingerprint
 
 

@@ -96,5 +96,6 @@ def test_what_is_held_to_fit_is_the_labels_and_a_bounded_sample_of_every_part(ta
 
 def test_a_guarantee_that_cannot_be_given_names_the_way_out(tables, tmp_path):
     settings = load_settings("mini", ["router.policy=target_precision"])
+    items, scores = tables
     with pytest.raises(RunError, match=r"route: .* labelled images; .*router\.fallback"):
-        route.run_route(settings, *tables, Table(tmp_path / "routes"))
+        route.run_route(settings, items, scores, Table(tmp_path / "routes"))
