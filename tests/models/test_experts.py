@@ -9,9 +9,11 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from carevl.data.drawn import DataRoot
 from carevl.errors import UserError
 from carevl.models.experts.load import fingerprint, load
 from carevl.models.row_errors import Failure
+from carevl.settings import load_settings
 from carevl.settings.models import Endpoint, Expert
 from carevl.stages import score
 from carevl.store.schemas import CAPTIONS, ITEMS
@@ -78,7 +80,8 @@ def test_what_an_expert_computes_has_a_fingerprint(expert, tmp_path):
     assert fingerprint(expert) != before
     served = Expert(name="x", kind="endpoint", path="judge-1", endpoint=Endpoint(url="http://127.0.0.1/v1"))
     assert fingerprint(served) == "http://127.0.0.1/v1 judge-1"
-    assert "retries" not in str(score.facts(served))
+    settings = load_settings("mini").model_copy(update={"experts": [served]})
+    assert "retries" not in str(score.fingerprint_inputs(settings, DataRoot(settings, tmp_path, tmp_path), "score/x"))
 
 
 def test_every_item_has_its_row_whatever_the_expert_does(expert):
