@@ -1,6 +1,7 @@
 """How often the router keeps its guarantee, on margins whose truth is known.
 
-The guarantee that only just holds is nightly: it resamples longest, and the router with much to go on takes the same way.
+The guarantee that only just holds is nightly: it resamples longest, and what is sampled, counted and judged is tested
+by itself here.
 """
 
 from dataclasses import replace

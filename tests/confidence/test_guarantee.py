@@ -1,3 +1,8 @@
+"""Certificates of precision: their bounds, how images are tested, and how often the guarantee is kept.
+
+The simulation of the whole router is nightly: it fits 400 routers, and its parts are simulated here as well.
+"""
+
 import numpy as np
 import pytest
 from scipy import stats
