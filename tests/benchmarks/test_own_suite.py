@@ -22,7 +22,8 @@ from carevl.pipeline.results import judges
 from carevl.settings import load_settings
 from carevl.settings.data import Benchmark
 from carevl.settings.models import Judge
-from carevl.store.run import Run, Table
+from carevl.store.run import Run
+from carevl.store.table import Table
 
 PAGE = Path(__file__).parents[2] / "docs/benchmarks.md"
 
