@@ -1,4 +1,4 @@
-"""The audit's figures in words: what is wrong with whom. A finding needs its whole interval beyond a stated size."""
+"""An audit's estimates in words: what is wrong with whom. A finding needs its whole interval beyond a stated size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _text = partial(format_estimate, digits=2, undefined="unknown")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong; `flaw` is a name to search by."""
+    """A flaw of an expert, or of all; `flaw` is its name to search by."""
 
     expert: str
     flaw: str
@@ -37,7 +37,7 @@ class Finding:
 
 
 def find(report: Tree) -> list[Finding]:
-    """The findings of a report: `experts` and `redundancy` as `labelled_figures` gives them, `style` by expert."""
+    """List the findings of a report: `experts` and `redundancy` as `measure_experts` gives them, `style` by expert."""
     findings: list[Finding] = []
     for name, figures in report.get("experts", {}).items():
         findings += _length(name, figures)
@@ -141,13 +141,13 @@ def _undecidable(report: Tree) -> Iterator[Finding]:
 
 def _redundancy(report: Tree) -> Iterator[Finding]:
     redundancy = report.get("redundancy", {})
-    for one, others in redundancy.get("error_correlation", {}).items():
-        for two, figure in others.items():
+    for expert, others in redundancy.get("error_correlation", {}).items():
+        for other, figure in others.items():
             if _low(figure) > CORRELATION:
                 yield Finding(
-                    f"{two}+{one}",
+                    f"{other}+{expert}",
                     "redundant",
-                    f"{two} and {one} err together: correlation of errors {_text(figure)}.",
+                    f"{other} and {expert} err together: correlation of errors {_text(figure)}.",
                 )
 
 

@@ -1,4 +1,4 @@
-"""Figures of an audit by path, each with its 95 % interval and the number of pairs behind it."""
+"""Estimates of an audit by path, each with its 95 % interval and the number of pairs behind it."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ class Ledger:
         self._means = _Means()
 
     def put(self, *path: str, statistic: Statistic, n: int) -> None:
-        """A statistic of the pairs' weights."""
+        """Add a statistic of the pairs' weights, of n pairs."""
         self._rows.append((path, statistic, n))
 
-    def mean(self, *path: str, values: NDArray[Any]) -> None:
-        """The mean of the values [n_pairs] that are not NaN."""
+    def put_mean(self, *path: str, values: NDArray[Any]) -> None:
+        """Add the mean of the values [n_pairs] that are not NaN."""
         numbers = np.asarray(values, np.float64)
         self.put(*path, statistic=self._means.add(numbers), n=int((~np.isnan(numbers)).sum()))
 
-    def tree(self) -> Tree:
-        """Every figure, nested by path; the same for the same pairs."""
+    def estimate(self) -> Tree:
+        """Estimate every statistic, nested by path; the same for the same pairs."""
         statistics = {str(k): statistic for k, (_, statistic, _) in enumerate(self._rows)}
-        found = bootstrap(statistics, self._units, resamples=RESAMPLES, seed=0)
+        estimates = bootstrap(statistics, self._units, resamples=RESAMPLES, seed=0)
         tree: Tree = {}
         for k, ((*branch, leaf), _, n) in enumerate(self._rows):
             node = tree
             for name in branch:
                 node = node.setdefault(name, {})
-            node[leaf] = Estimate(**found[str(k)], n=n)
+            node[leaf] = Estimate(**estimates[str(k)], n=n)
         return tree
 
 
@@ -61,7 +61,7 @@ class _Means:
         self.values: Floats = np.empty((0, 0))
 
     def add(self, column: Floats) -> Statistic:
-        """The statistic of a column [n_pairs]: the mean of what is not NaN."""
+        """Add a column [n_pairs]; return its statistic, the mean of what is not NaN."""
         place = len(self.columns)
         self.columns.append(column)
         return lambda weights: self._all(weights)[:, place]
@@ -77,7 +77,7 @@ class _Means:
 
 
 def calibration_gaps(p: Floats, right: Floats) -> Floats:
-    """[n_pairs], what to average for the expected calibration error: confidence less accuracy, by the sign of its bin.
+    """Return [n_pairs], whose mean is the expected calibration error: confidence less accuracy, by the sign of its bin.
 
     The error is the mean over ten equal bins of confidence of |confidence - accuracy| (Naeini et al. 2015). The signs
     are those of all pairs and stay as they are under resampling, which would otherwise add its own noise to the error.
@@ -92,12 +92,12 @@ def calibration_gaps(p: Floats, right: Floats) -> Floats:
 
 
 def reliability(p: Floats, right: Floats) -> list[Tree]:
-    """Bins of confidence with mean confidence, accuracy, its Clopper-Pearson interval and n; empty bins left out."""
+    """List bins of confidence: mean confidence, accuracy, its Clopper-Pearson interval, n; empty bins are left out."""
     confidence = np.abs(p - 0.5) + 0.5
-    known, place = ~np.isnan(right) & (right != 0.5), _bins(confidence)
+    counts, place = ~np.isnan(right) & (right != 0.5), _bins(confidence)
     rows = []
     for b in range(_BINS):
-        inside = known & (place == b)
+        inside = counts & (place == b)
         n = int(inside.sum())
         if n:
             low, high = clopper_pearson(int(right[inside].sum()), n)
@@ -114,7 +114,7 @@ def reliability(p: Floats, right: Floats) -> list[Tree]:
 
 
 def _bins(confidence: Floats) -> NDArray[np.int64]:
-    """The bin of each confidence, 0.5 to 1 in ten; -1 where it is NaN."""
+    """Return the bin of each confidence, 0.5 to 1 in ten; -1 where it is NaN."""
     places: NDArray[np.int64] = np.minimum((np.nan_to_num(confidence, nan=0.5) - 0.5) * 2 * _BINS, _BINS - 1).astype(
         int
     )

@@ -1,4 +1,4 @@
-"""What each mitigation does to label precision: labelled pairs routed with and without it, everything else the same."""
+"""The effect of each mitigation on label precision: labelled pairs routed with and without it, all else the same."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from carevl.stats.bootstrap import Statistic, ratio
 _TEXT_ONLY_LIMIT = 0.2
 
 
-def mitigation_figures(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> Tree:
-    """`SETTING.{coverage,precision}.{without,with}`, `.precision.change` and `.precision.change_at_same_coverage`.
+def measure_mitigations(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> Tree:
+    """Measure labelled pairs without and with each mitigation.
 
-    The last compares as many of the surest pairs with the mitigation as are high without it: what is left of a change
-    that a stricter threshold would have brought as well.
+    `change_at_same_coverage` compares as many of the surest pairs with the mitigation as are high without it: what is
+    left of a change that a stricter threshold would have brought as well.
+
+    Returns:
+        `SETTING.{coverage,precision}.{without,with}`, `.precision.change` and `.precision.change_at_same_coverage`.
     """
     limit = _TEXT_ONLY_LIMIT if settings.text_only_limit is None else settings.text_only_limit
     combination = "mean" if settings.combination == "weighted" else settings.combination
@@ -43,23 +46,23 @@ def _compare(before: Panel, after: Panel) -> Tree:
     right = {"without": before.label_right(), "with": after.label_right()}
     high = {"without": before.high, "with": after.high}
     for when in ("without", "with"):
-        ledger.mean("coverage", when, values=high[when])
-        ledger.mean("precision", when, values=np.where(high[when], right[when], np.nan))
+        ledger.put_mean("coverage", when, values=high[when])
+        ledger.put_mean("precision", when, values=np.where(high[when], right[when], np.nan))
     surest = _surest(after, int(before.high.sum()))
     for path, chosen in (("change", after.high), ("change_at_same_coverage", surest)):
         statistic = _difference(right["with"], chosen, right["without"], before.high)
         ledger.put("precision", path, statistic=statistic, n=int(chosen.sum()))
-    return ledger.tree()
+    return ledger.estimate()
 
 
 def _surest(panel: Panel, n: int) -> NDArray[np.bool_]:
-    """The n eligible pairs with the highest confidence."""
+    """Mark the n eligible pairs with the highest confidence."""
     confidence = np.where(panel.eligible, np.abs(panel.p[:, -1] - 0.5), -1.0)
     chosen = np.zeros(len(confidence), dtype=np.bool_)
     chosen[np.argsort(-confidence, kind="stable")[:n]] = True
     return chosen & panel.eligible
 
 
-def _difference(one: Floats, in_one: NDArray[np.bool_], two: Floats, in_two: NDArray[np.bool_]) -> Statistic:
-    first, second = ratio(one * in_one, in_one), ratio(two * in_two, in_two)
+def _difference(a: Floats, in_a: NDArray[np.bool_], b: Floats, in_b: NDArray[np.bool_]) -> Statistic:
+    first, second = ratio(a * in_a, in_a), ratio(b * in_b, in_b)
     return lambda weights: first(weights) - second(weights)

@@ -1,4 +1,4 @@
-"""Pairs with what each expert and the ensemble make of them: what an audit reads its figures from."""
+"""Pairs with the opinions of each expert and of the ensemble: what an audit measures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Panel:
-    """One row per pair, one column per expert and a last one for the ensemble; NaN is "not known"."""
+    """One row per pair, one column per expert and a last one for the ensemble; NaN is unknown."""
 
     names: tuple[str, ...]
     item: NDArray[np.int32]
@@ -51,17 +51,17 @@ class Panel:
     """[n_pairs], whether no filter kept the policy from deciding"""
 
     def right(self, p: Floats | None = None) -> Floats:
-        """[n_pairs, n_names], 1 right, 0 wrong, 0.5 undecided; NaN without opinion, without label and for a tie."""
+        """Return [n_pairs, n_names], 1 right, 0 wrong, 0.5 undecided; NaN without opinion or label and for a tie."""
         gold = np.where(self.gold == 0, np.nan, self.gold)
         return 1 - errors(self.p if p is None else p, gold.astype(np.float32))
 
     def label_right(self) -> Floats:
-        """[n_pairs], 1 where the ensemble's winner is the label, else 0, for a tie too; NaN without label."""
+        """Return [n_pairs], 1 where the ensemble's winner is the label, else 0, for a tie too; NaN without label."""
         return np.where(np.isnan(self.gold), np.nan, np.nan_to_num(self.right()[:, -1]) == 1)
 
     @staticmethod
     def of(router: Router, pairs: Pairs) -> Panel:
-        """Pairs as a router sees them."""
+        """Build the panel of pairs as a router sees them."""
         signals = router.ensemble.signals(pairs)
         probability = signals.probability.astype(np.float64)
         odds = special.logit(np.clip(probability, 1e-6, 1 - 1e-6))
@@ -84,7 +84,7 @@ class Panel:
 
     @staticmethod
     def concat(parts: Sequence[Panel]) -> Panel:
-        """Panels of pairs of the same items as one."""
+        """Join panels of pairs of the same items."""
         columns = {
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
             for field in fields(Panel)
@@ -94,7 +94,7 @@ class Panel:
 
 
 def cross_fit(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> Panel:
-    """Every labelled pair as seen by a router that was fitted on the other half of the labelled images.
+    """Show every labelled pair to a router that was fitted on the other half of the labelled images.
 
     `target_precision` needs the labels for its own test and is audited as `mean_margin` at `settings.threshold`.
     """

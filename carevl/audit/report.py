@@ -1,4 +1,4 @@
-"""An audit's figures as text for the terminal, and as pictures."""
+"""An audit's estimates as text for the terminal, and as pictures."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _WIDE = 26
 _text = partial(format_estimate, digits=2)
 
 
-def lines(report: Tree) -> Iterator[str]:
-    """The report in lines: tables first, findings last. An estimate is `value (low to high)`, a 95 % interval."""
+def format_lines(report: Tree) -> Iterator[str]:
+    """Write the report in lines: tables first, findings last. An estimate is `value (low to high)`, a 95 % interval."""
     if "experts" in report:
         yield from _experts(report)
         for figure, title in (("accuracy", "share right"), ("ece", "calibration error")):
@@ -35,7 +35,7 @@ def lines(report: Tree) -> Iterator[str]:
 
 
 def draw(report: Tree, directory: Path) -> list[Path]:
-    """Writes the pictures that the report has data for; their files."""
+    """Draw the pictures that the report has data for; return their files."""
     from carevl.plots import figures
 
     files = []
@@ -48,7 +48,7 @@ def draw(report: Tree, directory: Path) -> list[Path]:
         for other, figure in free.get("same_winner_as", {}).items()
         if figure["value"] is not None
     }
-    errors = {(one, two): figure["value"] or 0.0 for one, two, figure in _correlations(report)}
+    errors = {(expert, other): figure["value"] or 0.0 for expert, other, figure in _correlations(report)}
     return files + figures.agreement(directory / "agreement", list(report["label_free"]), same, errors)
 
 
@@ -79,10 +79,10 @@ def _groups(report: Tree, figure: str, title: str) -> Iterator[str]:
     experts = report["experts"]
     yield from ("", title)
     for which in ("kind", "source", "length"):
-        found = experts[ENSEMBLE].get(f"by_{which}", {})
-        if found:
+        groups = experts[ENSEMBLE].get(f"by_{which}", {})
+        if groups:
             yield _row(f"by {which} (pairs)", list(experts))
-        for label, group in found.items():
+        for label, group in groups.items():
             cells = [_cell(figures, f"by_{which}", label, figure) for figures in experts.values()]
             yield _row(f"  {label} ({group['accuracy']['n']})", cells)
 
@@ -101,8 +101,8 @@ def _together(report: Tree) -> Iterator[str]:
     for name, free in report["label_free"].items():
         for other, figure in free.get("same_winner_as", {}).items():
             yield _row(f"{name} and {other}, same winner", [_text(figure)], first=34)
-    for one, two, figure in _correlations(report):
-        yield _row(f"{one} and {two}, errors correlate", [_text(figure)], first=34)
+    for expert, other, figure in _correlations(report):
+        yield _row(f"{expert} and {other}, errors correlate", [_text(figure)], first=34)
     if "redundancy" in report:
         yield _row("independent experts, in effect", [_text(report["redundancy"]["effective_experts"])], first=34)
 
@@ -144,9 +144,9 @@ def _mitigations(report: Tree) -> Iterator[str]:
 
 
 def _correlations(report: Tree) -> Iterator[tuple[str, str, Estimate]]:
-    for one, others in report.get("redundancy", {}).get("error_correlation", {}).items():
-        for two, figure in others.items():
-            yield one, two, figure
+    for expert, others in report.get("redundancy", {}).get("error_correlation", {}).items():
+        for other, figure in others.items():
+            yield expert, other, figure
 
 
 def _cell(figures: Tree, *path: str) -> str:

@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 
 from carevl.audit.ledger import Ledger, Tree
 from carevl.confidence.pairs import NO_CAPTION
-from carevl.models.experts import load as experts
+from carevl.models.experts.load import load
 from carevl.models.row_errors import Failure
 from carevl.store.run import RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from carevl.confidence.pairs import Pairs
     from carevl.settings.models import Expert
     from carevl.store.table import Table
 
@@ -32,7 +33,7 @@ REWRITES: dict[str, Callable[[str], str]] = {
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredItem:
     """An item, the caption that an expert read, and the expert's scores of its responses."""
 
     image_id: str
@@ -42,8 +43,23 @@ class Scored:
     scores: Sequence[float]
 
 
-def style_figures(expert: Expert, items: Sequence[Scored], spread: float) -> Tree:
-    """`REWRITE.effect`, in units of `spread`, and `REWRITE.flips`, the share of verdicts that change.
+def audit_styles(experts: Sequence[Expert], pairs: Pairs, items: Mapping[str, Sequence[ScoredItem]]) -> Tree:
+    """Measure what rewrites move, by expert.
+
+    Args:
+        pairs: give each expert's typical margin.
+        items: by expert, those that it scores again.
+    """
+    styles: Tree = {}
+    for expert in experts:
+        margins = pairs.margins[:, pairs.experts.index(expert.name)]
+        spread = float(np.sqrt(np.nanmean(margins**2)))
+        styles[expert.name] = measure_style(expert, items.get(expert.name, []), spread)
+    return styles
+
+
+def measure_style(expert: Expert, items: Sequence[ScoredItem], spread: float) -> Tree:
+    """Measure `REWRITE.effect`, in units of `spread`, and `REWRITE.flips`, the share of verdicts that change.
 
     A verdict is the better of an item's first two responses; one of them is rewritten, each in turn.
 
@@ -55,7 +71,7 @@ def style_figures(expert: Expert, items: Sequence[Scored], spread: float) -> Tre
         for item in items
         for rewrite in REWRITES.values()
     ]
-    values = iter([_scored(expert, row) for row in experts.load(expert)(rows)])
+    values = iter([_check(expert, row) for row in load(expert)(rows)])
     _, images = np.unique([item.image_id for item in items], return_inverse=True)
     effects: dict[str, list[float]] = {name: [] for name in REWRITES}
     flips: dict[str, list[float]] = {name: [] for name in REWRITES}
@@ -66,12 +82,12 @@ def style_figures(expert: Expert, items: Sequence[Scored], spread: float) -> Tre
             flips[name].append(_flips(item.scores, rewritten))
     ledger = Ledger(images)
     for name in REWRITES:
-        ledger.mean(name, "effect", values=np.array(effects[name]))
-        ledger.mean(name, "flips", values=np.array(flips[name]))
-    return ledger.tree()
+        ledger.put_mean(name, "effect", values=np.array(effects[name]))
+        ledger.put_mean(name, "flips", values=np.array(flips[name]))
+    return ledger.estimate()
 
 
-def _scored(expert: Expert, row: list[float] | Failure) -> list[float]:
+def _check(expert: Expert, row: list[float] | Failure) -> list[float]:
     if isinstance(row, Failure):
         raise RunError(f"expert {expert.name} could not score a rewritten response: {row.message}")
     return row
@@ -83,13 +99,13 @@ def _flips(scores: Sequence[float], rewritten: Sequence[float]) -> float:
     return float(np.mean(after != before))
 
 
-def sample_items(items: Table, captions: Table, scores: Sequence[Table], n: int) -> dict[str, list[Scored]]:
-    """By expert, the first items of every part, about n in all, that have caption and scores.
+def sample_items(items: Table, captions: Table, scores: Sequence[Table], n: int) -> dict[str, list[ScoredItem]]:
+    """Read by expert the first items of every part, about n in all, that have caption and scores.
 
     A part's items lie in the order of a hash, so the first of them are a fair sample.
     """
     parts = items.parts()
-    found: dict[str, list[Scored]] = {}
+    sampled: dict[str, list[ScoredItem]] = {}
     for number in parts:
         columns = ["item_id", "image_id", "question", "responses", "error"]
         rows = items.read(number, columns)
@@ -107,9 +123,9 @@ def sample_items(items: Table, captions: Table, scores: Sequence[Table], n: int)
                 if row["view"] == NO_CAPTION or row["scores"] is None or text is None or key in seen:
                     continue
                 seen.add(key)
-                scored = Scored(item["image_id"], item["question"], text, item["responses"], row["scores"])
-                found.setdefault(row["expert"], []).append(scored)
-    return found
+                scored = ScoredItem(item["image_id"], item["question"], text, item["responses"], row["scores"])
+                sampled.setdefault(row["expert"], []).append(scored)
+    return sampled
 
 
 def _of(rows: pa.Table, key: str, values: pa.ChunkedArray) -> Iterator[Mapping[str, Any]]:

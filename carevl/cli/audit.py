@@ -28,7 +28,7 @@ def audit(
     from carevl.pipeline import audit as auditing
 
     report = auditing.audit(run, rewrites, log)
-    for line in audit_report.lines(report):
+    for line in audit_report.format_lines(report):
         typer.echo(line)
     if json_file:
         write_figures(json_file, report)

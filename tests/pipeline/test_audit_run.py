@@ -111,7 +111,7 @@ def test_the_command_prints_findings_and_writes_figures_and_json(where, tmp_path
         [CAREVL, "audit", where.root, "--json", file, "--rewrites", "6"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"llama prefers longer responses: a doubling of length .* \[0\.\d\d, 0\.\d\d\]", done.stdout)
+    assert re.search(r"llama prefers longer responses: a doubling of length .* \(0\.\d\d to 0\.\d\d\)", done.stdout)
     figures = json.loads(file.read_text())
     assert {(name, rewrite) for name, style in figures["style"].items() for rewrite in style} == {
         (name, rewrite) for name in ("llama", "qwen2", "mistral") for rewrite in REWRITES

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from carevl.audit.figures import coverage_curve, label_free_figures, labelled_figures, length_groups, routing_figures
 from carevl.audit.findings import find
 from carevl.audit.ledger import Ledger, calibration_gaps, reliability
-from carevl.audit.mitigations import mitigation_figures
+from carevl.audit.measures import length_groups, measure_coverage, measure_experts, measure_label_free, measure_routing
+from carevl.audit.mitigations import measure_mitigations
 from carevl.audit.panel import cross_fit
 from carevl.confidence.guarantee import Tally
 from carevl.settings.router import RouterSettings
@@ -51,7 +51,7 @@ def _groups(panel, kinds):
 def flawed(make_pairs):
     pairs, kinds = _simulate(make_pairs)
     panel = cross_fit(RouterSettings(), pairs, None)
-    return panel, labelled_figures(panel, _groups(panel, kinds))
+    return panel, measure_experts(panel, _groups(panel, kinds))
 
 
 def test_built_in_flaws_are_found_by_name(flawed):
@@ -69,7 +69,7 @@ def test_built_in_flaws_are_found_by_name(flawed):
 def test_experts_without_flaws_give_no_finding_but_what_captions_leave_out(make_pairs):
     pairs, kinds = _simulate(make_pairs, flaws=False)
     panel = cross_fit(RouterSettings(), pairs, None)
-    findings = find(labelled_figures(panel, _groups(panel, kinds)))
+    findings = find(measure_experts(panel, _groups(panel, kinds)))
     assert [(finding.expert, finding.flaw) for finding in findings] == [("all", "undecided_position")]
 
 
@@ -80,7 +80,7 @@ def test_the_length_slope_is_that_of_the_simulation_with_and_without_labels(flaw
     slope = figures["experts"]["a"]["length"]["slope"]
     assert slope["low"] < expected < slope["high"]
     assert slope["high"] - slope["low"] < 0.08
-    free = label_free_figures(panel, _groups(panel, np.array(KINDS)[np.arange(N) % 3]))["a"]["length_slope"]
+    free = measure_label_free(panel, _groups(panel, np.array(KINDS)[np.arange(N) % 3]))["a"]["length_slope"]
     assert free["low"] < expected < free["high"]
     assert abs(figures["experts"]["b"]["length"]["slope"]["value"]) < 0.05
     assert figures["experts"]["a"]["length"]["right_is_longer"]["value"] > 0.85
@@ -94,9 +94,9 @@ def test_a_length_that_follows_correctness_is_not_a_bias(make_pairs):
     pairs = replace(make_pairs(3 * gold + rng.normal(0, 2, N), gold=gold), lengths=lengths.astype(np.int32))
     panel = cross_fit(RouterSettings(), pairs, None)
     groups = _groups(panel, np.full(N, ""))
-    slope = labelled_figures(panel, groups)["experts"]["a"]["length"]["slope"]
+    slope = measure_experts(panel, groups)["experts"]["a"]["length"]["slope"]
     assert slope["low"] < 0 < slope["high"]
-    assert label_free_figures(panel, groups)["a"]["length_slope"]["low"] > 0.3
+    assert measure_label_free(panel, groups)["a"]["length_slope"]["low"] > 0.3
 
 
 def test_figures_of_a_group_are_those_of_its_pairs(flawed):
@@ -116,7 +116,7 @@ def test_twins_err_together_and_count_as_one(make_pairs):
     pairs, kinds = _simulate(make_pairs)
     twins = replace(pairs, margins=pairs.margins[:, [0, 0, 2]])
     panel = cross_fit(RouterSettings(), twins, None)
-    figures = labelled_figures(panel, _groups(panel, kinds))
+    figures = measure_experts(panel, _groups(panel, kinds))
     redundancy = figures["redundancy"]
     assert redundancy["error_correlation"]["b"]["a"]["value"] == pytest.approx(1)
     rho = redundancy["error_correlation"]["c"]["a"]["value"]
@@ -128,7 +128,7 @@ def test_a_text_only_shortcut_is_found(make_pairs):
     pairs, kinds = _simulate(make_pairs)
     given_away = np.where(np.arange(N) % 2 == 0, pairs.gold, -pairs.gold[::-1])
     panel = cross_fit(RouterSettings(), replace(pairs, no_caption=np.stack([given_away] * 3, axis=1)), None)
-    figures = labelled_figures(panel, _groups(panel, kinds))
+    figures = measure_experts(panel, _groups(panel, kinds))
     assert figures["experts"]["c"]["text_only"]["accuracy"]["value"] == pytest.approx(0.75, abs=0.03)
     assert {"a", "b", "c", "ensemble"} == {f.expert for f in find(figures) if f.flaw == "text_only"}
 
@@ -139,11 +139,11 @@ def test_ties_and_missing_scores_count_for_nobody(make_pairs):
     gold[:300] = 0
     margins[300:500, 1] = np.nan
     panel = cross_fit(RouterSettings(), replace(pairs, gold=gold, margins=margins), None)
-    figures = labelled_figures(panel, _groups(panel, kinds))
+    figures = measure_experts(panel, _groups(panel, kinds))
     assert figures["experts"]["a"]["accuracy"]["n"] == N - 300
     assert figures["experts"]["b"]["accuracy"]["n"] == N - 500
     # a tie that is routed high is a wrong label
-    assert routing_figures(panel, {})["coverage"]["n"] == N
+    assert measure_routing(panel, {})["coverage"]["n"] == N
     tied_high = int((panel.high & (panel.gold == 0)).sum())
     assert tied_high > 0
     assert np.nansum(panel.label_right()[panel.gold == 0]) == 0
@@ -177,8 +177,8 @@ def test_pairs_of_one_image_are_resampled_together():
     values = np.repeat(np.random.default_rng(0).integers(0, 2, 100), 9).astype(float)
     ledger, alone = Ledger(np.repeat(np.arange(100), 9)), Ledger(np.arange(900))
     for each in (ledger, alone):
-        each.mean("share", values=values)
-    wide, narrow = ledger.tree()["share"], alone.tree()["share"]
+        each.put_mean("share", values=values)
+    wide, narrow = ledger.estimate()["share"], alone.estimate()["share"]
     assert wide["value"] == narrow["value"] == values.mean()
     assert (wide["high"] - wide["low"]) == pytest.approx(3 * (narrow["high"] - narrow["low"]), rel=0.2)
 
@@ -191,7 +191,7 @@ def test_length_groups_are_thirds_and_one_length_is_one_group():
 
 def test_the_coverage_curve_counts_one_pair_of_each_image_and_bounds_its_precision(flawed):
     panel, _ = flawed
-    points = coverage_curve(panel, 0.95)
+    points = measure_coverage(panel, 0.95)
     assert [point["threshold"] for point in points] == sorted((p["threshold"] for p in points), reverse=True)
     assert points[-1]["coverage"] == pytest.approx(1.0)
     assert points[-1]["precision"] == pytest.approx(panel.label_right().mean())
@@ -203,13 +203,13 @@ def test_the_coverage_curve_counts_one_pair_of_each_image_and_bounds_its_precisi
 
 def test_mitigations_are_measured_against_the_same_pairs_without_them(make_pairs):
     pairs, _ = _simulate(make_pairs)
-    figures = mitigation_figures(RouterSettings(), pairs, None)
+    figures = measure_mitigations(RouterSettings(), pairs, None)
     assert set(figures) == {"length_residual=true", "combination=weighted", "text_only_limit=0.2"}
     length = figures["length_residual=true"]
-    without = routing_figures(cross_fit(RouterSettings(), pairs, None), {})
+    without = measure_routing(cross_fit(RouterSettings(), pairs, None), {})
     assert length["precision"]["without"] == without["precision"]
     gained = length["precision"]["with"]["value"] - length["precision"]["without"]["value"]
     assert length["precision"]["change"]["value"] == pytest.approx(gained)
     assert length["precision"]["change_at_same_coverage"]["low"] > -0.01
-    on = mitigation_figures(RouterSettings(length_residual=True), pairs, None)["length_residual=true"]
+    on = measure_mitigations(RouterSettings(length_residual=True), pairs, None)["length_residual=true"]
     assert on == length

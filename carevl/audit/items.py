@@ -1,0 +1,64 @@
+"""The items behind the pairs of an audit: kind, source and truth, read from the table `items`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.compute as pc
+
+from carevl.audit.measures import Groups, length_groups
+
+if TYPE_CHECKING:
+    from carevl.audit.panel import Panel
+    from carevl.confidence.pairs import Pairs
+    from carevl.data.truth import Truth
+    from carevl.store.table import Table
+
+
+@dataclass(frozen=True)
+class ItemFacts:
+    """The items of some pairs, in the order of `pairs.item_id`: what groups them, and their truth."""
+
+    kind: list[str]
+    """The benchmark's group, or the kind of question in a drawn world; empty where unknown."""
+    source: list[str]
+    truth: list[Truth | None]
+    responses: list[list[str]]
+
+    @staticmethod
+    def read(items: Table, pairs: Pairs, truths: Mapping[tuple[str, str], Truth]) -> ItemFacts:
+        """Read the items of the pairs; truths are by image_id and question."""
+        columns = ["item_id", "image_id", "question", "responses", "group", "sources"]
+        by_id = {}
+        for number in items.parts():
+            part = items.read(number, columns)
+            for row in part.filter(pc.is_in(part["item_id"], pairs.item_id)).to_pylist():
+                by_id[row["item_id"]] = row
+        rows = [by_id[item] for item in pairs.item_id.to_pylist()]
+        truth = [truths.get((row["image_id"], row["question"])) for row in rows]
+        kinds = [each.kind if each else row["group"] or "" for row, each in zip(rows, truth, strict=True)]
+        sources = [row["sources"][0]["source"] for row in rows]
+        return ItemFacts(kinds, sources, truth, [row["responses"] or [] for row in rows])
+
+    def groups(self, panel: Panel) -> Groups:
+        """Return kind, source and length of each pair of a panel."""
+        return {
+            "kind": np.array(self.kind)[panel.item],
+            "source": np.array(self.source)[panel.item],
+            "length": length_groups(panel.longest),
+        }
+
+    def label(self, pairs: Pairs) -> Pairs:
+        """Return the pairs with the truth of a drawn world as their label."""
+        rated = [
+            [truth.ratings.get(text, np.nan) for text in texts] if truth else [np.nan] * len(texts)
+            for truth, texts in zip(self.truth, self.responses, strict=True)
+        ]
+        signs = [
+            np.sign(rated[item][first] - rated[item][second]) if first >= 0 else np.nan
+            for item, first, second in zip(pairs.item, pairs.first, pairs.second, strict=True)
+        ]
+        return replace(pairs, gold=np.array(signs, dtype=np.float32))
