@@ -36,12 +36,12 @@ def format_lines(report: Tree) -> Iterator[str]:
 
 def draw(report: Tree, directory: Path) -> list[Path]:
     """Draw the pictures that the report has data for; return their files."""
-    from carevl.plots import figures
+    from carevl.plots.audit import draw_agreement, draw_coverage, draw_reliability
 
     files = []
     if "experts" in report:
-        files += figures.reliability(directory / "reliability", report["reliability"])
-        files += figures.coverage(directory / "coverage", report["coverage"])
+        files += draw_reliability(directory / "reliability", report["reliability"])
+        files += draw_coverage(directory / "coverage", report["coverage"])
     same: dict[tuple[str, str], float] = {
         (name, other): figure["value"]
         for name, free in report["label_free"].items()
@@ -49,7 +49,7 @@ def draw(report: Tree, directory: Path) -> list[Path]:
         if figure["value"] is not None
     }
     errors = {(expert, other): figure["value"] or 0.0 for expert, other, figure in _correlations(report)}
-    return files + figures.agreement(directory / "agreement", list(report["label_free"]), same, errors)
+    return files + draw_agreement(directory / "agreement", list(report["label_free"]), same, errors)
 
 
 def _row(name: str, cells: list[str], first: int = 24) -> str:

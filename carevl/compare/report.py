@@ -270,13 +270,13 @@ def _share(value: float | None) -> str:
 
 def draw(found: Tree, directory: Path) -> list[Path]:
     """Writes the pictures of strict accuracy by arm, and by kind where kinds are known; their files."""
-    from carevl.plots import figures
+    from carevl.plots.arms import draw_arms, draw_kinds
 
     arms = found["arms"]
-    files = figures.by_arm(directory / "strict_by_arm", {name: _estimate(arm["strict"]) for name, arm in arms.items()})
+    files = draw_arms(directory / "strict_by_arm", {name: _estimate(arm["strict"]) for name, arm in arms.items()})
     kinds = {
         name: {kind: _estimate(figure) for kind, figure in arm["kinds"].items()}
         for name, arm in arms.items()
         if arm["kinds"]
     }
-    return files + (figures.by_kind(directory / "strict_by_kind", kinds) if kinds else [])
+    return files + (draw_kinds(directory / "strict_by_kind", kinds) if kinds else [])

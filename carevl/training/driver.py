@@ -17,7 +17,6 @@ from typing import Any
 from carevl.errors import UserError
 from carevl.models.engines import locate, weights_fingerprint
 from carevl.models.packing import check_packable
-from carevl.plots.training_curve import draw
 from carevl.settings.training import NOT_LEARNED, Phase, Training
 from carevl.store.stage_key import differences
 from carevl.store.table import write_atomically
@@ -86,7 +85,9 @@ def train(
         with follow_log(out / "steps.jsonl", config.schedule.steps, training.dpo.beta, on_progress):
             stopped = _fit(config)
         if curve := read_log(out / "steps.jsonl"):
-            draw(out / "curve.png", curve)
+            from carevl.plots.training_curve import draw_training_curve  # matplotlib is loaded where it is needed
+
+            draw_training_curve(out / "curve.png", curve)
         if stopped:
             raise TrainingError(f"{phase} {stopped}; the last good checkpoint is kept in {out}")
     adapter = None if training.lora is None else out / "adapter"

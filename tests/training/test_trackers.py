@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from carevl.errors import UserError
-from carevl.plots.training_curve import draw
+from carevl.plots.training_curve import draw_training_curve
 from carevl.training.progress import read_log
 from carevl.training.trackers import check_tracker
 from carevl.training.worker import run_loop
@@ -36,7 +36,7 @@ def test_a_picture_has_a_panel_for_each_kind_of_figure(tmp_path):
     dpo = [{**facts, "rewards/margins": 0.1, "rewards/chosen": -0.1, "rewards/rejected": -2.0} for facts in sft]
     heights = []
     for name, curve in (("sft", sft), ("dpo", dpo)):
-        draw(tmp_path / f"{name}.png", curve)
+        draw_training_curve(tmp_path / f"{name}.png", curve)
         with Image.open(tmp_path / f"{name}.png") as image:
             heights.append(image.height)
             grey = np.asarray(image.convert("L"))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carevl.plots import figures
+from carevl.plots.arms import draw_arms, draw_kinds
+from carevl.plots.audit import draw_agreement, draw_coverage, draw_reliability
 
 BINS = [{"confidence": 0.5 + k / 20, "accuracy": 0.5 + k / 25, "low": 0.4, "high": 1.0, "n": 9 + k} for k in range(10)]
 POINTS = [
@@ -17,31 +18,31 @@ def _estimate(value):
 
 
 def _reliability(out):
-    return figures.reliability(
+    return draw_reliability(
         out, {f"expert{k}": {"raw": BINS, "calibrated": BINS} for k in range(5)} | {"ensemble": {"calibrated": BINS}}
     )
 
 
 def _coverage(out):
-    return figures.coverage(out, {"points": POINTS, "threshold": 0.8, "level": 0.95, "wanted": 0.95})
+    return draw_coverage(out, {"points": POINTS, "threshold": 0.8, "level": 0.95, "wanted": 0.95})
 
 
 def _coverage_of_nothing(out):
-    return figures.coverage(out, {"points": [], "threshold": None, "level": 0.95, "wanted": None})
+    return draw_coverage(out, {"points": [], "threshold": None, "level": 0.95, "wanted": None})
 
 
 def _agreement(out):
-    return figures.agreement(out, ["a", "b", "c"], {("b", "a"): 0.9, ("c", "a"): 0.6}, {("b", "a"): 0.4})
+    return draw_agreement(out, ["a", "b", "c"], {("b", "a"): 0.9, ("c", "a"): 0.6}, {("b", "a"): 0.4})
 
 
 def _by_arm(out):
-    return figures.by_arm(
+    return draw_arms(
         out, {"base": _estimate(0.5), "carevl": _estimate(0.7), "late": dict.fromkeys(("value", "low", "high"))}
     )
 
 
 def _by_kind(out):
-    return figures.by_kind(
+    return draw_kinds(
         out, {"base": {"count": _estimate(0.5), "colour": _estimate(0.6)}, "carevl": {"count": _estimate(0.8)}}
     )
 
@@ -69,6 +70,6 @@ def test_the_same_data_give_the_same_bytes(tmp_path):
 
 
 def test_other_data_give_another_picture(tmp_path):
-    one = figures.by_arm(tmp_path / "one", {"carevl": _estimate(0.7)})
-    two = figures.by_arm(tmp_path / "two", {"carevl": _estimate(0.6)})
+    one = draw_arms(tmp_path / "one", {"carevl": _estimate(0.7)})
+    two = draw_arms(tmp_path / "two", {"carevl": _estimate(0.6)})
     assert one[0].read_bytes() != two[0].read_bytes()
