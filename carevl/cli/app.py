@@ -27,6 +27,7 @@ from carevl.cli import (
     sources,
     status,
 )
+from carevl.cli.options import ListingCommand
 from carevl.errors import UserError
 
 
@@ -63,7 +64,7 @@ for _command in (
     sources.sources,
     export.export,
 ):
-    app.command()(_command)
+    app.command(cls=ListingCommand)(_command)
 app.add_typer(miniworld.app, name="miniworld")
 
 

@@ -8,12 +8,10 @@ from typing import Annotated
 
 import typer
 
-from carevl.cli.options import log
+from carevl.cli.options import engines, log, protocols, refuse_unknown
 from carevl.errors import UserError
 
-_Benchmark = Annotated[
-    str, typer.Option(help="vl-rewardbench, mllm-judge, multimodal-rewardbench, mm-rlhf-rewardbench or rewardbench2.")
-]
+_Benchmark = Annotated[str, typer.Option(help="{benchmarks}; your own as package.module:Name.")]
 _Data = Annotated[Path, typer.Option(help="The benchmark's rows: a file, or a folder of files.")]
 _Judge = Annotated[
     str | None,
@@ -24,10 +22,10 @@ _Judge = Annotated[
 _Images = Annotated[Path | None, typer.Option(help="Where image paths begin; beside the data by default.")]
 _Protocols = Annotated[
     list[str] | None,
-    typer.Option(help="official, official_scorer, strict or verdict_prob; may be given several times."),
+    typer.Option(help="{protocols}; may be given several times."),
 ]
 _Draws = Annotated[int | None, typer.Option("--k", min=1, help="Judgments per row where a protocol draws several.")]
-_Engine = Annotated[str, typer.Option(help="vllm, or transformers.")]
+_Engine = Annotated[str, typer.Option(help="{engines}.")]
 _JudgeOverrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -74,6 +72,9 @@ def evaluate(
     from carevl.benchmarks import command
     from carevl.benchmarks.data import load
 
+    refuse_unknown("engine", engine, engines())
+    for name in protocol or ():
+        refuse_unknown("protocol", name, protocols())
     rows = load(benchmark, data, images)
     if sum(choice is not None for choice in (judge, stored, compare)) != 1:
         raise UserError("evaluate: give one of --judge JUDGE, --from PREDICTIONS and --compare A B")

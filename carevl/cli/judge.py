@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carevl.cli.options import AsJson
+from carevl.cli.options import AsJson, engines, refuse_unknown
 
 if TYPE_CHECKING:
     from carevl.reward_model import RewardModel
@@ -21,7 +21,7 @@ def judge(
     image: Annotated[Path, typer.Option(help="The image file.")],
     question: Annotated[str, typer.Option(help="What was asked about it.")],
     response: Annotated[list[str], typer.Option(help="An answer; one is rated, two are compared, more are ranked.")],
-    engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
+    engine: Annotated[str, typer.Option(help="{engines}.")] = "transformers",
     as_json: AsJson = False,
 ) -> None:
     """Ask a judge which response is better, with its probability and its evidence.
@@ -29,6 +29,8 @@ def judge(
     Example: carevl judge runs/mini/judge --image photo.png --question "How many circles are there?"
     --response "Two." --response "Three."
     """
+    refuse_unknown("engine", engine, engines())
+
     from carevl.reward_model import RewardModel
 
     for line in judgment_lines(RewardModel(model, engine=engine), image, question, response, as_json=as_json):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer.core import TyperCommand
+
+from carevl.errors import UserError
 
 if TYPE_CHECKING:
     from carevl.store.run import Run
@@ -36,3 +40,68 @@ def write_figures(file: Path, figures: Mapping[str, Any]) -> None:
     """Write figures as JSON, with the directories above the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def benchmarks() -> Iterable[str]:
+    """Return the names of the benchmarks."""
+    from carevl.benchmarks import BENCHMARKS
+
+    return BENCHMARKS
+
+
+def engines() -> Iterable[str]:
+    """Return the names of the engines."""
+    from carevl.settings.models import Model
+
+    return get_args(Model.model_fields["engine"].annotation)
+
+
+def formats() -> Iterable[str]:
+    """Return the names of the preference formats."""
+    from carevl.data.formats import FORMATS
+
+    return FORMATS
+
+
+def protocols() -> Iterable[str]:
+    """Return the names of the protocols by which judges are asked."""
+    from carevl.settings.data import ProtocolName
+
+    return get_args(ProtocolName)
+
+
+_LISTS: Mapping[str, Callable[[], Iterable[str]]] = {
+    "{benchmarks}": benchmarks,
+    "{engines}": engines,
+    "{formats}": formats,
+    "{protocols}": protocols,
+}
+
+
+class ListingCommand(TyperCommand):
+    """A command whose help lists what is registered, in place of `{benchmarks}` and its like in the texts of options.
+
+    What has to be imported for that is imported when the help is shown.
+    """
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for parameter in self.params:
+            text = getattr(parameter, "help", None) or ""
+            for place, names in _LISTS.items():
+                if place in text:
+                    parameter.help = text = text.replace(place, ", ".join(names()))  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+def refuse_unknown(kind: str, name: str, names: Iterable[str]) -> None:
+    """Refuse a name that is neither one of `names` nor the import path `package.module:Name` of the user's own.
+
+    Raises:
+        UserError: with the name that comes closest.
+    """
+    names = list(names)
+    if name in names or ":" in name:
+        return
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    raise UserError(f"there is no {kind} {name!r}; {hint}")

@@ -12,7 +12,7 @@ def sources(
         str | None, typer.Argument(help="File or directory of preference data, local or s3://, gs://.")
     ] = None,
     format_name: Annotated[
-        str | None, typer.Option("--format", help="Read as this format; detected if absent.")
+        str | None, typer.Option("--format", help="Read as this format: {formats}; detected if absent.")
     ] = None,
     image_root: Annotated[str | None, typer.Option(help="Directory that image paths are relative to.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of each file to read.")] = 1000,

@@ -15,7 +15,9 @@ ProtocolName = Literal["official", "official_scorer", "strict", "verdict_prob"]
 class Benchmark(Strict):
     """A labelled test of judges."""
 
-    name: str = Field(description="Id of the benchmark, such as vl-rewardbench; `carevl evaluate --help` lists them.")
+    name: str = Field(
+        description="Such as vl-rewardbench; `carevl evaluate --help` lists them; your own as `package.module:Name`."
+    )
     path: HomePath = Field(description="Its development data; `miniworld:FILE` is drawn.")
     images: HomePath | None = Field(None, description="Directory of its images when they lie apart.")
     final_path: HomePath | None = Field(None, description="Its test data, used by `carevl run --final` only.")
@@ -30,7 +32,10 @@ class Source(Strict):
 
     path: HomePath = Field(description="File or directory, local or `s3://…`, `gs://…`; `miniworld:FILE` is drawn.")
     name: str | None = Field(None, description="Its name in tables; source-0, source-1, … when absent.")
-    format: str | None = Field(None, description="Name of the format; found from the columns when absent.")
+    format: str | None = Field(
+        None,
+        description="Name of the format, or your own as `package.module:Name`; found from the columns when absent.",
+    )
     labels: bool = Field(False, description="Its preference is true: it calibrates experts and router.")
     split: str = Field("train", description="Split that its items belong to.")
     weight: float = Field(1.0, gt=0, description="How often its rows are drawn, relative to other sources.")

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,28 @@ def test_help_teaches_and_imports_nothing_heavy(command):
         [sys.executable, "-c", loud, *command, "--help"], capture_output=True, text=True, check=True, timeout=60
     )
     assert "Usage" in done.stdout
+    assert "HEAVY []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (
+            "evaluate",
+            ["vl-rewardbench", "rewardbench2", "package.module:Name", "official_scorer", "verdict_prob", "vllm"],
+        ),
+        ("judge", ["vllm", "transformers"]),
+        ("sources", ["rlaif-v", "llamafactory-sharegpt"]),
+    ],
+)
+def test_help_lists_what_is_registered_without_loading_models(command, names):
+    loud = "import sys; from carevl.cli import main\ntry: main()\nfinally: print('HEAVY', sorted({'torch', 'ray', "
+    loud += "'transformers', 'vllm'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", loud, command, "--help"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert [name for name in names if name not in done.stdout] == []
+    assert not re.search(r"\{[a-z]+\}", done.stdout)
     assert "HEAVY []" in done.stdout
 
 

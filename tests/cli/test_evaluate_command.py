@@ -152,13 +152,15 @@ PAIRS = "--benchmark vl-rewardbench --data rows.jsonl"
     ("arguments", "said"),
     [
         ("--judge longer --benchmark vl-reward --data rows.jsonl", "there is no benchmark 'vl-reward'"),
+        ("--judge longer --benchmark vl-rewardbench --data no.jsonl --protocol stict", "did you mean strict?"),
+        ("--judge longer --benchmark vl-rewardbench --data no.jsonl --engine vlm", "did you mean vllm?"),
         ("--judge longer --benchmark vl-rewardbench --data no.jsonl", "no benchmark data at no.jsonl"),
         ("--judge longer --benchmark vl-rewardbench --data empty.jsonl --out o", "has no rows"),
         (f"--judge longer {PAIRS}", "give --out DIR"),
         (PAIRS, "give one of --judge"),
         (f"--from x {PAIRS}", "no predictions at x"),
         ("--from p.parquet --benchmark mllm-judge --data pair.jsonl", "holds predictions of vl-rewardbench"),
-        (f"--judge longer --protocol lax --out o {PAIRS}", "no protocol 'lax'"),
+        (f"--judge longer --protocol lax --out o {PAIRS}", "no protocol 'lax'; there are official, official_scorer,"),
         (f"--judge m --set max_token=1 --out o {PAIRS}", "did you mean max_tokens?"),
     ],
 )
