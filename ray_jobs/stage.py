@@ -48,10 +48,10 @@ def main(last: str | None = None, *, whole: bool = False) -> None:
 def _run(source: str, overrides: Sequence[str], run_dir: Path, last: str | None, *, final: bool) -> None:
     from carevl.cluster.connect import is_private, ray_cluster
     from carevl.errors import UserError
+    from carevl.pipeline.check import check_settings
     from carevl.pipeline.final import evaluate_final
     from carevl.pipeline.run import run_pipeline
     from carevl.settings import load_settings
-    from carevl.stages import evaluate
     from carevl.store.run import Run
 
     settings, run = load_settings(source, overrides), Run.at(run_dir)
@@ -61,8 +61,7 @@ def _run(source: str, overrides: Sequence[str], run_dir: Path, last: str | None,
         )
     if is_private(settings.cluster):
         raise UserError("no Ray cluster to join: submit this with `ray job submit`, or set RAY_ADDRESS")
-    if final:
-        evaluate.with_test_data(settings)  # refuses before anything runs
+    check_settings(settings, last, final=final)  # before the cluster is joined
     with ray_cluster(settings.cluster):
         for table in run_pipeline(settings, run, _log, last):
             print(f"{table.name:16s} {table.action:8s} {table.rows_out:8d} rows  {table.errors:6d} errors")

@@ -11,7 +11,7 @@ import typer
 from carevl.cli.options import engines, log, protocols, refuse_unknown
 from carevl.errors import UserError
 
-_Benchmark = Annotated[str, typer.Option(help="{benchmarks}; your own as package.module:Name.")]
+_Benchmark = Annotated[str, typer.Option(help="{benchmarks}.")]
 _Data = Annotated[Path, typer.Option(help="The benchmark's rows: a file, or a folder of files.")]
 _Judge = Annotated[
     str | None,

@@ -42,25 +42,11 @@ def write_figures(file: Path, figures: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def benchmarks() -> Iterable[str]:
-    """Return the names of the benchmarks."""
-    from carevl.benchmarks import BENCHMARKS
-
-    return BENCHMARKS
-
-
 def engines() -> Iterable[str]:
     """Return the names of the engines."""
     from carevl.settings.models import Model
 
     return get_args(Model.model_fields["engine"].annotation)
-
-
-def formats() -> Iterable[str]:
-    """Return the names of the preference formats."""
-    from carevl.data.formats import FORMATS
-
-    return FORMATS
 
 
 def protocols() -> Iterable[str]:
@@ -70,11 +56,23 @@ def protocols() -> Iterable[str]:
     return get_args(ProtocolName)
 
 
-_LISTS: Mapping[str, Callable[[], Iterable[str]]] = {
-    "{benchmarks}": benchmarks,
-    "{engines}": engines,
-    "{formats}": formats,
-    "{protocols}": protocols,
+def _list_benchmarks() -> str:
+    from carevl.benchmarks.suites import describe_suites
+
+    return describe_suites()
+
+
+def _list_formats() -> str:
+    from carevl.data.formats import FORMATS
+
+    return ", ".join(FORMATS)
+
+
+_LISTS: Mapping[str, Callable[[], str]] = {
+    "{benchmarks}": _list_benchmarks,
+    "{engines}": lambda: ", ".join(engines()),
+    "{formats}": _list_formats,
+    "{protocols}": lambda: ", ".join(protocols()),
 }
 
 
@@ -87,9 +85,9 @@ class ListingCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         for parameter in self.params:
             text = getattr(parameter, "help", None) or ""
-            for place, names in _LISTS.items():
+            for place, describe in _LISTS.items():
                 if place in text:
-                    parameter.help = text = text.replace(place, ", ".join(names()))  # type: ignore[attr-defined]
+                    parameter.help = text = text.replace(place, describe())  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 
 

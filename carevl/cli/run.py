@@ -29,16 +29,15 @@ def run(
     """
     from carevl.cluster.connect import ray_cluster
     from carevl.pipeline import results
+    from carevl.pipeline.check import check_settings
     from carevl.pipeline.final import evaluate_final
     from carevl.pipeline.run import run_pipeline
     from carevl.settings import load_settings
-    from carevl.stages import evaluate
 
     tree, store = load_settings(settings, overrides or ()), run_at(settings, run_dir)
-    if final:
-        if until:
-            raise UserError("run: --final evaluates what the whole run has made; leave out --until")
-        evaluate.with_test_data(tree)  # refuses before anything runs
+    if final and until:
+        raise UserError("run: --final evaluates what the whole run has made; leave out --until")
+    check_settings(tree, until, final=final)  # before Ray starts
     with ray_cluster(tree.cluster):
         done = run_pipeline(tree, store, log, until)
         if final:

@@ -19,6 +19,7 @@ from carevl.compare.stages import BENCHMARK, on_benchmark
 from carevl.compare.trials import ArmRunner
 from carevl.data.drawn import draw
 from carevl.pipeline.admission import admit
+from carevl.pipeline.check import check_settings
 from carevl.pipeline.keys import stage_keys
 from carevl.settings.schemes import split_scheme
 from carevl.store.run import Run, RunError
@@ -60,8 +61,10 @@ def check(settings: Settings, plan: Plan, final: Final | None) -> None:
     """Refuses what cannot be compared, before anything runs.
 
     Raises:
-        UserError: an arm or number that there is not; settings without labelled data, benchmark or test data.
+        UserError: an arm or number that there is not; settings without labelled data, benchmark or test data, or that
+            no run can use.
     """
+    check_settings(settings)
     chosen(plan.arms)
     if not 1 <= plan.tries <= len(RATES):
         raise RunError(f"compare: --tries {plan.tries}: there are 1 to {len(RATES)} learning rates to try")

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from carevl.cluster.connect import is_private, ray_cluster
 from carevl.cluster.resources import Need, Supply, check, describe, supply
 from carevl.pipeline.admission import reservations
+from carevl.pipeline.check import check_settings
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.measure import measure
+from carevl.settings.schemes import split_scheme
 from carevl.store.run import Run
 from carevl.store.table import Table
 
@@ -39,7 +41,11 @@ def plan_run(settings: Settings, run: Run) -> list[PlannedTable]:
     """Return what a run would do, table by table.
 
     Sources that have to be read again may give the same rows as before; then the stages after `ingest` are kept.
+
+    Raises:
+        SettingsError: a run cannot use the settings.
     """
+    check_settings(settings)
     keys = stage_keys(settings, run)
     planned = [PlannedTable(name, key.fingerprint, *run.action(key)) for name, key in keys.items()]
     if planned[0].action != "recompute":
@@ -73,13 +79,13 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
 
 
 def unpinned(settings: Settings) -> list[str]:
-    """Return a warning for every hub model whose weights may change between two runs."""
-    experts = {f"experts.{n}": expert for n, expert in enumerate(settings.experts)}
+    """Return a warning for every model of the hub whose weights may change between two runs."""
+    experts = {f"experts.{n}": each for n, each in enumerate(settings.experts) if each.kind == "reward_model"}
     models: dict[str, Model] = {"captioner": settings.captioner, **experts, "judge": settings.judge}
     return [
         f"{place}: {model.path} may change between two runs; pin {place}.revision to a commit of 40 hex digits"
         for place, model in models.items()
-        if not model.path.startswith("miniworld:") and not Path(model.path).is_dir()
+        if split_scheme(model.path) is None and not Path(model.path).is_dir()
         if not _COMMIT.fullmatch(model.revision or "")
     ]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from carevl.data.drawn import draw
 from carevl.pipeline import results
 from carevl.pipeline.admission import admit
+from carevl.pipeline.check import check_settings
 from carevl.pipeline.keys import keys_until, stage_keys
 from carevl.pipeline.publish import publish
 from carevl.stages import STAGES
@@ -48,9 +49,11 @@ def run_pipeline(
         until: the last stage to run; all of them when None.
 
     Raises:
+        SettingsError: a run cannot use the settings; nothing was written.
         RunError: another process holds the run directory, a stage asks for more than the cluster has, the data
             cannot be used, or too many rows failed.
     """
+    check_settings(settings, until)
     started = time.monotonic()
     with run.lock():
         draw(settings, run)

@@ -30,7 +30,7 @@ def test_help_teaches_and_imports_nothing_heavy(command):
     [
         (
             "evaluate",
-            ["vl-rewardbench", "rewardbench2", "package.module:Name", "official_scorer", "verdict_prob", "vllm"],
+            ["vl-rewardbench", "rewardbench2", "official_scorer", "verdict_prob", "vllm"],
         ),
         ("judge", ["vllm", "transformers"]),
         ("sources", ["rlaif-v", "llamafactory-sharegpt"]),

@@ -80,5 +80,10 @@ def test_a_hub_model_without_a_commit_is_warned_about():
         ["experts.0:", "an/expert"],
         ["judge:", "some/judge"],
     ]
+    endpoint = "{name: far, kind: endpoint, path: a/judge, endpoint: {url: 'http://127.0.0.1:8000/v1'}}"
+    elsewhere = load_settings(
+        "mini", [f"experts.0={endpoint}", "experts.1.kind=python", "experts.1.path=package.mine:It"]
+    )
+    assert unpinned(elsewhere) == []  # neither has a commit
     pinned = load_settings("mini", ["judge.path=some/judge", f"judge.revision={'a1' * 20}"])
     assert unpinned(pinned) == []

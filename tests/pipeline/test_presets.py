@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from carevl.cluster import resources
-from carevl.data.containers import SourceError
 from carevl.models import engines
 from carevl.pipeline.admission import reservations
 from carevl.pipeline.plan import plan_run, unpinned
-from carevl.settings import load_settings
+from carevl.settings import SettingsError, load_settings
 from carevl.store.run import Run, RunError
 
 LAUNCHER = str(Path(__file__).parents[2] / "cluster.yaml")
@@ -58,7 +57,7 @@ def test_multi_node_runs_on_the_nodes_of_the_launcher_file_and_not_without_them(
 
 @pytest.mark.parametrize("preset", ["single-gpu", "multi-node"])
 def test_the_data_has_to_be_named(preset, tmp_path):
-    with pytest.raises(SourceError, match=r"SET-data\.sources\.0\.path"):
+    with pytest.raises(SettingsError, match=r"SET-data\.sources\.0\.path"):
         plan_run(load_settings(preset), Run(tmp_path))
 
 

@@ -1,0 +1,240 @@
+"""Refuse what no run can use before anything runs: names that nothing has, settings that contradict each other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from carevl.benchmarks.answering import is_endpoint
+from carevl.benchmarks.suites import SUITES
+from carevl.cluster.connect import is_private
+from carevl.data.formats import FORMATS
+from carevl.errors import UserError
+from carevl.models.chat_client import ChatClient
+from carevl.models.engines import locate
+from carevl.models.experts.load import fingerprint
+from carevl.settings.base import SettingsError
+from carevl.settings.schemes import split_scheme
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+    from carevl.settings.models import Captioner, Expert, Judge, Model
+    from carevl.settings.training import Training
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_BEFORE_ROUTE = ("ingest", "caption", "score")
+_BEFORE_TRAINING = (*_BEFORE_ROUTE, "route", "demonstrate")
+
+
+def check_settings(settings: Settings, until: str | None = None, *, final: bool = False) -> None:
+    """Check everything about a run that can be told from its settings and the files that they name.
+
+    Args:
+        until: the last stage that will run; what only later stages need is not asked for. None: all of them.
+        final: whether judges will be evaluated on test data.
+
+    Raises:
+        SettingsError: a line for every problem: the setting, what is wrong with it, and what to do.
+    """
+    stage = (until or "").split("/")[0]
+    problems = [
+        *_check_sources(settings),
+        *_check_models(settings),
+        *_check_experts(settings),
+        *_check_benchmarks(settings, final),
+    ]
+    if stage not in _BEFORE_ROUTE:
+        problems += _check_router(settings)
+    if stage not in _BEFORE_TRAINING:
+        problems += _check_training(settings)
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+def _check_sources(settings: Settings) -> Iterator[str]:
+    sources = settings.data.sources
+    names = {f"data.sources.{n}.name": source.name or f"source-{n}" for n, source in enumerate(sources)}
+    yield from _repeated(names, "a source without a name is called source-N")
+    for n, source in enumerate(sources):
+        for field, path in (("path", source.path), ("captions", source.captions)):
+            yield from _missing(f"data.sources.{n}.{field}", path)
+        if source.format is not None:
+            yield from _refusal(f"data.sources.{n}.format", FORMATS.__getitem__, source.format)
+
+
+def _check_models(settings: Settings) -> Iterator[str]:
+    """The captioner and the judge: both write, in an engine that has room for what they write."""
+    writers: dict[str, Captioner | Judge] = {"captioner": settings.captioner, "judge": settings.judge}
+    for place, model in writers.items():
+        yield from _check_weights(place, model)
+        if model.engine == "vllm" and model.max_tokens >= model.max_model_len:
+            yield (
+                f"{place}.max_tokens: {model.max_tokens} tokens of answer leave no room for a prompt in "
+                f"max_model_len {model.max_model_len}; raise the one, or lower the other"
+            )
+
+
+def _check_weights(place: str, model: Model) -> Iterator[str]:
+    if is_endpoint(model.path):
+        yield f"{place}.path: {model.path} is an endpoint, and a run loads weights; give a directory or a hub id"
+    elif not (Path(model.path).is_dir() or ":" in model.path or _HUB_ID.fullmatch(model.path)):
+        yield f"{place}.path: {model.path}: there is no such directory, and it is no hub id"
+    else:
+        yield from _refusal(f"{place}.path", locate, model.path)
+
+
+def _check_experts(settings: Settings) -> Iterator[str]:
+    yield from _repeated({f"experts.{n}.name": expert.name for n, expert in enumerate(settings.experts)})
+    for n, expert in enumerate(settings.experts):
+        place = f"experts.{n}"
+        if expert.name in (".", ".."):
+            yield f"{place}.name: {expert.name} is no name of a directory, where its scores lie; choose another"
+        yield from _refusal(f"{place}.template", _fill_template, expert)
+        if expert.kind == "reward_model":
+            yield from _check_weights(place, expert)
+        else:
+            yield from _refusal(f"{place}.path", fingerprint, expert)
+        if expert.endpoint is not None and is_private(settings.cluster):  # else the key is on the cluster's nodes
+            yield from _refusal(f"{place}.endpoint", _open_client, expert)
+
+
+def _fill_template(expert: Expert) -> None:
+    try:
+        expert.write("", "")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{expert.template!r} cannot be filled in ({error}); write {{caption}} and {{question}}"
+        ) from None
+
+
+def _open_client(expert: Expert) -> None:
+    """Open the client of an endpoint, which asks for the key but connects to nothing."""
+    assert expert.endpoint is not None
+    endpoint = expert.endpoint
+    ChatClient(endpoint.url, endpoint.api_key_env, timeout=endpoint.timeout, retries=endpoint.retries)
+
+
+def _check_benchmarks(settings: Settings, final: bool) -> Iterator[str]:
+    names = {f"benchmarks.{n}.name": _suite_name(benchmark.name) for n, benchmark in enumerate(settings.benchmarks)}
+    yield from _repeated(names)
+    if final and not settings.benchmarks:
+        yield "benchmarks: there is none, so there is no test data to evaluate on; name one with its final_path"
+    for n, benchmark in enumerate(settings.benchmarks):
+        place = f"benchmarks.{n}"
+        yield from _refusal(f"{place}.name", SUITES.__getitem__, benchmark.name)
+        yield from _missing(f"{place}.path", benchmark.path)
+        if final and benchmark.final_path is None:
+            yield f"{place}.final_path: {benchmark.name} has none, so there is no test data to evaluate on; name it"
+        if final or settings.data.decontaminate:  # test data are screened for too
+            yield from _missing(f"{place}.final_path", benchmark.final_path)
+
+
+def _suite_name(name: str) -> str:
+    """Return the name that a benchmark has in results, whatever the settings call it by."""
+    try:
+        return SUITES[name].name
+    except SettingsError:  # told of where names are looked up
+        return name
+
+
+def _check_router(settings: Settings) -> Iterator[str]:
+    router = settings.router
+    if _has_labels(settings):
+        return
+    policy: str = router.policy
+    if policy == "target_precision":
+        if router.fallback is None:
+            yield (
+                "router.policy: target_precision is certified on labels, and no source has any; declare one with "
+                "labels: true, set router.fallback, or choose another policy"
+            )
+        policy = router.fallback or policy
+    if policy != "label_model" and router.combination in ("learned", "weighted"):
+        yield (
+            f"router.combination: {router.combination} is fitted on labels, and no source has any; declare one with "
+            "labels: true, or use mean"
+        )
+
+
+def _check_training(settings: Settings) -> Iterator[str]:
+    if all(source.labels for source in settings.data.sources):
+        yield "data.sources: every source has labels, so there is nothing to learn from; add one without"
+    yield from _check_processor(settings.judge)
+    phases: dict[str, Training] = {"sft": settings.sft, "dpo": settings.dpo}
+    for phase, training in phases.items():
+        if training.dev_pairs and not _has_labels(settings):
+            yield (
+                f"{phase}.dev_pairs: no source has labels; declare one with labels: true, or set {phase}.dev_pairs to 0"
+            )
+        if training.zero.offload_optimizer and training.zero.stage == 0:
+            yield f"{phase}.zero.offload_optimizer: needs {phase}.zero.stage 1 or more"
+        if training.tracker != "none":
+            yield from _refusal(f"{phase}.tracker", _check_tracker, training)
+
+
+def _check_processor(judge: Judge) -> Iterator[str]:
+    """A judge in a directory has what makes a prompt of image and words; one of the hub is looked at when it loads."""
+    if is_endpoint(judge.path):
+        return
+    try:
+        directory = Path(locate(judge.path))
+    except UserError:
+        return  # told of with the weights
+    if not directory.is_dir():
+        return
+    if not _has_entry(directory, "chat_template", "chat_template.jinja", "tokenizer_config.json", "chat_template.json"):
+        yield f"judge.path: {directory} has no chat template; a judge needs its chat_template.jinja"
+    if not _has_entry(directory, "image_processor", "preprocessor_config.json", "processor_config.json"):
+        yield f"judge.path: {directory} has no image processor; a judge needs its preprocessor_config.json"
+
+
+def _has_entry(directory: Path, entry: str, own: str, *shared: str) -> bool:
+    """Whether a model directory has a file `own`, or `entry` in one of the JSON files that hold other things too."""
+    if (directory / own).is_file():
+        return True
+    files = [directory / name for name in shared]
+    return any(entry in json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file())
+
+
+def _check_tracker(training: Training) -> None:
+    from carevl.training.trackers import check_tracker
+
+    check_tracker(training.tracker)
+
+
+def _has_labels(settings: Settings) -> bool:
+    return any(source.labels for source in settings.data.sources)
+
+
+def _refusal(place: str, look_up: Callable[[Any], object], value: Any) -> Iterator[str]:
+    """Yield why a value is refused, if it is."""
+    try:
+        look_up(value)
+    except (UserError, OSError, ValueError) as error:
+        yield f"{place}: {error}"
+
+
+def _repeated(names: Mapping[str, str], hint: str = "") -> Iterator[str]:
+    """Yield a line for every setting that gives a name which an earlier one gives.
+
+    Args:
+        names: the setting to the name.
+    """
+    first: dict[str, str] = {}
+    for place, name in names.items():
+        if name in first:
+            yield f"{place}: {name} is also {first[name]}; give each a name of its own" + (f" ({hint})" if hint else "")
+        first.setdefault(name, place)
+
+
+def _missing(place: str, path: str | None) -> Iterator[str]:
+    """Yield that nothing is at a path. What a scheme draws (`miniworld:…`) or a bucket holds is looked up later."""
+    if path is None or "://" in path:
+        return
+    refusals = list(_refusal(place, split_scheme, path))
+    yield from refusals
+    if not refusals and split_scheme(path) is None and not Path(path).exists():
+        yield f"{place}: {path}: no such file or directory"
