@@ -1,4 +1,4 @@
-"""Who answers a benchmark's questions: a model in one of the engines, or an endpoint; and how verdicts are read off.
+"""Judges that answer a benchmark's questions, a model in an engine or an endpoint, and the verdicts in their answers.
 
 Questions that ask the same thing in the same way (`strict` and `official_scorer` often do) are asked once. Every kind
 of judge decodes as the official run does: temperature, nucleus, length, and whether the image stands before the text.
@@ -38,11 +38,11 @@ class Answerer(Protocol):
     def answer(
         self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
     ) -> list[Answer]:
-        """One answer per request, in their order."""
+        """Return one answer per request, in their order."""
 
 
-def answerer(judge: Judge) -> Answerer:
-    """The judge that the settings name."""
+def load_judge(judge: Judge) -> Answerer:
+    """Return the judge that the settings name."""
     if is_endpoint(judge.path):
         from carevl.benchmarks.endpoint import Endpoint
 
@@ -64,13 +64,13 @@ class EngineJudge:
     def answer(
         self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
     ) -> list[Answer]:
-        """A request that the model refuses (a prompt over its length, an image of an odd shape) fails alone."""
+        """Return one answer per request; one that the model refuses (over its length, an odd image) fails alone."""
         try:
             return [*self._generate(requests, decoding, logprob_texts)]
         except ValueError:
-            return [self._alone(request, decoding, logprob_texts) for request in requests]
+            return [self._generate_alone(request, decoding, logprob_texts) for request in requests]
 
-    def _alone(self, request: GenerationRequest, decoding: Decoding, logprob_texts: Sequence[str]) -> Answer:
+    def _generate_alone(self, request: GenerationRequest, decoding: Decoding, logprob_texts: Sequence[str]) -> Answer:
         try:
             return self._generate([request], decoding, logprob_texts)[0]
         except ValueError as error:
@@ -107,7 +107,7 @@ def judge_questions(
     pictures: Mapping[str, Image | str],
     seed: int,
 ) -> list[Prediction]:
-    """Asks a judge, and returns a prediction per question.
+    """Ask a judge, and return a prediction per question.
 
     Args:
         name: of the judge in the predictions.
@@ -144,21 +144,21 @@ def _call(suite: Suite, question: Question, seed: int) -> _Call:
 
 
 def _read(suite: Suite, name: str, question: Question, answer: Answer) -> Prediction:
-    """The prediction that an answer amounts to; one that was not given counts as no verdict."""
+    """Return the prediction in an answer; a request that failed counts as no verdict."""
     if isinstance(answer, str):
         error = row_error("evaluate", "not answered", answer)
         return record(question, name, "", suite.parse(question, ""), error=error)
-    text, truncated, chances = answer.text, answer.truncated, None
+    text, truncated, probabilities = answer.text, answer.truncated, None
     if question.protocol == "verdict_prob":
         text, truncated = VERDICT_PREFIX[question.task] + text, False
         if question.task != "ranking":
-            chances = forced_probabilities(answer.logprobs, 2 if question.task == "pairwise" else CHOICES)
-            text = text if chances is None else _verdict(question.task, 1 + int(chances.argmax()))
+            probabilities = forced_probabilities(answer.logprobs, 2 if question.task == "pairwise" else CHOICES)
+            text = text if probabilities is None else _verdict(question.task, 1 + int(probabilities.argmax()))
     elif question.task == "pairwise" and question.protocol != "official":
-        chances = verdict_probabilities(answer.logprobs, text)
+        probabilities = verdict_probabilities(answer.logprobs, text)
     probability = None
-    if chances is not None and question.task == "pairwise":
-        probability = float(chances[question.order.index(min(question.order))])
+    if probabilities is not None and question.task == "pairwise":
+        probability = float(probabilities[question.order.index(min(question.order))])
     return record(question, name, text, suite.parse(question, text, truncated=truncated), probability)
 
 

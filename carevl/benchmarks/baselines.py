@@ -22,7 +22,7 @@ _RATING_STEP = 50
 def judge_trivially(
     name: str, suite: Suite, rows: Iterable[Row], questions: Iterable[Question], *, seed: int = 0
 ) -> Iterator[Prediction]:
-    """The predictions of the trivial judge `longer`, `first` or `random`, one per question.
+    """Yield the predictions of the trivial judge `longer`, `first` or `random`, one per question.
 
     `longer` counts characters; of two equally long responses it names none (a tie where the prompt has one, else no
     verdict). `first` prefers the order shown and rates everything 3. As a reward model, `longer` scores with the

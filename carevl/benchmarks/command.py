@@ -1,4 +1,4 @@
-"""What `carevl evaluate` does: rows in, predictions and figures out."""
+"""The work of `carevl evaluate`: rows in, predictions and figures out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from carevl.benchmarks.answering import is_endpoint
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
-from carevl.benchmarks.data import Data
+from carevl.benchmarks.data import BenchmarkData
 from carevl.benchmarks.layouts import read_official
 from carevl.benchmarks.listing import list_comparison, list_report
 from carevl.benchmarks.predictions import Prediction, from_table, to_table
-from carevl.benchmarks.results import PROTOCOLS, baselines, by_protocol, compared, judged
-from carevl.benchmarks.run import Asked, Exam, facts, predict
+from carevl.benchmarks.results import PROTOCOLS, by_protocol, compare_judges, score_baselines, score_judge
+from carevl.benchmarks.run import EvalSet, JudgeRun, judge_fingerprint_inputs, predict
 from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import Tally
 from carevl.errors import UserError
@@ -35,8 +35,8 @@ PREDICTIONS, FIGURES = "predictions.parquet", "figures.json"
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Who is asked, and how."""
+class EvalRequest:
+    """A judge to evaluate, and how it is asked."""
 
     judge: str
     engine: str = "vllm"
@@ -47,32 +47,32 @@ class Asking:
     max_error_fraction: float = 0.05
 
 
-def evaluate(data: Data, asking: Asking, out: Path, say: Callable[[str], None]) -> Iterable[str]:
-    """Asks a judge what it has not been asked in `out` yet, writes predictions and figures there, and lists them.
+def evaluate(data: BenchmarkData, request: EvalRequest, out: Path, log: Callable[[str], None]) -> Iterable[str]:
+    """Ask a judge what it has not been asked in `out` yet, write predictions and figures there, and list them.
 
     Raises:
         UserError: no such protocol or setting, images are missing, or too many questions failed.
     """
-    protocols = _protocols(asking.protocols, data)
-    draws = data.suite.draws if asking.draws is None else asking.draws
+    protocols = _protocols(request.protocols, data)
     with Run(out).lock():
-        if asking.judge in TRIVIAL_JUDGES:
-            asked = [q for protocol in protocols for q in data.suite.questions(data.rows, protocol, draws=draws)]
-            table = to_table(judge_trivially(asking.judge, data.suite, data.rows, asked))
+        if request.judge in TRIVIAL_JUDGES:
+            eval_set = EvalSet(data.benchmark, data.rows, protocols, request.draws)
+            table = to_table(judge_trivially(request.judge, data.suite, data.rows, eval_set.questions()))
         else:
-            judge = fill(Judge, {"path": asking.judge, "engine": asking.engine}, asking.overrides)
-            data = data.without_missing_images(protocols, lambda _: True, allowed=asking.allow_missing_images)
-            table = _ask(data, judge, protocols, draws, asking.max_error_fraction, Run(out), say)
-        found = _report(data, from_table(table), asking.draws)
+            judge = fill(Judge, {"path": request.judge, "engine": request.engine}, request.overrides)
+            data = data.without_missing_images(protocols, lambda _: True, allowed=request.allow_missing_images)
+            eval_set = EvalSet(data.benchmark, data.rows, protocols, request.draws)
+            table = _predict(eval_set, judge, data.fingerprint, Run(out), request.max_error_fraction, log)
+        report = _report(data, from_table(table), request.draws)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         write_atomically(out / PREDICTIONS, sink.getvalue().to_pybytes())
-        _write_figures(out, found)
-    return list_report(data.suite, found)
+        _write_figures(out, report)
+    return list_report(data.suite, report)
 
 
-def _protocols(names: Sequence[str], data: Data) -> list[ProtocolName]:
-    """Of these names; by default strict and official scoring of one set of judgments, or a reward model's scores."""
+def _protocols(names: Sequence[str], data: BenchmarkData) -> list[ProtocolName]:
+    """Return those of these names, or the suite's own without any."""
     for name in names:
         if name not in PROTOCOLS:
             raise UserError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
@@ -81,34 +81,40 @@ def _protocols(names: Sequence[str], data: Data) -> list[ProtocolName]:
     return list(data.suite.default_protocols)
 
 
-def _ask(
-    data: Data,
+def _predict(
+    eval_set: EvalSet,
     judge: Judge,
-    protocols: Sequence[ProtocolName],
-    draws: int,
-    allowed: float,
+    rows_fingerprint: str,
     run: Run,
-    say: Callable[[str], None],
+    max_error_fraction: float,
+    log: Callable[[str], None],
 ) -> pa.Table:
-    questions = {"benchmark": data.suite.name, "rows": data.fingerprint, "protocols": list(protocols)}
-    cause = StageKey("parts", {**questions, "draws": draws, "judge": facts(judge)})
-    table: Table = run.table(cause)
+    """Return the judge's predictions, from the table in `run` that these questions and this judge name."""
+    fingerprint_inputs = {
+        "benchmark": eval_set.suite.name,
+        "rows": rows_fingerprint,
+        "protocols": list(eval_set.protocols),
+        "draws": eval_set.suite.draws if eval_set.draws is None else eval_set.draws,
+        "judge": judge_fingerprint_inputs(judge),
+    }
+    key = StageKey("parts", fingerprint_inputs)
+    table: Table = run.table(key)
     if table.manifest is None:
 
-        def tell(name: str, tally: Tally, parts: int) -> None:
-            say(f"{name}: part {tally.parts} of {parts}, {tally.rows_out} questions, {tally.errors} errors")
+        def on_progress(name: str, tally: Tally, parts: int) -> None:
+            log(f"{name}: part {tally.parts} of {parts}, {tally.rows_out} questions, {tally.errors} errors")
 
         with nullcontext() if is_endpoint(judge.path) else ray_cluster(Cluster()):
-            test = Exam(data.benchmark, data.rows, protocols, draws)
-            counts = predict([Asked(judge, judge.path, table)], [test], tell, max_error_fraction=allowed)
-        table.finish({"stage": cause.stage, "cause": dict(cause.fingerprint_inputs), **counts[judge.path]})
+            judge_run = JudgeRun(judge, judge.path, table)
+            counts = predict([judge_run], [eval_set], on_progress, max_error_fraction=max_error_fraction)
+        table.finish({"stage": key.stage, "cause": dict(key.fingerprint_inputs), **counts[judge.path]})
     return table.read()
 
 
-def score_again(
-    data: Data, path: Path, draws: int | None, out: Path | None, allow_missing_images: bool
+def rescore(
+    data: BenchmarkData, path: Path, draws: int | None, out: Path | None, allow_missing_images: bool
 ) -> Iterable[str]:
-    """Computes every figure anew from stored predictions, and lists them.
+    """Compute every figure anew from stored predictions, and list them.
 
     Args:
         out: where figures.json is written, if anywhere.
@@ -116,62 +122,64 @@ def score_again(
     Raises:
         UserError: there are no predictions of this benchmark, or some rows have none.
     """
-    given = _read(path, data)
-    found = _report(_answered(data, [given], allow_missing_images), given, draws)
+    predictions = _read(path, data)
+    report = _report(_answered(data, [predictions], allow_missing_images), predictions, draws)
     if out is not None:
-        _write_figures(out, found)
-    return list_report(data.suite, found)
+        _write_figures(out, report)
+    return list_report(data.suite, report)
 
 
-def compare(data: Data, paths: tuple[Path, Path], draws: int | None, allow_missing_images: bool) -> Iterable[str]:
-    """Lists the differences of two judges' figures by their stored predictions.
+def compare(
+    data: BenchmarkData, paths: tuple[Path, Path], draws: int | None, allow_missing_images: bool
+) -> Iterable[str]:
+    """List the differences of two judges' figures by their stored predictions.
 
     Raises:
-        UserError: as `score_again`.
+        UserError: as `rescore`.
     """
     a, b = (_read(path, data) for path in paths)
     data = _answered(data, (a, b), allow_missing_images)
     return list_comparison(
-        (f"{paths[0]}", f"{paths[1]}"), data.excluded, compared(data.suite, data.rows, a, b, draws=draws)
+        (f"{paths[0]}", f"{paths[1]}"), data.excluded, compare_judges(data.suite, data.rows, a, b, draws=draws)
     )
 
 
-def _read(path: Path, data: Data) -> list[Prediction]:
-    """What `carevl evaluate` wrote (its directory, or the Parquet file), or an official result file."""
+def _read(path: Path, data: BenchmarkData) -> list[Prediction]:
+    """Read the output of `carevl evaluate` (its directory, or the Parquet file), or an official result file."""
     file = path / PREDICTIONS if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"no predictions at {file}")
     if file.suffix != ".parquet":
         return read_official(data.suite, file, data.rows, path.stem)
-    found = from_table(pq.read_table(file))
-    given = [prediction for prediction in found if prediction.benchmark == data.suite.name]
-    if not given:
-        names = ", ".join(sorted({prediction.benchmark for prediction in found})) or "nothing"
+    stored = from_table(pq.read_table(file))
+    predictions = [prediction for prediction in stored if prediction.benchmark == data.suite.name]
+    if not predictions:
+        names = ", ".join(sorted({prediction.benchmark for prediction in stored})) or "nothing"
         raise UserError(f"{file} holds predictions of {names}, none of {data.suite.name}")
-    return given
+    return predictions
 
 
-def _answered(data: Data, judges: Sequence[Sequence[Prediction]], allow_missing_images: bool) -> Data:
-    """The rows to be scored: all, but for those without an image that some judge has not answered."""
-    known = set.intersection(*({prediction.key for prediction in given} for given in judges))
+def _answered(data: BenchmarkData, judges: Sequence[Sequence[Prediction]], allow_missing_images: bool) -> BenchmarkData:
+    """Return the rows to be scored: all, but for those without an image that some judge has not answered."""
+    answered = set.intersection(*({prediction.key for prediction in predictions} for predictions in judges))
     protocols = list(by_protocol(data.rows, judges[0]))
-    return data.without_missing_images(protocols, lambda row: row.key not in known, allowed=allow_missing_images)
+    return data.without_missing_images(protocols, lambda row: row.key not in answered, allowed=allow_missing_images)
 
 
-def _report(data: Data, given: Sequence[Prediction], draws: int | None) -> dict[str, Any]:
-    """What figures.json holds: every judge's figures by protocol, the trivial judges' beside them."""
-    of_judge: dict[str, list[Prediction]] = {}
-    for prediction in given:
-        of_judge.setdefault(prediction.judge, []).append(prediction)
+def _report(data: BenchmarkData, predictions: Sequence[Prediction], draws: int | None) -> dict[str, Any]:
+    """Return the content of figures.json: every judge's figures by protocol, the trivial judges' beside them."""
+    by_judge: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        by_judge.setdefault(prediction.judge, []).append(prediction)
     return {
         "benchmark": data.suite.name,
         "rows": len(data.rows),
         "rows_fingerprint": data.fingerprint,
         "excluded": list(data.excluded),
-        "judges": {name: judged(data.suite, data.rows, some, draws=draws) for name, some in of_judge.items()},
-        "baselines": baselines(data.suite, data.rows, by_protocol(data.rows, given), draws=draws),
+        "judges": {name: score_judge(data.suite, data.rows, own, draws=draws) for name, own in by_judge.items()},
+        "baselines": score_baselines(data.suite, data.rows, by_protocol(data.rows, predictions), draws=draws),
     }
 
 
-def _write_figures(out: Path, found: dict[str, Any]) -> None:
-    write_atomically(out / FIGURES, json.dumps(found, indent=2, ensure_ascii=False).encode())
+def _write_figures(out: Path, report: dict[str, Any]) -> None:
+    write_atomically(out / FIGURES, json.dumps(report, indent=2, ensure_ascii=False).encode())

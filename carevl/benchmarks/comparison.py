@@ -27,7 +27,7 @@ class Comparison:
 
 
 def compare(a: Scored, b: Scored, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
-    """A - B in every figure that both have.
+    """Return A - B in every figure that both have.
 
     Raises:
         ValueError: the two were not scored on the same rows in the same order.
@@ -56,7 +56,7 @@ def _difference(a: Statistic, b: Statistic) -> Statistic:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p-value: min(1, 2 P(X <= min(only_a, only_b))), X ~ Binomial(only_a + only_b, 1/2)."""
+    """Return the exact two-sided p-value: min(1, 2 P(X <= min(only_a, only_b))), X ~ Binomial(only_a + only_b, 1/2)."""
     n = only_a + only_b
     tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
     return min(1.0, float(2 * tail / 2**n))

@@ -1,4 +1,4 @@
-"""What preference data share with the benchmarks that the judge will be measured on.
+"""Contamination: the share that preference data have in the benchmarks that the judge will be measured on.
 
 | shared | what happens |
 |---|---|
@@ -41,7 +41,7 @@ class _Place:
 
 
 class Contamination:
-    """Screens rows against benchmarks, and keeps the account of what it found.
+    """Screens rows against benchmarks, and keeps an account.
 
     Args:
         benchmarks: name to its rows with their images, as `carevl.benchmarks` loads them.
@@ -57,8 +57,8 @@ class Contamination:
         self._removed: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         self._same_text: Counter[tuple[str, str]] = Counter()
 
-    def screened(self, item: dict[str, Any], data: bytes, look: Look) -> dict[str, Any]:
-        """The row of `items`, or its error row if it shares its image with a benchmark; counts what it finds.
+    def screen(self, item: dict[str, Any], data: bytes, look: Look) -> dict[str, Any]:
+        """Return the row of `items`, or its error row if it shares its image with a benchmark, and count it.
 
         Args:
             item: a row without error, as `Intake` makes it.
@@ -67,40 +67,42 @@ class Contamination:
         """
         [source] = item["sources"]
         question = _plain(item["question"])
-        found: dict[str, tuple[Kind, str]] = {}
+        shared: dict[str, tuple[Kind, str]] = {}
         if look in self._by_look:
             pixels = _digest(decode_rgb(data, self._limits))
             for place in self._by_look[look]:
                 if place.pixels == pixels:
-                    found.setdefault(place.benchmark, ("equal_pixels", place.key))
+                    shared.setdefault(place.benchmark, ("equal_pixels", place.key))
         for place in self._by_question.get(question, ()):
-            if place.benchmark not in found and near(look, place.look):
-                found[place.benchmark] = ("near_duplicate", place.key)
-        for benchmark, (kind, _) in found.items():
+            if place.benchmark not in shared and near(look, place.look):
+                shared[place.benchmark] = ("near_duplicate", place.key)
+        for benchmark, (kind, _) in shared.items():
             self._removed[benchmark, source["source"]][kind] += 1
         texts = [self._responses.get((question, _plain(response)), set()) for response in item["responses"]]
-        for benchmark in set().union(*texts) - found.keys():
+        for benchmark in set().union(*texts) - shared.keys():
             self._same_text[benchmark, source["source"]] += 1
-        if not found:
+        if not shared:
             return item
-        benchmark, (kind, key) = next(iter(found.items()))
+        benchmark, (kind, key) = next(iter(shared.items()))
         same = "the pixels of its image" if kind == "equal_pixels" else "its question and nearly its image"
         message = f"shares {same} with row {key} of {benchmark}"
         return item | {"gold": None, "error": row_error("ingest", CONTAMINATED, message)}
 
     def report(self) -> dict[str, Any]:
-        """By benchmark: its rows and images, and by source the rows set aside and those with the same text alone."""
+        """Return by benchmark its rows and images, and by source the rows set aside and those with equal text alone."""
         return {
             name: {
                 **read,
-                "removed": {source: dict(kinds) for (one, source), kinds in self._removed.items() if one == name},
-                "same_text": {source: n for (one, source), n in self._same_text.items() if one == name},
+                "removed": {
+                    source: dict(kinds) for (benchmark, source), kinds in self._removed.items() if benchmark == name
+                },
+                "same_text": {source: n for (benchmark, source), n in self._same_text.items() if benchmark == name},
             }
             for name, read in self._read.items()
         }
 
     def _load(self, name: str, rows: Sequence[benchmark_rows.Row]) -> Counter[str]:
-        """Indexes a benchmark; returns the numbers of its rows and of its images, present, missing and broken."""
+        """Index a benchmark; return the numbers of its rows and of its images, present, missing and broken."""
         images: dict[str, tuple[Look, bytes] | None] = {}
         count = Counter(rows=len(rows), images=0, missing_images=0, broken_images=0)
         for row in rows:

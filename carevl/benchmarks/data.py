@@ -18,7 +18,7 @@ _NAMED = 5
 
 
 @dataclass(frozen=True)
-class Data:
+class BenchmarkData:
     """A benchmark's rows."""
 
     benchmark: str
@@ -29,25 +29,33 @@ class Data:
 
     @property
     def suite(self) -> Suite:
-        """Who reads and scores them."""
+        """The benchmark that reads and scores them."""
         return SUITES[self.benchmark]
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the rows, or with size or age of an image file."""
+        """Return 16 hex digits that change with the rows, or with size or age of an image file."""
         digest = hashlib.sha256()
         for row in self.rows:
-            facts = [row.key, row.group, row.task, row.question, row.responses, row.gold, row.image and row.image.name]
-            digest.update(json.dumps(facts).encode())
+            identity = [
+                row.key,
+                row.group,
+                row.task,
+                row.question,
+                row.responses,
+                row.gold,
+                row.image and row.image.name,
+            ]
+            digest.update(json.dumps(identity).encode())
             if row.image is not None and row.image.path is not None and row.image.present:
-                known = row.image.path.stat()
-                digest.update(f"{known.st_size} {known.st_mtime_ns}".encode())
+                file = row.image.path.stat()
+                digest.update(f"{file.st_size} {file.st_mtime_ns}".encode())
         return digest.hexdigest()[:16]
 
     def without_missing_images(
         self, protocols: Sequence[ProtocolName], needed: Callable[[Row], bool], *, allowed: bool
-    ) -> Data:
-        """The data without the rows that are asked about an image which is not there.
+    ) -> BenchmarkData:
+        """Return the data without the rows whose questions need an image that is missing.
 
         Args:
             needed: whether a row has to be asked at all.
@@ -57,22 +65,22 @@ class Data:
             UserError: there are such rows and they may not be left out, or none would remain.
         """
         keys = tuple(row.key for row in self.rows if needed(row) and self._lacks_image(row, protocols))
-        found = f"{self.suite.name}: {len(keys)} of {len(self.rows)} rows have no image: {some(keys)}"
+        summary = f"{self.suite.name}: {len(keys)} of {len(self.rows)} rows have no image: {list_some(keys)}"
         if keys and not allowed:
-            raise UserError(f"{found}; give --images DIR, or leave them out with --allow-missing-images")
+            raise UserError(f"{summary}; give --images DIR, or leave them out with --allow-missing-images")
         kept = [row for row in self.rows if row.key not in set(keys)]
         if not kept:
-            raise UserError(f"{found}; nothing is left to evaluate")
-        return Data(self.benchmark, kept, keys)
+            raise UserError(f"{summary}; nothing is left to evaluate")
+        return BenchmarkData(self.benchmark, kept, keys)
 
     def _lacks_image(self, row: Row, protocols: Sequence[ProtocolName]) -> bool:
         if row.image is not None and row.image.present:
             return False
-        asked = (q for protocol in protocols for q in self.suite.questions([row], protocol, draws=1))
-        return any(question.response is None for question in asked)
+        questions = (q for protocol in protocols for q in self.suite.questions([row], protocol, draws=1))
+        return any(question.response is None for question in questions)
 
 
-def load(name: str, path: Path, images: Path | None = None) -> Data:
+def load(name: str, path: Path, images: Path | None = None) -> BenchmarkData:
     """Read a benchmark's rows from disk.
 
     Args:
@@ -84,9 +92,9 @@ def load(name: str, path: Path, images: Path | None = None) -> Data:
     rows = SUITES[name].load(path, images)
     if not rows:
         raise UserError(f"{name}: {path} has no rows")
-    return Data(name, rows)
+    return BenchmarkData(name, rows)
 
 
-def some(keys: Sequence[str]) -> str:
-    """The first keys, for a message."""
+def list_some(keys: Sequence[str]) -> str:
+    """Return the first keys, for a message."""
     return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")

@@ -17,14 +17,14 @@ from carevl.stats.bootstrap import FloatArray, Scored, Statistic, divide, mean, 
 STATUSES: tuple[Status, ...] = ("ok", "none", "both", "truncated")
 
 
-def statuses(predictions: Iterable[Prediction]) -> dict[str, int]:
-    """Number of predictions of each parse status."""
+def count_statuses(predictions: Iterable[Prediction]) -> dict[str, int]:
+    """Return the number of predictions of each parse status."""
     counts = Counter(prediction.status for prediction in predictions)
     return {status: counts[status] for status in STATUSES}
 
 
 def diagnose(rows: Sequence[Row], predictions: Iterable[Prediction]) -> Scored:
-    """Statistics of one judge's predictions, for `figures`.
+    """Return statistics of one judge's predictions, for `estimate`.
 
     - `parse_rate`: share of predictions with status ok.
     - `first_position_rate`: of the pairwise verdicts for one response, the share for the one shown first.

@@ -51,9 +51,9 @@ class Endpoint:
     def answer(
         self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
     ) -> list[Answer]:
-        """One answer per request, in their order; one that the endpoint refuses is told as the reason.
+        """Return one answer per request, in their order; the reason in place of one that the endpoint refuses.
 
-        An endpoint that refuses to tell log-probabilities is asked without them.
+        An endpoint that refuses to return log-probabilities is asked without them.
 
         Raises:
             UserError: it cannot be reached, knows no such model, or does not accept the key; or a reply is to begin
@@ -84,9 +84,9 @@ class Endpoint:
             [choice] = reply["choices"]
             text, truncated = choice["message"]["content"] or "", choice["finish_reason"] == "length"
             tokens = int((reply.get("usage") or {}).get("completion_tokens", 0))
-            told = ((choice.get("logprobs") or {}).get("content") or []) if logprob_texts else []
+            positions = ((choice.get("logprobs") or {}).get("content") or []) if logprob_texts else []
             return Generation(
-                text, tokens, truncated, tuple(_logprobs(token["top_logprobs"], logprob_texts) for token in told)
+                text, tokens, truncated, tuple(_logprobs(token["top_logprobs"], logprob_texts) for token in positions)
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             return f"not a chat completion ({type(error).__name__}: {error})"
@@ -105,6 +105,6 @@ def _data_url(image: Image) -> str:
 
 
 def _logprobs(likeliest: Sequence[Mapping[str, Any]], logprob_texts: Sequence[str]) -> tuple[float, ...]:
-    """Log-probability of each text at one token; a text that is not among the likeliest is impossible."""
-    found = {each["token"]: float(each["logprob"]) for each in likeliest}
-    return tuple(found.get(text, -math.inf) for text in logprob_texts)
+    """Return the log-probability of each text at one token; a text not among the likeliest is impossible."""
+    logprobs = {each["token"]: float(each["logprob"]) for each in likeliest}
+    return tuple(logprobs.get(text, -math.inf) for text in logprob_texts)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from carevl.benchmarks.comparison import Comparison
-from carevl.benchmarks.data import some
+from carevl.benchmarks.data import list_some
 from carevl.benchmarks.suite import Suite
 from carevl.settings.data import ProtocolName
 from carevl.stats.estimate import Estimate, format_estimate
@@ -21,33 +21,34 @@ def list_report(suite: Suite, report: Mapping[str, Any]) -> Iterator[str]:
     yield from _left_out(report["excluded"])
     judges, baselines = report["judges"], report["baselines"]
     for protocol in next(iter(baselines.values())):
-        asked = {name: found[protocol] for name, found in judges.items() if protocol in found}
-        columns = {name: {**found["figures"], **found["answers"]} for name, found in asked.items()}
-        columns |= {name: found[protocol] for name, found in baselines.items() if name not in columns}
+        scores = {name: by_protocol[protocol] for name, by_protocol in judges.items() if protocol in by_protocol}
+        columns = {name: {**score["figures"], **score["answers"]} for name, score in scores.items()}
+        columns |= {name: by_protocol[protocol] for name, by_protocol in baselines.items() if name not in columns}
         yield ""
         yield from _table(protocol, columns)
-        for name, found in asked.items():
-            counts = ", ".join(f"{number} {status}" for status, number in found["statuses"].items() if number)
-            yield f"{name}: {found['predictions']} judgments: {counts}; {found['errors']} errors"
+        for name, score in scores.items():
+            counts = ", ".join(f"{number} {status}" for status, number in score["statuses"].items() if number)
+            yield f"{name}: {score['predictions']} judgments: {counts}; {score['errors']} errors"
         if protocol == "official" and (published := suite.published()):
             yield ""
             yield from _aligned(published)
 
 
 def list_comparison(
-    names: tuple[str, str], excluded: Sequence[str], compared: Mapping[ProtocolName, Comparison]
+    names: tuple[str, str], excluded: Sequence[str], comparisons: Mapping[ProtocolName, Comparison]
 ) -> Iterator[str]:
-    """A table per protocol of the differences A - B, and the rows that only one got right."""
+    """Yield a table per protocol of the differences A - B, and the rows that only one got right."""
     a, b = names
     yield from _left_out(excluded)
-    for protocol, found in compared.items():
-        yield from _table(protocol, {f"{a} - {b}": found.differences})
-        yield f"right only by {a}: {found.only_a}; only by {b}: {found.only_b}; McNemar's exact p = {found.p_value:.3g}"
+    for protocol, comparison in comparisons.items():
+        yield from _table(protocol, {f"{a} - {b}": comparison.differences})
+        only = f"right only by {a}: {comparison.only_a}; only by {b}: {comparison.only_b}"
+        yield f"{only}; McNemar's exact p = {comparison.p_value:.3g}"
 
 
 def _left_out(keys: Sequence[str]) -> Iterator[str]:
     if keys:
-        yield f"left out, their images are missing: {len(keys)} rows: {some(keys)}"
+        yield f"left out, their images are missing: {len(keys)} rows: {list_some(keys)}"
 
 
 def _table(title: str, columns: Mapping[str, Mapping[str, Estimate]]) -> Iterator[str]:
@@ -62,7 +63,7 @@ def _table(title: str, columns: Mapping[str, Mapping[str, Estimate]]) -> Iterato
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table's lines: the first column to the left, the others to the right."""
+    """Yield a table's lines: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *cells in rows:
         line = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]

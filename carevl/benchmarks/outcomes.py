@@ -14,12 +14,12 @@ BOTH_ORDERS = ((0, 1), (1, 0))
 
 
 def scored_rows(rows: Sequence[Row], right: FloatArray, statistics: dict[str, Statistic]) -> Scored:
-    """Outcomes and statistics over these rows."""
+    """Return outcomes and statistics over these rows."""
     return Scored(tuple(row.key for row in rows), tuple(row.unit for row in rows), right, statistics)
 
 
 def pairs_right(rows: Sequence[Row], predictions: Iterable[Prediction]) -> FloatArray:
-    """Per pair (float64 [n_rows]): 1 if the better response wins in both orders, else 0; no verdict is wrong.
+    """Return per pair (float64 [n_rows]) 1 if the better response wins in both orders, else 0; no verdict is wrong.
 
     A tied pair would need a tie verdict, which the strict grammar does not have: it is never right.
 
@@ -31,7 +31,7 @@ def pairs_right(rows: Sequence[Row], predictions: Iterable[Prediction]) -> Float
 
 
 def response_ratings(rows: Sequence[Row], predictions: Iterable[Prediction], draws: int) -> list[FloatArray]:
-    """Per row, the rating of each response (float64 [n_responses]), the mean of its draws; nan where one is missing.
+    """Return per row the mean rating of each response over its draws (float64 [n_responses]); nan where one is missing.
 
     Raises:
         ValueError: a response was not asked `draws` times.
@@ -40,13 +40,13 @@ def response_ratings(rows: Sequence[Row], predictions: Iterable[Prediction], dra
     ratings: list[FloatArray] = []
     short: list[Row] = []
     for row in rows:
-        given: list[list[float]] = [[] for _ in row.responses]
+        drawn: list[list[float]] = [[] for _ in row.responses]
         for answer in answers[row.key]:
             if len(answer.order) == 1 and answer.sample < draws:
-                given[answer.order[0]].append(np.nan if answer.rating is None else answer.rating)
-        if any(len(values) < draws for values in given):
+                drawn[answer.order[0]].append(np.nan if answer.rating is None else answer.rating)
+        if any(len(values) < draws for values in drawn):
             short.append(row)
         else:
-            ratings.append(np.array(given, np.float64).mean(axis=1))
+            ratings.append(np.array(drawn, np.float64).mean(axis=1))
     refuse_missing(rows, short, f"{draws} ratings of every response")
     return ratings

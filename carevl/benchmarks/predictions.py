@@ -48,7 +48,7 @@ def record(
     probability: float | None = None,
     error: dict[str, str] | None = None,
 ) -> Prediction:
-    """A judge's answer as a row. `probability` is that of the lower response index being the better one."""
+    """Return a judge's answer as a row. `probability` is that of the lower response index being the better one."""
     return Prediction(
         benchmark=question.benchmark,
         protocol=question.protocol,
@@ -68,7 +68,7 @@ def record(
 
 
 def record_score(question: Question, judge: str, score: float) -> Prediction:
-    """A reward model's raw score of `question.response` as a row."""
+    """Return a reward model's raw score of `question.response` as a row."""
     return replace(record(question, judge, "", Verdict("ok", "")), rating=float(score))
 
 
@@ -77,7 +77,7 @@ def to_table(predictions: Iterable[Prediction]) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> list[Prediction]:
-    """The rows of a stored table.
+    """Return the rows of a stored table.
 
     Raises:
         ValueError: a column is missing.
@@ -97,53 +97,53 @@ def _from_values(values: dict[str, Any]) -> Prediction:
 
 
 def by_key(rows: Sequence[Row], predictions: Iterable[Prediction]) -> dict[str, list[Prediction]]:
-    """The predictions of each row, sorted by sample and order. Predictions of other rows are left out.
+    """Return the predictions of each row, sorted by sample and order. Predictions of other rows are left out.
 
     Raises:
         ValueError: one prediction is there twice (say, of two judges or two protocols), or a row has none.
     """
-    found: dict[str, dict[tuple[int, tuple[int, ...]], Prediction]] = defaultdict(dict)
+    answers: dict[str, dict[tuple[int, tuple[int, ...]], Prediction]] = defaultdict(dict)
     for prediction in predictions:
         identity = (prediction.sample, prediction.order)
-        if identity in found[prediction.key]:
+        if identity in answers[prediction.key]:
             raise ValueError(
                 f"two predictions for {prediction.key}, order {list(prediction.order)}, sample {prediction.sample}; "
                 "score one judge under one protocol at a time"
             )
-        found[prediction.key][identity] = prediction
-    refuse_missing(rows, [row for row in rows if row.key not in found])
-    return {row.key: [found[row.key][identity] for identity in sorted(found[row.key])] for row in rows}
+        answers[prediction.key][identity] = prediction
+    refuse_missing(rows, [row for row in rows if row.key not in answers])
+    return {row.key: [answers[row.key][identity] for identity in sorted(answers[row.key])] for row in rows}
 
 
 def draws_of(rows: Sequence[Row], predictions: Iterable[Prediction], draws: int) -> dict[str, list[Prediction]]:
-    """The first `draws` samples of each row, for protocols that show one order per sample.
+    """Return the first `draws` samples of each row, for protocols that show one order per sample.
 
     Raises:
         ValueError: a row has fewer.
     """
-    found = {key: answers[:draws] for key, answers in by_key(rows, predictions).items()}
-    refuse_missing(rows, [row for row in rows if len(found[row.key]) < draws], f"{draws} draws")
-    return found
+    draws_by_key = {key: answers[:draws] for key, answers in by_key(rows, predictions).items()}
+    refuse_missing(rows, [row for row in rows if len(draws_by_key[row.key]) < draws], f"{draws} draws")
+    return draws_by_key
 
 
 def in_orders(
     rows: Sequence[Row], predictions: Iterable[Prediction], orders: Mapping[str, Iterable[tuple[int, ...]]]
 ) -> dict[str, list[Prediction]]:
-    """The prediction of each row in each of its orders (sample 0), in that order.
+    """Return the prediction of each row in each of its orders (sample 0), in that order.
 
     Raises:
         ValueError: a row misses one.
     """
-    found = {
+    by_order = {
         key: {answer.order: answer for answer in answers if answer.sample == 0}
         for key, answers in by_key(rows, predictions).items()
     }
-    refuse_missing(rows, [row for row in rows if not set(orders[row.key]) <= set(found[row.key])], "every order")
-    return {row.key: [found[row.key][order] for order in orders[row.key]] for row in rows}
+    refuse_missing(rows, [row for row in rows if not set(orders[row.key]) <= set(by_order[row.key])], "every order")
+    return {row.key: [by_order[row.key][order] for order in orders[row.key]] for row in rows}
 
 
 def refuse_missing(rows: Sequence[Row], missing: Sequence[Row], what: str = "a prediction") -> None:
-    """Raises ValueError, naming some, when rows are missing: leaving rows out of a figure is the caller's decision."""
+    """Raise ValueError, naming some, when rows are missing: leaving rows out of a figure is the caller's decision."""
     if missing:
         names = ", ".join(row.key for row in missing[:3]) + (", …" if len(missing) > 3 else "")
         raise ValueError(

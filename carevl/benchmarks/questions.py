@@ -1,4 +1,4 @@
-"""What has to be asked of a judge, under each protocol, and how its answer is read.
+"""The questions to a judge under each protocol, and how its answers are read.
 
 | protocol | prompt | verdict read by | a row counts as right |
 |---|---|---|---|
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from carevl.benchmarks.rows import Image, Row
-from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment, write_judgment
+from carevl.judging.prompts import Task, judge_prompt
 from carevl.settings.data import ProtocolName
 from carevl.stats.draws import rng_for
 
@@ -50,37 +50,21 @@ class Question:
     """The assistant turn a reward model has to score. None: the judge writes it."""
 
 
-def own_question(
+def judge_question(
     benchmark: str, row: Row, protocol: ProtocolName, order: Sequence[int], sample: int = 0, task: Task | None = None
 ) -> Question:
-    """The row in the judge's own prompt."""
-    asked = task or row.task
-    prompt = judge_prompt(asked, row.question, row.responses, order)
-    return Question(benchmark, protocol, row.key, tuple(order), sample, asked, prompt, row.image)
-
-
-def own_parse(question: Question, text: str, *, truncated: bool = False) -> Verdict:
-    """The judge's own grammar, read by the one strict parser."""
-    return parse_judgment(text, question.task, question.order, truncated=truncated)
-
-
-def own_say(question: Question, verdict: Verdict) -> str:
-    """A verdict in the judge's own grammar; empty for a tie, which that grammar does not have."""
-    if verdict.ranking is not None:
-        return write_judgment("", ranking=[question.order.index(i) + 1 for i in verdict.ranking])
-    if verdict.rating is not None:
-        return write_judgment("", rating=verdict.rating)
-    if verdict.winner in question.order:
-        return write_judgment("", winner=question.order.index(verdict.winner) + 1)
-    return ""
+    """Return the row as a question in the judge's own prompt."""
+    task = task or row.task
+    prompt = judge_prompt(task, row.question, row.responses, order)
+    return Question(benchmark, protocol, row.key, tuple(order), sample, task, prompt, row.image)
 
 
 def strict_questions(benchmark: str, rows: Iterable[Row], protocol: ProtocolName) -> Iterator[Question]:
-    """Each row in both orders: as stored and reversed (once where a single response is rated)."""
+    """Yield each row in both orders: as stored and reversed (once where a single response is rated)."""
     for row in rows:
         order = as_stored(row)
         for shown in dict.fromkeys((order, order[::-1])):
-            yield own_question(benchmark, row, protocol, shown)
+            yield judge_question(benchmark, row, protocol, shown)
 
 
 def is_strict(protocol: ProtocolName) -> bool:
@@ -96,7 +80,7 @@ def drawn_questions(
     order: Callable[[Row, int], Sequence[int]],
     official_prompt: Callable[[Row, Sequence[int]], str],
 ) -> Iterator[Question]:
-    """Each row `draws` times in the order of each draw, in the benchmark's prompt under `official`, else the judge's.
+    """Yield each row `draws` times in the order of its draw, in the benchmark's prompt if `official`, else the judge's.
 
     Args:
         order: of a row's responses in a draw.
@@ -104,19 +88,19 @@ def drawn_questions(
     """
     for row in rows:
         for sample in range(draws):
-            own = own_question(benchmark, row, protocol, order(row, sample), sample)
+            own = judge_question(benchmark, row, protocol, order(row, sample), sample)
             yield replace(own, prompt=official_prompt(row, own.order)) if protocol == "official" else own
 
 
 def as_stored(row: Row, _: int = 0) -> tuple[int, ...]:
-    """The order of the file, whatever the draw."""
+    """Return the order of the file, whatever the draw."""
     return tuple(range(len(row.responses)))
 
 
 def pointwise_questions(
     benchmark: str, rows: Iterable[Row], protocol: ProtocolName, draws: int = 1
 ) -> Iterator[Question]:
-    """Each response on its own: scored by a reward model under `official`, else rated in the judge's own prompt."""
+    """Yield each response alone: scored by a reward model under `official`, else rated in the judge's own prompt."""
     for row in rows:
         for i, response in enumerate(row.responses):
             for sample in range(draws):
@@ -125,11 +109,11 @@ def pointwise_questions(
                         benchmark, protocol, row.key, (i,), sample, "pointwise", row.question, row.image, response
                     )
                 else:
-                    yield own_question(benchmark, row, protocol, (i,), sample, task="pointwise")
+                    yield judge_question(benchmark, row, protocol, (i,), sample, task="pointwise")
 
 
 def random_order(seed: int, row: Row, sample: int) -> tuple[int, ...]:
-    """A uniform order of the row's responses, the same for the same seed, key and sample."""
+    """Return a uniform order of the row's responses, the same for the same seed, key and sample."""
     order = list(range(len(row.responses)))
     rng_for(seed, row.key, sample).shuffle(order)
     return tuple(order)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
 from carevl.benchmarks.comparison import Comparison, compare
-from carevl.benchmarks.diagnostics import diagnose, statuses
+from carevl.benchmarks.diagnostics import count_statuses, diagnose
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.rows import Row
 from carevl.benchmarks.suite import Suite
@@ -20,18 +20,18 @@ PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
 
 def by_protocol(rows: Iterable[Row], predictions: Iterable[Prediction]) -> dict[ProtocolName, list[Prediction]]:
-    """The predictions of these rows, of each protocol that has some, in the order of `PROTOCOLS`."""
-    keys, found = {row.key for row in rows}, defaultdict[str, list[Prediction]](list)
+    """Return the predictions of these rows, of each protocol that has some, in the order of `PROTOCOLS`."""
+    keys, grouped = {row.key for row in rows}, defaultdict[str, list[Prediction]](list)
     for prediction in predictions:
         if prediction.key in keys:
-            found[prediction.protocol].append(prediction)
-    return {protocol: found[protocol] for protocol in PROTOCOLS if protocol in found}
+            grouped[prediction.protocol].append(prediction)
+    return {protocol: grouped[protocol] for protocol in PROTOCOLS if protocol in grouped}
 
 
-def judged(
+def score_judge(
     suite: Suite, rows: Sequence[Row], predictions: Iterable[Prediction], *, draws: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """What one judge's predictions are worth, by protocol.
+    """Score one judge's predictions under every protocol.
 
     Args:
         draws: samples per row that the official scorer uses; when absent the benchmark's own number, or as many as
@@ -45,18 +45,18 @@ def judged(
     Raises:
         ValueError: a row lacks a prediction, or there are several judges' predictions.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for protocol, given in by_protocol(rows, predictions).items():
-        used = draws or min(suite.draws, _fewest_draws(given))
-        scored = suite.score(rows, given, protocol, draws=used)
-        found[protocol] = {
+    scores: dict[str, dict[str, Any]] = {}
+    for protocol, predicted in by_protocol(rows, predictions).items():
+        used = draws or min(suite.draws, _fewest_draws(predicted))
+        scored = suite.score(rows, predicted, protocol, draws=used)
+        scores[protocol] = {
             "figures": estimate(scored),
-            "answers": estimate(diagnose(rows, given)),
-            "statuses": statuses(given),
-            "predictions": len(given),
-            "errors": sum(each.error is not None for each in given),
+            "answers": estimate(diagnose(rows, predicted)),
+            "statuses": count_statuses(predicted),
+            "predictions": len(predicted),
+            "errors": sum(each.error is not None for each in predicted),
         }
-    return found
+    return scores
 
 
 def _fewest_draws(predictions: Sequence[Prediction]) -> int:
@@ -66,21 +66,21 @@ def _fewest_draws(predictions: Sequence[Prediction]) -> int:
     return min(samples.values())
 
 
-def baselines(
+def score_baselines(
     suite: Suite, rows: Sequence[Row], protocols: Iterable[ProtocolName], *, draws: int | None = None
 ) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """Figures of the trivial judges on the same rows: judge to protocol to figure."""
-    found: dict[str, dict[str, dict[str, Estimate]]] = {name: {} for name in TRIVIAL_JUDGES}
+    """Return the figures of the trivial judges on the same rows: judge to protocol to figure."""
+    scores: dict[str, dict[str, dict[str, Estimate]]] = {name: {} for name in TRIVIAL_JUDGES}
     used = draws or suite.draws
     for protocol in protocols:
-        asked = list(suite.questions(rows, protocol, draws=used))
-        for name, of_protocol in found.items():
-            given = judge_trivially(name, suite, rows, asked)
-            of_protocol[protocol] = estimate(suite.score(rows, given, protocol, draws=used))
-    return found
+        questions = list(suite.questions(rows, protocol, draws=used))
+        for name, of_protocol in scores.items():
+            predicted = judge_trivially(name, suite, rows, questions)
+            of_protocol[protocol] = estimate(suite.score(rows, predicted, protocol, draws=used))
+    return scores
 
 
-def compared(
+def compare_judges(
     suite: Suite,
     rows: Sequence[Row],
     a: Iterable[Prediction],
@@ -88,19 +88,19 @@ def compared(
     *,
     draws: int | None = None,
 ) -> dict[ProtocolName, Comparison]:
-    """Judge A against judge B on the same rows, under every protocol that both answered."""
+    """Compare judge A with judge B on the same rows, under every protocol that both answered."""
     of_a, of_b = by_protocol(rows, a), by_protocol(rows, b)
-    found: dict[ProtocolName, Comparison] = {}
+    comparisons: dict[ProtocolName, Comparison] = {}
     for protocol in of_a:
         if protocol in of_b:
             used = draws or min(suite.draws, _fewest_draws(of_a[protocol]), _fewest_draws(of_b[protocol]))
             both = (suite.score(rows, each[protocol], protocol, draws=used) for each in (of_a, of_b))
-            found[protocol] = compare(*both)
-    return found
+            comparisons[protocol] = compare(*both)
+    return comparisons
 
 
-def summary(answered: Mapping[str, tuple[Suite, Sequence[Row], Sequence[Prediction]]]) -> dict[str, Any]:
-    """The headline figures of one judge over several benchmarks, each {value, low, high} with a 95 % interval.
+def summarize(answered: Mapping[str, tuple[Suite, Sequence[Row], Sequence[Prediction]]]) -> dict[str, Any]:
+    """Return the headline figures of one judge over several benchmarks, each {value, low, high} with a 95 % interval.
 
     Args:
         answered: name of a benchmark to its suite, its rows, and the judge's predictions under `official_scorer` and
@@ -110,11 +110,11 @@ def summary(answered: Mapping[str, tuple[Suite, Sequence[Row], Sequence[Predicti
         Per benchmark, its name with `_` for `-`: the suite's headline figures under `official_scorer` and `strict`, or
         alone (see `Suite.by_protocol`). `parse_rate` and `order_consistency` over the strict judgments of all.
     """
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     rows: list[Row] = []
     strict: list[Prediction] = []
-    for name, (suite, asked, predictions) in answered.items():
-        of_protocol = judged(suite, asked, predictions)
+    for name, (suite, benchmark_rows, predictions) in answered.items():
+        of_protocol = score_judge(suite, benchmark_rows, predictions)
         kept = {
             protocol: {
                 key: each["figures"][key] for key in suite.headlines or each["figures"] if key in each["figures"]
@@ -122,11 +122,11 @@ def summary(answered: Mapping[str, tuple[Suite, Sequence[Row], Sequence[Predicti
             for protocol, each in of_protocol.items()
             if protocol in ("official_scorer", "strict")
         }
-        found[name.replace("-", "_")] = kept if suite.by_protocol else next(iter(kept.values()), {})
-        if given := by_protocol(asked, predictions).get("strict"):
-            rows += asked
-            strict += given
+        summary[name.replace("-", "_")] = kept if suite.by_protocol else next(iter(kept.values()), {})
+        if judgments := by_protocol(benchmark_rows, predictions).get("strict"):
+            rows += benchmark_rows
+            strict += judgments
     if not strict:
-        return found
-    how = estimate(diagnose(rows, strict))
-    return {**found, "parse_rate": how["parse_rate"], "order_consistency": how["order_consistency"]}
+        return summary
+    answers = estimate(diagnose(rows, strict))
+    return {**summary, "parse_rate": answers["parse_rate"], "order_consistency": answers["order_consistency"]}

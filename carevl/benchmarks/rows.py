@@ -25,7 +25,7 @@ _MAX_CSV_FIELD = 2**31 - 1
 
 @dataclass(frozen=True)
 class Image:
-    """Where a row's image is: its bytes, or a path that may not exist. `name` is equal for equal images."""
+    """A row's image: its bytes, or a path that may not exist. `name` is equal for equal images."""
 
     name: str
     data: bytes | None = field(default=None, repr=False)
@@ -36,7 +36,7 @@ class Image:
         return self.data is not None or (self.path is not None and os.path.isfile(self.path))
 
     def read(self) -> bytes:
-        """The file's bytes. Raises OSError when there are none."""
+        """Return the file's bytes. Raises OSError when there are none."""
         if self.data is not None:
             return self.data
         if self.path is None:
@@ -79,13 +79,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """One row as the file holds it; `where` names file and row (from 1) for messages."""
+    """One row as the file holds it; `location` names file and row (from 1) for messages."""
 
     values: dict[str, Any]
-    where: str
+    location: str
 
     def get(self, *names: str) -> Any:
-        """The first of these fields that is there and not null.
+        """Return the first of these fields that is present and not null.
 
         Raises:
             ValueError: none is; the message lists the fields found.
@@ -93,33 +93,33 @@ class Record:
         for name in names:
             if self.values.get(name) is not None:
                 return self.values[name]
-        found = ", ".join(sorted(self.values)) or "none"
-        raise ValueError(f"{self.where}: no value for {' or '.join(names)}; fields found: {found}")
+        fields = ", ".join(sorted(self.values)) or "none"
+        raise ValueError(f"{self.location}: no value for {' or '.join(names)}; fields found: {fields}")
 
     def text(self, *names: str) -> str:
-        """As `get`, for a field that must be a string; NUL and lone surrogates become U+FFFD."""
+        """Do as `get`, for a field that must be a string; NUL and lone surrogates become U+FFFD."""
         value = self.get(*names)
         if not isinstance(value, str):
-            raise ValueError(f"{self.where}: {' or '.join(names)} must be text, found {value!r:.80}")
+            raise ValueError(f"{self.location}: {' or '.join(names)} must be text, found {value!r:.80}")
         return clean(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """As `get`, for a field that must be a list of strings."""
+        """Do as `get`, for a field that must be a list of strings."""
         value = self.get(name)
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise ValueError(f"{self.where}: {name} must be a list of texts, found {value!r:.80}")
+            raise ValueError(f"{self.location}: {name} must be a list of texts, found {value!r:.80}")
         return tuple(map(clean, value))
 
     def nested(self, name: str) -> Record:
-        """As `get`, for a field that must be an object."""
+        """Do as `get`, for a field that must be an object."""
         value = self.get(name)
         if not isinstance(value, dict):
-            raise ValueError(f"{self.where}: {name} must be an object, found {value!r:.80}")
-        return Record(value, f"{self.where}, {name}")
+            raise ValueError(f"{self.location}: {name} must be an object, found {value!r:.80}")
+        return Record(value, f"{self.location}, {name}")
 
 
 def read_records(path: Path) -> list[Record]:
-    """All rows of a file, or of the data files of a folder (not of its subfolders) in the order of their names.
+    """Return all rows of a file, or of the data files of a folder (not of its subfolders) in the order of their names.
 
     Raises:
         FileNotFoundError: nothing is there, or the folder has no data file.
@@ -133,10 +133,10 @@ def read_records(path: Path) -> list[Record]:
 
 def _read_file(path: Path) -> Iterator[Record]:
     for number, values in enumerate(_values(path), start=1):
-        where = f"{path}, row {number}"
+        location = f"{path}, row {number}"
         if not isinstance(values, dict):
-            raise ValueError(f"{where}: expected an object, found {values!r:.80}")
-        yield Record(values, where)
+            raise ValueError(f"{location}: expected an object, found {values!r:.80}")
+        yield Record(values, location)
 
 
 def _values(path: Path) -> Iterable[Any]:
@@ -162,13 +162,13 @@ def _values(path: Path) -> Iterable[Any]:
 
 
 def row_key(native: object, *parts: str) -> str:
-    """`native` id, then a digest of the parts that tell rows with that id apart."""
+    """Return the `native` id, then a digest of the parts that tell rows with that id apart."""
     joined = json.dumps([str(native), *parts])
     return f"{native}#{hashlib.sha256(joined.encode()).hexdigest()[:12]}"
 
 
 def read_image(value: object, root: Path) -> Image | None:
-    """The image of a row from what its column holds: `{bytes, path}` as `datasets` has it, bytes, a path, or null.
+    """Return the image of a row from its column: `{bytes, path}` as `datasets` has it, bytes, a path, or null.
 
     A path that leads out of `root` (by `..` or a link) counts as missing.
     """
@@ -183,7 +183,7 @@ def read_image(value: object, root: Path) -> Image | None:
 
 
 def load_rows(path: Path, images: Path | None, read_row: Callable[[Record, Path], Row]) -> list[Row]:
-    """The distinct rows of a file, or of a folder's files; image paths begin in `images`, else beside the data.
+    """Return the distinct rows of a file or of a folder's files; image paths begin in `images`, else beside the data.
 
     Raises:
         FileNotFoundError, ValueError: as `read_records`, `read_row` and `unique`.
@@ -193,7 +193,7 @@ def load_rows(path: Path, images: Path | None, read_row: Callable[[Record, Path]
 
 
 def unique(rows: Iterable[Row]) -> list[Row]:
-    """Rows in their order with repeats merged into the first (logged with their number).
+    """Return the rows in their order with repeats merged into the first (logged with their number).
 
     Raises:
         ValueError: two rows have one key but name another response as the best.
@@ -215,5 +215,5 @@ def _labels(row: Row) -> list[tuple[str, float]]:
 
 
 def missing_images(rows: Iterable[Row]) -> list[Row]:
-    """The rows that name an image which is not there. Text-only rows name none."""
+    """Return the rows that name an image which is missing. Text-only rows name none."""
     return [row for row in rows if row.image is not None and not row.image.present]

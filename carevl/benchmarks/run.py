@@ -1,4 +1,4 @@
-"""Stage `evaluate`: judges answer every question of some benchmarks; each answer is a row of `predictions`.
+"""Judges answer every question of some benchmarks; each answer is a row of `predictions`.
 
 A part holds a block of questions, all those about one image together, so that what they share is computed once. All
 judges are asked side by side, each in one pool, whatever the number of benchmarks: loading costs more than a small one.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from carevl.benchmarks.answering import Answerer, answerer, is_endpoint, judge_questions
+from carevl.benchmarks.answering import Answerer, is_endpoint, judge_questions, load_judge
 from carevl.benchmarks.predictions import record_score, to_table
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Image, Row
@@ -45,8 +45,8 @@ PART_QUESTIONS = 256
 _LIMITS = ImageLimits()
 
 
-def facts(judge: Judge) -> dict[str, Any]:
-    """What a judge's predictions depend on, apart from the questions."""
+def judge_fingerprint_inputs(judge: Judge) -> dict[str, Any]:
+    """Return what a judge's predictions depend on, apart from the questions."""
     return {
         "version": VERSION,
         "prompts": PROMPT_VERSION,
@@ -57,8 +57,8 @@ def facts(judge: Judge) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Exam:
-    """What is asked: the rows of a benchmark, by some protocols.
+class EvalSet:
+    """Rows of a benchmark, and the protocols to ask about them by.
 
     `benchmark`: its name or import path, by which every actor imports the suite anew.
     `draws`: judgments per row where the protocol draws several; the suite's own number when None.
@@ -71,13 +71,34 @@ class Exam:
 
     @property
     def suite(self) -> Suite:
-        """Who asks and reads the answers."""
+        """The benchmark itself."""
         return SUITES[self.benchmark]
+
+    def questions(self) -> Iterator[Question]:
+        """Yield every question, protocol by protocol."""
+        for protocol in self.protocols:
+            yield from self.suite.questions(self.rows, protocol, draws=self.draws)
+
+    def blocks(self, seed: int, size: int) -> Iterator[list[Question]]:
+        """Yield every question in blocks, those about one image in one; the same blocks for the same arguments."""
+        suite = self.suite
+        by_image: dict[str, list[Row]] = {}
+        for row in self.rows:
+            by_image.setdefault(row.image.name if row.image else row.key, []).append(row)
+        block: list[Question] = []
+        for rows in by_image.values():
+            for protocol in self.protocols:
+                block += suite.questions(rows, protocol, draws=self.draws, seed=seed)
+            if len(block) >= size:
+                yield block
+                block = []
+        if block:
+            yield block
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Who is asked: a judge, what it is called in the table, and where its predictions are written."""
+class JudgeRun:
+    """A judge to ask, its name in the table, and the table that its predictions are written to."""
 
     judge: Judge
     name: str
@@ -85,63 +106,63 @@ class Asked:
 
 
 def predict(
-    judges: Sequence[Asked],
-    exams: Sequence[Exam],
-    say: Callable[[str, Tally, int], None],
+    judges: Sequence[JudgeRun],
+    eval_sets: Sequence[EvalSet],
+    on_progress: Callable[[str, Tally, int], None],
     *,
     seed: int = 0,
     max_error_fraction: float = 0.05,
     part_questions: int = PART_QUESTIONS,
     retry: bool = False,
 ) -> dict[str, dict[str, int]]:
-    """Asks every judge every question, and writes the parts of `predictions` that are not there yet.
+    """Ask every judge every question, and write the parts of `predictions` that are missing.
 
     Ray has to be running, unless all judges are endpoints.
 
     Args:
         max_error_fraction: share of a judge's questions that may fail.
         part_questions: questions per part; more where one image has more.
-        retry: ask those questions once more that failed in the parts that are there, and no others.
+        retry: ask those questions once more that failed in the parts that exist, and no others.
 
     Returns:
         Name of the judge to rows_in (questions), rows_out (predictions), errors.
 
     Raises:
-        UserError: a row has no image although the judge needs one.
+        UserError: a row has no image although the judge needs one, or two benchmarks have one name.
         RunError: more questions failed than allowed; what is done stays.
     """
-    blocks = [block for exam in exams for block in _blocks(exam, seed, part_questions)]
-    suites = _import_names(exams)
+    blocks = [block for eval_set in eval_sets for block in eval_set.blocks(seed, part_questions)]
+    suites = _import_names(eval_sets)
     if not blocks:
-        for asked in judges:
-            asked.target.write(0, to_table([]))  # a table without parts has no columns to read
-        return {asked.name: {"rows_in": 0, "rows_out": 0, "errors": 0} for asked in judges}
-    passes = [_Pass.of(asked, blocks, suites, seed, retry) for asked in judges]
-    for asking in passes:
-        _refuse_without_image(question for block in asking.pending.values() for question in block)
-    for asking in passes:
-        for number, block in asking.pending.items():
-            asking.questions.write(number, _to_questions(block))
-            asking.images.write(number, _to_images(block))
-    pooled = [asking for asking in passes if asking.pending and not is_endpoint(asking.judge.path)]
-    for asking in passes:
-        if is_endpoint(asking.judge.path):
-            _run_here(asking.job, say)
+        for judge in judges:
+            judge.target.write(0, to_table([]))  # a table without parts has no columns to read
+        return {judge.name: {"rows_in": 0, "rows_out": 0, "errors": 0} for judge in judges}
+    passes = [_Pass.of(judge, blocks, suites, seed, retry) for judge in judges]
+    for each in passes:
+        _refuse_without_image(question for block in each.pending.values() for question in block)
+    for each in passes:
+        for number, block in each.pending.items():
+            each.questions.write(number, _to_questions(block))
+            each.images.write(number, _to_images(block))
+    pooled = [each for each in passes if each.pending and not is_endpoint(each.judge.path)]
+    for each in passes:
+        if is_endpoint(each.judge.path):
+            _run_here(each.job, on_progress)
     if pooled:
-        run_jobs([asking.job for asking in pooled], [], 1.0, say)
+        run_jobs([each.job for each in pooled], [], 1.0, on_progress)
     total = sum(map(len, blocks))
-    return {asking.name: asking.finish(total, max_error_fraction) for asking in passes}
+    return {each.name: each.finish(total, max_error_fraction) for each in passes}
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """A judge at work: the questions of every part that is still to be made."""
+    """A judge at work: the questions of every part that is missing, or those to ask once more."""
 
     name: str
     judge: Judge
     target: Table
-    made: Table
-    """Where new predictions are written: the target, or apart from it what was asked again."""
+    output: Table
+    """Where new predictions are written: the target, or apart from it those of a retry."""
     pending: Mapping[int, list[Question]]
     suites: Mapping[str, str]
     """Name of a suite in the questions to what it is imported by."""
@@ -149,17 +170,17 @@ class _Pass:
 
     @classmethod
     def of(
-        cls, asked: Asked, blocks: Sequence[list[Question]], suites: Mapping[str, str], seed: int, retry: bool
+        cls, run: JudgeRun, blocks: Sequence[list[Question]], suites: Mapping[str, str], seed: int, retry: bool
     ) -> _Pass:
-        target = asked.target
+        target = run.target
         if not retry:
             pending = {number: block for number, block in enumerate(blocks) if not target.part(number).exists()}
-            return cls(asked.name, asked.judge, target, target, pending, suites, seed)
-        again = Table(target.directory / "again")
-        shutil.rmtree(again.directory, ignore_errors=True)
+            return cls(run.name, run.judge, target, target, pending, suites, seed)
+        output = Table(target.directory / "again")
+        shutil.rmtree(output.directory, ignore_errors=True)
         failed = {number: _failed(target.read(number), blocks[number]) for number in target.parts()}
         pending = {number: block for number, block in failed.items() if block}
-        return cls(asked.name, asked.judge, target, again, pending, suites, seed)
+        return cls(run.name, run.judge, target, output, pending, suites, seed)
 
     @property
     def questions(self) -> Table:
@@ -175,7 +196,7 @@ class _Pass:
             name=f"evaluate/{self.name}",
             processor=AnswerProcessor(self.judge, self.name, self.suites, self.seed),
             sources={"questions": self.questions, "images": self.images},
-            target=self.made,
+            target=self.output,
             pool=self.judge.pool,
             key="key",
             identity=("benchmark", "protocol", "order", "sample"),
@@ -183,12 +204,12 @@ class _Pass:
         )
 
     def finish(self, total: int, max_error_fraction: float) -> dict[str, int]:
-        """Puts predictions that were asked again in their place, takes away what was only passed on, and counts."""
+        """Put the predictions of a retry in their place, remove what was only passed on, and count."""
         target = self.target
-        if self.made != target:
+        if self.output != target:
             for number in self.pending:
-                target.write(number, _replaced(target.read(number), self.made.read(number)))
-            shutil.rmtree(self.made.directory, ignore_errors=True)
+                target.write(number, _replace(target.read(number), self.output.read(number)))
+            shutil.rmtree(self.output.directory, ignore_errors=True)
         for table in (self.questions, self.images):
             shutil.rmtree(table.directory, ignore_errors=True)
         errors = [error for error in target.read(columns=["error"])["error"].to_pylist() if error is not None]
@@ -200,8 +221,8 @@ class _Pass:
         return {"rows_in": total, "rows_out": total, "errors": len(errors)}
 
 
-def _run_here(job: PoolJob, say: Callable[[str, Tally, int], None]) -> None:
-    """As `run_jobs`, in this process: an endpoint needs neither actors nor, on other machines, its key."""
+def _run_here(job: PoolJob, on_progress: Callable[[str, Tally, int], None]) -> None:
+    """Do as `run_jobs`, in this process: an endpoint needs neither actors nor, on other machines, its key."""
     processor, tally, parts = job.processor.load(), Tally(), job.parts or ()
     for number in parts:
         started = time.monotonic()
@@ -209,7 +230,7 @@ def _run_here(job: PoolJob, say: Callable[[str, Tally, int], None]) -> None:
         job.target.write(number, rows)
         errors = len(rows) - rows["error"].null_count
         tally.add(Tally(1, len(rows), len(rows), errors, time.monotonic() - started))
-        say(job.name, tally, len(parts))
+        on_progress(job.name, tally, len(parts))
 
 
 def _identities(predictions: pa.Table) -> list[tuple[Any, ...]]:
@@ -218,47 +239,31 @@ def _identities(predictions: pa.Table) -> list[tuple[Any, ...]]:
 
 
 def _failed(predictions: pa.Table, block: Sequence[Question]) -> list[Question]:
-    """Those questions of a part whose prediction has an error."""
+    """Return those questions of a part whose prediction has an error."""
     failed = set(_identities(predictions.filter(pc.is_valid(predictions["error"]))))
     return [q for q in block if (q.benchmark, q.protocol, q.key, q.order, q.sample) in failed]
 
 
-def _replaced(predictions: pa.Table, again: pa.Table) -> pa.Table:
-    """A part with these predictions in place of those that they repeat."""
-    new = set(_identities(again))
+def _replace(predictions: pa.Table, retried: pa.Table) -> pa.Table:
+    """Return a part with these predictions in place of those that they repeat."""
+    new = set(_identities(retried))
     kept = predictions.filter(pa.array([identity not in new for identity in _identities(predictions)], pa.bool_()))
-    return pa.concat_tables([kept, again])
+    return pa.concat_tables([kept, retried])
 
 
-def _blocks(exam: Exam, seed: int, size: int) -> Iterator[list[Question]]:
-    """All questions of an exam, those about one image in one block; the same blocks for the same arguments."""
-    suite = exam.suite
-    together: dict[str, list[Row]] = {}
-    for row in exam.rows:
-        together.setdefault(row.image.name if row.image else row.key, []).append(row)
-    block: list[Question] = []
-    for group in together.values():
-        for protocol in exam.protocols:
-            block += suite.questions(group, protocol, draws=exam.draws, seed=seed)
-        if len(block) >= size:
-            yield block
-            block = []
-    if block:
-        yield block
-
-
-def _import_names(exams: Sequence[Exam]) -> dict[str, str]:
+def _import_names(eval_sets: Sequence[EvalSet]) -> dict[str, str]:
     """Return the name of each suite, as its questions have it, with what actors import it by."""
     names: dict[str, str] = {}
-    for exam in exams:
-        other = names.setdefault(exam.suite.name, exam.benchmark)
-        if other != exam.benchmark:
-            raise UserError(f"benchmarks {other} and {exam.benchmark} are both called {exam.suite.name}; rename one")
+    for eval_set in eval_sets:
+        name, path = eval_set.suite.name, eval_set.benchmark
+        other = names.setdefault(name, path)
+        if other != path:
+            raise UserError(f"benchmarks {other} and {path} are both called {name}; rename one")
     return names
 
 
-def _refuse_without_image(asked: Iterable[Question]) -> None:
-    for question in asked:
+def _refuse_without_image(questions: Iterable[Question]) -> None:
+    for question in questions:
         if question.image is None and question.response is None:
             raise UserError(
                 f"{question.benchmark}: {question.key} has no image and a vision-language judge needs one; leave such "
@@ -304,12 +309,12 @@ class AnswerProcessor(Processor):
 
     @cached_property
     def writer(self) -> Answerer:
-        """The judge as one that writes."""
-        return answerer(self.judge)
+        """Load the judge as one that writes."""
+        return load_judge(self.judge)
 
     @cached_property
     def scorer(self) -> Scorer:
-        """The judge as a text reward model."""
+        """Load the judge as a text reward model."""
         return scorer(self.judge)
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
@@ -322,11 +327,11 @@ class AnswerProcessor(Processor):
         scored = [question for question in questions if question.response is not None]
         pictures = {row["name"]: _picture(row) for row in tables["images"].to_pylist()}
         suite = SUITES[self.suites[questions[0].benchmark]]  # a part is of one benchmark
-        made = judge_questions(self.writer, self.name, suite, written, pictures, self.seed) if written else []
+        predictions = judge_questions(self.writer, self.name, suite, written, pictures, self.seed) if written else []
         if scored:
             scores = self.scorer.score([(question.prompt, question.response or "") for question in scored])
-            made += [record_score(q, self.name, score) for q, score in zip(scored, scores, strict=True)]
-        return to_table(made)
+            predictions += [record_score(q, self.name, score) for q, score in zip(scored, scores, strict=True)]
+        return to_table(predictions)
 
 
 def _question(row: Mapping[str, Any]) -> Question:
@@ -335,7 +340,7 @@ def _question(row: Mapping[str, Any]) -> Question:
 
 
 def _picture(row: Mapping[str, Any]) -> PIL.Image.Image | str:
-    """The picture, or why there is none."""
+    """Return the picture, or the reason why it cannot be read."""
     try:
         return picture(row, _LIMITS)
     except RowError as error:

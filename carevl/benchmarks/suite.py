@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from carevl.benchmarks.predictions import Prediction
-from carevl.benchmarks.questions import GREEDY, Decoding, Question, own_parse, own_say
+from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.rows import Record, Row
-from carevl.judging.prompts import Verdict
+from carevl.judging.prompts import Verdict, parse_judgment, write_judgment
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import Scored
 
@@ -90,11 +90,17 @@ class Suite(ABC):
 
     def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
         """Return the verdict of an answer; by default that of the strict parser."""
-        return own_parse(question, text, truncated=truncated)
+        return parse_judgment(text, question.task, question.order, truncated=truncated)
 
     def write_verdict(self, question: Question, verdict: Verdict) -> str:
-        """Return words that `parse` reads back as this verdict; empty where its grammar has none."""
-        return own_say(question, verdict)
+        """Return words that `parse` reads back as this verdict; by default empty for a tie, which our grammar lacks."""
+        if verdict.ranking is not None:
+            return write_judgment("", ranking=[question.order.index(i) + 1 for i in verdict.ranking])
+        if verdict.rating is not None:
+            return write_judgment("", rating=verdict.rating)
+        if verdict.winner in question.order:
+            return write_judgment("", winner=question.order.index(verdict.winner) + 1)
+        return ""
 
     def read_official_row(self, record: Record, root: Path) -> Row:
         """Return the row in one record of a result file of `official_script`; image paths begin in `root`.

@@ -82,12 +82,12 @@ def evaluate(
     if judge is not None:
         if out is None:
             raise UserError("evaluate: give --out DIR, where predictions and figures are written")
-        asking = command.Asking(
+        request = command.EvalRequest(
             judge, engine, protocol or (), k, overrides or (), allow_missing_images, max_error_fraction
         )
-        lines = command.evaluate(rows, asking, out, log)
+        lines = command.evaluate(rows, request, out, log)
     elif stored is not None:
-        lines = command.score_again(rows, stored, k, out, allow_missing_images)
+        lines = command.rescore(rows, stored, k, out, allow_missing_images)
     elif compare is not None:
         lines = command.compare(rows, compare, k, allow_missing_images)
     for line in lines:

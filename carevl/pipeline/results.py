@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from carevl.benchmarks.predictions import from_table
-from carevl.benchmarks.results import summary
+from carevl.benchmarks.results import summarize
 from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot, draw
 from carevl.data.truth import Truth, read_truth
@@ -97,7 +97,7 @@ def judges(settings: Settings, where: Run, asked: Mapping[str, Table]) -> dict[s
             predictions = from_table(predicted.filter(pc.equal(predicted["benchmark"], suite.name)))
             rows = evaluate.load(settings, where, benchmark)
             answered[suite.name] = (suite, rows, predictions)
-        found[name] = summary(answered)
+        found[name] = summarize(answered)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carevl.benchmarks.run import VERSION, Asked, Exam, predict
+from carevl.benchmarks.run import VERSION, EvalSet, JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot
 from carevl.models.engines import weights_fingerprint
@@ -64,14 +64,14 @@ def data_of(root: DataRoot, benchmark: Benchmark) -> tuple[Path, Path | None]:
 def run(context: RunContext) -> Counts:
     """Ask the pending judges the questions of every benchmark, side by side; a table of predictions each."""
     settings = context.settings
-    exams = [
-        Exam(benchmark.name, load(settings, context.run, benchmark), benchmark.protocols, benchmark.draws)
+    eval_sets = [
+        EvalSet(benchmark.name, load(settings, context.run, benchmark), benchmark.protocols, benchmark.draws)
         for benchmark in settings.benchmarks
     ]
     judges = {table: context.trained_judge(JUDGES[_judge(table)]) for table in context.pending}
     counts = predict(
-        [Asked(judge, _judge(table), context.table(table)) for table, judge in judges.items()],
-        exams,
+        [JudgeRun(judge, _judge(table), context.table(table)) for table, judge in judges.items()],
+        eval_sets,
         context.pool_progress(),
         seed=settings.seed,
         max_error_fraction=settings.max_error_fraction,

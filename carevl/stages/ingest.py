@@ -101,7 +101,7 @@ def run_ingest(
         if image is not None and look is not None:
             if data.near_duplicates != "ignore":
                 alike.add(image["image_id"], look)
-            item = screen.screened(item, image["bytes"], look)  # noqa: PLW2901
+            item = screen.screen(item, image["bytes"], look)  # noqa: PLW2901
         spill.add(image, item)
         if rows_in % 500 == 0:
             say(rows_in, errors)

@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
-from carevl.benchmarks.diagnostics import diagnose, statuses
+from carevl.benchmarks.diagnostics import count_statuses, diagnose
 from carevl.benchmarks.predictions import from_table, record
 from carevl.benchmarks.rows import missing_images
-from carevl.benchmarks.run import Asked, predict
+from carevl.benchmarks.run import JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.benchmarks.suites.vl_rewardbench_published import VL_REWARDBENCH, check
 from carevl.judging.prompts import Verdict
@@ -108,7 +108,7 @@ def test_both_tags_are_a_status_of_their_own(drawn):
     suite, rows = SUITES["vl-rewardbench"], drawn["vl-rewardbench"][:3]
     asked = list(suite.questions(rows, "strict"))
     predictions = [record(q, "j", USELESS["both tags"], suite.parse(q, USELESS["both tags"])) for q in asked]
-    assert statuses(predictions) == {"ok": 0, "none": 0, "both": 6, "truncated": 0}
+    assert count_statuses(predictions) == {"ok": 0, "none": 0, "both": 6, "truncated": 0}
 
 
 def test_an_unknown_trivial_judge_is_named():
@@ -177,6 +177,6 @@ def test_published_rows_that_do_not_agree_with_themselves_are_flagged():
 
 def test_nothing_asked_gives_a_table_without_rows(tmp_path):
     target = Table(tmp_path)
-    counts = predict([Asked(Judge(path="miniworld:judge"), "j", target)], [], lambda *_: None)
+    counts = predict([JudgeRun(Judge(path="miniworld:judge"), "j", target)], [], lambda *_: None)
     assert counts == {"j": {"rows_in": 0, "rows_out": 0, "errors": 0}}
     assert from_table(target.read()) == []

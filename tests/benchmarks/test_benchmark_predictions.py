@@ -6,7 +6,7 @@ import pytest
 
 from carevl.benchmarks.outcomes import pairs_right, response_ratings
 from carevl.benchmarks.predictions import by_key, draws_of, from_table, record, record_score, to_table
-from carevl.benchmarks.questions import own_question
+from carevl.benchmarks.questions import judge_question
 from carevl.benchmarks.rows import Row
 from carevl.judging.prompts import Verdict
 from carevl.store.schemas import PREDICTIONS
@@ -14,7 +14,7 @@ from carevl.store.schemas import PREDICTIONS
 
 def test_predictions_survive_parquet(tmp_path, pair):
     row = pair("k")
-    asked = own_question("b", row, "strict", (1, 0))
+    asked = judge_question("b", row, "strict", (1, 0))
     given = [
         record(asked, "j", "text", Verdict("ok", "", winner=1), probability=0.25),
         record(asked, "j", "", Verdict("truncated", "")),

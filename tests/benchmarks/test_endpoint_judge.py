@@ -19,7 +19,7 @@ from carevl.benchmarks.answering import judge_questions
 from carevl.benchmarks.endpoint import Endpoint
 from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.questions import GREEDY
-from carevl.benchmarks.run import Asked, Exam, predict
+from carevl.benchmarks.run import EvalSet, JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.errors import UserError
 from carevl.judging.verdict_tokens import VERDICT_TEXTS
@@ -199,8 +199,8 @@ def pairs(pair):
 def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
     judge = Judge(path=server.address)
     server.replies = [(200, completion("nothing to say"), {})]
-    test = Exam("vl-rewardbench", pairs, ["official_scorer", "strict"])
-    counts = predict([Asked(judge, judge.path, Table(tmp_path))], [test], lambda *_: None)[judge.path]
+    test = EvalSet("vl-rewardbench", pairs, ["official_scorer", "strict"])
+    counts = predict([JudgeRun(judge, judge.path, Table(tmp_path))], [test], lambda *_: None)[judge.path]
     predictions = from_table(Table(tmp_path).read())
     assert counts == {"rows_in": 21, "rows_out": 21, "errors": 0}
     assert len(server.requests) == 6
@@ -211,8 +211,8 @@ def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
 
 def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path):
     target = Table(tmp_path)
-    asked_of = [Asked(Judge(path=server.address), "j", target)]
-    tests = [Exam("vl-rewardbench", pairs, ["official_scorer", "strict"])]
+    asked_of = [JudgeRun(Judge(path=server.address), "j", target)]
+    tests = [EvalSet("vl-rewardbench", pairs, ["official_scorer", "strict"])]
 
     def ask(retry):
         return predict(asked_of, tests, lambda *_: None, max_error_fraction=1.0, part_questions=7, retry=retry)["j"]

@@ -14,7 +14,7 @@ import pytest
 from carevl import cli
 from carevl.benchmarks.baselines import judge_trivially
 from carevl.benchmarks.predictions import to_table
-from carevl.benchmarks.run import Asked, Exam, predict
+from carevl.benchmarks.run import EvalSet, JudgeRun, predict
 from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites import SUITES, describe_suites
 from carevl.errors import UserError
@@ -85,10 +85,10 @@ def test_actors_import_it_and_ask_the_shipped_judge(own_suite, tmp_path):
 
 def test_two_suites_of_one_name_are_refused(importable, tmp_path):
     (tmp_path / "twin.py").write_text("from captions import Captions\n\n\nclass Twin(Captions):\n    pass\n")
-    judge = [Asked(Judge(path="http://127.0.0.1:9/v1#m"), "j", Table(tmp_path / "t"))]
-    exams = [Exam(name, [], ["strict"]) for name in ("captions:Captions", "twin:Twin")]
+    judge = [JudgeRun(Judge(path="http://127.0.0.1:9/v1#m"), "j", Table(tmp_path / "t"))]
+    eval_sets = [EvalSet(name, [], ["strict"]) for name in ("captions:Captions", "twin:Twin")]
     with pytest.raises(UserError, match="captions:Captions and twin:Twin are both called captions; rename one"):
-        predict(judge, exams, lambda *_: None)
+        predict(judge, eval_sets, lambda *_: None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from carevl import cli
-from carevl.benchmarks.command import FIGURES, PREDICTIONS, Asking, compare, evaluate, score_again
+from carevl.benchmarks.command import FIGURES, PREDICTIONS, EvalRequest, compare, evaluate, rescore
 from carevl.benchmarks.data import load
 from carevl.errors import UserError
 from carevl.miniworld.publish import publish
@@ -67,7 +67,7 @@ def test_a_trivial_judge_from_the_command_line_and_again_from_its_predictions(wo
 
 def test_several_protocols_and_draws_are_asked_as_told(world, tmp_path):
     data = load("vl-rewardbench", world / "dev/vl_rewardbench.parquet")
-    asking = Asking("random", protocols=["strict", "official"], draws=3)
+    asking = EvalRequest("random", protocols=["strict", "official"], draws=3)
     lines = list(evaluate(data, asking, tmp_path, _quiet))
     [flagged] = [" ".join(line.split()) for line in lines if line.startswith("GPT-4o")]
     assert flagged == "GPT-4o 65.8 62.4 49.1 67.6 70.5 inconsistent: its groups give 65.6 and 62.4"
@@ -79,8 +79,8 @@ def test_several_protocols_and_draws_are_asked_as_told(world, tmp_path):
 def test_missing_images_are_counted_named_and_left_out_only_when_asked(pairs, tmp_path):
     data = load("vl-rewardbench", pairs)
     with pytest.raises(UserError, match=r"4 of 5 rows have no image: RLHF-V-0#\w+, RLHF-V-2.*--allow-missing-images"):
-        evaluate(data, Asking("nobody/knows"), tmp_path, _quiet)
-    assert len(list(evaluate(data, Asking("longer"), tmp_path / "longer", _quiet))) > 10
+        evaluate(data, EvalRequest("nobody/knows"), tmp_path, _quiet)
+    assert len(list(evaluate(data, EvalRequest("longer"), tmp_path / "longer", _quiet))) > 10
     assert _figures(tmp_path / "longer")["rows"] == 5
     kept = data.without_missing_images(["strict"], lambda _: True, allowed=True)
     assert [row.key.partition("#")[0] for row in kept.rows] == ["RLHF-V-1"]
@@ -93,10 +93,10 @@ def test_missing_images_are_counted_named_and_left_out_only_when_asked(pairs, tm
 def test_predictions_of_some_rows_are_scored_only_when_the_others_have_no_image(pairs, tmp_path):
     data = load("vl-rewardbench", pairs)
     kept = data.without_missing_images(["strict"], lambda _: True, allowed=True)
-    list(evaluate(kept, Asking("longer"), tmp_path / "some", _quiet))
+    list(evaluate(kept, EvalRequest("longer"), tmp_path / "some", _quiet))
     with pytest.raises(UserError, match="4 of 5 rows have no image"):
-        score_again(data, tmp_path / "some", None, None, False)
-    lines = list(score_again(data, tmp_path / "some", None, tmp_path / "again", True))
+        rescore(data, tmp_path / "some", None, None, False)
+    lines = list(rescore(data, tmp_path / "some", None, tmp_path / "again", True))
     assert lines[0] == "vl-rewardbench: 1 rows"
     assert lines[1].startswith("left out, their images are missing: 4 rows: RLHF-V-0#")
     assert len(_figures(tmp_path / "again")["excluded"]) == 4
@@ -119,7 +119,7 @@ def test_images_are_not_looked_for_outside_their_folder(tmp_path):
 def test_text_that_no_table_takes_is_replaced(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(PAIR | {"query": "a\ud800b\0c"}))
-    list(evaluate(load("vl-rewardbench", file), Asking("first"), tmp_path / "out", _quiet))
+    list(evaluate(load("vl-rewardbench", file), EvalRequest("first"), tmp_path / "out", _quiet))
     assert load("vl-rewardbench", file).rows[0].question == "a\ufffdb\ufffdc"
 
 
@@ -128,7 +128,7 @@ def test_official_results_are_scored_as_they_are(tmp_path):
     file.write_text(json.dumps(PAIR))
     told = {"ranking": [0, 1], "meta": {"filter_choice": "Overall Judgment: Answer 1 is better", "random_number": 0}}
     results.write_text(json.dumps(PAIR | told))
-    list(score_again(load("vl-rewardbench", file), results, None, tmp_path, False))
+    list(rescore(load("vl-rewardbench", file), results, None, tmp_path, False))
     found = _figures(tmp_path)["judges"]["gpt"]
     assert list(found) == ["official"]
     assert found["official"]["figures"]["overall"]["value"] == 1
@@ -137,7 +137,7 @@ def test_official_results_are_scored_as_they_are(tmp_path):
 def test_two_judges_are_compared_on_the_same_rows(world, tmp_path):
     data = load("vl-rewardbench", world / "dev/vl_rewardbench.parquet")
     for judge in ("longer", "first"):
-        list(evaluate(data, Asking(judge), tmp_path / judge, _quiet))
+        list(evaluate(data, EvalRequest(judge), tmp_path / judge, _quiet))
     lines = list(compare(data, (tmp_path / "longer", tmp_path / "first"), None, False))
     longer = _figures(tmp_path / "longer")["judges"]["longer"]["strict"]["figures"]["overall"]["value"]
     strict = lines[next(n for n, line in enumerate(lines) if line.startswith("strict")) + 1]
@@ -169,7 +169,7 @@ def test_mistakes_are_told_in_one_line(arguments, said, tmp_path, world, monkeyp
     Path("rows.jsonl").write_text(json.dumps(PAIR))
     Path("empty.jsonl").write_text("")
     Path("pair.jsonl").write_text((world / "dev/mllm_judge/pair.jsonl").read_text())
-    list(evaluate(load("vl-rewardbench", Path("rows.jsonl")), Asking("first"), Path("p"), _quiet))
+    list(evaluate(load("vl-rewardbench", Path("rows.jsonl")), EvalRequest("first"), Path("p"), _quiet))
     Path("p", PREDICTIONS).rename("p.parquet")
     assert _carevl(monkeypatch, *arguments.split()) == 2
     [line] = capsys.readouterr().err.splitlines()

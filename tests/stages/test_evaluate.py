@@ -16,9 +16,9 @@ import pytest
 
 from carevl.benchmarks.answering import EngineJudge, judge_questions
 from carevl.benchmarks.predictions import from_table
-from carevl.benchmarks.results import judged, summary
+from carevl.benchmarks.results import score_judge, summarize
 from carevl.benchmarks.rows import Image
-from carevl.benchmarks.run import Asked, Exam, _blocks, predict
+from carevl.benchmarks.run import EvalSet, JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
@@ -51,8 +51,8 @@ def mixed(world):
 
 def _predict(rows, protocols, target, name="vl-rewardbench", judge=JUDGE, **options):
     told = []
-    test = Exam(name, rows, protocols)
-    counts = predict([Asked(judge, "j", target)], [test], lambda *said: told.append(said), **options)
+    test = EvalSet(name, rows, protocols)
+    counts = predict([JudgeRun(judge, "j", target)], [test], lambda *said: told.append(said), **options)
     return counts["j"], from_table(target.read()), told
 
 
@@ -151,16 +151,16 @@ def test_ratings_and_rankings_are_judged_too(counting, mixed):
     assert rankings
     assert all(re.fullmatch(r"Overall Judgment: Ranking \d( > \d)+\.", p.text) for p in rankings)
     assert all(p.probability is None for p in predictions if p.protocol == "official")
-    found = judged(suite, mixed, predictions)
+    found = score_judge(suite, mixed, predictions)
     assert list(found) == ["official", "official_scorer", "strict", "verdict_prob"]
-    shape = summary({"mllm-judge": (suite, mixed, predictions)})
+    shape = summarize({"mllm-judge": (suite, mixed, predictions)})
     assert list(shape) == ["mllm_judge", "parse_rate", "order_consistency"]
     assert list(shape["mllm_judge"]) == ["score", "pair_with_ties", "pair_without_ties", "batch"]
     json.dumps(shape)
 
 
 def test_the_summary_has_the_names_that_results_rely_on(first, pairs):
-    found = summary({"vl-rewardbench": (SUITES["vl-rewardbench"], pairs, first[2])})
+    found = summarize({"vl-rewardbench": (SUITES["vl-rewardbench"], pairs, first[2])})
     names = ["overall", "macro", "general", "hallucination", "reasoning"]
     assert list(found["vl_rewardbench"]) == ["official_scorer", "strict"]
     assert all(sorted(figures) == sorted(names) for figures in found["vl_rewardbench"].values())
@@ -178,7 +178,7 @@ def test_a_broken_image_is_an_error_of_its_rows(ray, pairs, tmp_path):
     failed = [p for p in predictions if p.error]
     assert {p.key for p in failed} == {pairs[0].key, pairs[1].key}
     assert {p.status for p in failed} == {"none"}
-    assert judged(SUITES["vl-rewardbench"], rows, predictions)["strict"]["errors"] == 4
+    assert score_judge(SUITES["vl-rewardbench"], rows, predictions)["strict"]["errors"] == 4
     with pytest.raises(RunError, match=r"4 of 10 questions failed.* the first: .*not an image"):
         _predict(rows, ["strict"], Table(tmp_path), max_error_fraction=0.1)
 
@@ -219,13 +219,13 @@ from carevl.cluster.connect import ray_cluster
 from carevl.settings.models import Judge
 from carevl.settings.tree import Cluster
 from carevl.store.table import Table
-from carevl.benchmarks.run import Asked, Exam, predict
+from carevl.benchmarks.run import JudgeRun, EvalSet, predict
 suite = SUITES["vl-rewardbench"]
 rows = suite.load(Path({str(world / "dev/vl_rewardbench.parquet")!r}))[:12]
 judge = Judge.model_validate_json({JUDGE.model_dump_json()!r})
 with ray_cluster(Cluster(num_cpus=2)):
-    predict([Asked(judge, "j", Table(Path({str(target.directory)!r})))],
-            [Exam("vl-rewardbench", rows, {[*BOTH, "verdict_prob"]!r})], lambda *_: None, part_questions=10)
+    predict([JudgeRun(judge, "j", Table(Path({str(target.directory)!r})))],
+            [EvalSet("vl-rewardbench", rows, {[*BOTH, "verdict_prob"]!r})], lambda *_: None, part_questions=10)
 """
     killed = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 180
@@ -236,7 +236,7 @@ with ray_cluster(Cluster(num_cpus=2)):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     kept = {number: target.part(number).stat().st_mtime_ns for number in target.parts()}
-    n_parts = len(list(_blocks(Exam("vl-rewardbench", pairs, [*BOTH, "verdict_prob"]), 0, 10)))
+    n_parts = len(list(EvalSet("vl-rewardbench", pairs, [*BOTH, "verdict_prob"]).blocks(0, 10)))
     assert len(kept) < n_parts
     _, predictions, told = _predict(pairs, [*BOTH, "verdict_prob"], target, part_questions=10)
     assert all(target.part(number).stat().st_mtime_ns == before for number, before in kept.items())

@@ -34,9 +34,7 @@ from carevl.benchmarks.questions import (
     as_stored,
     drawn_questions,
     is_strict,
-    own_parse,
-    own_question,
-    own_say,
+    judge_question,
     strict_questions,
 )
 from carevl.benchmarks.rows import Record, Row, read_image, read_records, row_key, unique
@@ -97,14 +95,14 @@ class MllmJudge(Suite):
                 if row.task == "pairwise":
                     yield from strict_questions(self.name, [row], protocol)
                 else:
-                    yield own_question(self.name, row, protocol, as_stored(row))
+                    yield judge_question(self.name, row, protocol, as_stored(row))
         else:
             yield from drawn_questions(self.name, rows, protocol, draws or self.draws, as_stored, _official_prompt)
 
     def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
         """Return the verdict: by the official tags under `official`, else by the strict parser."""
         if question.protocol != "official":
-            return own_parse(question, text, truncated=truncated)
+            return super().parse(question, text, truncated=truncated)
         tags = official_tags(text)
         if question.task == "ranking":
             shown = [LETTERS.find(tag) for tag in tags]
@@ -121,7 +119,7 @@ class MllmJudge(Suite):
     def write_verdict(self, question: Question, verdict: Verdict) -> str:
         """Return words that `parse` reads back; empty for a tie in the judge's own grammar."""
         if question.protocol != "official":
-            return own_say(question, verdict)
+            return super().write_verdict(question, verdict)
         if verdict.ranking is not None:
             return ", ".join(f"[[{LETTERS[question.order.index(i)]}]]" for i in verdict.ranking)
         if verdict.rating is not None:
@@ -174,18 +172,18 @@ def read_row(record: Record, root: Path) -> Row:
     if "answers" in record.values:
         texts = tuple(_answer(answer, record) for answer in record.get("answers"))
         if sorted(label) != sorted(LETTERS[: len(texts)]):
-            raise ValueError(f"{record.where}: expected a permutation of {len(texts)} letters, found {label!r}")
+            raise ValueError(f"{record.location}: expected a permutation of {len(texts)} letters, found {label!r}")
         gold = tuple(-float(label.index(LETTERS[i])) for i in range(len(texts)))
         key = row_key(record.get("batch_id", "id"), question, *texts)
         return Row(key, "ranking", dataset, question, texts, gold, image)
     if "answer1" in record.values:
         texts = (_answer(record.get("answer1"), record), _answer(record.get("answer2"), record))
         if label not in _WINNERS:
-            raise ValueError(f"{record.where}: expected A, B, C or -1, found {label!r}")
+            raise ValueError(f"{record.location}: expected A, B, C or -1, found {label!r}")
         key = row_key(record.get("pair_id"), question, *texts)
         return Row(key, "pairwise", dataset, question, texts, (float(label == "A"), float(label == "B")), image)
     if label not in _RATINGS:
-        raise ValueError(f"{record.where}: expected a rating from 1 to 5, found {label!r}")
+        raise ValueError(f"{record.location}: expected a rating from 1 to 5, found {label!r}")
     texts = (record.text("answer"),)
     return Row(
         row_key(record.get("score_id"), question, *texts), "pointwise", dataset, question, texts, (float(label),), image
@@ -194,8 +192,8 @@ def read_row(record: Record, root: Path) -> Row:
 
 def _answer(value: object, record: Record) -> str:
     if not isinstance(value, dict):
-        raise ValueError(f"{record.where}: expected {{name, answer}}, found {value!r:.80}")
-    return Record(value, record.where).text("answer")
+        raise ValueError(f"{record.location}: expected {{name, answer}}, found {value!r:.80}")
+    return Record(value, record.location).text("answer")
 
 
 def _official_prompt(row: Row, order: Sequence[int]) -> str:

@@ -27,8 +27,6 @@ from carevl.benchmarks.questions import (
     as_stored,
     drawn_questions,
     is_strict,
-    own_parse,
-    own_say,
     strict_questions,
 )
 from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
@@ -89,7 +87,7 @@ class MultimodalRewardBench(Suite):
     def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
         """Return the verdict: by the official tags under `official` (no coin: no tag is no verdict), else strict."""
         if question.protocol != "official":
-            return own_parse(question, text, truncated=truncated)
+            return super().parse(question, text, truncated=truncated)
         for tag, position in (("[[A]]", 0), ("[[B]]", 1)):
             if tag in text:
                 return Verdict("ok", text, winner=question.order[position])
@@ -98,7 +96,7 @@ class MultimodalRewardBench(Suite):
     def write_verdict(self, question: Question, verdict: Verdict) -> str:
         """Return words that `parse` reads back; empty for a tie."""
         if question.protocol != "official":
-            return own_say(question, verdict)
+            return super().write_verdict(question, verdict)
         return f"[[{'AB'[question.order.index(verdict.winner)]}]]" if verdict.winner in question.order else ""
 
     def score(
@@ -135,9 +133,9 @@ def read_row(record: Record, root: Path) -> Row:
     row_id, question = str(record.get("ID")), record.text("Text")
     responses, better = (record.text("Output1"), record.text("Output2")), record.get("Better")
     if not question:
-        raise ValueError(f"{record.where}: Text is empty; run the benchmark's scripts/0_download_data.py first")
+        raise ValueError(f"{record.location}: Text is empty; run the benchmark's scripts/0_download_data.py first")
     if better not in ("Output1", "Output2"):
-        raise ValueError(f"{record.where}: Better must be Output1 or Output2, found {better!r}")
+        raise ValueError(f"{record.location}: Better must be Output1 or Output2, found {better!r}")
     return Row(
         key=row_key(row_id, question, *responses),
         task="pairwise",

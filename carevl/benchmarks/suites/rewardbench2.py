@@ -91,11 +91,11 @@ def read_row(record: Record, root: Path) -> Row:
     chosen, rejected = record.texts("chosen"), record.texts("rejected")
     if not chosen or not rejected:
         raise ValueError(
-            f"{record.where}: needs a chosen and a rejected response, found {len(chosen)}, {len(rejected)}"
+            f"{record.location}: needs a chosen and a rejected response, found {len(chosen)}, {len(rejected)}"
         )
     kind, _, number = row_id.partition(":")
     if subset == TIES and (kind not in ("ref", "tied") or not number):
-        raise ValueError(f"{record.where}: an id of the subset Ties is ref:N or tied:N, found {row_id!r}")
+        raise ValueError(f"{record.location}: an id of the subset Ties is ref:N or tied:N, found {row_id!r}")
     return Row(
         key=row_key(row_id, subset, question, *chosen, *rejected),
         task="pointwise",

@@ -31,7 +31,6 @@ from carevl.benchmarks.questions import (
     Question,
     drawn_questions,
     is_strict,
-    own_parse,
     random_order,
     strict_questions,
 )
@@ -109,7 +108,7 @@ class VlRewardBench(Suite):
     def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
         """Return the verdict: by the official expression under `official`, else by the strict parser."""
         if question.protocol != "official":
-            return own_parse(question, text, truncated=truncated)
+            return super().parse(question, text, truncated=truncated)
         number = official_number(text)
         if number not in (1, 2):
             return Verdict("truncated" if truncated and number is None else "none", text)
@@ -140,7 +139,7 @@ class VlRewardBench(Suite):
     def read_official_row(self, record: Record, root: Path) -> Row:
         """Return the row of a record, whose ranks are called `ranking`."""
         values = record.values | {"human_ranking": record.get("ranking", "human_ranking")}
-        return read_row(Record(values, record.where), root)
+        return read_row(Record(values, record.location), root)
 
     def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
         """Return the answer in `meta.filter_choice`; it was asked in swapped order if `meta.random_number` is 1."""
@@ -157,7 +156,9 @@ def read_row(record: Record, root: Path) -> Row:
     row_id, question, responses = record.text("id"), record.text("query"), record.texts("response")
     ranks = record.get("human_ranking")
     if len(responses) != 2 or sorted(ranks) != [0, 1]:
-        raise ValueError(f"{record.where}: expected 2 responses with ranks 0 and 1, found {len(responses)} and {ranks}")
+        raise ValueError(
+            f"{record.location}: expected 2 responses with ranks 0 and 1, found {len(responses)} and {ranks}"
+        )
     return Row(
         key=row_key(row_id, question, *sorted(responses)),
         task="pairwise",
