@@ -58,8 +58,8 @@ class CaptionProcessor(Processor):
         rows = tables["images"].to_pylist()
         good = [row for row in rows if row["error"] is None]
         requests = [GenerationRequest(picture(row), self.captioner.prompt) for row in good]
-        made = generate_with_row_errors(self.engine, requests, max_tokens=self.captioner.max_tokens)
-        texts = dict(zip((row["image_id"] for row in good), made, strict=True))
+        generations = generate_with_row_errors(self.engine, requests, max_tokens=self.captioner.max_tokens)
+        texts = dict(zip((row["image_id"] for row in good), generations, strict=True))
         captions = []
         for row in rows:
             written, error = texts.get(row["image_id"]), row["error"]

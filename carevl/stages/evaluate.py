@@ -50,9 +50,9 @@ def with_test_data(settings: Settings) -> Settings:
     return settings.model_copy(update={"benchmarks": tests})
 
 
-def load(settings: Settings, where: Run, benchmark: Benchmark) -> list[Row]:
+def load(settings: Settings, run: Run, benchmark: Benchmark) -> list[Row]:
     """The labelled rows of a benchmark."""
-    return SUITES[benchmark.name].load(*data_of(DataRoot.of(settings, where), benchmark))[: benchmark.rows]
+    return SUITES[benchmark.name].load(*data_of(DataRoot.of(settings, run), benchmark))[: benchmark.rows]
 
 
 def data_of(root: DataRoot, benchmark: Benchmark) -> tuple[Path, Path | None]:

@@ -83,8 +83,8 @@ class SamplingSpec:
     temperature: float
     seed: int
 
-    def wanted(self, tables: Mapping[str, pa.Table]) -> Iterable[str]:
-        """Ids of the items that are asked about at all."""
+    def item_ids(self, tables: Mapping[str, pa.Table]) -> Iterable[str]:
+        """Return the ids of the items that are asked about at all."""
         return (
             item["item_id"] for item, routes in by_item(tables["items"], tables["routes"]) if self.prompts(item, routes)
         )
@@ -110,7 +110,7 @@ class JudgeProcessor(Processor):
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         images = {row["image_id"]: row for row in tables["images"].to_pylist()}
         rows: list[dict[str, Any]] = []
-        asked: list[Prompted] = []
+        prompted_rows: list[Prompted] = []
         requests: list[GenerationRequest] = []
         for item, routes in by_item(tables["items"], tables["routes"]):
             prompts = self.spec.prompts(item, routes)
@@ -124,12 +124,12 @@ class JudgeProcessor(Processor):
                     requests.append(
                         GenerationRequest(image, words, seed=int(hash_uniform(self.spec.seed, *key) * 2**31))
                     )
-                    asked.append(prompted)
+                    prompted_rows.append(prompted)
                     rows.append(dict(zip(("item_id", "task", "order", "sample"), key, strict=True)))
-        made = generate_with_row_errors(
+        generations = generate_with_row_errors(
             self.engine, requests, max_tokens=self.judge.max_tokens, temperature=self.spec.temperature
         )
-        for row, prompted, generation in zip(rows, asked, made, strict=True):
+        for row, prompted, generation in zip(rows, prompted_rows, generations, strict=True):
             if isinstance(generation, Failure):
                 row["error"] = row_error("judge", generation.kind, generation.message)
                 continue
@@ -169,7 +169,7 @@ def judge_items(
         pool=judge.pool,
         key="item_id",
         identity=JUDGMENT,
-        expected_keys=spec.wanted,
+        expected_keys=spec.item_ids,
     )
     return context.run_pools([job])
 

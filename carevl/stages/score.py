@@ -52,8 +52,8 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What an expert is asked about an item: with so much of a caption, or with none of it."""
+class ExpertInput:
+    """An item as an expert reads it: with so much of its caption, or with none of it."""
 
     question: str
     responses: Sequence[str]
@@ -63,10 +63,10 @@ class Asked:
         """The user turn that the expert reads."""
         return expert.write(self.caption, self.question)
 
-    def shorter(self) -> Asked | None:
+    def shorter(self) -> ExpertInput | None:
         """Without the caption's last sentence; None when it has one sentence or none."""
         caption = (self.caption or "").strip()
-        ends = [found.start() for found in _SENTENCE.finditer(caption)]
+        ends = [match.start() for match in _SENTENCE.finditer(caption)]
         return replace(self, caption=caption[: ends[-1]]) if ends else None
 
 
@@ -89,34 +89,35 @@ class ScoreProcessor(Processor):
         return encoder(self.expert)
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
-        """Tokenise everything that the expert is asked: a row each of the table `tokens`."""
+        """Tokenise everything that the expert reads: a row each of the table `tokens`."""
         if self.encode is None:
             return tables
-        _, asked = _asked(self.expert, tables)
-        made = self.encode([(one.turn(self.expert), one.responses) for one in asked])
-        rows = [{"ids": [one.ids for one in said], "types": [one.types for one in said]} for said in made]
+        _, inputs = _expert_inputs(self.expert, tables)
+        encoded = self.encode([(entry.turn(self.expert), entry.responses) for entry in inputs])
+        rows = [{"ids": [text.ids for text in texts], "types": [text.types for text in texts]} for texts in encoded]
         return {**tables, "tokens": pa.Table.from_pylist(rows, EXPERT_TOKENS)}
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
-        rows, asked = _asked(self.expert, tables)
-        made = self._ask(asked, _tokens(tables["tokens"]) if "tokens" in tables else None)
-        read, made = summarised(self._ask, asked, made) if self.expert.too_long == "summarise" else (asked, made)
-        for row, whole, one, scores in zip(
-            (row for row in rows if row["error"] is None), asked, read, made, strict=True
-        ):
+        rows, inputs = _expert_inputs(self.expert, tables)
+        results = self._ask(inputs, _tokens(tables["tokens"]) if "tokens" in tables else None)
+        read: Sequence[ExpertInput] = inputs
+        if self.expert.too_long == "summarise":
+            read, results = summarise(self._ask, inputs, results)
+        good = (row for row in rows if row["error"] is None)
+        for row, whole, part, scores in zip(good, inputs, read, results, strict=True):
             if isinstance(scores, Failure):
                 row["error"] = row_error("score", scores.kind, f"{self.expert.name}: {scores.message}")
             elif not all(math.isfinite(value) for value in scores):
                 row["error"] = row_error("score", "not a number", f"{self.expert.name} gave {scores}")
             else:
                 row["scores"] = scores
-                row["caption_read"] = len(one.caption) / len(whole.caption) if one.caption and whole.caption else None
+                row["caption_read"] = len(part.caption) / len(whole.caption) if part.caption and whole.caption else None
         return pa.Table.from_pylist(rows, SCORES)
 
-    def _ask(self, asked: Sequence[Asked], tokens: Sequence[Sequence[Encoded]] | None = None) -> Scores:
+    def _ask(self, inputs: Sequence[ExpertInput], tokens: Sequence[Sequence[Encoded]] | None = None) -> Scores:
         size = self.expert.pool.batch_size
-        said: Sequence[Sequence[str | Encoded]] = tokens or [one.responses for one in asked]
-        rows = [(one.turn(self.expert), responses) for one, responses in zip(asked, said, strict=True)]
+        texts: Sequence[Sequence[str | Encoded]] = tokens or [entry.responses for entry in inputs]
+        rows = [(entry.turn(self.expert), responses) for entry, responses in zip(inputs, texts, strict=True)]
         return [scored for start in range(0, len(rows), size) for scored in self.score_rows(rows[start : start + size])]
 
 
@@ -124,13 +125,13 @@ def _tokens(table: pa.Table) -> list[list[Encoded]]:
     return [list(map(Encoded, row["ids"], row["types"])) for row in table.to_pylist()]
 
 
-def _asked(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list[dict[str, Any]], list[Asked]]:
-    """The rows of a part of `scores` without their scores, and what is asked for those that have no error."""
+def _expert_inputs(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list[dict[str, Any]], list[ExpertInput]]:
+    """The rows of a part of `scores` without their scores, and the inputs of those that have no error."""
     captions: dict[str, dict[str, str | None]] = {}
     for row in tables["captions"].to_pylist():
         captions.setdefault(row["image_id"], {})[row["view"]] = row["text"] if row["error"] is None else None
     rows: list[dict[str, Any]] = []
-    asked: list[Asked] = []
+    inputs: list[ExpertInput] = []
     for item in tables["items"].to_pylist():
         views = captions.get(item["image_id"], {}) if item["error"] is None else {}
         for view, text in {**(views or {"default": None}), NO_CAPTION: ""}.items():
@@ -139,31 +140,31 @@ def _asked(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list[dict[st
                 error = row_error("score", "no caption", "the image has no caption")
             rows.append({"item_id": item["item_id"], "expert": expert.name, "view": view, "error": error})
             if error is None:
-                asked.append(Asked(item["question"], item["responses"], text or None))
-    return rows, asked
+                inputs.append(ExpertInput(item["question"], item["responses"], text or None))
+    return rows, inputs
 
 
-def summarised(
-    ask: Callable[[Sequence[Asked]], Scores], asked: Sequence[Asked], made: Scores
-) -> tuple[Sequence[Asked], Scores]:
-    """What was asked in the end, and the scores: captions of inputs that are too long lose sentences until they fit.
+def summarise(
+    ask: Callable[[Sequence[ExpertInput]], Scores], inputs: Sequence[ExpertInput], results: Scores
+) -> tuple[Sequence[ExpertInput], Scores]:
+    """Return what was read in the end, and the scores: captions of inputs that are too long lose sentences until they fit.
 
     An input that is too long with one sentence, or without a caption, keeps its error.
 
     Args:
-        made: the scores of all that was `asked`.
+        results: the scores of all `inputs`.
     """
-    read, made = list(asked), list(made)
+    read, results = list(inputs), list(results)
     while True:
         long = {
             i: shorter
-            for i, scores in enumerate(made)
+            for i, scores in enumerate(results)
             if isinstance(scores, Failure) and scores.kind == TOO_LONG and (shorter := read[i].shorter())
         }
         if not long:
-            return read, made
+            return read, results
         for i, scores in zip(long, ask(list(long.values())), strict=True):
-            read[i], made[i] = long[i], scores
+            read[i], results[i] = long[i], scores
 
 
 def run(context: RunContext) -> Counts:

@@ -140,9 +140,9 @@ def _contradictions(
         ]
         if not agreeing:
             continue
-        found = typical(_like(agreeing, answer), rows)
-        texts = found["text"], flip_verdict(found["text"])
-        chosen, rejected = texts if tuple(found["order"]) == prompted.order else reversed(texts)
+        source = typical(_like(agreeing, answer), rows)
+        texts = source["text"], flip_verdict(source["text"])
+        chosen, rejected = texts if tuple(source["order"]) == prompted.order else reversed(texts)
         yield {
             **_facts(item, prompted, scores, best, other),
             "rank": 0,
@@ -171,7 +171,7 @@ def _like(judgments: Sequence[dict[str, Any]], answer: str) -> Sequence[dict[str
     if not words:
         return judgments
     evidence = [content_words(row["evidence"]) for row in judgments]
-    alike = [len(words & said) / len(words | said) for said in evidence]
+    alike = [len(words & seen) / len(words | seen) for seen in evidence]
     return [row for row, likeness in zip(judgments, alike, strict=True) if likeness == max(alike)]
 
 
