@@ -147,7 +147,7 @@ def _expert_inputs(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list
 def summarise(
     ask: Callable[[Sequence[ExpertInput]], Scores], inputs: Sequence[ExpertInput], results: Scores
 ) -> tuple[Sequence[ExpertInput], Scores]:
-    """Return what was read in the end, and the scores: captions of inputs that are too long lose sentences until they fit.
+    """Return what was read in the end, and the scores: captions of too long inputs lose sentences until they fit.
 
     An input that is too long with one sentence, or without a caption, keeps its error.
 
