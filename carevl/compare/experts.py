@@ -76,8 +76,8 @@ def _image_and_item(row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
     facts: Mapping[str, Any] = {}
     error = None
     try:
-        found = identify(data, ImageLimits())
-        facts = {"format": found.format, "width": found.width, "height": found.height}
+        identity = identify(data, ImageLimits())
+        facts = {"format": identity.format, "width": identity.width, "height": identity.height}
     except RowError as problem:
         error = row_error("compare", "image", str(problem))
     image = {"image_id": image_id(data), "bytes": data, **facts, "error": error}

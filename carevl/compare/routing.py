@@ -46,11 +46,11 @@ def measure(runner: ArmRunner, seeds: int, resamples: int) -> dict[str, Any]:
         raise RunError(
             f"compare: {n_labelled} labelled pairs are too few to test the router on; give {_FEWEST} or more"
         )
-    by_seed = [_one(context, fitting) for context in contexts]
+    by_seed = [_measure_seed(context, fitting) for context in contexts]
     kept = _measure_guarantee(runner, contexts[0], fitting, resamples)
-    known = [seed["high_precision"] for seed in by_seed if seed["high_precision"] is not None]
+    precisions = [seed["high_precision"] for seed in by_seed if seed["high_precision"] is not None]
     return {
-        "high_precision": float(np.mean(known)) if known else None,
+        "high_precision": float(np.mean(precisions)) if precisions else None,
         "coverage": float(np.mean([seed["coverage"] for seed in by_seed])),
         "promise_kept": kept["kept"],
         "promise": kept,
@@ -60,30 +60,35 @@ def measure(runner: ArmRunner, seeds: int, resamples: int) -> dict[str, Any]:
     }
 
 
-def _one(context: RunContext, fitting: Fitting) -> dict[str, Any]:
+def _measure_seed(context: RunContext, fitting: Fitting) -> dict[str, Any]:
     """One seed's router: its pairs, and how many of its high labels are right."""
     keys = {"ingest": context.keys["ingest"], "route": context.keys["router"]}
-    found = results.compute(context.settings, context.run, keys)["routing"]
-    counts = {route: found[route] for route in ("high", "low", "dropped")}
-    one = {"seed": context.settings.seed, **counts, "coverage": found["high"] / max(1, sum(counts.values()))}
-    if figure := found.get("high_precision"):
-        return {**one, "basis": "truth", "high_precision": figure["value"], "interval": [figure["low"], figure["high"]]}
+    routing = results.compute(context.settings, context.run, keys)["routing"]
+    counts = {route: routing[route] for route in ("high", "low", "dropped")}
+    figures = {"seed": context.settings.seed, **counts, "coverage": routing["high"] / max(1, sum(counts.values()))}
+    if figure := routing.get("high_precision"):
+        return {
+            **figures,
+            "basis": "truth",
+            "high_precision": figure["value"],
+            "interval": [figure["low"], figure["high"]],
+        }
     assert fitting.labelled is not None
     _, right, high = by_labels(context.settings.router, fitting.labelled, fitting.unlabelled)
     share = float(right[high].mean()) if high.any() else None
-    return {**one, "basis": "labels", "high_precision": share}
+    return {**figures, "basis": "labels", "high_precision": share}
 
 
 def _measure_guarantee(runner: ArmRunner, context: RunContext, fitting: Fitting, resamples: int) -> Any:
     """Measure the guarantee, or read what the run directory has of it."""
     inputs = {name: key.fingerprint for name, key in runner.shared.items()}
-    told = {
+    inputs_of_guarantee = {
         "version": VERSION,
         "inputs": inputs,
         "router": router_facts(runner.settings.router),
         "resamples": resamples,
     }
-    table = context.run.table(StageKey("compare/promise", told))
+    table = context.run.table(StageKey("compare/promise", inputs_of_guarantee))
     if table.manifest is None:
         table.finish(measure_guarantee(runner.settings.router, fitting, resamples, runner.log))
     return table.manifest
@@ -97,10 +102,10 @@ def _sweep(runner: ArmRunner, context: RunContext, fitting: Fitting) -> list[dic
     for routes in training_routes(context):
         labelled = decided(routes)
         sure.append(np.where(labelled, confidence(routes), np.nan))
-        for row, known in zip(routes.select(_PAIR).to_pylist(), labelled, strict=True):
+        for row, is_decided in zip(routes.select(_PAIR).to_pylist(), labelled, strict=True):
             item = items[row["item_id"]]
             loser = row["first"] + row["second"] - row["winner"]
-            better = results.better(item, truths, row["winner"], loser) if known else None
+            better = results.better(item, truths, row["winner"], loser) if is_decided else None
             right.append(np.nan if better is None else float(better))
     true = sweep(np.concatenate(sure), np.array(right), THRESHOLDS)
     assert fitting.labelled is not None

@@ -28,8 +28,8 @@ from carevl.store.table import write_atomically
 if TYPE_CHECKING:
     from carevl.settings import Settings
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 RESULT = "compare.json"
 
 
@@ -106,27 +106,29 @@ def compare(
             run.remember(settings.model_dump(mode="json"))
         runner = ArmRunner(settings, run, log)
         routed = routing.measure(runner, plan.seeds, plan.resamples)
-        made = _Comparison(runner, plan)
+        comparison = _Comparison(runner, plan)
         arms = chosen(plan.arms)
         if plan.sweep:
             arms += [at_threshold(threshold) for threshold in to_train(routed["sweep"], routed["coverage"])]
-        cells = made.all(arms)
-        found = report.tree(runner, cells, made.tried, [made.budgets[n] for n in sorted(made.budgets)], routed)
+        cells = comparison.all(arms)
+        figures = report.tree(
+            runner, cells, comparison.tried, [comparison.budgets[n] for n in sorted(comparison.budgets)], routed
+        )
         file = run.root / RESULT
-        known = json.loads(file.read_text()) if file.exists() else {}
-        found["final"] = known.get("final", [])
-        _write(file, found)
+        stored = json.loads(file.read_text()) if file.exists() else {}
+        figures["final"] = stored.get("final", [])
+        _write(file, figures)
         if final is not None:
-            found["final"].append(_final(runner, cells, final, plan.at_once))
-            _write(file, found)
-        for picture in report.draw(found, run.root / "figures"):
+            figures["final"].append(_final(runner, cells, final, plan.at_once))
+            _write(file, figures)
+        for picture in report.draw(figures, run.root / "figures"):
             log(f"wrote {picture}")
         log(f"wrote {file}")
-    return found
+    return figures
 
 
-def _write(file: Path, found: dict[str, Any]) -> None:
-    write_atomically(file, json.dumps(found, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+def _write(file: Path, figures: dict[str, Any]) -> None:
+    write_atomically(file, json.dumps(figures, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 @dataclass
@@ -142,50 +144,50 @@ class _Comparison:
 
     def all(self, arms: Sequence[Arm]) -> dict[str, list[Cell]]:
         """Arm to its trials, one per seed."""
-        wanted = list(arms)
-        if any(arm.tokens != "own" for arm in arms) and OURS not in wanted:
+        trained = list(arms)
+        if any(arm.tokens != "own" for arm in arms) and OURS not in trained:
             self.runner.log(f"{OURS.name} is trained as well: its tokens are the budget of the other arms")
-            wanted.append(OURS)
-        others = [arm for arm in wanted if arm != OURS]
-        cells: dict[str, dict[int, Cell]] = {arm.name: {} for arm in wanted}
+            trained.append(OURS)
+        others = [arm for arm in trained if arm != OURS]
+        cells: dict[str, dict[int, Cell]] = {arm.name: {} for arm in trained}
         later = range(1, self.plan.seeds)
         # Tries come first, and with each seed CAREVL, whose tokens are the budget of the others.
         for lot in (
-            [(arm, 0) for arm in wanted if arm == OURS],
+            [(arm, 0) for arm in trained if arm == OURS],
             [(arm, 0) for arm in others],
-            [(arm, number) for number in later for arm in wanted if arm == OURS],
+            [(arm, number) for number in later for arm in trained if arm == OURS],
             [(arm, number) for number in later for arm in others],
         ):
-            for arm, number, cell, seconds in self._made(lot, cells):
+            for arm, number, cell, seconds in self._make_lot(lot, cells):
                 cells[arm.name][number] = cell
                 if arm == OURS:
                     self.budgets[number] = cell.trial.budget
                     if number == 0:
-                        self._say_cost(cell, wanted)
+                        self._log_cost(cell, trained)
                 n_done = sum(map(len, cells.values()))
-                about = f"[{n_done}/{len(wanted) * self.plan.seeds}] {arm.name}, seed {number}"
+                about = f"[{n_done}/{len(trained) * self.plan.seeds}] {arm.name}, seed {number}"
                 self.runner.log(f"{about}: strict {cell.strict:.3f}, {seconds:.0f} s")
         return {arm.name: [cells[arm.name][number] for number in range(self.plan.seeds)] for arm in arms}
 
-    def _made(
+    def _make_lot(
         self, lot: Sequence[tuple[Arm, int]], cells: dict[str, dict[int, Cell]]
     ) -> Iterator[tuple[Arm, int, Cell, float]]:
         """Cells that need nothing of each other, each with the seconds that it took; `at_once` of them side by side."""
 
-        def make(wanted: tuple[Arm, int]) -> tuple[Arm, int, Cell, float]:
-            arm, number = wanted
+        def make(assignment: tuple[Arm, int]) -> tuple[Arm, int, Cell, float]:
+            arm, number = assignment
             started = time.monotonic()
             return arm, number, self._cell(arm, number, cells[arm.name].get(0)), time.monotonic() - started
 
-        yield from _as_they_come(make, lot, self.plan.at_once)
+        yield from _run_side_by_side(make, lot, self.plan.at_once)
 
     def _cell(self, arm: Arm, number: int, of_first_seed: Cell | None) -> Cell:
         if not arm.trained:
             return of_first_seed if arm.judge == "base" and of_first_seed else self._trial(arm, number, 1.0)
         if number == 0:
-            found = [self._trial(arm, 0, rate) for rate in self._rates(arm)]
-            self.tried[arm.name] = {cell.trial.rate: cell.strict for cell in found}
-            return max(found, key=lambda cell: cell.strict)
+            cells = [self._trial(arm, 0, rate) for rate in self._rates(arm)]
+            self.tried[arm.name] = {cell.trial.rate: cell.strict for cell in cells}
+            return max(cells, key=lambda cell: cell.strict)
         rates = self.tried[arm.name]
         return self._trial(arm, number, max(rates, key=lambda rate: rates[rate]))
 
@@ -200,7 +202,7 @@ class _Comparison:
         trial = self.runner.train(arm, number, rate, self.budgets.get(number))
         return Cell(trial, self.runner.ask(trial))
 
-    def _say_cost(self, cell: Cell, arms: Sequence[Arm]) -> None:
+    def _log_cost(self, cell: Cell, arms: Sequence[Arm]) -> None:
         """The measured seconds of CAREVL, and what that means for all arms and seeds."""
         took = cell.trial.seconds(self.runner.run)
         asking, ours = took.get("evaluate", 0.0), sum(took.values())
@@ -221,7 +223,7 @@ class _Comparison:
         )
 
 
-def _as_they_come(make: Callable[[Given], Made], lot: Iterable[Given], at_once: int) -> Iterator[Made]:
+def _run_side_by_side(make: Callable[[Argument], Result], lot: Iterable[Argument], at_once: int) -> Iterator[Result]:
     """What is made of each of a lot, `at_once` of them side by side."""
     if at_once == 1:
         yield from map(make, lot)
@@ -238,12 +240,12 @@ def _final(runner: ArmRunner, cells: dict[str, list[Cell]], final: Final, at_onc
     if scheme is not None and final.world_seed is not None:
         path = str(scheme[0].draw_test(runner.run.root, final.world_seed))
     tests = replace(runner, path=path, images=images)
-    once = {id(cell): cell for of_arm in cells.values() for cell in of_arm}  # base is one cell for all seeds
+    distinct = {id(cell): cell for of_arm in cells.values() for cell in of_arm}  # base is one cell for all seeds
 
     def ask(cell: Cell) -> tuple[int, Cell]:
         return id(cell), Cell(cell.trial, tests.ask(cell.trial))
 
-    asked = dict(_as_they_come(ask, once.values(), at_once))
-    again = {name: [asked[id(cell)] for cell in of_arm] for name, of_arm in cells.items()}
+    answers = dict(_run_side_by_side(ask, distinct.values(), at_once))
+    answered = {name: [answers[id(cell)] for cell in of_arm] for name, of_arm in cells.items()}
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"time": when, "world_seed": final.world_seed, "data": path, **report.judged(tests, again)}
+    return {"time": when, "world_seed": final.world_seed, "data": path, **report.judged(tests, answered)}

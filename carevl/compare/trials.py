@@ -56,11 +56,11 @@ class Trial:
         """The fingerprint of the last training; equal for equal judges, None for an arm that is not trained."""
         return self.keys[list(self.phases)[-1]].fingerprint if self.phases else None
 
-    def seconds(self, where: Run) -> dict[str, float]:
+    def seconds(self, run: Run) -> dict[str, float]:
         """Seconds that each stage took when it was made, those that other arms share too."""
         second = PHASE2 if self.arm.judge == "phase2" else ()
-        made = {name: where.table(self.keys[name]).manifest for name in (*PHASE1, *second, f"evaluate/{self.judge}")}
-        return {name.split("/")[0]: manifest["seconds"] for name, manifest in made.items() if manifest}
+        manifests = {name: run.table(self.keys[name]).manifest for name in (*PHASE1, *second, f"evaluate/{self.judge}")}
+        return {name.split("/")[0]: manifest["seconds"] for name, manifest in manifests.items() if manifest}
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ def publish(phases: Sequence[Path], base: str, target: Path, fingerprint: str, r
         fingerprint: of the last phase.
         results: lines of the table of results, for the card.
     """
-    known = target / "judge.json"
-    if not known.exists() or json.loads(known.read_text())["fingerprint"] != fingerprint:
+    marker = target / "judge.json"
+    if not marker.exists() or json.loads(marker.read_text())["fingerprint"] != fingerprint:
         unfinished = target.with_name(f".{target.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(phases[-1] / "judge", unfinished)
@@ -50,11 +50,11 @@ def compose(adapters: Sequence[Path], base: str, target: Path) -> None:
 
     configs = [json.loads((adapter / _CONFIG).read_text()) for adapter in adapters]
     weights: list[Mapping[str, Tensor]] = [load_file(adapter / _WEIGHTS) for adapter in adapters]
-    modules = sorted({name.removesuffix(_A) for found in weights for name in found if name.endswith(_A)})
+    modules = sorted({name.removesuffix(_A) for tensors in weights for name in tensors if name.endswith(_A)})
     composed: dict[str, Tensor] = {}
     for module in modules:
-        shapes = next((found[module + _A], found[module + _B]) for found in weights if module + _A in found)
-        parts = [_parts(found, config, module, shapes) for found, config in zip(weights, configs, strict=True)]
+        shapes = next((tensors[module + _A], tensors[module + _B]) for tensors in weights if module + _A in tensors)
+        parts = [_parts(tensors, config, module, shapes) for tensors, config in zip(weights, configs, strict=True)]
         composed[module + _A] = torch.cat([a for a, _ in parts], dim=0).contiguous()
         composed[module + _B] = torch.cat([b for _, b in parts], dim=1).contiguous()
     rank = sum(config["r"] for config in configs)
@@ -72,14 +72,14 @@ def compose(adapters: Sequence[Path], base: str, target: Path) -> None:
 
 
 def _parts(
-    found: Mapping[str, Tensor], config: Mapping[str, Any], module: str, like: tuple[Tensor, Tensor]
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], module: str, like: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """A and scaled B of a module; zeros of the adapter's rank where it leaves the module alone."""
     rank = config["r"]
-    if module + _A not in found:
+    if module + _A not in tensors:
         a, b = like
         return a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)
-    return found[module + _A], found[module + _B] * (config["lora_alpha"] / rank)
+    return tensors[module + _A], tensors[module + _B] * (config["lora_alpha"] / rank)
 
 
 def _card(base: str, results: Sequence[str]) -> str:

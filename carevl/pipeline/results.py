@@ -30,98 +30,101 @@ RESULTS = "results.json"
 Truths = Mapping[tuple[str, str], Truth]
 
 
-def compute(settings: Settings, where: Run, causes: Mapping[str, StageKey]) -> dict[str, Any]:
+def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[str, Any]:
     """Every figure that the finished stages among `causes` allow: settings, routing, targets, pairs and judges."""
-    finished = {name: where.table(cause) for name, cause in causes.items() if where.table(cause).manifest is not None}
-    found: dict[str, Any] = {"settings": settings.model_dump(mode="json")}
-    truths = drawn_truths(settings, where)
+    finished = {name: run.table(key) for name, key in keys.items() if run.table(key).manifest is not None}
+    figures: dict[str, Any] = {"settings": settings.model_dump(mode="json")}
+    truths = drawn_truths(settings, run)
     if "route" in finished:
         items = {row["item_id"]: row for row in _items(Ingested(finished["ingest"].directory).items)}
-        found["routing"] = _routing(finished["route"], items, truths)
+        figures["routing"] = _routing(finished["route"], items, truths)
         if "demonstrate" in finished:
-            found["targets"] = _targets(Table(finished["demonstrate"].directory / "targets"))
+            figures["targets"] = _targets(Table(finished["demonstrate"].directory / "targets"))
         if "select" in finished:
-            found["pairs"] = _pairs(finished["select"], items, truths)
-    asked = {name: finished[f"evaluate/{name}"] for name in evaluate.JUDGES if f"evaluate/{name}" in finished}
-    return {**found, "judges": judges(settings, where, asked)}
+            figures["pairs"] = _pairs(finished["select"], items, truths)
+    predictions = {name: finished[f"evaluate/{name}"] for name in evaluate.JUDGES if f"evaluate/{name}" in finished}
+    return {**figures, "judges": judges(settings, run, predictions)}
 
 
-def recompute(settings: Settings, where: Run, causes: Mapping[str, StageKey]) -> dict[str, Any]:
+def recompute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[str, Any]:
     """As `compute`, for a run whose results are there; also the figures of every evaluation on test data.
 
     Raises:
         RunError: a stage of these results is no longer there as its sources and settings are now.
     """
-    file = where.root / RESULTS
-    known = json.loads(file.read_text()) if file.exists() else {}
+    file = run.root / RESULTS
+    stored = json.loads(file.read_text()) if file.exists() else {}
     gone = [
         stage["name"]
-        for stage in known.get("stages", [])
-        if stage["name"] not in causes or where.table(causes[stage["name"]]).manifest is None
+        for stage in stored.get("stages", [])
+        if stage["name"] not in keys or run.table(keys[stage["name"]]).manifest is None
     ]
     if gone:
         raise RunError(
-            f"{where.root}: sources, models or settings have changed since {', '.join(gone)} ran, so {RESULTS} is left "
+            f"{run.root}: sources, models or settings have changed since {', '.join(gone)} ran, so {RESULTS} is left "
             "as it is; `carevl status` says what changed, and `carevl run` makes the results anew"
         )
-    draw(settings, where)
-    finals = [{**entry, "judges": _final_judges(entry, where)} for entry in known.get("final", [])]
-    return compute(settings, where, causes) | ({"final": finals} if finals else {})
+    draw(settings, run)
+    finals = [{**entry, "judges": _final_judges(entry, run)} for entry in stored.get("final", [])]
+    return compute(settings, run, keys) | ({"final": finals} if finals else {})
 
 
-def _final_judges(entry: Mapping[str, Any], where: Run) -> dict[str, Any]:
+def _final_judges(entry: Mapping[str, Any], run: Run) -> dict[str, Any]:
     from carevl.settings import Settings
 
-    asked = {name: where.table_of(f"final/{name}", found) for name, found in entry["fingerprints"].items()}
-    return judges(Settings.model_validate(entry["settings"]), where, asked)
+    predictions = {
+        name: run.table_of(f"final/{name}", fingerprint) for name, fingerprint in entry["fingerprints"].items()
+    }
+    return judges(Settings.model_validate(entry["settings"]), run, predictions)
 
 
-def judges(settings: Settings, where: Run, asked: Mapping[str, Table]) -> dict[str, Any]:
+def judges(settings: Settings, run: Run, predictions: Mapping[str, Table]) -> dict[str, Any]:
     """The figures of judges.
 
     Args:
-        settings: whose benchmarks were asked about.
-        asked: judge to its predictions.
+        settings: whose benchmarks the predictions are about.
+        predictions: judge to its predictions.
 
     Returns:
         Judge to its figures; nothing when there are no benchmarks.
     """
     if not settings.benchmarks:
         return {}
-    found = {}
-    for name, table in asked.items():
+    figures = {}
+    for name, table in predictions.items():
         answered = {}
-        predicted = table.read()
+        rows_of_judge = table.read()
         for benchmark in settings.benchmarks:
             suite = SUITES[benchmark.name]
-            predictions = from_table(predicted.filter(pc.equal(predicted["benchmark"], suite.name)))
-            rows = evaluate.load(settings, where, benchmark)
-            answered[suite.name] = (suite, rows, predictions)
-        found[name] = summarize(answered)
-    return found
+            of_suite = from_table(rows_of_judge.filter(pc.equal(rows_of_judge["benchmark"], suite.name)))
+            answered[suite.name] = (suite, evaluate.load(settings, run, benchmark), of_suite)
+        figures[name] = summarize(answered)
+    return figures
 
 
-def add_final(where: Run, entry: Mapping[str, Any]) -> None:
+def add_final(run: Run, entry: Mapping[str, Any]) -> None:
     """Lists an evaluation on test data, unless these predictions are listed."""
-    known = json.loads((where.root / RESULTS).read_text())
-    listed = known.get("final", [])
+    stored = json.loads((run.root / RESULTS).read_text())
+    listed = stored.get("final", [])
     if entry["fingerprints"] not in [other["fingerprints"] for other in listed]:
-        write(where, known, final=[*listed, entry])
+        write(run, stored, final=[*listed, entry])
 
 
-def write(where: Run, figures: Mapping[str, Any], **more: Any) -> Path:
+def write(run: Run, figures: Mapping[str, Any], **more: Any) -> Path:
     """Writes results.json; what it held besides the figures stays unless `more` replaces it."""
-    file = where.root / RESULTS
-    known = json.loads(file.read_text()) if file.exists() else {}
-    kept = {name: known[name] for name in ("stages", "wall_seconds", "final") if name in known and name not in figures}
+    file = run.root / RESULTS
+    stored = json.loads(file.read_text()) if file.exists() else {}
+    kept = {
+        name: stored[name] for name in ("stages", "wall_seconds", "final") if name in stored and name not in figures
+    }
     text = json.dumps({**figures, **kept, **more}, indent=2, ensure_ascii=False)
     write_atomically(file, text.encode("utf-8", "surrogatepass"))
     return file
 
 
-def drawn_truths(settings: Settings, where: Run) -> Truths:
+def drawn_truths(settings: Settings, run: Run) -> Truths:
     """The truth of the drawn worlds among the sources, by image_id and question; nothing for other data."""
-    worlds = {Path(source.path).parent.parent for source in ingest.sources(DataRoot.of(settings, where))}
+    worlds = {Path(source.path).parent.parent for source in ingest.sources(DataRoot.of(settings, run))}
     return {key: truth for world in sorted(worlds) for key, truth in read_truth(world).items()}
 
 
