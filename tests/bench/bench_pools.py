@@ -198,7 +198,7 @@ def sampler(directory: Path, parts: int, rows: int, preparers: int) -> None:
     pool = SETTINGS.judge.pool.model_copy(update={"preparers": preparers})
     log, target = directory / "judged.log", Table(directory / "judged")
     processor = Paired(JudgeProcessor(SETTINGS.judge, spec), log)
-    job = PoolJob("sample", processor, sources, target, pool, "item_id", identity, spec.wanted)
+    job = PoolJob("sample", processor, sources, target, pool, "item_id", identity, spec.item_ids)
     generation_share("sampler_share", job, log, parts)
 
 
