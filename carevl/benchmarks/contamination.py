@@ -1,4 +1,4 @@
-"""Contamination: the share that preference data have in the benchmarks that the judge will be measured on.
+"""Finds rows that preference data share with the benchmarks that the judge will be measured on.
 
 | shared | what happens |
 |---|---|
@@ -22,7 +22,7 @@ from PIL import Image
 
 from carevl.benchmarks import rows as benchmark_rows
 from carevl.data.images import ImageLimits, decode_rgb, examine
-from carevl.data.perceptual_hash import Look, look_at, near
+from carevl.data.perceptual_hash import ImageSignature, are_near_duplicates, signature_of
 from carevl.data.rows import RowError
 from carevl.data.turns import IMAGE_TAG
 from carevl.store.schemas import CONTAMINATED, row_error
@@ -31,12 +31,12 @@ Kind = Literal["equal_pixels", "near_duplicate"]
 
 
 @dataclass(frozen=True)
-class _Place:
+class _BenchmarkRow:
     """A benchmark's row and its image."""
 
     benchmark: str
     key: str
-    look: Look
+    signature: ImageSignature
     pixels: bytes
 
 
@@ -50,46 +50,46 @@ class Contamination:
 
     def __init__(self, benchmarks: Mapping[str, Sequence[benchmark_rows.Row]], limits: ImageLimits) -> None:
         self._limits = limits
-        self._by_look: dict[Look, list[_Place]] = defaultdict(list)
-        self._by_question: dict[str, list[_Place]] = defaultdict(list)
+        self._by_signature: dict[ImageSignature, list[_BenchmarkRow]] = defaultdict(list)
+        self._by_question: dict[str, list[_BenchmarkRow]] = defaultdict(list)
         self._responses: dict[tuple[str, str], set[str]] = defaultdict(set)
         self._read: dict[str, Counter[str]] = {name: self._load(name, rows) for name, rows in benchmarks.items()}
         self._removed: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         self._same_text: Counter[tuple[str, str]] = Counter()
 
-    def screen(self, item: dict[str, Any], data: bytes, look: Look) -> dict[str, Any]:
-        """Return the row of `items`, or its error row if it shares its image with a benchmark, and count it.
+    def screen(self, item: dict[str, Any], data: bytes, signature: ImageSignature) -> dict[str, Any]:
+        """Return the row of `items`, or its error row if it shares its image with a benchmark; count what is found.
 
         Args:
             item: a row without error, as `Intake` makes it.
             data: the file of its image.
-            look: what the image looks like.
+            signature: of its image.
         """
         [source] = item["sources"]
         question = _plain(item["question"])
-        shared: dict[str, tuple[Kind, str]] = {}
-        if look in self._by_look:
+        leaks: dict[str, tuple[Kind, str]] = {}  # by benchmark
+        if signature in self._by_signature:  # equal pixels have equal signatures: few images are decoded again
             pixels = _digest(decode_rgb(data, self._limits))
-            for place in self._by_look[look]:
-                if place.pixels == pixels:
-                    shared.setdefault(place.benchmark, ("equal_pixels", place.key))
-        for place in self._by_question.get(question, ()):
-            if place.benchmark not in shared and near(look, place.look):
-                shared[place.benchmark] = ("near_duplicate", place.key)
-        for benchmark, (kind, _) in shared.items():
+            for row in self._by_signature[signature]:
+                if row.pixels == pixels:
+                    leaks.setdefault(row.benchmark, ("equal_pixels", row.key))
+        for row in self._by_question.get(question, ()):
+            if row.benchmark not in leaks and are_near_duplicates(signature, row.signature):
+                leaks[row.benchmark] = ("near_duplicate", row.key)
+        for benchmark, (kind, _) in leaks.items():
             self._removed[benchmark, source["source"]][kind] += 1
         texts = [self._responses.get((question, _plain(response)), set()) for response in item["responses"]]
-        for benchmark in set().union(*texts) - shared.keys():
+        for benchmark in set().union(*texts) - leaks.keys():
             self._same_text[benchmark, source["source"]] += 1
-        if not shared:
+        if not leaks:
             return item
-        benchmark, (kind, key) = next(iter(shared.items()))
+        benchmark, (kind, key) = next(iter(leaks.items()))
         same = "the pixels of its image" if kind == "equal_pixels" else "its question and nearly its image"
         message = f"shares {same} with row {key} of {benchmark}"
         return item | {"gold": None, "error": row_error("ingest", CONTAMINATED, message)}
 
     def report(self) -> dict[str, Any]:
-        """Return by benchmark its rows and images, and by source the rows set aside and those with equal text alone."""
+        """Report, by benchmark, its rows and images, and by source the rows set aside and those with the same text."""
         return {
             name: {
                 **read,
@@ -103,7 +103,7 @@ class Contamination:
 
     def _load(self, name: str, rows: Sequence[benchmark_rows.Row]) -> Counter[str]:
         """Index a benchmark; return the numbers of its rows and of its images, present, missing and broken."""
-        images: dict[str, tuple[Look, bytes] | None] = {}
+        images: dict[str, tuple[ImageSignature, bytes] | None] = {}
         count = Counter(rows=len(rows), images=0, missing_images=0, broken_images=0)
         for row in rows:
             question = _plain(row.question)
@@ -112,14 +112,14 @@ class Contamination:
             if row.image is None:
                 continue
             if row.image.name not in images:
-                images[row.image.name] = self._look(row.image, count)
+                images[row.image.name] = self._identify(row.image, count)
             if seen := images[row.image.name]:
-                place = _Place(name, row.key, *seen)
-                self._by_look[place.look].append(place)
-                self._by_question[question].append(place)
+                entry = _BenchmarkRow(name, row.key, *seen)
+                self._by_signature[entry.signature].append(entry)
+                self._by_question[question].append(entry)
         return count
 
-    def _look(self, image: benchmark_rows.Image, count: Counter[str]) -> tuple[Look, bytes] | None:
+    def _identify(self, image: benchmark_rows.Image, count: Counter[str]) -> tuple[ImageSignature, bytes] | None:
         if not image.present:
             count["missing_images"] += 1
             return None
@@ -130,7 +130,7 @@ class Contamination:
             count["broken_images"] += 1
             return None
         count["images"] += 1
-        return look_at(pixels), _digest(pixels)
+        return signature_of(pixels), _digest(pixels)
 
 
 def _plain(text: str) -> str:

@@ -25,7 +25,7 @@ from carevl.benchmarks.suites import SUITES
 from carevl.cluster.jobs import PoolJob, Processor, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.data.images import ImageLimits
-from carevl.data.pictures import decoded, picture
+from carevl.data.pictures import decode_images, picture
 from carevl.data.rows import RowError
 from carevl.errors import UserError
 from carevl.judging.prompts import PROMPT_VERSION
@@ -319,7 +319,7 @@ class AnswerProcessor(Processor):
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode the pictures."""
-        return {**tables, "images": decoded(tables["images"], limits=_LIMITS, key="name")}
+        return {**tables, "images": decode_images(tables["images"], limits=_LIMITS, key="name")}
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         questions = [_question(row) for row in tables["questions"].to_pylist()]

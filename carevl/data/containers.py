@@ -39,7 +39,7 @@ class Record:
 
 
 def locate(path: str, filesystem: pafs.FileSystem | None = None) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a path and the path within it; `s3://…` and other URIs choose their own filesystem."""
+    """Return the filesystem of a path and the path within it; `s3://…` and other URIs choose their own filesystem."""
     if filesystem is None:
         filesystem, path = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
     while isinstance(filesystem, pafs.SubTreeFileSystem):
@@ -48,7 +48,7 @@ def locate(path: str, filesystem: pafs.FileSystem | None = None) -> tuple[pafs.F
 
 
 def list_files(filesystem: pafs.FileSystem, path: str, skip: str | None = None) -> list[str]:
-    """The data files at a path, sorted: the file itself, or those below a directory. Hidden files are left out.
+    """List the data files at a path, sorted: the file itself, or those below a directory. Hidden files are left out.
 
     Args:
         skip: a file that is not data (a captions file).
@@ -72,19 +72,19 @@ def list_files(filesystem: pafs.FileSystem, path: str, skip: str | None = None) 
 
 
 def stamp(filesystem: pafs.FileSystem, path: str) -> list[int]:
-    """Number of the files at a path (or below it), their bytes, and when the youngest was changed, in ns.
+    """Return the number of the files at a path (or below it), their bytes, and when the youngest was changed, in ns.
 
     All are 0 where nothing is.
     """
-    found = filesystem.get_file_info([path])
-    if found[0].type == pafs.FileType.Directory:
-        found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    files = [info for info in found if info.type == pafs.FileType.File]
+    entries = filesystem.get_file_info([path])
+    if entries[0].type == pafs.FileType.Directory:
+        entries = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    files = [info for info in entries if info.type == pafs.FileType.File]
     return [len(files), sum(info.size for info in files), max((info.mtime_ns or 0 for info in files), default=0)]
 
 
 def read_records(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
-    """The rows of a file that `list_files` named, each exactly once and in order."""
+    """Read the rows of a file that `list_files` named, each exactly once and in order."""
     read = _container(file)
     assert read is not None
     number = 0
@@ -106,6 +106,7 @@ def _hidden(path: str) -> bool:
 
 def _parquet(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
     """A row group that cannot be read gives one error per row that it holds; the next group is tried."""
+    # pyarrow would otherwise hold the column chunks of a whole row group: gigabytes where rows have images.
     with filesystem.open_input_file(file) as handle:
         table = pq.ParquetFile(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         end = 0

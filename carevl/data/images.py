@@ -1,4 +1,4 @@
-"""Safe image intake: what a file really is, whether it decodes, and its pixels as RGB.
+"""Safe image intake: the kind of a file by its content, whether it decodes, and its pixels as RGB.
 
 The bytes decide what an image is, never its name. Size in bytes and in pixels is checked before a pixel is decoded.
 """
@@ -38,7 +38,7 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the `images` table says of an image; width and height in pixels, EXIF orientation applied."""
+    """Facts of an image for the `images` table; width and height in pixels, EXIF orientation applied."""
 
     image_id: str
     format: str
@@ -47,12 +47,12 @@ class ImageFacts:
 
 
 def image_id(data: bytes) -> str:
-    """The identity of an image: SHA-256 of its original bytes, in hexadecimal."""
+    """Return the identity of an image: SHA-256 of its original bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def identify(data: bytes, limits: ImageLimits) -> ImageFacts:
-    """Decodes an image once to prove that it is whole, and says what it is.
+    """Decode an image once to prove that it is whole, and return its facts.
 
     Raises:
         RowError: over a cap, not one of FORMATS, truncated, or otherwise undecodable.
@@ -61,7 +61,7 @@ def identify(data: bytes, limits: ImageLimits) -> ImageFacts:
 
 
 def decode_rgb(data: bytes, limits: ImageLimits) -> Image.Image:
-    """The first frame upright, as 8-bit RGB.
+    """Return the first frame upright, as 8-bit RGB.
 
     Transparency is laid over white, 16-bit grey keeps its upper 8 bits, CMYK and palettes are converted.
 
@@ -72,7 +72,7 @@ def decode_rgb(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def examine(data: bytes, limits: ImageLimits) -> tuple[ImageFacts, Image.Image]:
-    """What `identify` says and what `decode_rgb` gives, of one decoding.
+    """Do the work of `identify` and of `decode_rgb` in one decoding.
 
     Raises:
         RowError: as `identify`.
@@ -102,8 +102,8 @@ def _load(data: bytes, limits: ImageLimits) -> Image.Image:
     except Image.DecompressionBombError as failure:
         raise RowError("image_too_large", f"{failure}") from None
     except UnidentifiedImageError:
-        known = ", ".join(FORMATS)
-        raise RowError("image_broken", f"not an image of {known}; the bytes begin with {data[:16]!r}") from None
+        kinds = ", ".join(FORMATS)
+        raise RowError("image_broken", f"not an image of {kinds}; the bytes begin with {data[:16]!r}") from None
     except Exception as failure:  # plugins raise nearly anything on hostile headers
         raise RowError("image_broken", f"the header does not read: {type(failure).__name__}: {failure}") from None
     width, height = image.size
@@ -121,7 +121,7 @@ def _load(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def too_many_bytes(size: int, limits: ImageLimits) -> RowError:
-    """The error of an image over the cap on bytes."""
+    """Return the error of an image over the cap on bytes."""
     return RowError("image_too_large", f"{size} bytes, over max_image_bytes {limits.max_image_bytes}")
 
 

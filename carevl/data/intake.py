@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 
 from carevl.data.containers import locate
 from carevl.data.images import ImageFacts, ImageLimits, examine, identify, image_id
-from carevl.data.perceptual_hash import Look, look_at
+from carevl.data.perceptual_hash import ImageSignature, signature_of
 from carevl.data.reading import Source, SourceRow
 from carevl.data.references import ImageReader
 from carevl.data.rows import Preference, RowError
@@ -34,7 +34,7 @@ class Intake:
         filesystem: where the source is; found from its path when None.
         limits: caps on images.
         fetcher: for http(s) image references; None refuses them.
-        looks: whether looks are wanted.
+        signatures: whether signatures of the images are needed.
     """
 
     def __init__(
@@ -43,24 +43,24 @@ class Intake:
         filesystem: pafs.FileSystem | None = None,
         limits: ImageLimits | None = None,
         fetcher: UrlFetcher | None = None,
-        looks: bool = False,
+        signatures: bool = False,
     ) -> None:
         self._limits = limits or ImageLimits()
-        self._looks = looks
-        where, base = locate(source.path, filesystem)
+        self._signatures = signatures
+        source_filesystem, base = locate(source.path, filesystem)
         if source.image_root is not None:
             _, base = locate(source.image_root, filesystem)
-        elif where.get_file_info(base).type != pafs.FileType.Directory:
+        elif source_filesystem.get_file_info(base).type != pafs.FileType.Directory:
             base = posixpath.dirname(base) or "."
-        self._images = ImageReader(where, base, self._limits, fetcher)
-        self._known: OrderedDict[str, tuple[ImageFacts, Look | None] | RowError] = OrderedDict()
+        self._images = ImageReader(source_filesystem, base, self._limits, fetcher)
+        self._examined: OrderedDict[str, tuple[ImageFacts, ImageSignature | None] | RowError] = OrderedDict()
 
     def __call__(self, row: SourceRow) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """The row of `images` (None where there are no bytes) and the row of `items`; each may be an error row."""
-        return self.with_look(row)[:2]
+        """Return the rows of `images` (None where there are no bytes) and of `items`; each may be an error row."""
+        return self.with_signature(row)[:2]
 
-    def with_look(self, row: SourceRow) -> tuple[dict[str, Any] | None, dict[str, Any], Look | None]:
-        """As a call, and what the image looks like, where that is wanted and the image is whole."""
+    def with_signature(self, row: SourceRow) -> tuple[dict[str, Any] | None, dict[str, Any], ImageSignature | None]:
+        """Do as a call, and return the image's signature too, where it is needed and the image is whole."""
         if row.preference is None:
             return None, _error_item(row, row.error or RowError("row", "the row is empty")), None
         try:
@@ -68,44 +68,44 @@ class Intake:
         except RowError as failure:
             return None, _error_item(row, failure), None
         key = image_id(data)
-        found = self._examined(key, data)
-        if isinstance(found, RowError):
-            return _image(key, None, None, found), _error_item(row, found, key), None
-        facts, look = found
-        return _image(key, data, facts, None), _item(row, row.preference, key), look
+        examined = self._examine_once(key, data)
+        if isinstance(examined, RowError):
+            return _image(key, None, None, examined), _error_item(row, examined, key), None
+        facts, signature = examined
+        return _image(key, data, facts, None), _item(row, row.preference, key), signature
 
-    def _examined(self, key: str, data: bytes) -> tuple[ImageFacts, Look | None] | RowError:
-        """Rows about one image tend to follow each other; it is decoded once."""
-        found = self._known.get(key)
-        if found is None:
-            if len(self._known) >= _REMEMBERED:
-                self._known.popitem(last=False)
+    def _examine_once(self, key: str, data: bytes) -> tuple[ImageFacts, ImageSignature | None] | RowError:
+        """Decode an image once: rows about it tend to follow each other."""
+        examined = self._examined.get(key)
+        if examined is None:
+            if len(self._examined) >= _REMEMBERED:
+                self._examined.popitem(last=False)
             try:
-                found = self._examine(data)
+                examined = self._examine(data)
             except RowError as failure:
-                found = failure
-            self._known[key] = found
-        return found
+                examined = failure
+            self._examined[key] = examined
+        return examined
 
-    def _examine(self, data: bytes) -> tuple[ImageFacts, Look | None]:
-        if not self._looks:
+    def _examine(self, data: bytes) -> tuple[ImageFacts, ImageSignature | None]:
+        if not self._signatures:
             return identify(data, self._limits), None
         facts, pixels = examine(data, self._limits)
-        return facts, look_at(pixels)
+        return facts, signature_of(pixels)
 
 
 def item_id(image: str, question: str, responses: Sequence[str]) -> str:
-    """SHA-256 of an item's image_id, question and responses in their stored order, in hexadecimal."""
+    """Return the SHA-256 of an item's image_id, question and responses in their stored order, in hexadecimal."""
     return _sha256(json.dumps([image, question, list(responses)]))
 
 
 def error_id(locator: str) -> str:
-    """The item_id of a row that could not be read: SHA-256 of its locator, in hexadecimal."""
+    """Return the item_id of a row that could not be read: SHA-256 of its locator, in hexadecimal."""
     return _sha256(locator)
 
 
 def merge_items(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per item_id, in order of item_id, each with the sources of all its rows (as `Intake` made them).
+    """Return one row per item_id, in order of item_id, each with the sources of all its rows (as `Intake` made them).
 
     The result does not depend on the order of the rows. Where two sources prefer opposite responses of some pair,
     `conflict` is true and the disputed column (`source_preference`, `gold`) is null: neither is believed, both are kept
@@ -118,7 +118,7 @@ def merge_items(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def merge_images(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per image_id, in order of image_id."""
+    """Return one row per image_id, in order of image_id."""
     by_id = {row["image_id"]: row for row in rows}
     return [by_id[key] for key in sorted(by_id)]
 
@@ -138,33 +138,33 @@ def _rank(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _agreed(preferences: Sequence[Sequence[float] | None]) -> tuple[Sequence[float] | None, bool]:
-    """The first known preference, or None and True when two of them order some pair of responses oppositely."""
-    known = [preference for preference in preferences if preference is not None]
-    if any(_opposed(one, two) for one, two in itertools.combinations(known, 2)):
+    """Return the first known preference, or None and True when two of them order some pair of responses oppositely."""
+    stated = [preference for preference in preferences if preference is not None]
+    if any(_opposed(first, second) for first, second in itertools.combinations(stated, 2)):
         return None, True
-    return (known[0] if known else None), False
+    return (stated[0] if stated else None), False
 
 
-def _opposed(one: Sequence[float], two: Sequence[float]) -> bool:
-    pairs = itertools.combinations(range(len(one)), 2)
-    return any((one[i] - one[j]) * (two[i] - two[j]) < 0 for i, j in pairs)
+def _opposed(first: Sequence[float], second: Sequence[float]) -> bool:
+    pairs = itertools.combinations(range(len(first)), 2)
+    return any((first[i] - first[j]) * (second[i] - second[j]) < 0 for i, j in pairs)
 
 
-def _item(row: SourceRow, found: Preference, image: str) -> dict[str, Any]:
+def _item(row: SourceRow, preference: Preference, image: str) -> dict[str, Any]:
     """Responses are ordered by the hash of their text: their place says nothing about the preference, and a pair that
     two sources hold in opposite orders is one item."""
-    order = sorted(range(len(found.responses)), key=lambda n: (_sha256(found.responses[n]), n))
-    responses = [found.responses[n] for n in order]
-    preference = None if found.preference is None else [found.preference[n] for n in order]
+    order = sorted(range(len(preference.responses)), key=lambda n: (_sha256(preference.responses[n]), n))
+    responses = [preference.responses[n] for n in order]
+    ratings = None if preference.preference is None else [preference.preference[n] for n in order]
     return {
-        "item_id": item_id(image, found.question, responses),
+        "item_id": item_id(image, preference.question, responses),
         "image_id": image,
-        "question": found.question,
+        "question": preference.question,
         "responses": responses,
-        "source_preference": preference,
-        "gold": preference if row.source.labels else None,
+        "source_preference": ratings,
+        "gold": ratings if row.source.labels else None,
         "conflict": False,
-        "sources": [_source(row, preference, json.dumps(found.extra))],
+        "sources": [_source(row, ratings, json.dumps(preference.extra))],
         "split": row.source.split,
         "group": None,
         "error": None,

@@ -21,7 +21,7 @@ class Stream(Protocol):
 
 
 def line_values(stream: Stream) -> Iterator[Any]:
-    """The value of every line that is not blank; a line that is not JSON, or is over MAX_ROW_BYTES, is a RowError."""
+    """Yield the value of every line that is not blank; RowError for one that is not JSON, or is over MAX_ROW_BYTES."""
     for line in _lines(stream):
         if isinstance(line, RowError):
             yield line
@@ -33,6 +33,7 @@ def line_values(stream: Stream) -> Iterator[Any]:
 
 
 def _lines(stream: Stream) -> Iterator[bytes | RowError]:
+    # A line over the cap is counted on but no longer kept: a file without line breaks must not fill the memory.
     parts: list[bytes] = []
     size = 0
     while chunk := stream.read(_CHUNK_BYTES):
@@ -56,7 +57,7 @@ def _joined(parts: list[bytes], size: int, last: bytes) -> bytes | RowError:
 
 
 def json_values(stream: Stream) -> Iterator[Any]:
-    """The elements of a JSON array, or the values of a file with one after another.
+    """Yield the elements of a JSON array, or the values of a file with one after another.
 
     Raises:
         ValueError: text that is not JSON, or one value over MAX_ROW_BYTES; the values before it have been given.
@@ -91,7 +92,7 @@ class _Text:
         self._text, self._at = "", 0
 
     def skip(self, characters: str) -> str:
-        """Moves past these characters and returns the next one, empty at the end of the file."""
+        """Move past these characters and return the next one, empty at the end of the file."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in characters:
                 self._at += 1
@@ -104,7 +105,7 @@ class _Text:
         self._at += count
 
     def value(self, decoder: json.JSONDecoder) -> Any:
-        """The next JSON value. Each retry reads as much again, so the work stays linear in the value's length."""
+        """Decode the next JSON value. Each retry reads as much again, so the work is linear in the value's length."""
         while True:
             try:
                 value, end = decoder.raw_decode(self._text, self._at)
@@ -114,6 +115,7 @@ class _Text:
                 if not self._more(max(_CHUNK_BYTES, len(self._text) - self._at)):
                     raise
                 continue
+            # A value that ends with the window may go on behind it: 12 of 123 is a number too.
             if end == len(self._text) and self._more(_CHUNK_BYTES):
                 continue
             self._at = end

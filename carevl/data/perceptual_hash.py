@@ -1,4 +1,4 @@
-"""What an image looks like, in 200 bytes: enough to find its near-duplicates, and to rule out most others.
+"""The signature of an image, in 200 bytes: enough to find its near-duplicates, and to rule out most others.
 
 The hash is `phash` of the library imagehash, the DCT hash of C. Zauner, "Implementation and Benchmarking of Perceptual
 Image Hash Functions" (2010): of the brightness of 32 x 32 cells, one bit for each of the 8 x 8 lowest frequencies. It
@@ -28,7 +28,7 @@ _POINTS = 160
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageSignature:
     """Width and height in pixels, a 64-bit perceptual hash, and the mean colours of 8 x 8 cells (192 bytes of RGB)."""
 
     width: int
@@ -37,24 +37,24 @@ class Look:
     thumbnail: bytes
 
 
-def look_at(image: Image.Image) -> Look:
-    """The look of an RGB image that stands upright. Equal pixels have equal looks."""
+def signature_of(image: Image.Image) -> ImageSignature:
+    """Return the signature of an RGB image that stands upright. Equal pixels have equal signatures."""
     points = image.resize((min(image.width, _POINTS), min(image.height, _POINTS)), Image.Resampling.NEAREST)
     small = points.resize((_SIDE, _SIDE), Image.Resampling.BOX)
     bits = np.packbits(imagehash.phash(small).hash).tobytes()
     thumbnail = small.resize((CELLS, CELLS), Image.Resampling.BOX).tobytes()
-    return Look(*image.size, int.from_bytes(bits), thumbnail)
+    return ImageSignature(*image.size, int.from_bytes(bits), thumbnail)
 
 
-def near(one: Look, two: Look) -> bool:
-    """Whether two images are near-duplicates: one resized, compressed anew or lightly retouched."""
-    if (one.hash ^ two.hash).bit_count() > MOST_BITS:
+def are_near_duplicates(first: ImageSignature, second: ImageSignature) -> bool:
+    """Tell whether one image is the other resized, compressed anew or lightly retouched."""
+    if (first.hash ^ second.hash).bit_count() > MOST_BITS:
         return False
-    return bool(alike(np.frombuffer(one.thumbnail, np.uint8), np.frombuffer(two.thumbnail, np.uint8)))
+    return bool(thumbnails_agree(np.frombuffer(first.thumbnail, np.uint8), np.frombuffer(second.thumbnail, np.uint8)))
 
 
-def alike(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whether thumbnails agree; the last axis holds one thumbnail each."""
-    difference = np.maximum(one, two) - np.minimum(one, two)
+def thumbnails_agree(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Tell whether thumbnails agree, bool [...] of uint8 [..., 192]; the last axis holds one thumbnail each."""
+    difference = np.maximum(first, second) - np.minimum(first, second)  # of unsigned numbers: a plain one would wrap
     agree: NDArray[np.bool_] = difference.max(axis=-1) <= MOST_COLOUR
     return agree

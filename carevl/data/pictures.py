@@ -1,4 +1,4 @@
-"""Pictures of the rows of a table of images: decoded by the work that needs them, or ahead of it by a preparer."""
+"""Pictures of the rows of a table of images: decoded where they are needed, or ahead of that by a preparer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INGESTED = ImageLimits(max_image_pixels=sys.maxsize)
 
 
 def picture(row: Mapping[str, Any], limits: ImageLimits = INGESTED) -> Image.Image:
-    """The picture of a row, upright, as 8-bit RGB.
+    """Return the picture of a row, upright, as 8-bit RGB.
 
     Raises:
         RowError: as `decode_rgb`.
@@ -29,18 +29,18 @@ def picture(row: Mapping[str, Any], limits: ImageLimits = INGESTED) -> Image.Ima
     return Image.frombuffer("RGB", (rgb["width"], rgb["height"]), rgb["pixels"], "raw", "RGB", 0, 1)
 
 
-def decoded(
-    images: pa.Table, wanted: Collection[str] | None = None, limits: ImageLimits = INGESTED, key: str = "image_id"
+def decode_images(
+    images: pa.Table, needed: Collection[str] | None = None, limits: ImageLimits = INGESTED, key: str = "image_id"
 ) -> pa.Table:
-    """The table with a column `rgb` that `picture` reads. Bytes remain only of images that do not decode.
+    """Return the table with a column `rgb` that `picture` reads. Bytes remain only of images that do not decode.
 
     Args:
-        wanted: keys of the images that will be asked for; all of them when None.
+        needed: keys of the images whose pixels are read; all of them when None.
     """
     pixels, kept = [], []
     for row in images.select([key, "bytes"]).to_pylist():
         rgb, left = None, None
-        if wanted is None or row[key] in wanted:
+        if needed is None or row[key] in needed:
             rgb = _rgb(row["bytes"], limits)
             left = row["bytes"] if rgb is None else None
         pixels.append(rgb)

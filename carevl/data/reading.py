@@ -63,52 +63,52 @@ class SourceRow:
 
 
 def read_source(
-    source: Source, filesystem: pafs.FileSystem | None = None, tell: Callable[[str], None] | None = None
+    source: Source, filesystem: pafs.FileSystem | None = None, log: Callable[[str], None] | None = None
 ) -> Iterator[SourceRow]:
-    """Every row of a source, in the order of its files' names, in the memory of a few rows.
+    """Read every row of a source, in the order of its files' names, in the memory of a few rows.
 
     Args:
         filesystem: where `source.path` is; found from the path when None.
-        tell: called with a line about each format that is found, at the first file that has it.
+        log: called with a line about each format, at the first file that has it.
 
     Raises:
         SourceError: nothing at the path, no file of a known kind, or an unreadable captions file.
     """
-    where, path = locate(source.path, filesystem)
+    source_filesystem, path = locate(source.path, filesystem)
     captions = {} if source.captions is None else _read_captions(*locate(source.captions, filesystem))
-    told: set[str] = set()
-    for file in list_files(where, path, source.captions):
-        fitting, head, records = _recognise(source, where, file)
+    logged: set[str] = set()
+    for file in list_files(source_filesystem, path, source.captions):
+        fitting, head, records = _recognise(source, source_filesystem, file)
         name = fitting.name if isinstance(fitting, Format) else "no known format"
-        if tell and fitting is not None and name not in told:
-            told.add(name)
-            tell(f"{source.name}: {name} in {file}")
+        if log and fitting is not None and name not in logged:
+            logged.add(name)
+            log(f"{source.name}: {name} in {file}")
         for record in itertools.chain(head, records):
             yield _read(source, f"{file}#{record.number}", record, fitting, captions)
 
 
 def detect_formats(source: Source, filesystem: pafs.FileSystem | None = None) -> dict[str, str | None]:
-    """File to the name of its format, from the first rows of each; None where there are no rows or none fits.
+    """Return file to the name of its format, from the first rows of each; None where there are no rows or none fits.
 
     Raises:
         UnknownFormatError: no file fits a format; the message shows the columns found and the closest format.
         SourceError: as `read_source`.
     """
-    where, path = locate(source.path, filesystem)
-    found: dict[str, str | None] = {}
+    source_filesystem, path = locate(source.path, filesystem)
+    formats: dict[str, str | None] = {}
     failure: UnknownFormatError | None = None
-    for file in list_files(where, path, source.captions):
-        fitting, _, _ = _recognise(source, where, file)
-        found[file] = fitting.name if isinstance(fitting, Format) else None
+    for file in list_files(source_filesystem, path, source.captions):
+        fitting, _, _ = _recognise(source, source_filesystem, file)
+        formats[file] = fitting.name if isinstance(fitting, Format) else None
         if isinstance(fitting, UnknownFormatError):
             failure = failure or UnknownFormatError(f"{file}: {fitting}")
-    if failure and not any(found.values()):
+    if failure and not any(formats.values()):
         raise failure
-    return found
+    return formats
 
 
 def mix(streams: Sequence[Iterator[_T]], weights: Sequence[float], seed: int = 0) -> Iterator[_T]:
-    """Draws from several streams at random until all are empty, each with a rate in proportion to its weight.
+    """Draw from several streams at random until all are empty, each with a rate in proportion to its weight.
 
     Nothing is lost or repeated, so any prefix is a mixture with the weights asked for (while no stream runs dry).
 
@@ -118,6 +118,7 @@ def mix(streams: Sequence[Iterator[_T]], weights: Sequence[float], seed: int = 0
     if len(weights) != len(streams) or not all(weight > 0 for weight in weights):
         raise ValueError(f"{len(streams)} streams need as many positive weights, found {list(weights)}")
     rng = random.Random(seed)
+    # Each stream ticks at random times, as often as it weighs; the next tick of all decides which one is drawn from.
     clocks = [(rng.expovariate(weight), n) for n, weight in enumerate(weights)]
     heapq.heapify(clocks)
     while clocks:
@@ -134,7 +135,7 @@ def mix(streams: Sequence[Iterator[_T]], weights: Sequence[float], seed: int = 0
 def _recognise(
     source: Source, filesystem: pafs.FileSystem, file: str
 ) -> tuple[Format | UnknownFormatError | None, list[Record], Iterator[Record]]:
-    """A file's format (None without a readable row, the error where none fits), its first records, and the rest."""
+    """Return a file's format (None without a readable row, the error where none fits), first records, and the rest."""
     records = read_records(filesystem, file)
     head = list(itertools.islice(records, _HEAD_ROWS))
     rows = [record.row for record in head if record.row is not None]

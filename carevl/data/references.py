@@ -37,7 +37,7 @@ class ImageReader:
         self._base = os.path.realpath(base) if self._local else posixpath.normpath(base)
 
     def read(self, reference: object, near: str) -> bytes:
-        """The bytes of an image.
+        """Read the bytes of an image.
 
         Args:
             reference: as the row has it.
@@ -54,8 +54,8 @@ class ImageReader:
         if isinstance(reference, bytes):
             return self._capped(reference)
         if not isinstance(reference, str):
-            found = kind_of(reference)
-            raise RowError("image_missing", f"an image should be bytes, a struct or text, found {found}")
+            kind = kind_of(reference)
+            raise RowError("image_missing", f"an image should be bytes, a struct or text, found {kind}")
         scheme = reference[:8].lower()
         if scheme.startswith("data:"):
             return self._data_uri(reference)

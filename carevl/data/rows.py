@@ -1,11 +1,12 @@
-"""What a reader sees and what it gives back: typed access to a row's fields, and the preference found in it."""
+"""Rows and preferences: typed access to a row's fields, and the preference that a reader makes of it."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any, Literal
 
 from carevl.store.schemas import row_error
@@ -52,7 +53,7 @@ class RowError(Exception):
         return RowError, (self.kind, self.message)
 
     def as_struct(self) -> dict[str, str]:
-        """The error as `tables.ERROR` stores it."""
+        """Return the error as `schemas.ERROR` stores it."""
         return row_error("ingest", self.kind, self.message)
 
 
@@ -71,15 +72,15 @@ class Preference:
     """One per response, higher is better; None where the source does not say."""
     image: object
     """The reference as found: bytes, struct, path, URI or None."""
-    extra: dict[str, object] = field(default_factory=dict)
+    extra: dict[str, object] = dataclass_field(default_factory=dict)
     """Other facts of the row, plain JSON values."""
 
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise RowError("question", "the question is empty")
         if len(self.responses) < 2:
-            found = "only one response" if self.responses else "no responses"
-            raise RowError("responses", f"{found}; a preference needs two or more")
+            count = "only one response" if self.responses else "no responses"
+            raise RowError("responses", f"{count}; a preference needs two or more")
         if len(set(self.responses)) == 1:
             raise RowError("responses", f"all {len(self.responses)} responses are equal")
         if self.preference is None:
@@ -91,47 +92,47 @@ class Preference:
 
 
 def clean(text: str) -> str:
-    """The text with NUL and lone surrogates, which no UTF-8 table or tokenizer takes, replaced by U+FFFD."""
+    """Return the text with NUL and lone surrogates, which no UTF-8 table or tokenizer takes, replaced by U+FFFD."""
     return _UNENCODABLE.sub("\ufffd", text)
 
 
 def kind_of(value: object) -> str:
-    """The type of a value in a user's words: text, number, list, struct, bytes, or null."""
+    """Return the type of a value in a user's words: text, number, list, struct, bytes, or null."""
     return next((name for types, name in _KINDS if isinstance(value, types)), type(value).__name__)
 
 
-def text(value: object, where: str, kind: ErrorKind = "format") -> str:
-    """A text field, cleaned. Raises RowError of `kind` when it is null or of another type."""
+def text(value: object, field: str, kind: ErrorKind = "format") -> str:
+    """Read a text field, cleaned. Raises RowError of `kind` when it is null or of another type."""
     if not isinstance(value, str):
-        raise RowError(kind, f"`{where}` should be text, found {kind_of(value)}")
+        raise RowError(kind, f"`{field}` should be text, found {kind_of(value)}")
     return clean(value)
 
 
-def items_of(value: object, where: str) -> Sequence[Any]:
-    """A list field. Raises RowError when it is null or of another type."""
+def items_of(value: object, field: str) -> Sequence[Any]:
+    """Read a list field. Raises RowError when it is null or of another type."""
     if not isinstance(value, list | tuple):
-        raise RowError("format", f"`{where}` should be a list, found {kind_of(value)}")
+        raise RowError("format", f"`{field}` should be a list, found {kind_of(value)}")
     return value
 
 
-def struct(value: object, where: str) -> Mapping[str, Any]:
-    """A struct field. Raises RowError when it is null or of another type."""
+def struct(value: object, field: str) -> Mapping[str, Any]:
+    """Read a struct field. Raises RowError when it is null or of another type."""
     if not isinstance(value, Mapping):
-        raise RowError("format", f"`{where}` should be a struct, found {kind_of(value)}")
+        raise RowError("format", f"`{field}` should be a struct, found {kind_of(value)}")
     return value
 
 
-def number(value: object, where: str) -> float:
-    """A rating: a number, or the decimal text of one. Raises RowError for anything else, `N/A` and NaN included."""
+def number(value: object, field: str) -> float:
+    """Read a rating: a number, or the decimal text of one. Raises RowError for anything else, also `N/A` and NaN."""
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
-        raise RowError("preference", f"`{where}` should be a number, found {str(value)[:60]!r}")
+        raise RowError("preference", f"`{field}` should be a number, found {str(value)[:60]!r}")
     return float(value)
 
 
 def facts(row: Row, *names: str) -> dict[str, object]:
-    """The named fields of a row that hold plain values (text, finite numbers, lists of text), for `extra`."""
+    """Return the named fields of a row that hold plain values (text, finite numbers, lists of text), for `extra`."""
     return {name: row[name] for name in names if _is_plain(row.get(name))}
 
 

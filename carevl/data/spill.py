@@ -38,13 +38,13 @@ class Spill:
         self._moved = _Shelf(directory, "moved", ITEMS)
 
     def add(self, image: dict[str, Any] | None, item: dict[str, Any]) -> None:
-        """Adds a row to the part that its image belongs to."""
+        """Add a row to the part that its image belongs to."""
         self._items.add(self._part(item["image_id"] or item["item_id"]), item)
         if image is not None:
             self._images.add(self._part(image["image_id"]), image)
 
     def parts(self, same: Mapping[str, str]) -> Iterator[tuple[Rows, Rows]]:
-        """(image rows, item rows) of every part; as many parts as were asked for, or more.
+        """Yield (image rows, item rows) of every part; as many parts as were asked for, or more.
 
         Args:
             same: image_id to the image_id that takes its place; its items move to that image and its row is dropped.

@@ -43,7 +43,7 @@ def tar_samples(stream: Stream) -> Iterator[dict[str, Any] | RowError]:
     size = 0
     with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|*", tarinfo=_Member) as archive:
         while member := _next(archive):
-            if isinstance(member, tarfile.ReadError):
+            if isinstance(member, tarfile.ReadError):  # raised below, once the sample before the damage has been given
                 break
             directory, name = posixpath.split(member.name)
             stem, _, _ = name.partition(".")
@@ -99,7 +99,7 @@ def _with_images(row: dict[str, Any], images: dict[str, dict[str, Any]]) -> dict
     named = [column for column in _IMAGE_COLUMNS if row.get(column) is not None]
     for column in named:
         value = row[column]
-        row[column] = [_member(one, images) for one in value] if isinstance(value, list) else _member(value, images)
+        row[column] = [_member(entry, images) for entry in value] if isinstance(value, list) else _member(value, images)
     if not named and images:
         distinct = list({id(image): image for image in images.values()}.values())
         row["images" if len(distinct) > 1 else "image"] = distinct if len(distinct) > 1 else distinct[0]

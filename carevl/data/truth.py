@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of an item."""
+    """The truth of an item."""
 
     kind: str
     decidable: bool
@@ -21,11 +21,11 @@ class Truth:
 
 
 def read_truth(world: Path) -> dict[tuple[str, str], Truth]:
-    """The truth of every item of a world that `publish` wrote, by image_id and question; empty where it wrote none."""
-    found = {}
+    """Read the truth of every item of a drawn world, by image_id and question; nothing where there is none."""
+    truths = {}
     for file in sorted((world / "truth").glob("*.parquet")):
         columns = ["image_sha256", "question", "kind", "decidable", "responses"]
         for row in pq.read_table(file, columns=columns).to_pylist():
             ratings = {response["text"]: response["rating"] for response in row["responses"]}
-            found[row["image_sha256"], row["question"]] = Truth(row["kind"], row["decidable"], ratings)
-    return found
+            truths[row["image_sha256"], row["question"]] = Truth(row["kind"], row["decidable"], ratings)
+    return truths

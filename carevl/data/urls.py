@@ -41,7 +41,7 @@ class UrlFetcher:
     """Networks that may be reached although they are not public, such as `10.1.0.0/16` of an image server."""
 
     def fetch(self, url: str, max_bytes: int) -> bytes:
-        """The body behind a URL.
+        """Fetch the body behind a URL.
 
         Raises:
             RowError: `image_refused` for an address or scheme that must not be reached, `image_too_large` over
@@ -59,7 +59,7 @@ class UrlFetcher:
 
 
 def is_public(address: Address, allowed: Iterable[Network] = ()) -> bool:
-    """Whether an address may be reached: global unicast, no tunnel to an IPv4 address, or in an allowed network."""
+    """Tell whether an address may be reached: global unicast and no tunnel to an IPv4 address, or allowed."""
     inner = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     address = inner or address
     if any(address in network for network in allowed):
@@ -153,10 +153,10 @@ class _Guard(httpcore.SyncBackend):
 
     def _addresses(self, host: str, port: int) -> list[str]:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(f"{host} does not resolve: {error}") from None
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in resolved))
         for address in addresses:
             if not is_public(ipaddress.ip_address(address), self._allowed):
                 raise RowError("image_refused", f"{host[:_SHOWN]} is at {address}, which is not a public address")

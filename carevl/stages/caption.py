@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
-from carevl.data.pictures import decoded, picture
+from carevl.data.pictures import decode_images, picture
 from carevl.models.engines import generate_with_row_errors, generator, weights_fingerprint
 from carevl.models.row_errors import Failure
 from carevl.models.transformers_engine import GenerationRequest
@@ -52,7 +52,7 @@ class CaptionProcessor(Processor):
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode the pictures."""
-        return {"images": decoded(tables["images"])}
+        return {"images": decode_images(tables["images"])}
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows = tables["images"].to_pylist()

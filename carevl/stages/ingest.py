@@ -21,7 +21,7 @@ from carevl.data.drawn import DataRoot
 from carevl.data.images import ImageLimits
 from carevl.data.intake import Intake, merge_images, merge_items
 from carevl.data.near_duplicates import NearDuplicates
-from carevl.data.perceptual_hash import Look
+from carevl.data.perceptual_hash import ImageSignature
 from carevl.data.reading import Source, SourceRow, mix, read_source
 from carevl.data.spill import Rows, Spill
 from carevl.data.urls import UrlFetcher
@@ -73,59 +73,60 @@ def run_ingest(
     settings: Settings,
     run: Run,
     directory: Path,
-    say: Callable[[int, int], None],
-    tell: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None],
+    log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Reads every source and writes the tables' parts.
+    """Read every source and write the tables' parts.
 
     Args:
-        say: called now and then with (rows read, rows with an error).
-        tell: called with a line about every format found, and about items that were set aside.
+        on_progress: called now and then with (rows read, rows with an error).
+        log: called with a line about every format, and about items that were set aside.
 
     Returns:
         rows_in (source rows), rows_out (items), images, errors (items), contaminated (items), `contents` (a hash of
-        both tables), and what was found by `contamination` (`sources.contamination.Contamination.report`) and
-        `near_duplicates`.
+        both tables), and the reports of `contamination` (`benchmarks.contamination.Contamination.report`) and
+        of `near_duplicates`.
 
     Raises:
         RunError: no rows at all, or the tables do not account for every source row.
     """
     shutil.rmtree(directory, ignore_errors=True)
     root, data = DataRoot.of(settings, run), settings.data
-    spill, alike = Spill(directory / "spill", data.parts), NearDuplicates(directory / "spill" / "looks")
-    screen = Contamination(_benchmark_rows(root), ImageLimits(max_image_pixels=data.max_image_pixels))
+    spill = Spill(directory / "spill", data.parts)
+    near_duplicates = NearDuplicates(directory / "spill" / "signatures")
+    contamination = Contamination(_benchmark_rows(root), ImageLimits(max_image_pixels=data.max_image_pixels))
     rows_in = errors = 0
-    for image, item, look in _intake(root, tell):
+    for image, item, signature in _intake(root, log):
         rows_in += 1
         errors += item["error"] is not None
-        if image is not None and look is not None:
+        if image is not None and signature is not None:
             if data.near_duplicates != "ignore":
-                alike.add(image["image_id"], look)
-            item = screen.screen(item, image["bytes"], look)  # noqa: PLW2901
+                near_duplicates.add(image["image_id"], signature)
+            item = contamination.screen(item, image["bytes"], signature)  # noqa: PLW2901
         spill.add(image, item)
         if rows_in % 500 == 0:
-            say(rows_in, errors)
+            on_progress(rows_in, errors)
     if rows_in == 0:
         raise RunError(f"no rows in {', '.join(source.path for source in data.sources)}")
-    compared, same = alike.find()
+    compared, same = near_duplicates.find()
     written, contents = _write(Ingested(directory), spill.parts(same if data.near_duplicates == "merge" else {}))
     shutil.rmtree(directory / "spill")
     accounted = written.pop("accounted")
     if accounted != rows_in:
         raise RunError(f"{rows_in} source rows were read but the items account for {accounted}")
-    say(rows_in, written["errors"])
-    if tell and written["contaminated"]:
-        tell(
+    on_progress(rows_in, written["errors"])
+    if log and written["contaminated"]:
+        log(
             f"{written['contaminated']} items set aside: a benchmark has their image, see contamination in the manifest"
         )
     examples = [list(pair) for pair in itertools.islice(same.items(), _EXAMPLES)]
-    found = {"mode": data.near_duplicates, "compared": compared, "images": len(same), "examples": examples}
-    report = {"contamination": screen.report(), "near_duplicates": found}
+    similar = {"mode": data.near_duplicates, "compared": compared, "images": len(same), "examples": examples}
+    report = {"contamination": contamination.report(), "near_duplicates": similar}
     return {"rows_in": rows_in, **written, "contents": contents, **report}
 
 
 def _write(tables: Ingested, parts: Iterable[tuple[Rows, Rows]]) -> tuple[Counter[str], str]:
-    """Merges and writes every part.
+    """Merge and write every part.
 
     Returns:
         Counts of rows_out, images, errors, contaminated, and accounted (source rows); and a hash of what was written.
@@ -147,16 +148,16 @@ def _write(tables: Ingested, parts: Iterable[tuple[Rows, Rows]]) -> tuple[Counte
 
 
 def _benchmark_rows(root: DataRoot) -> dict[str, list[Row]]:
-    """The rows of every benchmark to be evaluated, development and test; none without `data.decontaminate`."""
-    found: dict[str, list[Row]] = {}
+    """Return the rows of every benchmark to be evaluated, development and test; none without `data.decontaminate`."""
+    rows: dict[str, list[Row]] = {}
     for test, path, images in _benchmark_paths(root):
         suite = SUITES[test]
-        found.setdefault(suite.name, []).extend(suite.load(path, images))
-    return found
+        rows.setdefault(suite.name, []).extend(suite.load(path, images))
+    return rows
 
 
 def _benchmark_paths(root: DataRoot) -> Iterator[tuple[str, Path, Path | None]]:
-    """(name, data, directory of images) of the benchmarks to be evaluated."""
+    """Yield (name, data, directory of images) of the benchmarks to be evaluated."""
     settings = root.settings
     for test in settings.benchmarks if settings.data.decontaminate else ():
         for path, images in ((test.path, test.images), (test.final_path, test.final_images)):
@@ -165,25 +166,25 @@ def _benchmark_paths(root: DataRoot) -> Iterator[tuple[str, Path, Path | None]]:
 
 
 def _intake(
-    root: DataRoot, tell: Callable[[str], None] | None
-) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any], Look | None]]:
-    """Row of `images`, row of `items`, and look of the image, where it is needed and whole."""
+    root: DataRoot, log: Callable[[str], None] | None
+) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any], ImageSignature | None]]:
+    """Yield the row of `images`, the row of `items`, and the image's signature, where it is needed and whole."""
     settings, data = root.settings, root.settings.data
     limits = ImageLimits(max_image_pixels=data.max_image_pixels)
     fetcher = UrlFetcher() if data.allow_url_fetch else None
-    looks = data.near_duplicates != "ignore" or bool(list(_benchmark_paths(root)))
-    found = sources(root)
-    intakes = {source.name: Intake(source, limits=limits, fetcher=fetcher, looks=looks) for source in found}
-    train = [source for source in found if not source.labels]
-    weights = [declared.weight for declared in data.sources if not declared.labels]
-    mixed: Iterator[SourceRow] = mix([read_source(source, tell=tell) for source in train], weights, settings.seed)
-    labelled = itertools.chain.from_iterable(read_source(source, tell=tell) for source in found if source.labels)
+    signatures = data.near_duplicates != "ignore" or bool(list(_benchmark_paths(root)))
+    declared = sources(root)
+    intakes = {source: Intake(source, limits=limits, fetcher=fetcher, signatures=signatures) for source in declared}
+    train = [source for source in declared if not source.labels]
+    weights = [source.weight for source in data.sources if not source.labels]
+    mixed: Iterator[SourceRow] = mix([read_source(source, log=log) for source in train], weights, settings.seed)
+    labelled = itertools.chain.from_iterable(read_source(source, log=log) for source in declared if source.labels)
     rows = itertools.chain(itertools.islice(mixed, settings.items), labelled)
-    yield from ahead(lambda row: intakes[row.source.name].with_look(row), rows)
+    yield from ahead(lambda row: intakes[row.source].with_signature(row), rows)
 
 
 def ahead(call: Callable[[_In], _Out], values: Iterable[_In]) -> Iterator[_Out]:
-    """Results in the order of the values, made by a thread per core; only a few values are read ahead.
+    """Yield results in the order of the values, made by a thread per core; only a few values are read ahead.
 
     Decoding, hashing and waiting for files and addresses leave Python's lock to others.
     """

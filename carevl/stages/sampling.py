@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
-from carevl.data.pictures import decoded, picture
+from carevl.data.pictures import decode_images, picture
 from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.row_errors import Failure
@@ -105,7 +105,7 @@ class JudgeProcessor(Processor):
         """Decode the pictures that the judge will be asked about."""
         rows = by_item(tables["items"], tables["routes"])
         images = {item["image_id"] for item, routes in rows if self.spec.prompts(item, routes)}
-        return {**tables, "images": decoded(tables["images"], images)}
+        return {**tables, "images": decode_images(tables["images"], images)}
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         images = {row["image_id"]: row for row in tables["images"].to_pylist()}

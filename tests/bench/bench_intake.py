@@ -20,7 +20,7 @@ import PIL
 from PIL import Image
 
 from carevl.data.images import ImageLimits, examine, identify
-from carevl.data.perceptual_hash import look_at
+from carevl.data.perceptual_hash import signature_of
 
 ROUNDS = 15
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
@@ -56,7 +56,7 @@ def main(directory: Path) -> None:
     sides: dict[str, Callable[[bytes], object]] = {
         "pillow": plain,
         "intake_share": lambda data: identify(data, limits),
-        "intake_with_looks_share": lambda data: look_at(examine(data, limits)[1]),
+        "intake_with_looks_share": lambda data: signature_of(examine(data, limits)[1]),
     }
     total = dict.fromkeys(sides, 0.0)
     for data in images:

@@ -33,7 +33,7 @@ from PIL import Image
 from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.pools import run_jobs
-from carevl.data.pictures import decoded
+from carevl.data.pictures import decode_images
 from carevl.miniworld.items import draw_items
 from carevl.models.transformers_engine import Generation, chat_prompt
 from carevl.settings import load_settings
@@ -263,7 +263,7 @@ def prepared(directory: Path, parts: int, rows: int, preparers: int) -> None:
         drawn = [{"image_id": f"{part}-{n}", "bytes": files[n % len(files)]} for n in range(rows)]
         images.write(part, pa.Table.from_pylist(drawn, IMAGES))
     started = time.perf_counter()
-    decoded(images.read(0))
+    decode_images(images.read(0))
     seconds = 1.2 * (time.perf_counter() - started)
     arms = {"ahead": max(preparers, 1), "without": 0}
     rates = {}

@@ -148,3 +148,19 @@ def test_a_whole_ingest_accounts_for_every_bad_row(
     assert written["rows_in"] == 7 * len(FORMATS)
     assert (written["rows_out"], written["errors"]) == (7 * len(FORMATS), 6 * len(FORMATS))
     assert (written["contaminated"], written["contamination"]) == (0, {})
+
+
+def test_two_sources_of_one_name_are_both_read_each_beside_its_own_images(
+    write_lines: Lines, tmp_path: Path, draw: Callable[..., bytes]
+) -> None:
+    declared = []
+    for n, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(draw(seed=n))
+        path = write_lines([FORMATS["spa-vl"].example], f"rows/{folder}.jsonl")
+        declared.append(SettingsSource(path=str(path), name="same", image_root=str(tmp_path / folder)))
+    settings = load_settings("mini", ["data.parts=3"])
+    data = settings.data.model_copy(update={"sources": declared})
+    settings = settings.model_copy(update={"data": data, "benchmarks": []})
+    written = ingest.run_ingest(settings, Run(tmp_path / "run"), tmp_path / "ingest", lambda *_: None)
+    assert (written["rows_in"], written["images"], written["errors"]) == (2, 2, 0)

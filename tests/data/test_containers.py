@@ -252,7 +252,7 @@ def test_shards_with_other_columns_are_read_by_their_own_format(tmp_path: Path) 
     parquet(tmp_path / "5.parquet", ROWS[:0])
     parquet(tmp_path / "6.parquet", ROWS[:1])
     told: list[str] = []
-    rows = list(read_source(Source("s", str(tmp_path)), tell=told.append))
+    rows = list(read_source(Source("s", str(tmp_path)), log=told.append))
     kinds = [(Path(row.locator).name, row.format, row.error.kind if row.error else None) for row in rows]
     assert kinds == [
         *((f"0.parquet#{n}", "spa-vl", None) for n in range(3)),

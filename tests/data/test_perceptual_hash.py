@@ -13,7 +13,7 @@ from PIL import Image
 
 from carevl.data.images import image_id
 from carevl.data.near_duplicates import NearDuplicates
-from carevl.data.perceptual_hash import Look, look_at, near
+from carevl.data.perceptual_hash import ImageSignature, are_near_duplicates, signature_of
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.scenes import png
 
@@ -40,30 +40,32 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_photograph_stays_near_and_others_are_far(change: str, photos: list[bytes]) -> None:
     images = [Image.open(io.BytesIO(data)).convert("RGB") for data in photos]
-    plain, changed = ([look_at(make(image)) for image in images] for make in (Image.Image.copy, CHANGES[change]))
+    plain, changed = ([signature_of(make(image)) for image in images] for make in (Image.Image.copy, CHANGES[change]))
     for (n, one), (m, other) in itertools.product(enumerate(plain), enumerate(changed)):
-        assert near(one, other) == (n == m)
+        assert are_near_duplicates(one, other) == (n == m)
 
 
 def test_scenes_that_differ_in_one_shape_are_not_near() -> None:
     image = drawn(1)[0]
-    looks = [look_at(image)]
+    signatures = [signature_of(image)]
     for colour in ("red", "orange", "blue", "black"):
         changed = image.copy()
         changed.paste(colour, (0, 0, image.width // 4, image.height // 4))
-        looks.append(look_at(changed))
-    assert not any(near(one, two) for one, two in itertools.combinations(looks, 2))
+        signatures.append(signature_of(changed))
+    assert not any(are_near_duplicates(one, two) for one, two in itertools.combinations(signatures, 2))
 
 
-def test_equal_pixels_have_equal_looks_whatever_the_file(draw: Callable[..., bytes]) -> None:
-    looks = {look_at(Image.open(io.BytesIO(draw(kind, seed=9))).convert("RGB")) for kind in ("PNG", "BMP", "TIFF")}
-    assert len(looks) == 1
+def test_equal_pixels_have_equal_signatures_whatever_the_file(draw: Callable[..., bytes]) -> None:
+    signatures = {
+        signature_of(Image.open(io.BytesIO(draw(kind, seed=9))).convert("RGB")) for kind in ("PNG", "BMP", "TIFF")
+    }
+    assert len(signatures) == 1
 
 
 def collect(path: Path, images: dict[str, Image.Image]) -> NearDuplicates:
-    alike = NearDuplicates(path / "looks")
+    alike = NearDuplicates(path / "signatures")
     for name, image in images.items():
-        alike.add(image_id(name.encode()), look_at(image))
+        alike.add(image_id(name.encode()), signature_of(image))
     return alike
 
 
@@ -91,20 +93,20 @@ def test_images_alike_are_mapped_to_the_first_of_them_in_any_order(tmp_path: Pat
 
 def test_an_image_added_again_is_one_image(tmp_path: Path) -> None:
     alike = collect(tmp_path, {"one": drawn(1)[0]})
-    alike.add(image_id(b"one"), look_at(drawn(1)[0]))
+    alike.add(image_id(b"one"), signature_of(drawn(1)[0]))
     assert alike.find() == (1, {})
     assert NearDuplicates(tmp_path / "none").find() == (0, {})
 
 
 def test_hashes_that_differ_in_a_few_bits_anywhere_are_found(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    alike = NearDuplicates(tmp_path / "looks")
+    alike = NearDuplicates(tmp_path / "signatures")
     bits = [int(bits) for bits in rng.integers(0, 2**63, 2000, dtype=np.uint64)]
     for n, hashed in enumerate(bits):
         flipped = sum(1 << int(bit) for bit in rng.choice(64, 4, replace=False))
         thumbnail = bytes(rng.integers(0, 256, 192, dtype=np.uint8))
-        alike.add(image_id(b"%d" % n), Look(9, 9, hashed, thumbnail))
-        alike.add(image_id(b"%d again" % n), Look(9, 9, hashed ^ flipped, thumbnail))
+        alike.add(image_id(b"%d" % n), ImageSignature(9, 9, hashed, thumbnail))
+        alike.add(image_id(b"%d again" % n), ImageSignature(9, 9, hashed ^ flipped, thumbnail))
     compared, same = alike.find()
     assert compared == 4000
     assert len(same) > 0.99 * 2000

@@ -9,7 +9,7 @@ from PIL import Image
 from carevl.benchmarks import run as evaluate
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Image as Named
-from carevl.data.pictures import decoded, picture
+from carevl.data.pictures import decode_images, picture
 from carevl.miniworld.items import draw_items
 from carevl.models.conversations import Encoded, encode
 from carevl.settings import load_settings
@@ -62,7 +62,7 @@ def test_a_picture_is_the_same_however_it_came(tmp_path):
     rows = [{"image_id": "turned", "bytes": file.getvalue()}, {"image_id": "broken", "bytes": b"no image"}]
     rows += [{"image_id": "unwanted", "bytes": file.getvalue()}, {"image_id": "failed", "bytes": None}]
     table = pa.Table.from_pylist(rows, IMAGES)
-    ready = {row["image_id"]: row for row in decoded(table, {"turned", "broken", "failed"}).to_pylist()}
+    ready = {row["image_id"]: row for row in decode_images(table, {"turned", "broken", "failed"}).to_pylist()}
     made = picture(ready["turned"])
     assert made.size == (3, 5)
     assert made.tobytes() == picture(rows[0]).tobytes()
