@@ -1,1 +1,1 @@
-"""What a run made, written in the formats that other trainers read."""
+"""Rows of a run in the formats that other trainers read."""

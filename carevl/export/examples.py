@@ -1,4 +1,4 @@
-"""A run's rows as prompts with answers, part by part: what every export format is written from."""
+"""A run's rows as prompts with answers, part by part, from which every format is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 from carevl.store.table import Table
 
-What = Literal["items", "pairs", "judgments", "dpo"]
+Selection = Literal["items", "pairs", "judgments", "dpo"]
+"""Which rows of a run are exported."""
 Row = dict[str, Any]
 
 
@@ -41,8 +42,8 @@ class Part:
     images: dict[str, tuple[bytes, str]]
 
 
-def parts(run: Run, what: What) -> Iterator[Part]:
-    """What a run made, in the memory of one part.
+def parts(run: Run, what: Selection) -> Iterator[Part]:
+    """Yield rows of a run, in the memory of one part.
 
     Args:
         what: `items`: every pair of an item's responses that its labels, or else its sources' preference, put in an
@@ -64,19 +65,19 @@ def parts(run: Run, what: What) -> Iterator[Part]:
         examples = [example for row in rows if row["item_id"] in items for example in read(items[row["item_id"]], row)]
         named = {example.image_id for example in examples}
         images = ingested.images.read(number, ["image_id", "bytes", "format"]).to_pylist() if named else []
-        yield Part(examples, {one["image_id"]: (one["bytes"], one["format"]) for one in images})
+        yield Part(examples, {image["image_id"]: (image["bytes"], image["format"]) for image in images})
 
 
 def _ingested(run: Run, manifest: Row) -> Table:
-    """The ingest directory that a result was made from, however many stages before."""
+    """Return the ingest directory that a result comes from, however many stages before."""
     while manifest["stage"] != "ingest":
         inputs = manifest["cause"]["inputs"]
         stage = "ingest" if "ingest" in inputs else next(iter(inputs))
         table = Table(run.root / stage / inputs[stage])
-        found = table.manifest
-        if found is None:
+        source = table.manifest
+        if source is None:
             raise UserError(f"{table.directory} is gone, but {manifest['stage']} was made from it; `carevl run` again")
-        manifest = found
+        manifest = source
     return Table(run.root / "ingest" / manifest["fingerprint"])
 
 
@@ -110,10 +111,10 @@ def _example(item: Row, prompt: str, chosen: str, rejected: str | None) -> Examp
     return Example(item["item_id"], item["split"], item["image_id"], prompt, chosen, rejected)
 
 
-_TABLES: dict[What, tuple[str, str, Callable[[Row, Row], Iterator[Example]]]] = {
+_TABLES: dict[Selection, tuple[str, str, Callable[[Row, Row], Iterator[Example]]]] = {
     "items": ("ingest", "", _of_item),
     "pairs": ("route", "", _of_route),
     "judgments": ("demonstrate", "targets", _of_target),
     "dpo": ("select", "", _of_judged_pair),
 }
-"""What to the stage that makes it, the table below the stage's directory, and how a row is read."""
+"""Selection to the stage that makes it, the table below the stage's directory, and how a row is read."""

@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from carevl.errors import UserError
-from carevl.export.examples import What, parts
+from carevl.export.examples import Selection, parts
 from carevl.export.writers import WRITERS
 from carevl.store.run import Run
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportCounts:
     """Rows written per split, and rows left out because a text of theirs holds the tag `<image>`."""
 
     rows: dict[str, int]
     left_out: int
 
 
-def export(run: Run, what: What, to: str, out: Path) -> Exported:
-    """Writes what a run made in a training format.
+def export(run: Run, what: Selection, to: str, out: Path) -> ExportCounts:
+    """Write rows of a run in a training format.
 
     Args:
         what: as `examples.parts`.
@@ -32,8 +32,10 @@ def export(run: Run, what: What, to: str, out: Path) -> Exported:
         out: directory to write; absent or empty.
 
     Raises:
-        UserError: `out` is in use, the run has not come so far, or there is nothing to write.
+        UserError: there is no such format, `out` is in use, the run has not come so far, or there is nothing to write.
     """
+    if to not in WRITERS:
+        raise UserError(f"there is no export format {to!r}; there are {', '.join(WRITERS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; name a directory that is absent or empty with --out")
     unfinished = out.with_name(f".{out.name}.unfinished")
@@ -55,4 +57,4 @@ def export(run: Run, what: What, to: str, out: Path) -> Exported:
         os.replace(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return Exported(dict(rows), left_out)
+    return ExportCounts(dict(rows), left_out)

@@ -44,7 +44,7 @@ class Trl:
         self._files: dict[str, pq.ParquetWriter] = {}
 
     def write(self, part: Part) -> None:
-        """Appends the part's examples to their splits' files."""
+        """Append the part's examples to their splits' files."""
         by_split: dict[str, list[dict[str, Any]]] = {}
         for example in part.examples:
             data, kind = part.images[example.image_id]
@@ -52,8 +52,8 @@ class Trl:
             answers = {"chosen": example.chosen, "rejected": example.rejected}
             if example.rejected is None:
                 answers = {"completion": example.chosen}
-            row = {"id": example.item_id, "images": [image], "prompt": [_said("user", example.prompt)]}
-            row |= {name: [_said("assistant", answer or "")] for name, answer in answers.items()}
+            row = {"id": example.item_id, "images": [image], "prompt": [_message("user", example.prompt)]}
+            row |= {name: [_message("assistant", answer or "")] for name, answer in answers.items()}
             by_split.setdefault(example.split, []).append(row)
         for split, rows in by_split.items():
             schema = _trl_schema(list(rows[0]))
@@ -62,13 +62,13 @@ class Trl:
             self._files[split].write_table(pa.Table.from_pylist(rows, schema), row_group_size=100)
 
     def close(self) -> None:
-        """Finishes the files."""
+        """Finish the files."""
         for file in self._files.values():
             file.close()
 
 
 def _trl_schema(columns: list[str]) -> pa.Schema:
-    """With the note by which `datasets` decodes the images."""
+    """Return the schema with the note by which `datasets` decodes the images."""
     text = {"dtype": "string", "_type": "Value"}
     messages = [{"role": text, "content": text}]
     features = {name: {"id": text, "images": [{"_type": "Image"}]}.get(name, messages) for name in columns}
@@ -86,7 +86,7 @@ class _Lines:
         (out / "images").mkdir()
 
     def write(self, part: Part) -> None:
-        """Appends the part's examples to their splits' files, and writes their images."""
+        """Append the part's examples to their splits' files, and write their images."""
         for example in part.examples:
             data, kind = part.images[example.image_id]
             image = f"images/{_file_name(example.image_id, kind)}"
@@ -100,14 +100,14 @@ class _Lines:
             self._files[example.split].write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def begin(self, example: Example) -> None:
-        """Called with the first example of each split."""
+        """Prepare the split of this example, its first."""
 
     def row(self, example: Example) -> dict[str, Any]:
-        """The example's row without its id and images."""
+        """Return the example's row without its id and images."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Finishes the files."""
+        """Finish the files."""
         self._stack.close()
 
 
@@ -119,7 +119,7 @@ class LlamaFactory(_Lines):
         self._info: dict[str, Any] = {}
 
     def begin(self, example: Example) -> None:
-        """Notes the split's file in dataset_info.json's form."""
+        """Note the split's file in dataset_info.json's form."""
         columns = {"messages": "conversations", "images": "images"}
         entry: dict[str, Any] = {"file_name": f"{example.split}.jsonl", "formatting": "sharegpt", "columns": columns}
         if example.rejected is not None:
@@ -128,18 +128,18 @@ class LlamaFactory(_Lines):
         self._info[f"carevl_{example.split}"] = entry
 
     def row(self, example: Example) -> dict[str, Any]:
-        """Conversations, and chosen and rejected where there is a preference."""
-        asked = _from("human", IMAGE_TAG + example.prompt)
+        """Return the conversation, and chosen and rejected where there is a preference."""
+        prompt = _turn("human", IMAGE_TAG + example.prompt)
         if example.rejected is None:
-            return {"conversations": [asked, _from("gpt", example.chosen)]}
+            return {"conversations": [prompt, _turn("gpt", example.chosen)]}
         return {
-            "conversations": [asked],
-            "chosen": _from("gpt", example.chosen),
-            "rejected": _from("gpt", example.rejected),
+            "conversations": [prompt],
+            "chosen": _turn("gpt", example.chosen),
+            "rejected": _turn("gpt", example.rejected),
         }
 
     def close(self) -> None:
-        """Writes dataset_info.json and finishes the files."""
+        """Write dataset_info.json and finish the files."""
         (self._out / "dataset_info.json").write_text(json.dumps(self._info, indent=2) + "\n")
         super().close()
 
@@ -148,17 +148,17 @@ class MsSwift(_Lines):
     """ms-swift: messages, and the rejected response where there is a preference."""
 
     def row(self, example: Example) -> dict[str, Any]:
-        """Messages that end with the answer."""
-        messages = [_said("user", IMAGE_TAG + example.prompt), _said("assistant", example.chosen)]
+        """Return messages that end with the answer."""
+        messages = [_message("user", IMAGE_TAG + example.prompt), _message("assistant", example.chosen)]
         rejected = {} if example.rejected is None else {"rejected_response": example.rejected}
         return {"messages": messages, **rejected}
 
 
-def _said(role: str, content: str) -> dict[str, str]:
+def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _from(name: str, value: str) -> dict[str, str]:
+def _turn(name: str, value: str) -> dict[str, str]:
     return {"from": name, "value": value}
 
 

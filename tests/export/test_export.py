@@ -110,7 +110,7 @@ def test_judgments_become_answers_to_their_prompt(run: Run, items: Items, tmp_pa
     ]
 
 
-def test_llamafactory_is_told_what_the_files_are(run: Run, tmp_path: Path) -> None:
+def test_llamafactory_reads_what_the_files_are(run: Run, tmp_path: Path) -> None:
     for what in ("dpo", "judgments"):
         done = export(run, what, "llamafactory", tmp_path / what)
         info = json.loads((tmp_path / what / "dataset_info.json").read_text())
@@ -171,7 +171,13 @@ def test_texts_with_the_image_tag_are_left_out_and_counted(run: Run, tmp_path: P
     assert sum(done.rows.values()) == sum(before.rows.values()) - 1
 
 
-def test_a_run_that_has_not_come_so_far_is_said_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
+def test_an_unknown_format_is_named_with_those_that_exist(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no export format 'tlr'; there are trl, llamafactory, ms-swift"):
+        export(run, "items", "tlr", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_has_not_come_so_far_is_named_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="stage route is not finished, so there are no pairs to export"):
         export(Run(tmp_path / "none"), "pairs", "trl", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
