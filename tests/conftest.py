@@ -28,8 +28,9 @@ pytest_plugins = [
     "tests.helpers.tiers",
 ]
 
-# Weights and processors of tests lie on this machine; Ray's workers inherit this.
-os.environ["HF_HUB_OFFLINE"] = "1"
+# Weights and processors of tests lie on this machine. One thread is what Ray's workers have, and what tests that run
+# side by side leave each other. Processes that tests start inherit both.
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 # Ray reads its mode of authentication once per process: every Ray that is started from this one has the same token.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 

@@ -24,7 +24,12 @@ OF_FIXTURE = {
 _RAY_WAS_UP = pytest.StashKey[bool]()
 
 
-def _tier(item: pytest.Item) -> str:
+def tier_of(item: pytest.Item) -> str:
+    """Return the tier of a test.
+
+    Raises:
+        pytest.UsageError: its marks name several.
+    """
     stated = [tier for tier in TIERS if item.get_closest_marker(tier)]
     if len(stated) > 1:
         raise pytest.UsageError(f"{item.nodeid} is in the tiers {', '.join(stated)}; a test has one")
@@ -36,7 +41,7 @@ def _tier(item: pytest.Item) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     heaviest: dict[str, int] = {}
     for item in items:
-        tier, module = _tier(item), item.nodeid.partition("::")[0]
+        tier, module = tier_of(item), item.nodeid.partition("::")[0]
         if not item.get_closest_marker(tier):
             item.add_marker(tier)
         if not item.get_closest_marker("xdist_group"):

@@ -1,5 +1,9 @@
 """The shape of every preset run to its end: its own settings on the shipped small models, without labels, benchmarks
-or GPUs."""
+or GPUs.
+
+`mini` and `multi-node` are nightly: other tests run mini with all it has, and multi-node differs from single-gpu in
+what it reserves, which is taken away here.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from carevl.store.run import Run
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 EXPERTS = ("expert-llama", "expert-qwen2", "expert-mistral")
 CPUS = 2
+NIGHTLY = ("mini", "multi-node")
 
 
 def _small(model: dict[str, Any], name: str) -> dict[str, Any]:
@@ -54,7 +59,9 @@ def _shape(preset: str) -> Settings:
     return Settings.model_validate(tree)
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=[pytest.mark.nightly] * (name in NIGHTLY)) for name in presets()]
+)
 def test_a_preset_runs_to_its_end_without_labels_and_benchmarks(preset, tmp_path):
     settings, run = _shape(preset), Run(tmp_path)
     done = {stage.name: stage for stage in run_pipeline(settings, run, print)}
