@@ -15,7 +15,6 @@ from carevl.benchmarks.run import JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.benchmarks.suites.vl_rewardbench_published import VL_REWARDBENCH, check
 from carevl.judging.prompts import Verdict
-from carevl.miniworld.publish import publish
 from carevl.settings.models import Judge
 from carevl.stats.bootstrap import estimate
 from carevl.store.table import Table
@@ -29,10 +28,8 @@ USELESS = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    out = tmp_path_factory.mktemp("world")
-    publish(out, n_items=8, seed=3, calibration_images=4)
-    return out
+def world(small_world):
+    return small_world
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,13 @@ from carevl import cli
 from carevl.benchmarks.command import FIGURES, PREDICTIONS, EvalRequest, compare, evaluate, rescore
 from carevl.benchmarks.data import load
 from carevl.errors import UserError
-from carevl.miniworld.publish import publish
 
 PAIR = {"id": "RLHF-V-1", "query": "q", "response": ["a longer answer", "short"], "human_ranking": [0, 1]}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    out = tmp_path_factory.mktemp("world")
-    publish(out, n_items=8, seed=3, calibration_images=4)
-    return out
+def world(small_world):
+    return small_world
 
 
 @pytest.fixture

@@ -24,6 +24,16 @@ def photos() -> list[bytes]:
     return [path.read_bytes() for path in sorted(PHOTOS.glob("*.jpg"))]
 
 
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn world of eight items, with the benchmarks of every world. Nobody may change its files."""
+    from carevl.miniworld.publish import publish
+
+    out = tmp_path_factory.mktemp("world")
+    publish(out, n_items=8, seed=3, calibration_images=4)
+    return out
+
+
 @pytest.fixture
 def draw() -> Callable[..., bytes]:
     """`draw("PNG", seed=3)`: a small file in that format; another seed, another image."""

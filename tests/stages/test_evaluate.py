@@ -22,7 +22,6 @@ from carevl.benchmarks.run import EvalSet, JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
-from carevl.miniworld.publish import publish
 from carevl.models.transformers_engine import GenerationRequest
 from carevl.settings.models import Judge
 from carevl.store.run import RunError
@@ -33,10 +32,8 @@ BOTH = ["official_scorer", "strict"]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    out = tmp_path_factory.mktemp("world")
-    publish(out, n_items=8, seed=3, calibration_images=4)
-    return out
+def world(small_world):
+    return small_world
 
 
 @pytest.fixture(scope="module")
