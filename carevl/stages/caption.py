@@ -45,7 +45,7 @@ class CaptionProcessor(Processor):
     """Turns a part of `images` into a part of `captions`."""
 
     captioner: Captioner
-    engine: Generator = field(init=False)
+    engine: Generator = field(init=False, repr=False)
 
     def setup(self) -> None:
         self.engine = generator(self.captioner)

@@ -68,7 +68,7 @@ class ReferenceProcessor(Processor):
 
     judge: Path
     training: Training
-    reference: Reference = field(init=False)
+    reference: Reference = field(init=False, repr=False)
 
     def setup(self) -> None:
         from carevl.training.reference import Reference

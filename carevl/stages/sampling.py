@@ -96,7 +96,7 @@ class JudgeProcessor(Processor):
 
     judge: Judge
     spec: SamplingSpec
-    engine: Generator = field(init=False)
+    engine: Generator = field(init=False, repr=False)
 
     def setup(self) -> None:
         self.engine = generator(self.judge)

@@ -78,7 +78,7 @@ class ScoreProcessor(Processor):
     """Turns a part of `items` and `captions` into a part of `scores`."""
 
     expert: Expert
-    score_rows: Callable[..., Scores] = field(init=False)
+    score_rows: Callable[..., Scores] = field(init=False, repr=False)
 
     def setup(self) -> None:
         self.score_rows = load(self.expert)
