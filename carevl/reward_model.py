@@ -29,7 +29,8 @@ from carevl.errors import UserError
 from carevl.judging.prompts import VERDICT_PREFIX, Task, judge_prompt, parse_judgment
 from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
 from carevl.models.engines import generator
-from carevl.models.transformers_engine import Generation, GenerationRequest
+from carevl.models.engines.base import Generation, GenerationRequest
+from carevl.settings.schemes import split_scheme
 from carevl.stats.bootstrap import FloatArray
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class RewardModel:
         from carevl.settings.models import Judge
 
         judge: Judge = Judge.model_validate({"path": str(path), "engine": engine, "max_tokens": max_tokens, **settings})
-        if not judge.path.startswith("miniworld:") and len(Path(judge.path).parts) > 2 and not Path(path).is_dir():
+        if split_scheme(judge.path) is None and len(Path(judge.path).parts) > 2 and not Path(path).is_dir():
             raise UserError(f"{path}: there is no such directory; a run's judge lies in RUN/judge")
         self.max_tokens = max_tokens
         self.engine = generator(judge)

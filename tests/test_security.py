@@ -11,7 +11,7 @@ import pytest
 
 from carevl.benchmarks.rows import read_image
 from carevl.errors import UserError
-from carevl.models.engines import locate
+from carevl.models.locate import locate
 from carevl.models.reward_head import load_reward_model
 from carevl.settings.loader import load_settings
 

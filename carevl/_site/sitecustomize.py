@@ -1,6 +1,6 @@
 """Loaded at the start of Python processes that vLLM starts and that import torchvision before anything of ours.
 
-`inference/vllm_engine.py` puts this directory on PYTHONPATH for them. A sitecustomize that the machine has of its own
+`models/engines/vllm.py` puts this directory on PYTHONPATH for them. A sitecustomize that the machine has of its own
 is loaded as well.
 """
 

@@ -16,7 +16,7 @@ from carevl.benchmarks.suite import Suite
 from carevl.judging.prompts import VERDICT_PREFIX, Task, write_judgment
 from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
 from carevl.models.engines import generator
-from carevl.models.transformers_engine import Generation, GenerationRequest
+from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.stats.draws import rng_for
 from carevl.store.schemas import row_error
 

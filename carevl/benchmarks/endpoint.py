@@ -18,7 +18,7 @@ from carevl.benchmarks.answering import Answer
 from carevl.benchmarks.questions import Decoding
 from carevl.errors import UserError
 from carevl.models.chat_client import ChatClient, NoAnswerError
-from carevl.models.transformers_engine import Generation, GenerationRequest
+from carevl.models.engines.base import Generation, GenerationRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -29,7 +29,9 @@ from carevl.data.pictures import decode_images, picture
 from carevl.data.rows import RowError
 from carevl.errors import UserError
 from carevl.judging.prompts import PROMPT_VERSION
-from carevl.models.engines import Scorer, adapter_fingerprint, scorer, weights_fingerprint
+from carevl.models.engines import scorer
+from carevl.models.engines.base import Scorer
+from carevl.models.locate import adapter_fingerprint, weights_fingerprint
 from carevl.settings.data import ProtocolName
 from carevl.store.run import RunError
 from carevl.store.schemas import QUESTION_IMAGES, QUESTIONS

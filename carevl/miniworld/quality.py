@@ -21,7 +21,8 @@ from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.miniworld.items import Item, draw_items
 from carevl.miniworld.models import CAPTION_PROMPT, expert_turn
 from carevl.miniworld.questions import KINDS, caption
-from carevl.models.transformers_engine import Generation, GenerationRequest, ImageTextGenerator
+from carevl.models.engines.base import Generation, GenerationRequest
+from carevl.models.engines.transformers import ImageTextGenerator
 
 MAX_TOKENS = 80
 SAMPLES = 8

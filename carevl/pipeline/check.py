@@ -14,8 +14,8 @@ from carevl.cluster.connect import is_private
 from carevl.data.formats import FORMATS
 from carevl.errors import UserError
 from carevl.models.chat_client import ChatClient
-from carevl.models.engines import locate
 from carevl.models.experts.load import fingerprint
+from carevl.models.locate import locate
 from carevl.settings.base import SettingsError
 from carevl.settings.schemes import split_scheme
 

@@ -11,16 +11,17 @@ import pyarrow as pa
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
 from carevl.data.pictures import decode_images, picture
-from carevl.models.engines import generate_with_row_errors, generator, weights_fingerprint
+from carevl.models.engines import generate_with_row_errors, generator
+from carevl.models.engines.base import GenerationRequest
+from carevl.models.locate import weights_fingerprint
 from carevl.models.row_errors import Failure
-from carevl.models.transformers_engine import GenerationRequest
 from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.store.schemas import CAPTIONS, row_error
 
 if TYPE_CHECKING:
     from carevl.cluster.resources import Need
     from carevl.data.drawn import DataRoot
-    from carevl.models.engines import Generator
+    from carevl.models.engines.base import Generator
     from carevl.settings import Settings
     from carevl.settings.models import Captioner
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
-from carevl.models.engines import weights_fingerprint
+from carevl.models.locate import weights_fingerprint
 from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.stages.sampling import (
     Item,

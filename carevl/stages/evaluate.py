@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from carevl.benchmarks.run import VERSION, EvalSet, JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot
-from carevl.models.engines import weights_fingerprint
+from carevl.models.locate import weights_fingerprint
 from carevl.stages.base import Counts, RunContext, Stage
 from carevl.stages.ingest import stamps
 from carevl.stages.sampling import judge_inputs, judge_reservations

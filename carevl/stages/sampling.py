@@ -14,14 +14,14 @@ from carevl.cluster.resources import for_pool
 from carevl.data.pictures import decode_images, picture
 from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.models.engines import generate_with_row_errors, generator
+from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.models.row_errors import Failure
-from carevl.models.transformers_engine import Generation, GenerationRequest
 from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import JUDGMENTS, row_error
 
 if TYPE_CHECKING:
     from carevl.cluster.resources import Need
-    from carevl.models.engines import Generator
+    from carevl.models.engines.base import Generator
     from carevl.settings import Settings
     from carevl.settings.models import Judge
     from carevl.stages.base import Counts, RunContext

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.resources import for_workers
-from carevl.models.engines import weights_fingerprint
+from carevl.models.locate import weights_fingerprint
 from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
 from carevl.store.run import RunError

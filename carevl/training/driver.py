@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from carevl.errors import UserError
-from carevl.models.engines import locate, weights_fingerprint
+from carevl.models.locate import locate, weights_fingerprint
 from carevl.models.packing import check_packable
 from carevl.settings.training import NOT_LEARNED, Phase, Training
 from carevl.store.stage_key import differences

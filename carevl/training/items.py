@@ -24,8 +24,8 @@ from carevl.data.images import ImageLimits, decode_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
 from carevl.judging.prompts import VERDICT_PREFIX
+from carevl.models.engines.base import chat_prompt
 from carevl.models.packing import Packed, Picture, Shape, Tree, computed_tokens, pack
-from carevl.models.transformers_engine import chat_prompt
 from carevl.settings.training import Packing, Phase
 from carevl.store.schemas import TRAINING_IMAGES, TRAINING_ITEMS, row_error
 from carevl.training.plain import Plain, separate

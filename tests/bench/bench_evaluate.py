@@ -30,8 +30,8 @@ from carevl.benchmarks.run import PART_QUESTIONS
 from carevl.benchmarks.suites import SUITES
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.miniworld.publish import publish
-from carevl.models.engines import locate
-from carevl.models.transformers_engine import chat_prompt
+from carevl.models.engines.base import chat_prompt
+from carevl.models.locate import locate
 from carevl.settings.models import Judge
 
 BENCHMARK = SUITES["vl-rewardbench"]

@@ -226,7 +226,7 @@ def make_rows(size: str, directory: Path, prompts: int) -> None:
     """Writes rows for each of `PHASES`, and `judge.json`, the judge's directory."""
     from carevl.judging.prompts import judge_prompt, write_judgment
     from carevl.miniworld.items import draw_items
-    from carevl.models.engines import locate
+    from carevl.models.locate import locate
 
     judge = Path(locate("miniworld:judge")) if size == "mini" else make_large(directory / "judge")
     (directory / "judge.json").write_text(json.dumps(str(judge.resolve())))

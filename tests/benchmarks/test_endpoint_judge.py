@@ -24,7 +24,7 @@ from carevl.benchmarks.suites import SUITES
 from carevl.errors import UserError
 from carevl.judging.verdict_tokens import VERDICT_TEXTS
 from carevl.models import chat_client
-from carevl.models.transformers_engine import GenerationRequest
+from carevl.models.engines.base import GenerationRequest
 from carevl.settings.models import Judge
 from carevl.store.table import Table
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 from carevl.miniworld.weights import WEIGHTS
-from carevl.models.transformers_engine import ImageTextGenerator
-from carevl.models.vllm_engine import VllmGenerator
+from carevl.models.engines.transformers import ImageTextGenerator
+from carevl.models.engines.vllm import VllmGenerator
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import CAPTION_PROMPT
 from carevl.models.engines import generator
-from carevl.models.transformers_engine import GenerationRequest
+from carevl.models.engines.base import GenerationRequest
 from carevl.settings import load_settings
 
 

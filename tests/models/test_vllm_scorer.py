@@ -11,9 +11,9 @@ from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import expert_turn
 from carevl.miniworld.questions import caption
 from carevl.miniworld.weights import WEIGHTS
+from carevl.models.engines.vllm import VllmScorer, _check_parity
 from carevl.models.reward_scorer import RewardScorer
 from carevl.models.row_errors import SomeRowsError
-from carevl.models.vllm_engine import VllmScorer, _check_parity
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from carevl import cli
-from carevl.models.engines import locate
+from carevl.models.locate import locate
 from carevl.pipeline.check import check_settings
 from carevl.settings import SettingsError, load_settings
 from carevl.settings.loader import presets

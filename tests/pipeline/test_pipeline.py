@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from carevl.judging.prompts import parse_judgment
-from carevl.models.engines import locate
+from carevl.models.locate import locate
 from carevl.pipeline import results
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.plan import plan_run

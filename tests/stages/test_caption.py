@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from carevl.models.transformers_engine import Generation
+from carevl.models.engines.base import Generation
 from carevl.settings import load_settings
 from carevl.stages import caption, sample, sampling, select
 from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS, JUDGMENTS

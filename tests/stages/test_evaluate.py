@@ -22,7 +22,7 @@ from carevl.benchmarks.run import EvalSet, JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
-from carevl.models.transformers_engine import GenerationRequest
+from carevl.models.engines.base import GenerationRequest
 from carevl.settings.models import Judge
 from carevl.store.run import RunError
 from carevl.store.table import Table

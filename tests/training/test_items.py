@@ -12,7 +12,7 @@ import transformers as hf
 
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
-from carevl.models.transformers_engine import chat_prompt
+from carevl.models.engines.base import chat_prompt
 from carevl.settings.training import Lora
 from carevl.training.driver import prepare_training
 from carevl.training.items import Encoder, Items, split_holdout

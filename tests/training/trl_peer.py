@@ -13,7 +13,7 @@ from datasets import Dataset, disable_progress_bars
 from PIL import Image
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # its imports are lazy
 
-from carevl.models.transformers_engine import chat_prompt
+from carevl.models.engines.base import chat_prompt
 from carevl.settings.training import Phase, Training
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode
-from carevl.models.engines import loading, locate, scorer, weights_fingerprint
+from carevl.models.engines import scorer
+from carevl.models.locate import loading_arguments, locate, weights_fingerprint
 from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def encoder(expert: Expert) -> Callable[[Sequence[tuple[str, Sequence[str]]]], l
         return None
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(locate(expert.path), **loading(expert))
+    tokenizer = AutoTokenizer.from_pretrained(locate(expert.path), **loading_arguments(expert))
 
     def encoded(rows: Sequence[tuple[str, Sequence[str]]]) -> list[list[Encoded]]:
         made = iter(encode(tokenizer, [(turn, response) for turn, responses in rows for response in responses]))

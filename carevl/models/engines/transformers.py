@@ -5,59 +5,26 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from carevl.models.engines.base import (
+    Engine,
+    Generation,
+    GenerationRequest,
+    Generator,
+    Scorer,
+    first_tokens,
+    write_prompt,
+)
+from carevl.models.locate import loading_arguments, locate, locate_adapter
 
+if TYPE_CHECKING:
     from carevl.models.decoding import Texts
+    from carevl.settings.models import Captioner, Judge, Model
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One question to a vision-language model.
-
-    The reply goes on from the words in `response_prefix`. `seed` matters where texts are sampled: the same seed gives
-    the same noise, whatever else is in the batch. The image stands before the prompt, or else behind it.
-    """
-
-    image: Image
-    prompt: str
-    response_prefix: str = ""
-    seed: int = 0
-    image_first: bool = True
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What a model wrote after `response_prefix`.
-
-    `tokens` counts what was generated; `truncated` when it stopped at the token limit; `logprobs` has, for every
-    generated token, the log-probability (nats, at temperature 1) that each `logprob_texts`' first token had there.
-    """
-
-    text: str
-    tokens: int
-    truncated: bool
-    logprobs: tuple[tuple[float, ...], ...] = ()
-
-
-def prompted(processor: Any, request: GenerationRequest) -> str:
-    """All that stands before the reply's new words."""
-    return chat_prompt(processor, request.prompt, image_first=request.image_first) + request.response_prefix
-
-
-def chat_prompt(processor: Any, text: str, *, image_first: bool = True) -> str:
-    """A user turn with one image before (or else after) `text`, in the model's own chat template."""
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    messages = [{"role": "user", "content": content if image_first else content[::-1]}]
-    written: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return written
 
 
 class ImageTextGenerator:
@@ -161,7 +128,7 @@ class ImageTextGenerator:
         from carevl.models.decoding import decode
 
         inputs = self.processor(
-            text=[prompted(self.processor, request) for request in prompts],
+            text=[write_prompt(self.processor, request) for request in prompts],
             images=[[request.image] for request in prompts],
             return_tensors="pt",
             padding=True,
@@ -186,6 +153,34 @@ class ImageTextGenerator:
             yield Generation(text, len(tokens), not ended, tuple(logprobs))
 
 
-def first_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """The id of each text's first token."""
-    return [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts]
+class TransformersEngine(Engine):
+    """Models in transformers' own forward pass."""
+
+    name = "transformers"
+
+    def generator(self, model: Captioner | Judge) -> Generator:
+        """Load a vision-language model."""
+        path, adapter = locate(model.path), getattr(model, "adapter", None)
+        return ImageTextGenerator(
+            path,
+            model.dtype,
+            batch_size=model.pool.batch_size,
+            adapter=None if adapter is None else locate_adapter(adapter),
+            **loading_arguments(model),
+        )
+
+    def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:
+        """Load a text reward model; it is its own reference, so there is no tolerance to hold."""
+        from carevl.models.reward_scorer import RewardScorer
+
+        del parity_tolerance
+        return RewardScorer(
+            locate(model.path),
+            model.dtype,
+            batch_tokens=batch_tokens,
+            max_model_len=model.max_model_len,
+            **loading_arguments(model),
+        )
+
+
+ENGINE = TransformersEngine()

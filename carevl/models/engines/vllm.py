@@ -11,12 +11,24 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
+from carevl.models.engines.base import (
+    Engine,
+    Generation,
+    GenerationRequest,
+    Generator,
+    Scorer,
+    first_tokens,
+    write_prompt,
+)
+from carevl.models.locate import loading_arguments, locate, locate_adapter
 from carevl.models.row_errors import SomeRowsError
-from carevl.models.transformers_engine import Generation, GenerationRequest, first_tokens, prompted
+
+if TYPE_CHECKING:
+    from carevl.settings.models import Captioner, Judge, Model
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -27,7 +39,7 @@ _ENVIRONMENT = {
 }
 
 
-_SITE = str(Path(__file__).parents[1] / "_site")
+_SITE = str(Path(__file__).parents[2] / "_site")
 
 
 def _room(model: str | Path, max_model_len: int, loading: Mapping[str, Any]) -> int:
@@ -149,7 +161,7 @@ class VllmGenerator:
         from vllm.lora.request import LoRARequest
 
         prompts = [
-            {"prompt": prompted(self.processor, request), "multi_modal_data": {"image": request.image}}
+            {"prompt": write_prompt(self.processor, request), "multi_modal_data": {"image": request.image}}
             for request in requests
         ]
         logprob_ids = first_tokens(self.processor.tokenizer, logprob_texts)
@@ -278,3 +290,35 @@ def _check_parity(model: str | Path, expected: Sequence[float], found: Sequence[
 
 def _short(scores: Sequence[float]) -> str:
     return ", ".join(f"{score:.4g}" for score in scores)
+
+
+class VllmEngine(Engine):
+    """Models in vLLM, each with the share of a GPU that its actor reserves."""
+
+    name = "vllm"
+
+    def generator(self, model: Captioner | Judge) -> Generator:
+        """Load a vision-language model."""
+        arguments, adapter = engine_arguments(model), getattr(model, "adapter", None)
+        return VllmGenerator(**arguments, adapter=None if adapter is None else locate_adapter(adapter))
+
+    def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:
+        """Load a text reward model; vLLM itself shares out tokens, by the sequences that are in flight."""
+        del batch_tokens
+        return VllmScorer(**engine_arguments(model), parity_tolerance=parity_tolerance)
+
+
+def engine_arguments(model: Model) -> dict[str, Any]:
+    """Return the arguments that `VllmGenerator` and `VllmScorer` have in common."""
+    return {
+        "model": locate(model.path),
+        "dtype": model.dtype,
+        "batch_size": model.pool.batch_size,
+        "max_model_len": model.max_model_len,
+        "gpu_share": min(model.pool.num_gpus, 1.0) or 1.0,
+        "tensor_parallel": model.tensor_parallel,
+        **loading_arguments(model),
+    }
+
+
+ENGINE = VllmEngine()

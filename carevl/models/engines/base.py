@@ -1,0 +1,110 @@
+"""What an engine is, and the requests that every engine answers in the same way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from carevl.settings.models import Captioner, Judge, Model
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One question to a vision-language model.
+
+    The reply goes on from the words in `response_prefix`. `seed` matters where texts are sampled: the same seed gives
+    the same noise, whatever else is in the batch. The image stands before the prompt, or else behind it.
+    """
+
+    image: Image
+    prompt: str
+    response_prefix: str = ""
+    seed: int = 0
+    image_first: bool = True
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The text that a model wrote after `response_prefix`.
+
+    `tokens` counts what was generated; `truncated` when it stopped at the token limit; `logprobs` has, for every
+    generated token, the log-probability (nats, at temperature 1) that each `logprob_texts`' first token had there.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+    logprobs: tuple[tuple[float, ...], ...] = ()
+
+
+class Generator(Protocol):
+    """A vision-language model."""
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        logprob_texts: Sequence[str] = (),
+    ) -> list[Generation]:
+        """Return one text per request, in their order; greedy at temperature 0, else sampled from each one's seed.
+
+        Args:
+            top_p: tokens are drawn from the fewest likeliest ones that hold this share of the probability.
+            logprob_texts: texts whose log-probability is returned with every token.
+        """
+        ...
+
+
+class Scorer(Protocol):
+    """A text reward model."""
+
+    def score(self, conversations: Sequence[tuple[str, str]]) -> list[float]:
+        """Return the raw score of each (user turn, response), in their order."""
+        ...
+
+
+class Engine(ABC):
+    """Loads models that settings describe. Its heavy imports stay inside its methods: settings are checked without it.
+
+    What it loads may have a method `reduce_batch_size() -> bool`, called when memory runs out; False when it cannot.
+    """
+
+    name: str
+
+    @abstractmethod
+    def generator(self, model: Captioner | Judge) -> Generator:
+        """Load a vision-language model."""
+
+    @abstractmethod
+    def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:
+        """Load a text reward model; the two numbers as in `settings.Expert`.
+
+        Raises:
+            UserError: it is no reward model, or its scores differ from the reference's by more than the tolerance.
+        """
+
+
+def write_prompt(processor: Any, request: GenerationRequest) -> str:
+    """Return all that stands before the reply's new words."""
+    return chat_prompt(processor, request.prompt, image_first=request.image_first) + request.response_prefix
+
+
+def chat_prompt(processor: Any, text: str, *, image_first: bool = True) -> str:
+    """Return a user turn with one image before (or else after) `text`, in the model's own chat template."""
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    messages = [{"role": "user", "content": content if image_first else content[::-1]}]
+    written: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return written
+
+
+def first_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Return the id of each text's first token."""
+    return [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts]
