@@ -52,14 +52,13 @@ class ChatClient:
             self._key = os.environ.get(key)
             if not self._key:
                 raise UserError(f"the environment has no {key}: set it to the key of {url}")
-            if not _private(url):
-                raise UserError(f"{url} is not encrypted: a key is only sent over https, or to this machine")
+            check_encrypted(url)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
         self._client = httpx.Client(headers=headers, timeout=limits, follow_redirects=False)
 
     def complete(self, body: Mapping[str, Any], tries: Iterator[int] | None = None) -> Any:
-        """The answer's JSON. Busy answers (408, 409, 429, 5xx), broken connections and torn JSON are tried again.
+        """Return the answer's JSON; busy answers (408, 409, 429, 5xx), broken connections, torn JSON are tried again.
 
         Args:
             tries: counts failed requests from 0, for requests that share one budget of tries.
@@ -70,7 +69,7 @@ class ChatClient:
         """
         tries = itertools.count() if tries is None else tries
         while True:
-            asked_for, reached = 0.0, True
+            pause_requested, reached = 0.0, True
             try:
                 response = self._client.post(f"{self.url}/chat/completions", json=body)
                 if response.status_code == 200:
@@ -80,7 +79,7 @@ class ChatClient:
                     raise UserError(f"{self.url}: {problem}; check the address, the model {body['model']} and the key")
                 if response.status_code not in (408, 409, 429) and response.status_code < 500:
                     raise NoAnswerError(problem)
-                asked_for = _seconds(response.headers.get("Retry-After"))
+                pause_requested = _seconds(response.headers.get("Retry-After"))
             except (httpx.TransportError, ValueError) as error:
                 problem = f"{type(error).__name__}: {self._shown(str(error))}"
                 reached = not isinstance(error, httpx.ConnectError)
@@ -88,26 +87,31 @@ class ChatClient:
             if tried >= self.retries:
                 raise NoAnswerError(f"{problem}; given up after {tried} more tries", reached=reached)
             pause = _WAIT * 2**tried * random.uniform(0.5, 1.0)
-            time.sleep(min(max(pause, asked_for), _LONGEST_WAIT))
+            time.sleep(min(max(pause, pause_requested), _LONGEST_WAIT))
 
     def _shown(self, text: str) -> str:
-        """The beginning of an answer in one line, without the key that a server may have repeated."""
+        """Return the beginning of an answer in one line, without the key that a server may have repeated."""
         return " ".join((text.replace(self._key, "[key]") if self._key else text).split())[:_SHOWN]
 
 
 def _seconds(retry_after: str | None) -> float:
-    """What a Retry-After header asks for; 0 where it names a date or nothing."""
+    """Return the seconds that a Retry-After header asks for; 0 where it names a date or nothing."""
     try:
         return max(0.0, float(retry_after or 0))
     except ValueError:
         return 0.0
 
 
-def _private(url: str) -> bool:
-    """Whether nobody else can read what is sent to an address."""
+def check_encrypted(url: str) -> None:
+    """Refuse an address to which a key would travel in the clear.
+
+    Raises:
+        UserError: it is neither https nor this machine.
+    """
     parts = urlsplit(url)
     try:
         local = parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
     except ValueError:
         local = False
-    return parts.scheme == "https" or local
+    if parts.scheme != "https" and not local:
+        raise UserError(f"{url} is not encrypted: a key is only sent over https, or to this machine")

@@ -14,7 +14,7 @@ from carevl.cluster.connect import is_private
 from carevl.data.formats import FORMATS
 from carevl.errors import UserError
 from carevl.models.chat_client import ChatClient
-from carevl.models.experts.load import fingerprint
+from carevl.models.experts import EXPERT_KINDS
 from carevl.models.locate import locate
 from carevl.settings.base import SettingsError
 from carevl.settings.schemes import split_scheme
@@ -95,9 +95,9 @@ def _check_experts(settings: Settings) -> Iterator[str]:
         yield from _refusal(f"{place}.template", _fill_template, expert)
         if expert.kind == "reward_model":
             yield from _check_weights(place, expert)
-        else:
-            yield from _refusal(f"{place}.path", fingerprint, expert)
-        if expert.endpoint is not None and is_private(settings.cluster):  # else the key is on the cluster's nodes
+        refusals = list(_refusal(f"{place}.path", EXPERT_KINDS[expert.kind].check, expert))
+        yield from refusals
+        if expert.endpoint is not None and not refusals and is_private(settings.cluster):  # else the key is on the cluster's nodes
             yield from _refusal(f"{place}.endpoint", _open_client, expert)
 
 

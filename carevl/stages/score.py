@@ -23,7 +23,7 @@ from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
 from carevl.confidence.pairs import NO_CAPTION
 from carevl.models.conversations import Encoded
-from carevl.models.experts.load import encoder, fingerprint, load
+from carevl.models.experts import EXPERT_KINDS
 from carevl.models.row_errors import TOO_LONG, Failure
 from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
@@ -45,7 +45,7 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     expert = _expert(settings, table)
     facts = {
         "version": VERSION,
-        "weights": fingerprint(expert),
+        "weights": EXPERT_KINDS[expert.kind].fingerprint(expert),
         **expert.model_dump(include={"name", "kind", "engine", "dtype", "max_model_len", "template", "too_long"}),
     }
     return {"expert": facts}
@@ -81,12 +81,12 @@ class ScoreProcessor(Processor):
     score_rows: Callable[..., Scores] = field(init=False, repr=False)
 
     def setup(self) -> None:
-        self.score_rows = load(self.expert)
+        self.score_rows = EXPERT_KINDS[self.expert.kind].load(self.expert)
 
     @cached_property
     def encode(self) -> Callable[..., list[list[Encoded]]] | None:
         """The expert's tokenizer; None for one that reads text."""
-        return encoder(self.expert)
+        return EXPERT_KINDS[self.expert.kind].encoder(self.expert)
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Tokenise everything that the expert reads: a row each of the table `tokens`."""

@@ -32,7 +32,8 @@ import pyarrow as pa
 from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import PoolJob, Processor, check_keys
 from carevl.cluster.pools import run_jobs
-from carevl.models.experts import load as experts
+from carevl.models.experts import EXPERT_KINDS
+from carevl.models.experts.base import score_by_row
 from carevl.pipeline.plan import plan_run
 from carevl.settings import Settings, load_settings
 from carevl.settings.models import Pool
@@ -118,8 +119,7 @@ class InstantProcessor(score.ScoreProcessor):
     """The real work of stage `score` over a simulated expert."""
 
     def setup(self) -> None:
-        experts._python = lambda path: Instant()
-        super().setup()
+        self.score_rows = score_by_row(Instant())
 
 
 def draw(directory: Path, n: int, parts: int) -> tuple[Table, Table]:
@@ -204,7 +204,7 @@ def bookkeeping(settings: Settings, directory: Path, job: PoolJob, parts: int) -
 def engine_seconds(rows: int) -> float:
     """Processor seconds that a shipped expert takes for so many items with two views, from a sample."""
     [expert] = load_settings("mini").experts[:1]
-    scorer = experts.load(expert)
+    scorer = EXPERT_KINDS[expert.kind].load(expert)
     turns = [expert.write("There are 7 red circles.", "How many circles?"), "How many circles are there?"]
     sample = [(turn, ["There are 7 circles.", "I see 8 circles in this picture."]) for turn in turns * 128]
     scorer(sample[:16])

@@ -13,8 +13,8 @@ import pytest
 
 from carevl.errors import UserError
 from carevl.models import chat_client
+from carevl.models.experts import EXPERT_KINDS
 from carevl.models.experts.endpoint import EndpointJudge, _log_odds, least_squares
-from carevl.models.experts.load import load
 from carevl.models.row_errors import SomeRowsError
 from carevl.settings.models import Endpoint, Expert
 
@@ -182,9 +182,9 @@ def test_a_key_never_travels_unencrypted(monkeypatch):
 def test_an_endpoint_is_an_expert_like_any_other(server):
     expert = Expert(name="remote", kind="endpoint", path="judge-1", endpoint=Endpoint(url=server.url, retries=0))
     server.script = [500]
-    made = load(expert)([ROW])
+    made = EXPERT_KINDS[expert.kind].load(expert)([ROW])
     assert made[0].kind == "endpoint"
-    [scores] = load(expert)([ROW])
+    [scores] = EXPERT_KINDS[expert.kind].load(expert)([ROW])
     assert scores == pytest.approx([1.5, 0.0, -1.5])
 
 

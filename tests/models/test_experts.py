@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from carevl.data.drawn import DataRoot
 from carevl.errors import UserError
-from carevl.models.experts.load import fingerprint, load
+from carevl.models.experts import EXPERT_KINDS
 from carevl.models.row_errors import Failure
 from carevl.settings import load_settings
 from carevl.settings.models import Endpoint, Expert
@@ -30,6 +30,14 @@ class Length:
 class Silent:
     pass
 """
+
+
+def load(expert):
+    return EXPERT_KINDS[expert.kind].load(expert)
+
+
+def fingerprint(expert):
+    return EXPERT_KINDS[expert.kind].fingerprint(expert)
 
 
 @pytest.fixture
@@ -103,3 +111,56 @@ def test_every_item_has_its_row_whatever_the_expert_does(expert):
     assert rows[0]["scores"] == rows[1]["scores"] == [1.0, 2.0]
     assert all(math.isfinite(value) for row in rows for value in row["scores"] or ())
     assert "length: RuntimeError: the lexicon is broken" in rows[2]["error"]["message"]
+
+
+OWN_KIND = """
+from carevl.models.experts.base import ExpertKind, score_by_row
+
+class Longest:
+    def score(self, conversations):
+        return [float(len(response)) for _, response in conversations]
+
+class LongestKind(ExpertKind):
+    name = "longest"
+    def load(self, expert):
+        return score_by_row(Longest())
+    def fingerprint(self, expert):
+        return "longest 1"
+
+LONGEST = LongestKind()
+"""
+
+
+def test_a_kind_of_the_users_own_scores_a_part(expert, tmp_path):
+    (tmp_path / "longest_kind.py").write_text(OWN_KIND)
+    own = expert.model_copy(update={"kind": "longest_kind:LONGEST"})
+    items = [{"item_id": "1", "image_id": "x", "question": "q", "responses": ["a", "bb"]}]
+    captions = [{"image_id": "x", "view": "default", "text": "said", "captioner": "c", "tokens": 1}]
+    tables = {"items": pa.Table.from_pylist(items, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)}
+    processor = score.ScoreProcessor(own).load()
+    rows = processor.process({**tables, **processor.preprocess(tables)}).to_pylist()
+    assert [row["scores"] for row in rows] == [[1.0, 2.0], [1.0, 2.0]]
+    assert score.facts(own)["weights"] == "longest 1"
+    sys.modules.pop("longest_kind", None)
+
+
+def test_a_name_that_is_no_kind_is_refused():
+    with pytest.raises(UserError, match="there is no expert kind 'reward-model'; did you mean reward_model"):
+        EXPERT_KINDS["reward-model"]
+
+
+def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(expert):
+    for kind, settings in {
+        "reward_model": Expert(name="x", path="miniworld:no-such"),
+        "python": expert,
+        "endpoint": Expert(name="x", kind="endpoint", path="m", endpoint=Endpoint(url="http://judges.example/v1")),
+    }.items():
+        EXPERT_KINDS[kind].check(settings)
+    for kind, update, message in [
+        ("python", {"path": "lengthy_expert:Nobody"}, "has no class Nobody with a method score"),
+        ("python", {"endpoint": Endpoint(url="http://127.0.0.1/v1")}, "settings under endpoint, but its kind is"),
+        ("endpoint", {}, "kind endpoint needs settings under endpoint"),
+        ("endpoint", {"endpoint": Endpoint(url="http://judges.example/v1", api_key_env="K")}, "is not encrypted"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            EXPERT_KINDS[kind].check(expert.model_copy(update=update))

@@ -34,7 +34,7 @@ def scored(monkeypatch, limit, *overrides, caption=CAPTION):
     expert |= dict(override.split("=") for override in overrides)
     items = [{"item_id": "a", "image_id": "i", "question": "How many?", "responses": ["One.", "It is two."]}]
     captions = [{"image_id": "i", "view": "default", "text": caption}]
-    monkeypatch.setattr("carevl.models.experts.load._python", lambda path: Counting())
+    monkeypatch.setattr("carevl.models.experts.python._class", lambda path: Counting)
     made = (
         score.ScoreProcessor(Expert(**expert))
         .load()

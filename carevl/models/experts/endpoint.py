@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible endpoint as a text judge: which of two responses is better, in both orders.
+"""Kind `endpoint`: a model behind an OpenAI-compatible endpoint says which of two responses is better, in both orders.
 
 The model names one letter; the log-probabilities of A and B at its first token give a margin. The mean over both
 orders takes position bias out, and least squares over all pairs turn margins into one score per response.
@@ -10,13 +10,15 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from carevl.models.chat_client import ChatClient, NoAnswerError
-from carevl.models.row_errors import Failure, SomeRowsError
+from carevl.models.chat_client import ChatClient, NoAnswerError, check_encrypted
+from carevl.models.experts.base import ExpertKind, RowScorer, TextRow
+from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
+from carevl.settings.base import SettingsError
 
 if TYPE_CHECKING:
-    from carevl.settings.models import Endpoint
+    from carevl.settings.models import Endpoint, Expert
 
 PROMPT = (
     "{turn}\n\n"
@@ -50,8 +52,8 @@ class EndpointJudge:
         self.model, self.settings = model, settings
         self.client = ChatClient(settings.url, settings.api_key_env, timeout=settings.timeout, retries=settings.retries)
 
-    def score_rows(self, rows: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
-        """One score per response of each (user turn, responses), in their order.
+    def score_rows(self, rows: Sequence[TextRow]) -> list[list[float]]:
+        """Return one score per response of each (user turn, responses), in their order.
 
         Raises:
             SomeRowsError: the endpoint gave no verdict on some rows within their tries; the others are in it.
@@ -60,20 +62,16 @@ class EndpointJudge:
         failures: dict[int, Failure] = {}
         results: list[list[float] | None] = [None] * len(rows)
         with ThreadPoolExecutor(self.settings.concurrency) as threads:
-            for i, made in enumerate(threads.map(self._row, rows)):
-                if isinstance(made, Failure):
-                    failures[i] = made
+            for i, scores in enumerate(threads.map(self._row, rows)):
+                if isinstance(scores, Failure):
+                    failures[i] = scores
                 else:
-                    results[i] = made
+                    results[i] = scores
         if failures:
             raise SomeRowsError(results, failures)
         return [result for result in results if result is not None]
 
-    def reduce_batch_size(self) -> bool:
-        """There is no memory here to free."""
-        return False
-
-    def _row(self, row: tuple[str, Sequence[str]]) -> list[float] | Failure:
+    def _row(self, row: TextRow) -> list[float] | Failure:
         turn, responses = row
         tries = itertools.count()
         margins = {}
@@ -89,7 +87,7 @@ class EndpointJudge:
         return least_squares(margins, len(responses))
 
     def _margin(self, prompt: str, tries: itertools.count[int]) -> float:
-        """Log-odds of A over B. `tries` counts the row's failed requests."""
+        """Return the log-odds of A over B. `tries` counts the row's failed requests."""
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -102,7 +100,9 @@ class EndpointJudge:
 
 
 def least_squares(margins: Mapping[tuple[int, int], float], n: int) -> list[float]:
-    """Scores with mean 0 whose differences fit the margins of all pairs best: the mean margin over all n responses.
+    """Return the scores with mean 0 whose differences fit the margins of all pairs best.
+
+    A response's score is its mean margin over all n responses.
 
     Args:
         margins: of every (first, second) with first < second; positive favours first.
@@ -115,14 +115,47 @@ def least_squares(margins: Mapping[tuple[int, int], float], n: int) -> list[floa
 
 
 def _log_odds(answer: Any) -> float:
-    """A letter that is not among the likeliest tokens counts as likely as the least of them: it is at most that."""
+    """Return the log-odds of A over B at the answer's first token.
+
+    A letter that is not among the likeliest tokens counts as likely as the least of them: it is at most that.
+    """
     try:
         likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        found = [(str(one["token"]).strip(), max(float(one["logprob"]), _IMPOSSIBLE)) for one in likeliest]
+        logprobs = [(str(entry["token"]).strip(), max(float(entry["logprob"]), _IMPOSSIBLE)) for entry in likeliest]
     except (ValueError, KeyError, IndexError, TypeError):
         raise _RowError("endpoint", "the answer has no log-probabilities of its first token") from None
-    chances = {letter: sum(math.exp(value) for token, value in found if token == letter) for letter in "AB"}
-    if not any(chances.values()):
+    likelihoods = {letter: sum(math.exp(value) for token, value in logprobs if token == letter) for letter in "AB"}
+    if not any(likelihoods.values()):
         raise _RowError("no verdict", "neither A nor B is among the likeliest first tokens")
-    least = math.exp(min(value for _, value in found))
-    return math.log(chances["A"] or least) - math.log(chances["B"] or least)
+    least = math.exp(min(value for _, value in logprobs))
+    return math.log(likelihoods["A"] or least) - math.log(likelihoods["B"] or least)
+
+
+class EndpointKind(ExpertKind):
+    """`path` is the model's name at the address in `endpoint`."""
+
+    name = "endpoint"
+
+    def load(self, expert: Expert) -> RowScorer:
+        """Open a client; nothing is sent yet."""
+        judge = EndpointJudge(expert.path, _settings(expert))
+        return lambda rows: retry_and_bisect(judge.score_rows, cast("Sequence[TextRow]", rows))
+
+    def fingerprint(self, expert: Expert) -> str:
+        """Return the address and the model's name: what the service computes cannot be seen from here."""
+        return f"{_settings(expert).url} {expert.path}"
+
+    def check(self, expert: Expert) -> None:
+        """Refuse an expert without an address, or whose key would travel unencrypted; actors hold the key itself."""
+        settings = _settings(expert)
+        if settings.api_key_env is not None:
+            check_encrypted(settings.url)
+
+
+def _settings(expert: Expert) -> Endpoint:
+    if expert.endpoint is None:
+        raise SettingsError(f"expert {expert.name}: kind endpoint needs settings under endpoint, with its url")
+    return expert.endpoint
+
+
+KIND = EndpointKind()

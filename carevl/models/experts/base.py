@@ -1,0 +1,102 @@
+"""What a kind of expert is, and how conversations become rows for experts that score them one by one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from carevl.models.conversations import Conversation, Encoded
+from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
+from carevl.settings.base import SettingsError
+
+if TYPE_CHECKING:
+    from carevl.settings.models import Expert
+
+TextRow = tuple[str, Sequence[str]]
+"""A user turn and the responses to it."""
+Row = tuple[str, Sequence[str | Encoded]]
+"""The same; an encoded response stands for the whole conversation."""
+RowScorer = Callable[[Sequence[Row]], list[list[float] | Failure]]
+"""Gives one score per response of every row, or why a row has none."""
+RowEncoder = Callable[[Sequence[TextRow]], list[list[Encoded]]]
+"""Gives the tokens of every response of every row."""
+
+
+class ExpertKind(ABC):
+    """A kind of expert: how one of its settings becomes scores. Heavy imports stay inside its methods."""
+
+    name: str
+
+    @abstractmethod
+    def load(self, expert: Expert) -> RowScorer:
+        """Load an expert; return what scores rows.
+
+        Raises:
+            UserError: the expert cannot be loaded, or its engine and its reference disagree.
+        """
+
+    @abstractmethod
+    def fingerprint(self, expert: Expert) -> str:
+        """Return what identifies what an expert computes, apart from its settings."""
+
+    def encoder(self, expert: Expert) -> RowEncoder | None:
+        """Return what encodes rows as the expert's engine does; None where the expert reads texts."""
+        del expert
+        return None
+
+    def check(self, expert: Expert) -> None:
+        """Refuse settings that cannot work, before anything is loaded: cheap, and without a network.
+
+        Raises:
+            UserError: the expert's settings lack what this kind needs, or have what it does not use.
+        """
+        if expert.endpoint is not None:
+            raise SettingsError(f"expert {expert.name}: settings under endpoint, but its kind is {expert.kind}")
+
+
+def score_by_row(engine: Any) -> RowScorer:
+    """Return what scores rows by an engine's `score(conversations)`; a row fails alone.
+
+    An engine that has `reduce_batch_size` is asked for it when memory runs out.
+    """
+
+    def score_rows(rows: Sequence[Row]) -> list[list[float]]:
+        return _by_row(engine.score, rows)
+
+    reduce_batch_size = getattr(engine, "reduce_batch_size", lambda: False)
+    return lambda rows: retry_and_bisect(score_rows, rows, reduce_batch_size)
+
+
+def _by_row(score: Callable[[list[Conversation | Encoded]], Sequence[float]], rows: Sequence[Row]) -> list[list[float]]:
+    """Score the rows' conversations, one after the other; a row fails with the first of its conversations.
+
+    Raises:
+        ValueError: the engine gave another number of scores than it got conversations.
+        SomeRowsError: some rows failed.
+    """
+    conversations = [
+        response if isinstance(response, Encoded) else (turn, response)
+        for turn, responses in rows
+        for response in responses
+    ]
+    failures: dict[int, Failure] = {}
+    try:
+        scores: Sequence[float | None] = score(conversations)
+    except SomeRowsError as some:
+        scores, failures = some.results, dict(some.failures)
+    if len(scores) != len(conversations):
+        raise ValueError(f"the expert gave {len(scores)} scores for {len(conversations)} conversations")
+    results: list[list[Any]] = []
+    failed: dict[int, Failure] = {}
+    start = 0
+    for i, (_, responses) in enumerate(rows):
+        end = start + len(responses)
+        results.append(list(scores[start:end]))
+        for place in reversed(range(start, end)):
+            if place in failures:
+                failed[i] = failures[place]
+        start = end
+    if failed:
+        raise SomeRowsError(results, failed)
+    return results
