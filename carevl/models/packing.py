@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from carevl.errors import UserError
+from carevl.models.families import family_of
+from carevl.models.families.base import Picture
 
 if TYPE_CHECKING:
     from carevl.settings.training import Packing
 
-VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 _ATTENTION = ("full_attention", "sliding_attention")
 
 
@@ -72,17 +73,6 @@ class Tree:
     def tokens(self) -> int:
         """Tokens of the packed sequence."""
         return self.shape.tokens
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image as the processor prepares it.
-
-    `patches` float32 [n_patches, d]; `grid` int64 [3]: frames, rows and columns of patches.
-    """
-
-    patches: Tensor
-    grid: Tensor
 
 
 @dataclass(frozen=True)
@@ -148,7 +138,7 @@ def check_packable(model: Any, longest: int) -> None:
 
     Raises:
         UserError: it has a state that runs over the tokens (linear attention, convolutions), a sliding window shorter
-            than `longest`, or a vision architecture outside VISION_FAMILIES.
+            than `longest`, or a vision architecture that no family serves, or whose family cannot share.
     """
     config, name = model.config, model.config.model_type
     text = config.get_text_config()
@@ -165,10 +155,8 @@ def check_packable(model: Any, longest: int) -> None:
             f"{name} cannot share prefixes of this length: its sliding window is {window} tokens, and a prompt with "
             f"its judgment has {longest}"
         )
-    if hasattr(config, "vision_config") and name not in VISION_FAMILIES:
-        raise UserError(
-            f"{name} is no vision architecture that can share prefixes: those are {', '.join(VISION_FAMILIES)}"
-        )
+    if hasattr(config, "vision_config") and not family_of(model).shares_prefixes:
+        raise UserError(f"{name} cannot share prefixes: with one, its images and positions come out differently")
 
 
 def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
@@ -195,7 +183,7 @@ def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any) -> 
 
     Args:
         pictures: the images that the trees name.
-        model: where positions come from (`get_rope_index`), and what the image token is.
+        model: its family says where tokens are.
     """
     names = list(dict.fromkeys(tree.image for tree in trees if tree.image is not None))
     ids: list[int] = []
@@ -241,10 +229,8 @@ def _positions(tree: Tree, pictures: Mapping[str, Picture], model: Any) -> Tenso
     n = len(tree.prefix)
     longest = max(tree.branches, key=len)
     if hasattr(model.config, "vision_config"):
-        ids = torch.tensor([[*tree.prefix, *longest]])
-        kinds = ids.eq(model.config.image_token_id).int()
         grid = None if tree.image is None else pictures[tree.image].grid.unsqueeze(0)
-        whole = model.base_model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grid)[0][:, 0]
+        whole = family_of(model).positions(model, torch.tensor([[*tree.prefix, *longest]]), grid)
     else:
         whole = torch.arange(tree.shape.longest)
     return torch.cat([whole[..., :n], *(whole[..., n : n + len(branch)] for branch in tree.branches)], dim=-1)

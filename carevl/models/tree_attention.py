@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from carevl.models.families import family_of
 from carevl.models.flex_attention import FLEX, block_mask
 from carevl.models.packing import Packed, Place
 
@@ -185,9 +186,11 @@ def branch_log_probabilities(model: Any, packed: Packed) -> Tensor:
     """
     embedded = model.get_input_embeddings()(packed.ids)
     if packed.patches is not None:
-        features = model.base_model.get_image_features(packed.patches.to(embedded.dtype), packed.grids).pooler_output
+        assert packed.grids is not None
+        family = family_of(model)
+        features = family.features(model, packed.patches.to(embedded.dtype), packed.grids)
         used = torch.cat([features[i] for i in packed.picture.tolist()]).to(embedded.dtype)
-        places = packed.ids.eq(model.config.image_token_id).unsqueeze(-1)
+        places = packed.ids.eq(family.image_token(model.config)).unsqueeze(-1)
         embedded = embedded.masked_scatter(places, used)
     with _read_at(model, torch.unique(packed.column)):
         hidden = model.base_model(

@@ -10,8 +10,9 @@ import torch
 import transformers as hf
 
 from carevl.errors import UserError
+from carevl.models.families.base import Picture
 from carevl.models.flex_attention import FLEX, block_mask
-from carevl.models.packing import Picture, Shape, Tree, check_packable, computed_tokens, fill_rows, pack
+from carevl.models.packing import Shape, Tree, check_packable, computed_tokens, fill_rows, pack
 from carevl.models.tree_attention import TREES as BLOCKS
 from carevl.models.tree_attention import branch_log_probabilities
 from carevl.training.plain import plain_log_probabilities, separate
