@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from carevl.errors import UserError
+from carevl.models.families import family_of
 from carevl.models.locate import locate, weights_fingerprint
 from carevl.models.packing import check_packable
 from carevl.settings.training import NOT_LEARNED, Phase, Training
@@ -157,7 +158,11 @@ def _encode(
     if training.lora is not None:
         find_lora_modules(model, training.lora, training.freeze_vision)
     encoder = Encoder(
-        processor, training.batch_tokens, packing=training.packing, verdict_weight=training.verdict_weight
+        processor,
+        family_of(model),
+        training.batch_tokens,
+        packing=training.packing,
+        verdict_weight=training.verdict_weight,
     )
     table = read_rows(rows, phase, reference=phase == "dpo")
     items, images, errors = encoder.encode(table, phase)

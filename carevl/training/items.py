@@ -25,7 +25,9 @@ from carevl.data.rows import RowError
 from carevl.errors import UserError
 from carevl.judging.prompts import VERDICT_PREFIX
 from carevl.models.engines.base import chat_prompt
-from carevl.models.packing import Packed, Picture, Shape, Tree, computed_tokens, pack
+from carevl.models.families import family_of
+from carevl.models.families.base import Family, Picture
+from carevl.models.packing import Packed, Shape, Tree, computed_tokens, pack
 from carevl.settings.training import Packing, Phase
 from carevl.store.schemas import TRAINING_IMAGES, TRAINING_ITEMS, row_error
 from carevl.training.plain import Plain, separate
@@ -74,15 +76,23 @@ class Encoder:
     """Turns rows into items with a judge's processor.
 
     Args:
+        family: of the judge.
         max_tokens: most tokens that an item may cost.
         packing: how it will be computed.
         verdict_weight: how often the tokens of a target's verdict count.
     """
 
     def __init__(
-        self, processor: Any, max_tokens: int, *, packing: Packing = "shared", verdict_weight: float = 1.0
+        self,
+        processor: Any,
+        family: Family,
+        max_tokens: int,
+        *,
+        packing: Packing = "shared",
+        verdict_weight: float = 1.0,
     ) -> None:
-        self.processor, self.max_tokens, self.packing = processor, max_tokens, packing
+        self.processor, self.family = processor, family
+        self.max_tokens, self.packing = max_tokens, packing
         self.verdict_weight = verdict_weight
 
     def tree(self, row: dict[str, Any], phase: Phase) -> Tree:
@@ -122,10 +132,9 @@ class Encoder:
         token = self.processor.image_token_id
         if ids.count(token) != 1:
             raise ItemError("image_token", f"the prompt names {ids.count(token) - 1} images in its text; remove them")
-        processor = self.processor.image_processor
-        patches = processor.get_number_of_image_patches(height, width)
+        n_tokens = self.family.count_image_tokens(self.processor.image_processor, height, width)
         at = ids.index(token)
-        return [*ids[:at], *[token] * (patches // processor.merge_size**2), *ids[at + 1 :]]
+        return [*ids[:at], *[token] * n_tokens, *ids[at + 1 :]]
 
     def encode(
         self, rows: pa.Table, phase: Phase
@@ -290,7 +299,7 @@ class Items:
     def collate(self, batch: Sequence[int], image_processor: Any, model: Any, packing: Packing) -> Packed | Plain:
         """Lay items out for a forward pass, each distinct image decoded once."""
         trees = [self.tree(i) for i in batch]
-        pictures = self.pictures(trees, image_processor)
+        pictures = self.pictures(trees, image_processor, family_of(model))
         return pack(trees, pictures, model) if packing == "shared" else separate(trees, pictures, model)
 
     def prefetch(
@@ -310,15 +319,14 @@ class Items:
                 submit(1)
                 yield batch, collated.result()
 
-    def pictures(self, trees: Iterable[Tree], image_processor: Any) -> dict[str, Picture]:
+    def pictures(self, trees: Iterable[Tree], image_processor: Any, family: Family) -> dict[str, Picture]:
         """Load the images that trees name."""
         names = sorted({tree.image for tree in trees if tree.image is not None})
-        return {name: self._load_picture(name, image_processor) for name in names}
+        return {name: self._load_picture(name, image_processor, family) for name in names}
 
-    def _load_picture(self, image: str, image_processor: Any) -> Picture:
+    def _load_picture(self, image: str, image_processor: Any, family: Family) -> Picture:
         data = self.images["bytes"][self._image_rows[image]].as_py()
-        inputs = image_processor(images=[decode_rgb(data, _LIMITS)], return_tensors="pt")
-        return Picture(inputs["pixel_values"], inputs["image_grid_thw"][0])
+        return family.prepare(image_processor, decode_rgb(data, _LIMITS))
 
 
 _AHEAD = 2

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from carevl.errors import UserError
+from carevl.models.families import family_of
 from carevl.models.flex_attention import FLEX
 from carevl.models.packing import Packed
 from carevl.models.tree_attention import TREES, branch_log_probabilities
@@ -20,8 +21,6 @@ from carevl.training.plain import Plain, plain_log_probabilities
 
 if TYPE_CHECKING:
     from carevl.settings.training import Lora, Training
-
-_VISION = "model.visual"
 
 
 def log_probabilities(model: Any, batch: Packed | Plain) -> torch.Tensor:
@@ -86,12 +85,13 @@ def find_lora_modules(model: Any, lora: Lora, freeze_vision: bool) -> list[str]:
     Raises:
         UserError: a target matches none.
     """
+    tower = f"{family_of(model).vision_tower}."
     linear = [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and module is not model.get_output_embeddings()
-        and not (freeze_vision and name.startswith(f"{_VISION}."))
+        and not (freeze_vision and name.startswith(tower))
     ]
     for target in lora.targets:
         if not any(_matches(name, target) for name in linear):
@@ -115,8 +115,9 @@ def make_trainable(model: Any, training: Training) -> Any:
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if training.lora is None:
+        tower = f"{family_of(model).vision_tower}."
         for name, weight in model.named_parameters():
-            weight.requires_grad = not (training.freeze_vision and name.startswith(f"{_VISION}."))
+            weight.requires_grad = not (training.freeze_vision and name.startswith(tower))
         return model
     from peft import LoraConfig, get_peft_model
 

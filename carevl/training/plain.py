@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carevl.models.packing import Picture, Tree
+from carevl.models.families import family_of
+from carevl.models.families.base import Picture
+from carevl.models.packing import Tree
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,7 @@ class Plain:
         """Return the images as arguments of the model's forward pass; nothing for a text model."""
         if self.patches is None or self.grids is None:
             return {}
-        kinds = self.ids.eq(model.config.image_token_id).int()
-        patches = self.patches.to(model.get_input_embeddings().weight.dtype)
-        return {"pixel_values": patches, "image_grid_thw": self.grids, "mm_token_type_ids": kinds}
+        return family_of(model).image_inputs(model, self.ids, self.patches, self.grids)
 
     def to(self, device: torch.device | str) -> Plain:
         """Return a copy on a device."""

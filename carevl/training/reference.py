@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from carevl.models.families import family_of
 from carevl.settings.training import Training
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
 from carevl.training.judge import load_judge, load_processor, log_probabilities
@@ -31,7 +32,7 @@ class Reference:
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return the rows with the columns of `items.REFERENCE`, null where a row cannot be trained on."""
         training = self.training
-        encoder = Encoder(self.processor, training.batch_tokens, packing=training.packing)
+        encoder = Encoder(self.processor, family_of(self.model), training.batch_tokens, packing=training.packing)
         encoded, images, errors = encoder.encode(rows.select(COLUMNS["dpo"]), "dpo")
         items = Items.of(encoded, images)
         values: list[list[float]] = [[]] * len(items)

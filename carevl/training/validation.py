@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from carevl.judging.prompts import Task, parse_judgment
+from carevl.models.families import family_of
 from carevl.models.packing import Tree
 from carevl.training.plain import separate
 from carevl.training.steps import Objective, all_gather, sum_shares
@@ -84,7 +85,7 @@ def _write(loop: Loop, trees: Sequence[Tree], max_tokens: int) -> list[list[int]
     """Let the judge write after prefixes, greedily; return its tokens."""
     model = loop.judge.model
     prefixes = [Tree(tree.prefix, [[]], tree.image) for tree in trees]
-    pictures = loop.items.pictures(prefixes, loop.image_processor)
+    pictures = loop.items.pictures(prefixes, loop.image_processor, family_of(model))
     plain = separate(prefixes, pictures, model, left=True).to(loop.engine.device)
     end = trees[0].branches[0][-1]
     sequences = model.generate(

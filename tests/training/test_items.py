@@ -13,11 +13,14 @@ import transformers as hf
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
 from carevl.models.engines.base import chat_prompt
+from carevl.models.families import find_family
 from carevl.settings.training import Lora
 from carevl.training.driver import prepare_training
 from carevl.training.items import Encoder, Items, split_holdout
 from carevl.training.judge import find_lora_modules, load_skeleton
 from carevl.training.reference import Reference
+
+FAMILY = find_family("qwen2_vl")
 
 
 def _processed(processor, row):
@@ -27,7 +30,7 @@ def _processed(processor, row):
 
 def test_prefix_and_pixels_are_those_of_the_stock_processor(judge, sft_rows, tmp_path):
     processor = hf.AutoProcessor.from_pretrained(judge)
-    items, images, errors = Encoder(processor, 4096).encode(sft_rows, "sft")
+    items, images, errors = Encoder(processor, FAMILY, 4096).encode(sft_rows, "sft")
     assert errors == []
     Items.of(items, images).save(tmp_path)
     data = Items.open(tmp_path)
@@ -44,7 +47,7 @@ def test_prefix_and_pixels_are_those_of_the_stock_processor(judge, sft_rows, tmp
 def test_an_image_of_several_rows_is_kept_once(judge, sft_rows):
     processor = hf.AutoProcessor.from_pretrained(judge)
     twice = pa.concat_tables([sft_rows, sft_rows])
-    _, images, _ = Encoder(processor, 4096).encode(twice, "sft")
+    _, images, _ = Encoder(processor, FAMILY, 4096).encode(twice, "sft")
     assert len(images) == len(set(sft_rows["image"].to_pylist()))
 
 
@@ -56,13 +59,13 @@ def _with_second_targets(rows):
 
 def test_targets_of_one_prompt_become_one_item(judge, sft_rows):
     rows = _with_second_targets(sft_rows.to_pylist())
-    encoder = Encoder(hf.AutoProcessor.from_pretrained(judge), 4096)
+    encoder = Encoder(hf.AutoProcessor.from_pretrained(judge), FAMILY, 4096)
     items, _, errors = encoder.encode(rows, "sft")
     assert errors == []
     assert [item["item_id"] for item in items] == [f"item-{n} and second-item-{n}" for n in range(8)]
     trees = [encoder.tree(row, "sft") for row in rows.to_pylist()]
     assert [item["branches"] for item in items] == [trees[n].branches + trees[n + 8].branches for n in range(8)]
-    tight = Encoder(encoder.processor, max(tree.tokens for tree in trees))
+    tight = Encoder(encoder.processor, FAMILY, max(tree.tokens for tree in trees))
     apart, _, _ = tight.encode(rows, "sft")
     assert len(apart) > 8
     assert sum(len(item["branches"]) for item in apart) == 16
@@ -72,7 +75,7 @@ def test_targets_of_one_prompt_become_one_item(judge, sft_rows):
 def test_targets_that_share_a_prompt_have_the_loss_and_gradient_of_separate_ones(begin, sft_rows, quick):
     rows = _with_second_targets(sft_rows.to_pylist())
     loop, _ = begin("sft", rows, quick(lora=None, batch_size=8))
-    model, encoder = loop.judge.model, Encoder(hf.AutoProcessor.from_pretrained(loop.config.judge), 4096)
+    model, encoder = loop.judge.model, Encoder(hf.AutoProcessor.from_pretrained(loop.config.judge), FAMILY, 4096)
     encoded = [encoder.encode(rows.slice(n, 1), "sft") for n in range(16)]
     pictures = {name: data for _, images, _ in encoded for name, data in images.items()}
     separate = Items.of([items[0] for items, _, _ in encoded], pictures)
@@ -104,7 +107,7 @@ def test_the_verdict_weighs_what_the_settings_say(begin, sft_rows, quick):
 
 
 def test_a_target_without_a_verdict_weighs_one(judge, sft_rows):
-    encoder = Encoder(hf.AutoProcessor.from_pretrained(judge), 4096, verdict_weight=3.0)
+    encoder = Encoder(hf.AutoProcessor.from_pretrained(judge), FAMILY, 4096, verdict_weight=3.0)
     row = sft_rows.to_pylist()[0]
     assert set(encoder.tree(row | {"target": "No verdict."}, "sft").weights[0]) == {1.0}
     assert set(encoder.tree(row, "sft").weights[0]) == {1.0, 3.0}
@@ -129,7 +132,7 @@ def test_rows_that_cannot_be_used_keep_their_reason(judge, sft_rows):
     rows[3]["prompt"] = "word " * 3000
     rows[4]["prompt"] += "<|image_pad|>"
     table = pa.Table.from_pylist(rows)
-    items, _, errors = Encoder(hf.AutoProcessor.from_pretrained(judge), 600).encode(table, "sft")
+    items, _, errors = Encoder(hf.AutoProcessor.from_pretrained(judge), FAMILY, 600).encode(table, "sft")
     assert [item["item_id"] for item in items] == ["item-0"]
     assert [(error["row"], error["item_id"], error["error"]["kind"]) for error in errors] == [
         (1, "item-1", "image_broken"),
