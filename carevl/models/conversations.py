@@ -21,20 +21,20 @@ class Encoded:
 
 
 def chat_conversation(tokenizer: Any, user: str, response: str) -> str:
-    """A user turn and the response to it, in a reward model's own chat template."""
+    """Return a user turn and the response to it, in a reward model's own chat template."""
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": response}]
     written: str = tokenizer.apply_chat_template(messages, tokenize=False)
     return written
 
 
 def encode(tokenizer: Any, conversations: Sequence[Conversation | Encoded]) -> list[Encoded]:
-    """Token ids as the chat template writes them: it stands for all special tokens, so no second BOS is added.
+    """Encode as the chat template writes: it stands for all special tokens, so no second BOS is added.
 
     A tokenizer without a template gets user turn and response as a pair of texts, with its own special tokens. What is
     encoded already stays as it is.
     """
-    fresh = iter(_encode(tokenizer, [one for one in conversations if not isinstance(one, Encoded)]))
-    return [one if isinstance(one, Encoded) else next(fresh) for one in conversations]
+    fresh = iter(_encode(tokenizer, [text for text in conversations if not isinstance(text, Encoded)]))
+    return [entry if isinstance(entry, Encoded) else next(fresh) for entry in conversations]
 
 
 def _encode(tokenizer: Any, conversations: Sequence[Conversation]) -> list[Encoded]:
@@ -49,13 +49,13 @@ def _encode(tokenizer: Any, conversations: Sequence[Conversation]) -> list[Encod
 
 
 def too_long(encoded: Sequence[Encoded], limit: int) -> Mapping[int, Failure]:
-    """Conversations of more than `limit` tokens, by position: they are refused, never cut."""
+    """Return the conversations of more than `limit` tokens, by position: they are refused, never cut."""
     return {
         i: Failure(
             TOO_LONG,
-            f"{len(one.ids)} tokens, and the expert reads {limit}; raise its max_model_len if the model allows it, "
+            f"{len(tokens.ids)} tokens, and the expert reads {limit}; raise its max_model_len if the model allows it, "
             "set its too_long to summarise, or let the captioner write less",
         )
-        for i, one in enumerate(encoded)
-        if len(one.ids) > limit
+        for i, tokens in enumerate(encoded)
+        if len(tokens.ids) > limit
     }

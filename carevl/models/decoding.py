@@ -43,7 +43,7 @@ class Texts:
         self.logprobs: list[list[tuple[float, ...]]] = [[] for _ in seeds]
 
     def draw(self, texts: Sequence[int], ids: Tensor, logits: Tensor) -> Tensor:
-        """Draws and notes the next token of these texts.
+        """Draw and note the next token of these texts.
 
         Args:
             texts: a text per row of the two tensors.
@@ -79,7 +79,7 @@ def decode(
     texts: Texts,
     **inputs: Any,
 ) -> None:
-    """Writes all texts to their ends; `generate` calls it with what it has prepared (its `custom_generate`).
+    """Write all texts to their ends; `generate` calls it with what it has prepared (its `custom_generate`).
 
     Args:
         input_ids: int64 [n_prompts, length], padded on the left.
@@ -114,7 +114,7 @@ class _Batch:
             self.cache.layer_class_to_replicate = RoomyLayer
 
     def read(self, **which: Any) -> Tensor:
-        """The logits of the token after each row, float32 [n_rows, vocabulary]."""
+        """Return the logits of the token after each row, float32 [n_rows, vocabulary]."""
         output = self.model(**self.model.prepare_inputs_for_generation(self.ids, **which, **self.inputs))
         # There is no public way to the next inputs; loops given to `generate` are meant to go this one.
         self.inputs = self.model._update_model_kwargs_for_generation(output, self.inputs)
@@ -122,7 +122,7 @@ class _Batch:
         return logits
 
     def take(self, rows: Sequence[int]) -> None:
-        """Makes these rows the batch; a row may be taken several times."""
+        """Make these rows the batch; a row may be taken several times."""
         chosen, n_rows = torch.tensor(rows, device=self.ids.device), len(self.ids)
         for name, value in self.inputs.items():
             if name == "position_ids":
@@ -134,7 +134,11 @@ class _Batch:
 
 
 def _staying(ended: Sequence[bool]) -> list[int]:
-    """The rows that have not ended; the last of them take the places of those that have, so that few rows move."""
+    """Return the rows that have not ended; the last of them take the places of those that have.
+
+    A row that changes its place is copied in every layer of the cache, so the others keep theirs: `result[place]` is
+    the row that moves to `place`, and no more rows move than have ended.
+    """
     staying = [row for row, over in enumerate(ended) if not over]
     last = [row for row in staying if row >= len(staying)]
     return [last.pop() if ended[row] else row for row in range(len(staying))]
@@ -151,7 +155,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no typ
         self.room: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Appends to the filled part and returns it, float [n_rows, n_heads, length, size] each."""
+        """Append to the filled part and return it, float [n_rows, n_heads, length, size] each."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
@@ -164,7 +168,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no typ
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Makes these rows the layer's; where they are no more than there are, only rows that move are copied."""
+        """Make these rows the layer's; where they are no more than there are, only rows that move are copied."""
         if self.room is None:
             return
         length = self.get_seq_length()
@@ -173,7 +177,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no typ
 
 
 def _room(filled: Tensor, states: Tensor, length: int) -> Tensor:
-    """A tensor for what is filled (of this length), these states, and as much more as `_ROOM`."""
+    """Return a tensor for what is filled (of this length), these states, and as much more as `_ROOM`."""
     rows, heads, more, size = states.shape
     room = states.new_empty(rows, heads, length + more + _ROOM, size)
     if length:

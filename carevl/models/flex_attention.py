@@ -20,7 +20,7 @@ FLEX = "carevl_flex"
 
 
 def block_mask(packed: Packed) -> BlockMask:
-    """`Packed.mask` in FlexAttention's form, [1, 1, T, T]."""
+    """Return `Packed.mask` in FlexAttention's form, [1, 1, T, T]."""
     owner, side = packed.owner[0], packed.side[0]
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def attend(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: query [1, heads, T, d] to [1, T, heads, d].
+    """Compute attention as transformers calls it: query [1, heads, T, d] to [1, T, heads, d].
 
     Raises:
         NotImplementedError: the model caps attention scores or has attention sinks.

@@ -45,7 +45,7 @@ class Shape(NamedTuple):
 
 
 def computed_tokens(shapes: Sequence[Shape], packing: Packing) -> int:
-    """Tokens that a batch of trees costs: packed, or as separate sequences padded to the longest."""
+    """Return the tokens that a batch of trees costs: packed, or as separate sequences padded to the longest."""
     if packing == "shared":
         return sum(shape.tokens for shape in shapes)
     return sum(len(shape.branches) for shape in shapes) * max((shape.longest for shape in shapes), default=0)
@@ -116,14 +116,14 @@ class Packed:
         return (seen & owner.unsqueeze(1).eq(owner.unsqueeze(2))).tril().unsqueeze(1)
 
     def to(self, device: torch.device | str) -> Packed:
-        """A copy on a device."""
+        """Return a copy on a device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
 
 def sliding_window(model: Any) -> int | None:
-    """Tokens that a layer of the model looks back on; None where every layer sees everything."""
+    """Return the tokens that a layer of the model looks back on; None where every layer sees everything."""
     text = model.config.get_text_config()
     layers = getattr(text, "layer_types", None) or ()
     window: int | None = getattr(text, "sliding_window", None)
@@ -131,7 +131,7 @@ def sliding_window(model: Any) -> int | None:
 
 
 def check_packable(model: Any, longest: int) -> None:
-    """Checks that packing is exact for a model's architecture; the model may lie on the meta device.
+    """Check that packing is exact for a model's architecture; the model may lie on the meta device.
 
     Args:
         longest: tokens of the longest sequence `[prefix | branch]`.
@@ -160,7 +160,7 @@ def check_packable(model: Any, longest: int) -> None:
 
 
 def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Packs sequences into rows of at most `row_tokens`, first-fit decreasing; a longer one has a row of its own.
+    """Pack sequences into rows of at most `row_tokens`, first-fit decreasing; a longer one has a row of its own.
 
     Returns:
         Indices into `lengths`, row by row.
@@ -179,7 +179,7 @@ def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 
 
 def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any) -> Packed:
-    """Lays trees out in a row.
+    """Lay trees out in a row.
 
     Args:
         pictures: the images that the trees name.
@@ -225,7 +225,7 @@ def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any) -> 
 
 
 def _positions(tree: Tree, pictures: Mapping[str, Picture], model: Any) -> Tensor:
-    """int64 [3, tokens], or [tokens] for a text model: each branch counts on from the prefix's end."""
+    """Return positions [3, tokens], or [tokens] for a text model: each branch counts on from the prefix's end."""
     n = len(tree.prefix)
     longest = max(tree.branches, key=len)
     if hasattr(model.config, "vision_config"):

@@ -71,7 +71,7 @@ class RewardScorer:
         self.shareable = 0 if self.bidirectional else self._shareable()
 
     def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
-        """The raw score (logit) of each (user turn, response), in their order.
+        """Return the raw score (logit) of each (user turn, response), in their order.
 
         Consecutive conversations that begin alike share the work on their beginning.
 
@@ -91,7 +91,7 @@ class RewardScorer:
         return scores
 
     def reduce_batch_size(self) -> bool:
-        """Halves the tokens that run at a time; False when they are few already."""
+        """Halve the tokens that run at a time; False when they are few already."""
         if self.batch_tokens <= _LEAST_TOKENS:
             return False
         self.batch_tokens //= 2
@@ -120,14 +120,14 @@ class RewardScorer:
                 scores[apart[k]] = value
 
     def _padded(self, batch: Sequence[Encoded]) -> list[float]:
-        """Padding stands at the right: a causal model does not see it, and a bidirectional one is told of it."""
+        """Score a batch padded at the right: a causal model does not see padding, a bidirectional one gets a mask."""
         padding = self.model.config.get_text_config().pad_token_id or 0
-        ids = torch.full((len(batch), max(len(one.ids) for one in batch)), padding)
+        ids = torch.full((len(batch), max(len(tokens.ids) for tokens in batch)), padding)
         mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
-        for row, one in enumerate(batch):
-            ids[row, : len(one.ids)] = torch.tensor(one.ids)
-            mask[row, : len(one.ids)] = 1
-            types[row, : len(one.ids)] = torch.tensor(one.types or [0])
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens.ids)] = torch.tensor(tokens.ids)
+            mask[row, : len(tokens.ids)] = 1
+            types[row, : len(tokens.ids)] = torch.tensor(tokens.types or [0])
         inputs = {"input_ids": ids, "attention_mask": mask}
         if batch[0].types is not None:
             inputs["token_type_ids"] = types
@@ -137,12 +137,12 @@ class RewardScorer:
         else:
             assert self.head is not None
             hidden = self.model.base_model(**inputs).last_hidden_state
-            logits = self.head(hidden[range(len(batch)), [len(one.ids) - 1 for one in batch]])
+            logits = self.head(hidden[range(len(batch)), [len(tokens.ids) - 1 for tokens in batch]])
         values: list[float] = logits[:, 0].float().tolist()
         return values
 
     def _shareable(self) -> int:
-        """Tokens of the longest conversation that may share its beginning with others; 0: none may.
+        """Return the tokens of the longest conversation that may share its beginning with others; 0: none may.
 
         The architecture is asked, and then a tree is tried against the model's own forward pass.
         """
@@ -155,11 +155,11 @@ class RewardScorer:
             with torch.inference_mode():
                 expected = self.model(input_ids=ids[:2]).logits[:, 0].float()
                 self.model.set_attn_implementation(TREES)
-                found = torch.tensor(self._trees([tree, Tree(ids[2].tolist(), [[]])])[:2])
+                shared = torch.tensor(self._trees([tree, Tree(ids[2].tolist(), [[]])])[:2])
             near = 1e-3 if self.model.dtype == torch.float32 else 5e-2
-            if torch.allclose(found.to(expected.device), expected, rtol=near, atol=near):
+            if torch.allclose(shared.to(expected.device), expected, rtol=near, atol=near):
                 return sliding_window(self.model) or 2**31
-            reason = f"scores with and without sharing are {found.tolist()} and {expected.tolist()}"
+            reason = f"scores with and without sharing are {shared.tolist()} and {expected.tolist()}"
         except (UserError, NotImplementedError, TypeError) as error:
             reason = str(error)
         self.model.set_attn_implementation(before)
@@ -168,13 +168,19 @@ class RewardScorer:
 
 
 def _groups(texts: Sequence[Sequence[int]], most: int) -> Iterator[tuple[Tree, list[int]]]:
-    """Consecutive texts as trees of at most `most` tokens, where that saves tokens; each with its texts' positions."""
+    """Yield trees of consecutive texts, of at most `most` tokens, each with its texts' positions.
+
+    Texts stand in one tree where that saves tokens; what many of them share is not traded for what a few share.
+    """
     shared = [*(_shared(a, b) for a, b in pairwise(texts)), 0]
     start = 0
     while start < len(texts):
         prefix, end = len(texts[start]), start + 1
         tokens = prefix
         while end < len(texts):
+            # With one text more, all n + 1 share only `joint` tokens, and each of the n so far repeats the rest of
+            # its prefix in its branch. Of two texts, the second rather begins a tree with the third if those share
+            # more than twice as much.
             n, joint = end - start, min(prefix, shared[end - 1])
             joined = tokens + n * (prefix - joint) + len(texts[end]) - joint
             worth = (n + 1) * joint > n * prefix if n > 1 else 2 * joint >= shared[end]
@@ -187,13 +193,13 @@ def _groups(texts: Sequence[Sequence[int]], most: int) -> Iterator[tuple[Tree, l
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """Return how many tokens two texts begin with alike."""
     shorter = min(len(first), len(second))
     return next((n for n in range(shorter) if first[n] != second[n]), shorter)
 
 
 def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Positions in batches of nearly equal length and at most `most` tokens."""
+    """Yield positions in batches of nearly equal length and at most `most` tokens."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[batch[0]] if batch else 0

@@ -45,7 +45,7 @@ def retry_and_bisect(
     rows: Sequence[In],
     reduce_batch_size: Callable[[], bool] = lambda: False,
 ) -> list[Out | Failure]:
-    """What an engine makes of every row, or why it made nothing of it.
+    """Return an engine's result for every row, or why it has none.
 
     A batch that raises is tried once more, then in halves. Where memory runs out, the engine's batch
     size is reduced and the batch tried again.
@@ -64,8 +64,8 @@ def retry_and_bisect(
     while tries:
         try:
             return _whole(call(rows), len(rows))
-        except SomeRowsError as some:
-            return _merged(some)
+        except SomeRowsError as partial:
+            return _merged(partial)
         except UserError:
             raise
         except Exception as raised:
@@ -74,30 +74,30 @@ def retry_and_bisect(
                 tries -= 1
     assert error is not None
     if len(rows) == 1:
-        return [Failure("out of memory" if _out_of_memory(error) else BROKEN, _said(error))]
-    _log.warning("a batch of %d rows failed twice (%s); trying its halves", len(rows), _said(error))
+        return [Failure("out of memory" if _out_of_memory(error) else BROKEN, _first_line(error))]
+    _log.warning("a batch of %d rows failed twice (%s); trying its halves", len(rows), _first_line(error))
     half = len(rows) // 2
     return retry_and_bisect(call, rows[:half], reduce_batch_size) + retry_and_bisect(
         call, rows[half:], reduce_batch_size
     )
 
 
-def _whole(results: Sequence[Out], wanted: int) -> list[Out | Failure]:
-    if len(results) != wanted:
-        raise ValueError(f"the engine gave {len(results)} results for {wanted} rows")
+def _whole(results: Sequence[Out], n_rows: int) -> list[Out | Failure]:
+    if len(results) != n_rows:
+        raise ValueError(f"the engine gave {len(results)} results for {n_rows} rows")
     return list(results)
 
 
-def _merged(some: SomeRowsError[Any]) -> list[Any]:
-    return [some.failures.get(i, result) for i, result in enumerate(some.results)]
+def _merged(partial: SomeRowsError[Any]) -> list[Any]:
+    return [partial.failures.get(i, result) for i, result in enumerate(partial.results)]
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, in Python, in torch on a GPU or in torch's allocator on a CPU."""
+    """Tell whether memory ran out, in Python, in torch on a GPU or in torch's allocator on a CPU."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     first = next(iter(str(error).splitlines()), "")[:300]
     return f"{type(error).__name__}: {first}"

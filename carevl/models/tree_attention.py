@@ -43,28 +43,29 @@ class Block:
 
 
 def blocks(packed: Packed) -> list[Block]:
-    """What attends to what, from left to right; every token is in one block."""
-    made: list[Block] = []
+    """Return who attends to whom, from left to right; every token is in one block."""
+    row: list[Block] = []
     for place in packed.places:
         if place.ends[-1] - place.start <= _TOGETHER:
-            made.append(_whole(place, packed.ids.device))
+            row.append(_whole(place, packed.ids.device))
             continue
-        prefix = len(made)
-        made.append(Block(place.prefix_end - place.start))
+        prefix = len(row)
+        row.append(Block(place.prefix_end - place.start))
         starts = (place.prefix_end, *place.ends[:-1])
         together: list[tuple[int, int]] = []
         for start, end in zip(starts, place.ends, strict=True):
             if together and end - together[0][0] > _TOGETHER:
-                made.append(_branches(place, prefix, together, packed.ids.device))
+                row.append(_branches(place, prefix, together, packed.ids.device))
                 together = []
             if end > start:
                 together.append((start, end))
         if together:
-            made.append(_branches(place, prefix, together, packed.ids.device))
-    return made
+            row.append(_branches(place, prefix, together, packed.ids.device))
+    return row
 
 
 def _whole(place: Place, device: torch.device) -> Block:
+    # Causal, but the tokens after the end of a branch do not see it: `tril` cuts the future, the loop the siblings.
     mask = torch.ones(place.ends[-1] - place.start, place.ends[-1] - place.start, dtype=torch.bool)
     for end in place.ends:
         mask[end - place.start :, place.prefix_end - place.start : end - place.start] = False
@@ -72,6 +73,7 @@ def _whole(place: Place, device: torch.device) -> Block:
 
 
 def _branches(place: Place, prefix: int, spans: Sequence[tuple[int, int]], device: torch.device) -> Block:
+    # Keys are the prefix's, then the branches' own: `tril(before)` makes the second part causal and leaves the first.
     start, end, before = spans[0][0], spans[-1][1], place.prefix_end - place.start
     mask = torch.zeros(end - start, before + end - start, dtype=torch.bool)
     mask[:, :before] = True
@@ -93,7 +95,7 @@ def tree_attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: query [B, heads, T, d] to [B, T, heads, d].
+    """Compute attention as transformers calls it: query [B, heads, T, d] to [B, T, heads, d].
 
     Raises:
         NotImplementedError: the model caps attention scores or has attention sinks.
@@ -113,6 +115,7 @@ def tree_attention(
     for block, q, own_keys, own_values in zip(blocks, queries, keys, values, strict=True):
         k, v = own_keys, own_values
         if block.prefix is not None:
+            # Branches attend to [prefix | themselves]: what a mask over the whole row would let through, and no more.
             k, v = torch.cat([keys[block.prefix], k], 2), torch.cat([values[block.prefix], v], 2)
         causal = block.mask is None
         attended.append(scaled_dot_product_attention(q, k, v, attn_mask=block.mask, is_causal=causal, scale=scaling))
@@ -120,7 +123,7 @@ def tree_attention(
 
 
 def seen(model: Any, packed: Packed) -> dict[str, Any]:
-    """What a text model is told of who sees whom in a row, in the terms of the attention that it is set to."""
+    """Return who sees whom in a row, as arguments of the attention that a text model is set to."""
     kind = model.config.get_text_config()._attn_implementation
     already = packed.ids.new_ones((1, 1, 1, 1), dtype=torch.bool)  # a 4-D mask: transformers makes none
     if kind == TREES:
@@ -132,7 +135,7 @@ def seen(model: Any, packed: Packed) -> dict[str, Any]:
 
 @contextmanager
 def _read_at(model: Any, columns: Tensor) -> Iterator[None]:
-    """Inside, the MLP of the last layer computes the given columns alone; the last hidden states elsewhere are wrong.
+    """Let the last layer's MLP compute these columns alone: inside, the last hidden states elsewhere are wrong.
 
     A prefix counts in the last layer through its keys and values only, so that most of that MLP is in vain. With
     gradient checkpointing everything is computed: the layer runs again in the backward pass, outside.
@@ -149,9 +152,9 @@ def _read_at(model: Any, columns: Tensor) -> Iterator[None]:
         shape[:] = inputs[0].shape
         return inputs[0].index_select(1, columns)
 
-    def widen(module: torch.nn.Module, inputs: tuple[Tensor], made: Tensor) -> Tensor:
+    def widen(module: torch.nn.Module, inputs: tuple[Tensor], narrowed: Tensor) -> Tensor:
         del module, inputs
-        return made.new_zeros(shape).index_copy(1, columns, made)
+        return narrowed.new_zeros(shape).index_copy(1, columns, narrowed)
 
     hooks = [mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)]
     try:
@@ -162,7 +165,7 @@ def _read_at(model: Any, columns: Tensor) -> Iterator[None]:
 
 
 def branch_states(model: Any, packed: Packed) -> Tensor:
-    """The backbone's last hidden state at the last token of every branch, [M, hidden], trees and branches in order.
+    """Return the backbone's last hidden state at the last token of every branch, [M, hidden], in their order.
 
     Args:
         model: a text model. Where a branch is empty the prefix's last token is read.
@@ -176,7 +179,7 @@ def branch_states(model: Any, packed: Packed) -> Tensor:
 
 
 def branch_log_probabilities(model: Any, packed: Packed) -> Tensor:
-    """The log-probability of every branch given its prefix, float32 [M], trees and their branches in order.
+    """Return the log-probability of every branch given its prefix, float32 [M], trees and their branches in order.
 
     Tokens count by their weights: the sum of w log p. The vision tower runs once for every distinct image, and only
     the answer positions meet the vocabulary.

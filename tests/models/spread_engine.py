@@ -16,7 +16,7 @@ def main() -> None:
         GenerationRequest(image, CAPTION_PROMPT) for image, _ in itertools.islice(draw_items("test", "engines"), 8)
     ]
     engine: Any = generator(load_settings("mini", ["captioner.tensor_parallel=2"]).captioner)
-    texts = [made.text for made in engine.generate(requests, max_tokens=40)]
+    texts = [generation.text for generation in engine.generate(requests, max_tokens=40)]
     parallel = engine.engine.llm_engine.vllm_config.parallel_config.tensor_parallel_size
     print(json.dumps({"processes": parallel, "texts": texts}), flush=True)
 

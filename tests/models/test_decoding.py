@@ -38,16 +38,16 @@ def test_greedy_texts_are_those_of_a_plain_loop_over_prompts():
             for order in (shown, shown[::-1])
         ]
     engine = ImageTextGenerator(WEIGHTS / "judge", batch_size=5)
-    made = engine.generate([*requests, *requests[:3]], max_tokens=60)
-    assert made[-3:] == made[:3]
-    for request, ours in zip(requests, made, strict=False):
+    generations = engine.generate([*requests, *requests[:3]], max_tokens=60)
+    assert generations[-3:] == generations[:3]
+    for request, ours in zip(requests, generations, strict=False):
         inputs = engine.processor(
             text=[write_prompt(engine.processor, request)], images=[[request.image]], return_tensors="pt"
         )
         plain = engine.model.generate(**inputs, max_new_tokens=60, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert ours.text == engine.processor.tokenizer.decode(plain, skip_special_tokens=True)
         assert ours.tokens == len(plain)
-    assert len({ours.tokens for ours in made}) > 1
+    assert len({ours.tokens for ours in generations}) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -42,11 +42,11 @@ def _evidence(generation):
 def test_greedy_texts_are_those_of_transformers(name, drawn):
     requests = [GenerationRequest(image, _ask(item) if name == "judge" else CAPTION_PROMPT) for image, item in drawn]
     expected = transformers_engine(name).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
-    made = vllm_engine(name).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
-    assert [g.text for g in made] == [g.text for g in expected]
-    assert [g.tokens for g in made] == [g.tokens for g in expected]
-    assert not any(g.truncated for g in made)
-    for ours, theirs in zip(made, expected, strict=True):
+    actual = vllm_engine(name).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
+    assert [g.text for g in actual] == [g.text for g in expected]
+    assert [g.tokens for g in actual] == [g.tokens for g in expected]
+    assert not any(g.truncated for g in actual)
+    for ours, theirs in zip(actual, expected, strict=True):
         assert len(ours.logprobs) == ours.tokens
         likely = np.exp(ours.logprobs) > 0.01
         assert np.exp(ours.logprobs)[likely] == pytest.approx(np.exp(theirs.logprobs)[likely], abs=1e-3)
@@ -56,10 +56,10 @@ def test_an_engine_spread_over_two_processes_writes_the_same_texts(drawn):
     script = Path(__file__).with_name("spread_engine.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    [said] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"processes"')]
+    [printed] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"processes"')]
     requests = [GenerationRequest(image, CAPTION_PROMPT) for image, _ in drawn[:8]]
     expected = transformers_engine("captioner").generate(requests, max_tokens=40)
-    assert said == {"processes": 2, "texts": [g.text for g in expected]}
+    assert printed == {"processes": 2, "texts": [g.text for g in expected]}
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,9 @@ def test_an_adapter_that_is_not_merged_writes_what_the_merged_judge_writes(drawn
     judge = Judge(
         path="miniworld:judge", adapter=str(adapter), engine=engine, max_model_len=512, pool=Pool(batch_size=16)
     )
-    made = generator(judge).generate(requests, max_tokens=40)
-    assert [g.text for g in made] == [g.text for g in expected]
-    assert [g.text for g in made] != [g.text for g in transformers_engine("judge").generate(requests, max_tokens=40)]
+    actual = generator(judge).generate(requests, max_tokens=40)
+    assert [g.text for g in actual] == [g.text for g in expected]
+    assert [g.text for g in actual] != [g.text for g in transformers_engine("judge").generate(requests, max_tokens=40)]
 
 
 def test_what_is_no_adapter_is_refused():
@@ -107,15 +107,15 @@ def test_a_reply_goes_on_from_its_beginning(drawn):
         transformers_engine("judge"),
         vllm_engine("judge"),
     ):
-        made = engine.generate(requests, max_tokens=1, logprob_texts=["1", "2"])
-        assert {g.text for g in made} <= {"1", "2"}
-        assert all(0.8 < sum(np.exp(g.logprobs[0])) < 1.001 for g in made)
+        actual = engine.generate(requests, max_tokens=1, logprob_texts=["1", "2"])
+        assert {g.text for g in actual} <= {"1", "2"}
+        assert all(0.8 < sum(np.exp(g.logprobs[0])) < 1.001 for g in actual)
 
 
 @pytest.mark.parametrize("engine", [transformers_engine, vllm_engine])
 def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
     engine = engine("judge")
-    first, again, other = (
+    first, repeated, other = (
         [
             g.text
             for g in engine.generate(
@@ -126,7 +126,7 @@ def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
         ]
         for seed in (1, 1, 100)
     )
-    assert first == again
+    assert first == repeated
     assert first != other
     assert any(parse_judgment(text, "pairwise", [0, 1]).status == "ok" for text in first)
 
@@ -141,8 +141,8 @@ def test_a_small_nucleus_leaves_the_likeliest_token_and_images_may_come_last(dra
     assert greedy[0] != greedy[1]
     for engine in (reference, vllm_engine("judge")):
         for requests, expected in zip((first, last), greedy, strict=True):
-            made = engine.generate(requests, max_tokens=40, temperature=1.0, top_p=1e-6)
-            assert [g.text for g in made] == expected
+            actual = engine.generate(requests, max_tokens=40, temperature=1.0, top_p=1e-6)
+            assert [g.text for g in actual] == expected
         hot = {"max_tokens": 40, "temperature": 2.0}
         assert engine.generate(first, **hot, top_p=0.5) != engine.generate(first, **hot)
 
@@ -160,10 +160,10 @@ def test_draws_follow_the_softmax(drawn):
     image, item = drawn[0]
     begun = "Overall Judgment: Answer "
     requests = [GenerationRequest(image, _ask(item), begun, seed=n) for n in range(400)]
-    made = transformers_engine("judge").generate(requests, max_tokens=1, temperature=2.0, logprob_texts=["1"])
+    actual = transformers_engine("judge").generate(requests, max_tokens=1, temperature=2.0, logprob_texts=["1"])
     [greedy] = transformers_engine("judge").generate(requests[:1], max_tokens=1, logprob_texts=["1", "2"])
     odds = (greedy.logprobs[0][0] - greedy.logprobs[0][1]) / 2.0
-    drawn_digits = [g.text for g in made if g.text in ("1", "2")]
+    drawn_digits = [g.text for g in actual if g.text in ("1", "2")]
     share = drawn_digits.count("1") / len(drawn_digits)
     assert share == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.08)  # three standard errors of 400 draws
 

@@ -66,10 +66,10 @@ class Server:
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(chat_client, "_WAIT", 0.01)
-    made = Server()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
+    served = Server()
+    yield served
+    served.http.shutdown()
+    served.http.server_close()
 
 
 def _judge(server, **changes):
@@ -89,8 +89,8 @@ def test_scores_are_the_judge_s_log_odds_without_its_position_bias(server):
 
 def test_rows_with_the_same_question_are_not_mixed_up(server):
     rows = [("What is there?", ["a red circle", "nothing"]), ("What is there?", ["a blue circle", "nothing"])] * 4
-    made = _judge(server, concurrency=4).score_rows(rows)
-    assert [scores[0] - scores[1] for scores in made] == pytest.approx([3.0, 1.5] * 4)
+    results = _judge(server, concurrency=4).score_rows(rows)
+    assert [scores[0] - scores[1] for scores in results] == pytest.approx([3.0, 1.5] * 4)
 
 
 @pytest.mark.parametrize("script", [[429, 503, 429], [500, 0.6], [200, 429]])
@@ -182,8 +182,8 @@ def test_a_key_never_travels_unencrypted(monkeypatch):
 def test_an_endpoint_is_an_expert_like_any_other(server):
     expert = Expert(name="remote", kind="endpoint", path="judge-1", endpoint=Endpoint(url=server.url, retries=0))
     server.script = [500]
-    made = EXPERT_KINDS[expert.kind].load(expert)([ROW])
-    assert made[0].kind == "endpoint"
+    results = EXPERT_KINDS[expert.kind].load(expert)([ROW])
+    assert results[0].kind == "endpoint"
     [scores] = EXPERT_KINDS[expert.kind].load(expert)([ROW])
     assert scores == pytest.approx([1.5, 0.0, -1.5])
 

@@ -24,8 +24,8 @@ class Length:
         for turn, response in conversations:
             if response == "crash":
                 raise RuntimeError("the lexicon is broken")
-        made = [float("nan") if response == "nothing" else float(len(response)) for _, response in conversations]
-        return made[:-1] if any(response == "lost" for _, response in conversations) else made
+        results = [float("nan") if response == "nothing" else float(len(response)) for _, response in conversations]
+        return results[:-1] if any(response == "lost" for _, response in conversations) else results
 
 class Silent:
     pass
@@ -53,11 +53,11 @@ def test_a_python_class_scores(expert):
 
 
 def test_a_row_that_breaks_an_expert_fails_alone(expert):
-    made = load(expert)([("q", ["one", "three"]), ("q", ["crash", "two"]), ("q", ["lost"]), ("q", ["four"])])
-    assert made[0] == [3.0, 5.0]
-    assert made[1] == Failure("engine", "RuntimeError: the lexicon is broken")
-    assert made[2] == Failure("engine", "ValueError: the expert gave 0 scores for 1 conversations")
-    assert made[3] == [4.0]
+    results = load(expert)([("q", ["one", "three"]), ("q", ["crash", "two"]), ("q", ["lost"]), ("q", ["four"])])
+    assert results[0] == [3.0, 5.0]
+    assert results[1] == Failure("engine", "RuntimeError: the lexicon is broken")
+    assert results[2] == Failure("engine", "ValueError: the expert gave 0 scores for 1 conversations")
+    assert results[3] == [4.0]
 
 
 def test_over_long_rows_of_a_reward_model_fail_alone():

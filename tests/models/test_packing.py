@@ -110,9 +110,9 @@ def _assert_exact(model: hf.PreTrainedModel, trees: list[Tree], attention: str) 
     packed = branch_log_probabilities(model, pack(trees, PICTURES, model))
     assert packed.shape == separate.shape
     assert (packed - separate).abs().max() < 1e-4
-    expected, found = _gradients(model, separate), _gradients(model, packed)
-    assert found.keys() == expected.keys()
-    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-4
+    expected, actual = _gradients(model, separate), _gradients(model, packed)
+    assert actual.keys() == expected.keys()
+    assert max(float((actual[name] - expected[name]).abs().max()) for name in expected) < 1e-4
 
 
 @pytest.mark.parametrize("attention", ["sdpa", BLOCKS])
@@ -137,9 +137,9 @@ def test_the_plain_path_gives_what_packing_gives(kind):
     expected = _gradients(model, packed)
     plain = plain_log_probabilities(model, separate(trees, PICTURES, model))
     assert (plain - packed).abs().max() < 1e-4
-    found = _gradients(model, plain)
-    assert found.keys() == expected.keys()
-    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-4
+    actual = _gradients(model, plain)
+    assert actual.keys() == expected.keys()
+    assert max(float((actual[name] - expected[name]).abs().max()) for name in expected) < 1e-4
 
 
 @torch.no_grad()
@@ -218,11 +218,11 @@ def test_the_last_layer_thinks_about_answer_positions_only(checkpointing):
         )
     packed = pack(TREES, PICTURES, model)
     model.set_attn_implementation({"text_config": BLOCKS})
-    found = _gradients(model, branch_log_probabilities(model, packed))
+    actual = _gradients(model, branch_log_probabilities(model, packed))
     # The first tokens of a tree's branches are all predicted at the end of its prefix.
     answers = sum(1 + sum(len(branch) - 1 for branch in tree.branches) for tree in TREES)
     assert seen == [packed.ids.shape[1], packed.ids.shape[1] if checkpointing else answers]
-    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-4
+    assert max(float((actual[name] - expected[name]).abs().max()) for name in expected) < 1e-4
     assert not any(module._forward_hooks for module in model.modules() if type(module).__name__ == "Qwen2MLP")
 
 

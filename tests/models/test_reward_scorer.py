@@ -69,12 +69,12 @@ def save(tmp_path, tokenizer):
 @pytest.fixture(scope="module")
 def conversations():
     """17 conversations: two views of items with two to four responses, as the stage hands them over."""
-    asked = []
+    conversations = []
     for _, items in itertools.islice(draw_items("test", "scorer", n_responses=(2, 4)), 8):
         item = items[0]
-        for said in (caption(item.scene), None):
-            asked += [(expert_turn(said, item.question.text), response.text) for response in item.responses]
-    return asked[:17]
+        for shown in (caption(item.scene), None):
+            conversations += [(expert_turn(shown, item.question.text), response.text) for response in item.responses]
+    return conversations[:17]
 
 
 def _alone(directory, conversations):
@@ -82,7 +82,7 @@ def _alone(directory, conversations):
     model = hf.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = hf.AutoTokenizer.from_pretrained(directory)
     with torch.inference_mode():
-        rows = [torch.tensor([one.ids]) for one in encode(tokenizer, conversations)]
+        rows = [torch.tensor([encoded.ids]) for encoded in encode(tokenizer, conversations)]
         return [float(model(input_ids=row).logits[0, 0]) for row in rows]
 
 
@@ -118,9 +118,9 @@ def _tokens_seen(scorer, conversations):
 
 def test_what_responses_share_is_computed_once_and_nothing_is_padded(save, tokenizer):
     turns = ["one two three " * 20, "four five six " * 20]
-    asked = [(turn, f"{word} shapes") for turn in turns for word in ("red", "green", "blue")]
-    lengths = [len(one.ids) for one in encode(tokenizer, asked)]
-    seen = _tokens_seen(RewardScorer(save("qwen2")), asked)
+    conversations = [(turn, f"{word} shapes") for turn in turns for word in ("red", "green", "blue")]
+    lengths = [len(encoded.ids) for encoded in encode(tokenizer, conversations)]
+    seen = _tokens_seen(RewardScorer(save("qwen2")), conversations)
     assert len(seen) == 1
     assert sum(lengths) / 3 < seen[0].numel() < sum(lengths) / 2.5
 
@@ -128,7 +128,7 @@ def test_what_responses_share_is_computed_once_and_nothing_is_padded(save, token
 def test_a_bidirectional_model_is_found_out_and_meets_hardly_any_padding(save, tokenizer, conversations):
     scorer = RewardScorer(save("bert"))
     assert scorer.bidirectional
-    lengths = [len(one.ids) for one in encode(tokenizer, conversations)]
+    lengths = [len(encoded.ids) for encoded in encode(tokenizer, conversations)]
     assert sum(ids.numel() for ids in _tokens_seen(scorer, conversations)) <= sum(lengths) * 17 / 16
 
 
@@ -153,9 +153,9 @@ BOS = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}
 def test_a_template_with_its_own_bos_gets_no_second_one(save, tokenizer):
     directory = save("llama", chat_template=BOS, bos_token="<|im_start|>")
     changed = hf.AutoTokenizer.from_pretrained(directory)
-    [one] = encode(changed, [("a question", "an answer")])
-    assert one.ids.count(changed.bos_token_id) == 1
-    assert one.ids[0] == changed.bos_token_id
+    [encoded] = encode(changed, [("a question", "an answer")])
+    assert encoded.ids.count(changed.bos_token_id) == 1
+    assert encoded.ids[0] == changed.bos_token_id
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -246,8 +246,8 @@ def test_a_bidirectional_model_without_chat_template_reads_two_texts(save):
     directory = save("bert")
     (directory / "chat_template.jinja").unlink()
     scorer = RewardScorer(directory)
-    asked = [("what is red?", "the circle"), ("what is blue?", "nothing at all is blue")]
-    assert scorer.score(asked) == pytest.approx(_alone(directory, asked), abs=1e-4)
+    conversations = [("what is red?", "the circle"), ("what is blue?", "nothing at all is blue")]
+    assert scorer.score(conversations) == pytest.approx(_alone(directory, conversations), abs=1e-4)
 
 
 def test_relief_halves_what_runs_at_a_time(save, conversations, caplog):
@@ -277,7 +277,7 @@ def test_conversations_become_trees_where_that_saves_tokens():
     assert list(_groups([header, [*header, *first, 3], [*header, *first, 4]], 1000))[1:] == [
         (Tree([*header, *first], [[3], [4]]), [1, 2])
     ]
-    assert [len(found) for _, found in _groups(texts, 34)] == [1, 1, 1, 2]
+    assert [len(places) for _, places in _groups(texts, 34)] == [1, 1, 1, 2]
     assert list(_groups([[1], [2]], 10)) == [(Tree([1], [[]]), [0]), (Tree([2], [[]]), [1])]
 
 

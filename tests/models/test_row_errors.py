@@ -42,9 +42,9 @@ def test_a_stumble_is_tried_again_whole():
 
 def test_the_one_guilty_row_carries_the_error():
     rows = list(range(16))
-    made = retry_and_bisect(Engine(deadly=[11]), rows)
-    assert made[11] == Failure("engine", "RuntimeError: kernel fault")
-    assert [value for i, value in enumerate(made) if i != 11] == [2 * row for row in rows if row != 11]
+    results = retry_and_bisect(Engine(deadly=[11]), rows)
+    assert results[11] == Failure("engine", "RuntimeError: kernel fault")
+    assert [value for i, value in enumerate(results) if i != 11] == [2 * row for row in rows if row != 11]
 
 
 def test_memory_that_runs_out_is_relieved_before_anything_is_split():

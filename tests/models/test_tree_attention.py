@@ -35,9 +35,9 @@ def test_states_are_those_under_the_mask(model):
     hidden = model.model(input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions)[0]
     ends = [end - 1 for place in packed.places for end in place.ends]
     model.set_attn_implementation(TREES)
-    found = branch_states(model, packed)
-    assert found.shape == (9, 64)
-    assert (found - hidden[0, ends]).abs().max() < 1e-5
+    actual = branch_states(model, packed)
+    assert actual.shape == (9, 64)
+    assert (actual - hidden[0, ends]).abs().max() < 1e-5
 
 
 @torch.inference_mode()
@@ -48,12 +48,12 @@ def test_without_blocks_it_is_ordinary_attention(model):
     model.set_attn_implementation("sdpa")
     expected = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[0, :15]
     model.set_attn_implementation(TREES)
-    found = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[0, :15]
-    assert (found - expected).abs().max() < 1e-6
+    actual = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[0, :15]
+    assert (actual - expected).abs().max() < 1e-6
 
 
 def test_long_branches_do_not_meet_each_other_and_every_token_is_there_once(model):
     packed = pack(TREES_OF_ALL_SHAPES, {}, model)
-    made = blocks(packed)
-    assert sum(block.tokens for block in made) == sum(tree.tokens for tree in TREES_OF_ALL_SHAPES)
-    assert [block.tokens for block in made if block.mask is not None] == [200, 183, 6, 30, 300, 4]
+    row = blocks(packed)
+    assert sum(block.tokens for block in row) == sum(tree.tokens for tree in TREES_OF_ALL_SHAPES)
+    assert [block.tokens for block in row if block.mask is not None] == [200, 183, 6, 30, 300, 4]

@@ -76,7 +76,10 @@ class ImageTextGenerator:
         top_p: float = 1.0,
         logprob_texts: Sequence[str] = (),
     ) -> list[Generation]:
-        """One text per request, in their order; greedy at temperature 0. A prompt about one image is read once."""
+        """Return one text per request, in their order; greedy at temperature 0.
+
+        A prompt that several requests have about one image is read once.
+        """
         from carevl.models.decoding import Texts
 
         logprob_ids = first_tokens(self.processor.tokenizer, logprob_texts)
@@ -94,7 +97,7 @@ class ImageTextGenerator:
         return [generations[i] for i in range(len(requests))]
 
     def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[list[list[int]]]:
-        """Positions of requests for up to `batch_size` texts; those with one image and prompt stand in one list.
+        """Yield positions of requests for up to `batch_size` texts; those with one image and prompt stand in one list.
 
         Prompts of nearly equal length are together, because the shorter ones are padded.
         """
@@ -112,7 +115,7 @@ class ImageTextGenerator:
             yield [[i for _, i in same] for _, same in together]
 
     def reduce_batch_size(self) -> bool:
-        """Halves the texts that are written at a time; False when it is one already."""
+        """Halve the texts that are written at a time; False when it is one already."""
         import torch
 
         if self.batch_size == 1:

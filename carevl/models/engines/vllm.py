@@ -43,7 +43,7 @@ _SITE = str(Path(__file__).parents[2] / "_site")
 
 
 def _room(model: str | Path, max_model_len: int, loading: Mapping[str, Any]) -> int:
-    """`max_model_len`, or what the model reads at most where that is less: vLLM refuses more."""
+    """Return `max_model_len`, or what the model reads at most where that is less: vLLM refuses more."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, **loading)
@@ -54,7 +54,7 @@ def _room(model: str | Path, max_model_len: int, loading: Mapping[str, Any]) -> 
 def _engine(
     model: str | Path, gpu_share: float, tensor_parallel: int, dtype: str, loading: Mapping[str, Any], **arguments: Any
 ) -> Any:
-    """A vLLM engine in this process; settings already in the environment win over ours."""
+    """Build a vLLM engine in this process; settings already in the environment win over ours."""
     if dtype == "auto":
         # Left to itself, vLLM computes float32 weights in float16: scores move in their third digit.
         from transformers import AutoConfig
@@ -80,7 +80,7 @@ def _engine(
 
 @contextmanager
 def _nothing_left(engine: Any) -> Iterator[None]:
-    """Takes back the requests of a call that failed: vLLM keeps them, and would mix them into the next call."""
+    """Take back the requests of a call that failed: vLLM keeps them, and would mix them into the next call."""
     try:
         yield
     except Exception:
@@ -90,7 +90,7 @@ def _nothing_left(engine: Any) -> Iterator[None]:
 
 
 def _whole_prompts(max_model_len: int) -> dict[str, Any]:
-    """On a CPU, prompts are read in one piece: vLLM cannot set back a seeded CPU generator after part of a prompt."""
+    """Read prompts in one piece on a CPU: vLLM cannot set back a seeded CPU generator after part of a prompt."""
     import torch
 
     if torch.cuda.is_available():
@@ -99,7 +99,7 @@ def _whole_prompts(max_model_len: int) -> dict[str, Any]:
 
 
 def _slot(adapter: Path) -> int:
-    """The smallest rank that vLLM has room for and the adapter fits in; above them all vLLM refuses, and says so."""
+    """Return the smallest rank that vLLM has room for and the adapter fits in; above them all vLLM refuses."""
     rank: int = json.loads((adapter / "adapter_config.json").read_text())["r"]
     return min((room for room in (8, 16, 32, 64, 128, 256, 320, 512) if room >= rank), default=rank)
 
@@ -156,7 +156,7 @@ class VllmGenerator:
         top_p: float = 1.0,
         logprob_texts: Sequence[str] = (),
     ) -> list[Generation]:
-        """One text per request, in their order; greedy at temperature 0."""
+        """Return one text per request, in their order; greedy at temperature 0."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
@@ -236,7 +236,7 @@ class VllmScorer:
             _check_parity(model, expected, self.score(_SAMPLE), parity_tolerance)
 
     def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
-        """The raw score (logit) of each (user turn, response), in their order.
+        """Return the raw score (logit) of each (user turn, response), in their order.
 
         Conversations run in their order, so that those that begin alike find their beginning in the engine's cache.
 
@@ -277,13 +277,13 @@ def _reference(model: str | Path, dtype: str, loading: Mapping[str, Any]) -> lis
     return scores
 
 
-def _check_parity(model: str | Path, expected: Sequence[float], found: Sequence[float], tolerance: float) -> None:
-    off = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+def _check_parity(model: str | Path, expected: Sequence[float], scores: Sequence[float], tolerance: float) -> None:
+    off = max(abs(a - b) for a, b in zip(expected, scores, strict=True))
     allowed = tolerance * max(map(abs, expected))
     if not off <= allowed:
         raise UserError(
             f"{model}: vllm and transformers disagree by up to {off:.4g}, and parity_tolerance {tolerance} allows "
-            f"{allowed:.4g}: vllm gives {_short(found)} and transformers {_short(expected)} for the same texts; "
+            f"{allowed:.4g}: vllm gives {_short(scores)} and transformers {_short(expected)} for the same texts; "
             "use engine: transformers for this expert"
         )
 

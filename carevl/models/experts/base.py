@@ -83,8 +83,8 @@ def _by_row(score: Callable[[list[Conversation | Encoded]], Sequence[float]], ro
     failures: dict[int, Failure] = {}
     try:
         scores: Sequence[float | None] = score(conversations)
-    except SomeRowsError as some:
-        scores, failures = some.results, dict(some.failures)
+    except SomeRowsError as partial:
+        scores, failures = partial.results, dict(partial.failures)
     if len(scores) != len(conversations):
         raise ValueError(f"the expert gave {len(scores)} scores for {len(conversations)} conversations")
     results: list[list[Any]] = []
