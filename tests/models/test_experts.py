@@ -140,7 +140,7 @@ def test_a_kind_of_the_users_own_scores_a_part(expert, tmp_path):
     processor = score.ScoreProcessor(own).load()
     rows = processor.process({**tables, **processor.preprocess(tables)}).to_pylist()
     assert [row["scores"] for row in rows] == [[1.0, 2.0], [1.0, 2.0]]
-    assert score.facts(own)["weights"] == "longest 1"
+    assert fingerprint(own) == "longest 1"
     sys.modules.pop("longest_kind", None)
 
 
