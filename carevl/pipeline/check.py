@@ -97,7 +97,8 @@ def _check_experts(settings: Settings) -> Iterator[str]:
             yield from _check_weights(place, expert)
         refusals = list(_refusal(f"{place}.path", EXPERT_KINDS[expert.kind].check, expert))
         yield from refusals
-        if expert.endpoint is not None and not refusals and is_private(settings.cluster):  # else the key is on the cluster's nodes
+        # Elsewhere the key is on the cluster's nodes.
+        if expert.endpoint is not None and not refusals and is_private(settings.cluster):
             yield from _refusal(f"{place}.endpoint", _open_client, expert)
 
 
