@@ -49,5 +49,5 @@ def compare(
     comparing.check(tree, plan, test)
     with ray_cluster(tree.cluster):
         comparison = comparing.compare(tree, run, plan, test, log)
-    for line in [json.dumps(comparison)] if as_json else report.lines(comparison):
+    for line in [json.dumps(comparison)] if as_json else report.format_lines(comparison):
         typer.echo(line)

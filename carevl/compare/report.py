@@ -1,4 +1,4 @@
-"""A comparison's figures as the tree of `compare.json`, as text for the terminal, and as pictures."""
+"""A comparison's estimates as the tree of `compare.json`, as text for the terminal, and as pictures."""
 
 from __future__ import annotations
 
@@ -30,51 +30,51 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """An arm with one seed, and what the benchmark says of it."""
+    """An arm with one seed, and its outcomes on the benchmark."""
 
     trial: Trial
     outcomes: Outcomes
 
     @property
     def strict(self) -> float:
-        """Strict accuracy."""
+        """Return strict accuracy."""
         return float(self.outcomes["strict"].mean())
 
 
-def tree(
+def build_tree(
     bench: ArmRunner,
     cells: Mapping[str, Sequence[Cell]],
     tried: Mapping[str, Mapping[float, float]],
     budgets: Sequence[Budget],
     routed: Mapping[str, Any],
 ) -> Tree:
-    """What `compare.json` holds.
+    """Build what `compare.json` holds.
 
     Returns:
-        `arms` and `differences` as `judged`, each arm with what it took to make it (`_making`) and the strict accuracy
+        `arms` and `differences` as `compare_arms`, each arm with its cost (`_cost`) and the strict accuracy
         of every learning rate that was `tried`; `routing`; `pairs` of CAREVL, means over seeds: how many there are, and
         the share whose chosen verdict is right, where that is known; `tokens` that CAREVL trained on, by seed.
     """
-    found = judged(bench, cells)
+    tree = compare_arms(bench, cells)
     for name, of_arm in cells.items():
-        found["arms"][name] |= _making(bench, of_arm)
+        tree["arms"][name] |= _cost(bench, of_arm)
         if name in tried:
-            found["arms"][name]["tried"] = {f"{rate:g}": strict for rate, strict in tried[name].items()}
-    ours = found["arms"].get(OURS.name, {}).get("phase2", [])
+            tree["arms"][name]["tried"] = {f"{rate:g}": strict for rate, strict in tried[name].items()}
+    ours = tree["arms"].get(OURS.name, {}).get("phase2", [])
     rights = [seed["right_way"]["value"] for seed in ours if "right_way" in seed]
     pairs = {"count": _mean(seed["count"] for seed in ours), "right_way": _mean(rights)}
-    told = {"settings": bench.settings.model_dump(mode="json"), "tokens": [asdict(budget) for budget in budgets]}
-    return {**told, **found, "routing": routed, "pairs": pairs}
+    inputs = {"settings": bench.settings.model_dump(mode="json"), "tokens": [asdict(budget) for budget in budgets]}
+    return {**inputs, **tree, "routing": routed, "pairs": pairs}
 
 
-def judged(bench: ArmRunner, cells: Mapping[str, Sequence[Cell]]) -> Tree:
-    """What a benchmark says of every arm.
+def compare_arms(bench: ArmRunner, cells: Mapping[str, Sequence[Cell]]) -> Tree:
+    """Estimate every arm on a benchmark, and how they differ.
 
     Returns:
         `arms`: per arm the figures of `outcomes.FIGURES`, and strict accuracy on the questions that a caption decides
         (`decidable`) and on the others, by `groups` and by `kinds`; each as `_stored`. `differences`: CAREVL less every
         other arm, and phase 1 less base, paired: both on the same resamples; `by_kind` of them: CAREVL less base.
-        `judges`: arm to the fingerprint of its training, by seed; they are those that were asked.
+        `judges`: arm to the fingerprint of its training, by seed.
     """
     subsets = _subsets(bench)
     n_seeds = max(map(len, cells.values()))
@@ -88,7 +88,7 @@ def judged(bench: ArmRunner, cells: Mapping[str, Sequence[Cell]]) -> Tree:
         compared = [(OURS.name, name) for name in others]
         if means.keys() >= {"phase1", "base"}:
             compared.append(("phase1", "base"))
-        differences = {f"{one}_minus_{other}": _stored(means[one] - means[other]) for one, other in compared}
+        differences = {f"{arm}_minus_{other}": _stored(means[arm] - means[other]) for arm, other in compared}
         if "base" in values:
             differences["by_kind"] = {
                 kind: _stored(
@@ -118,41 +118,41 @@ def _within(values: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.
 
 
 def _subsets(bench: ArmRunner) -> dict[str, dict[str, NDArray[np.bool_]]]:
-    """Of what (`caption`, `groups`, `kinds`) and name to bool [n_rows]; kinds are known of drawn worlds only."""
+    """Map `caption`, `groups` or `kinds` and a name to its rows, bool [n_rows]; only drawn worlds have kinds."""
     path = Path(DataRoot.of(bench.settings, bench.run).resolve(bench.benchmark.path))
     truths = read_truth(path.parent.parent)
-    known = [truths.get((image_id(row.image.read()) if row.image else "", row.question)) for row in bench.rows]
-    kinds = np.array([truth.kind if truth else "" for truth in known])
+    truth_of_row = [truths.get((image_id(row.image.read()) if row.image else "", row.question)) for row in bench.rows]
+    kinds = np.array([truth.kind if truth else "" for truth in truth_of_row])
     groups = np.array([row.group for row in bench.rows])
     return {
         "caption": {
-            "decidable": np.array([truth is not None and truth.decidable for truth in known]),
-            "undecidable": np.array([truth is not None and not truth.decidable for truth in known]),
+            "decidable": np.array([truth is not None and truth.decidable for truth in truth_of_row]),
+            "undecidable": np.array([truth is not None and not truth.decidable for truth in truth_of_row]),
         },
         "groups": {str(group): groups == group for group in np.unique(groups)},
         "kinds": {str(kind): kinds == kind for kind in np.unique(kinds) if kind},
     }
 
 
-def _making(bench: ArmRunner, cells: Sequence[Cell]) -> Tree:
-    """What it took: tokens and steps by phase, judgments that were sampled, seconds by stage, and phase 2 by seed."""
+def _cost(bench: ArmRunner, cells: Sequence[Cell]) -> Tree:
+    """Return tokens and steps by phase, sampled judgments, seconds by stage, and phase 2 by seed."""
     trials = [cell.trial for cell in cells]
     arm = trials[0].arm
-    made: Tree = {"about": arm.about}
+    cost: Tree = {"about": arm.about}
     if not arm.trained:
-        return made
-    made["learning_rate_times"] = trials[-1].rate
-    made["tokens"] = _mean(trial.budget.total for trial in trials)
-    made["steps"] = _mean(sum(map(len, trial.phases.values())) for trial in trials)
-    made["seconds"] = trials[0].seconds(bench.run)
+        return cost
+    cost["learning_rate_times"] = trials[-1].rate
+    cost["tokens"] = _mean(trial.budget.total for trial in trials)
+    cost["steps"] = _mean(sum(map(len, trial.phases.values())) for trial in trials)
+    cost["seconds"] = trials[0].seconds(bench.run)
     if arm.judge == "phase2":
-        made["phase2"] = [_phase2(bench, trial) for trial in trials]
-        made["sampled_judgments"] = _mean(seed["sampled_judgments"] for seed in made["phase2"])
-    return made
+        cost["phase2"] = [_phase2(bench, trial) for trial in trials]
+        cost["sampled_judgments"] = _mean(seed["sampled_judgments"] for seed in cost["phase2"])
+    return cost
 
 
 def _phase2(bench: ArmRunner, trial: Trial) -> Tree:
-    """Low pairs, judgments sampled of them, the pairs that they gave and from how many items, and the training.
+    """Count low pairs, judgments sampled of them, the pairs that they gave and from how many items, and the training.
 
     `guard` tells of the checkpoints that were looked at with what was held out or labelled: what was seen at each step,
     and the step whose judge was kept; None when there was nothing to look with.
@@ -160,42 +160,42 @@ def _phase2(bench: ArmRunner, trial: Trial) -> Tree:
     from carevl.training.validation import CheckpointSelector
 
     causes = {name: trial.keys[name] for name in ("ingest", "route", "demonstrate", "select")}
-    found = results.compute(trial.settings, bench.run, causes)
+    figures = results.compute(trial.settings, bench.run, causes)
     sampled = (bench.run.table(trial.keys["sample"]).manifest or {})["rows_out"]
     log = trial.phases.get("dpo", [])
     seen = read_validations(log)
     guard = {"kept_step": CheckpointSelector(0, seen).best or len(log), "seen": seen} if seen else None
-    low = {"low_pairs": found["routing"]["low"], "sampled_judgments": sampled}
-    return {"seed": trial.settings.seed, **low, **found["pairs"], "steps": len(log), "guard": guard}
+    low = {"low_pairs": figures["routing"]["low"], "sampled_judgments": sampled}
+    return {"seed": trial.settings.seed, **low, **figures["pairs"], "steps": len(log), "guard": guard}
 
 
 def _mean(numbers: Iterable[float]) -> float | None:
-    known = list(numbers)
-    return float(np.mean(known)) if known else None
+    values = list(numbers)
+    return float(np.mean(values)) if values else None
 
 
 _COLUMNS = ("strict", "single_order", "order_consistency", "ece", "decidable", "undecidable")
 
 
-def lines(found: Tree) -> Iterator[str]:
-    """The comparison as a person reads it: means over rows and seeds with 95 % intervals."""
-    yield from _table(found)
-    yield from _costs(found["arms"])
-    yield from _phase2_lines(found["arms"])
-    yield from _routing(found["routing"], found["settings"]["router"]["precision"])
-    for final in found["final"]:
+def format_lines(comparison: Tree) -> Iterator[str]:
+    """Write the comparison in lines: means over rows and seeds with 95 % intervals."""
+    yield from _table(comparison)
+    yield from _costs(comparison["arms"])
+    yield from _phase2_lines(comparison["arms"])
+    yield from _routing(comparison["routing"], comparison["settings"]["router"]["precision"])
+    for final in comparison["final"]:
         drawn = "" if final["world_seed"] is None else f", scenes of seed {final['world_seed']}"
-        yield from ("", f"on test data, {final['time']}{drawn}{_other_judges(found, final)}")
+        yield from ("", f"on test data, {final['time']}{drawn}{_other_judges(comparison, final)}")
         yield from _table(final)
 
 
-def _other_judges(found: Tree, final: Tree) -> str:
-    """Says of which arms other judges were asked on test data than the comparison has now with the same seeds."""
-    asked, now = final.get("judges", {}), found["judges"]
+def _other_judges(comparison: Tree, final: Tree) -> str:
+    """Name the arms whose judges on test data are not those of the comparison with the same seeds."""
+    before, now = final.get("judges", {}), comparison["judges"]
     other = [
         name
         for name in final["arms"]
-        if name in now and any(a != b for a, b in zip(asked.get(name, ["untold"]), now[name], strict=False))
+        if name in now and any(a != b for a, b in zip(before.get(name, ["unknown"]), now[name], strict=False))
     ]
     return f"; by judges other than those above: {', '.join(other)}" if other else ""
 
@@ -219,9 +219,9 @@ def _phase2_lines(arms: Tree) -> Iterator[str]:
         if seeds := arm.get("phase2"):
             rights = [seed["right_way"]["value"] for seed in seeds if "right_way" in seed]
             low, items, count = (_mean(seed[key] for seed in seeds) for key in ("low_pairs", "items", "count"))
-            looked = [seed for seed in seeds if seed["guard"]]
-            early = sum(seed["guard"]["kept_step"] < seed["steps"] for seed in looked)
-            guard = f"; guard: an earlier judge kept with {early} of {len(looked)} seeds" if looked else ""
+            guarded = [seed for seed in seeds if seed["guard"]]
+            early = sum(seed["guard"]["kept_step"] < seed["steps"] for seed in guarded)
+            guard = f"; guard: an earlier judge kept with {early} of {len(guarded)} seeds" if guarded else ""
             right = f"{_share(_mean(rights))} the right way"
             yield f"{name:20s}{low:.0f} low pairs, {items:.0f} items gave {count:.0f} pairs, {right}{guard}"
 
@@ -240,24 +240,24 @@ def _routing(routing: Tree, precision: float) -> Iterator[str]:
         yield f"  {point['threshold']:10.2f}{_share(point['coverage']):>10s}{right}"
 
 
-def _table(found: Tree) -> Iterator[str]:
-    over = "images and seeds" if found["seeds"] > 1 else "images; one seed says nothing of other seeds"
-    yield f"{found['rows']} pairs, {found['seeds']} seeds; 95 % intervals over {over}"
+def _table(comparison: Tree) -> Iterator[str]:
+    over = "images and seeds" if comparison["seeds"] > 1 else "images; one seed says nothing of other seeds"
+    yield f"{comparison['rows']} pairs, {comparison['seeds']} seeds; 95 % intervals over {over}"
     yield f"{'':20s}" + "".join(f"{name:>24s}" for name in _COLUMNS)
-    for name, arm in found["arms"].items():
+    for name, arm in comparison["arms"].items():
         yield f"{name:20s}" + "".join(f"{format_estimate(_estimate(arm[column])):>24s}" for column in _COLUMNS)
     yield ""
-    for name, figure in found["differences"].items():
+    for name, figure in comparison["differences"].items():
         if name != "by_kind":
             yield f"{name.replace('_minus_', ' - '):44s}{format_estimate(_estimate(figure), sign=True):>27s}"
-    for kind, figure in found["differences"].get("by_kind", {}).items():
+    for kind, figure in comparison["differences"].get("by_kind", {}).items():
         yield f"{f'{OURS.name} - base, {kind}':44s}{format_estimate(_estimate(figure), sign=True):>27s}"
 
 
 def _stored(means: FloatArray) -> Tree:
-    """An estimate under the names that it has in `compare.json`."""
-    found = estimate(means)
-    return {"mean": found["value"], "low": found["low"], "high": found["high"]}
+    """Estimate from resamples, under the names of `compare.json`."""
+    value = estimate(means)
+    return {"mean": value["value"], "low": value["low"], "high": value["high"]}
 
 
 def _estimate(stored: Tree) -> Estimate:
@@ -268,11 +268,11 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def draw(found: Tree, directory: Path) -> list[Path]:
-    """Writes the pictures of strict accuracy by arm, and by kind where kinds are known; their files."""
+def draw(comparison: Tree, directory: Path) -> list[Path]:
+    """Draw strict accuracy by arm, and by kind where kinds are known; return the files."""
     from carevl.plots.arms import draw_arms, draw_kinds
 
-    arms = found["arms"]
+    arms = comparison["arms"]
     files = draw_arms(directory / "strict_by_arm", {name: _estimate(arm["strict"]) for name, arm in arms.items()})
     kinds = {
         name: {kind: _estimate(figure) for kind, figure in arm["kinds"].items()}

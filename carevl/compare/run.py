@@ -93,7 +93,7 @@ def compare(
     """Makes what is not there, computes every figure from stored rows, and writes `compare.json` and its pictures.
 
     Returns:
-        What `compare.json` holds; see `report.tree`.
+        What `compare.json` holds; see `report.build_tree`.
 
     Raises:
         UserError: as `check`, another process holds the run directory, or a stage cannot be made.
@@ -111,7 +111,7 @@ def compare(
         if plan.sweep:
             arms += [at_threshold(threshold) for threshold in to_train(routed["sweep"], routed["coverage"])]
         cells = comparison.all(arms)
-        figures = report.tree(
+        figures = report.build_tree(
             runner, cells, comparison.tried, [comparison.budgets[n] for n in sorted(comparison.budgets)], routed
         )
         file = run.root / RESULT
@@ -248,4 +248,4 @@ def _final(runner: ArmRunner, cells: dict[str, list[Cell]], final: Final, at_onc
     answers = dict(_run_side_by_side(ask, distinct.values(), at_once))
     answered = {name: [answers[id(cell)] for cell in of_arm] for name, of_arm in cells.items()}
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"time": when, "world_seed": final.world_seed, "data": path, **report.judged(tests, answered)}
+    return {"time": when, "world_seed": final.world_seed, "data": path, **report.compare_arms(tests, answered)}

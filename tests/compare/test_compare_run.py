@@ -96,7 +96,7 @@ def test_arms_are_trained_on_as_many_tokens(compared):
 
 def test_a_person_reads_arms_differences_and_router(compared):
     _, found = compared
-    text = "\n".join(report.lines(found))
+    text = "\n".join(report.format_lines(found))
     for what in (*ARMS, "carevl - distillation", "calibration resamples", "low pairs", "trained on"):
         assert what in text
 
@@ -127,7 +127,7 @@ def test_again_nothing_is_made_and_test_scenes_are_listed(compared, settings):
     assert (entry["world_seed"], entry["rows"]) == (5, 24)
     assert [arm["strict"]["mean"] is not None for arm in entry["arms"].values()] == [True, True]
     assert json.loads((where.root / "compare.json").read_text())["final"][0]["time"] == entry["time"]
-    assert "other than those above" not in "\n".join(report.lines(final))
+    assert "other than those above" not in "\n".join(report.format_lines(final))
 
 
 def test_test_data_seen_by_judges_that_were_made_anew_since_are_marked(compared):
@@ -139,7 +139,7 @@ def test_test_data_seen_by_judges_that_were_made_anew_since_are_marked(compared)
     now = {**asked, "judges": judges, "differences": {}}
     before = {**asked, "judges": {**judges, "carevl": ["0123456789abcdef"]}, "differences": {}}
     untold = {**asked, "differences": {}}
-    lines = list(report.lines({**found, "final": [now, before, untold]}))
+    lines = list(report.format_lines({**found, "final": [now, before, untold]}))
     assert [line for line in lines if line.startswith("on test data")] == [
         "on test data, 2026-01-01, scenes of seed 5",
         "on test data, 2026-01-01, scenes of seed 5; by judges other than those above: carevl",
