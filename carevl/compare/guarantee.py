@@ -59,7 +59,7 @@ def measure_guarantee(settings: RouterSettings, fitting: Fitting, resamples: int
             log(f"{number} of {resamples} calibration resamples")
         try:
             drawn = settings.model_copy(update=policy | {"seed": settings.seed + number})
-            router = fit_router(drawn, drawn_images(labelled, drawn.seed), unlabelled)
+            router = fit_router(drawn, draw_images(labelled, drawn.seed), unlabelled)
         except CannotCertifyError:
             continue
         certified += 1
@@ -67,8 +67,8 @@ def measure_guarantee(settings: RouterSettings, fitting: Fitting, resamples: int
     return {"resamples": resamples, "promised": certified / resamples, "kept": kept / certified if certified else None}
 
 
-def drawn_images(pairs: Pairs, seed: int) -> Pairs:
-    """The pairs of as many images, drawn with replacement; an image that is drawn twice counts as two."""
+def draw_images(pairs: Pairs, seed: int) -> Pairs:
+    """Draw as many images with their pairs, with replacement; an image that is drawn twice counts as two."""
     _, images = np.unique(pairs.images(), return_inverse=True)
     order, counts = np.argsort(images, kind="stable"), np.bincount(images)
     starts = np.cumsum(counts) - counts
@@ -83,7 +83,7 @@ def drawn_images(pairs: Pairs, seed: int) -> Pairs:
 
 
 def true_precision(router: Router, pairs: Pairs) -> float:
-    """Precision of a router's high pairs, a random eligible pair of a random image; 1 when none is high."""
+    """Return the precision of a router's high pairs, a random eligible pair of a random image; 1 when none is high."""
     assert router.threshold is not None
     signals = router.ensemble.signals(pairs)
     eligible = router.filters.reasons(pairs, signals) < 0
@@ -95,14 +95,17 @@ def true_precision(router: Router, pairs: Pairs) -> float:
 
 
 def by_labels(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> tuple[Any, Any, Any]:
-    """Of every labelled pair, as seen by a router that was fitted on the other half of their images: the winner's
-    probability, whether that is the label's (1 or 0), and whether the pair is high; float64 [n_pairs]."""
+    """Route every labelled pair by a router that was fitted on the other half of their images.
+
+    Returns:
+        The winner's probability, whether that is the label's (1 or 0), and whether the pair is high; each [n_pairs].
+    """
     panel = cross_fit(settings, labelled, unlabelled)
     return np.abs(panel.p[:, -1] - 0.5) + 0.5, panel.label_right(), panel.high
 
 
 def sweep(confidence: NDArray[Any], right: NDArray[np.float64], thresholds: Sequence[float]) -> list[Point]:
-    """Coverage and precision of every threshold.
+    """Return coverage and precision of every threshold.
 
     Args:
         confidence: probability of each pair's winner [n_pairs]; nan where it has none.
@@ -111,17 +114,17 @@ def sweep(confidence: NDArray[Any], right: NDArray[np.float64], thresholds: Sequ
     points: list[Point] = []
     for threshold in thresholds:
         high = confidence >= np.float32(threshold)
-        known = right[high & ~np.isnan(right)]
-        precision = float(known.mean()) if known.size else None
+        labelled = right[high & ~np.isnan(right)]
+        precision = float(labelled.mean()) if labelled.size else None
         points.append({"threshold": threshold, "coverage": float(high.mean()), "precision": precision})
     return points
 
 
 def to_train(points: Sequence[Point], coverage: float) -> list[float]:
-    """Two thresholds beside the router's own: of about half its coverage, and halfway from it to every pair."""
-    found: list[float] = []
-    for wanted in (coverage / 2, (1 + coverage) / 2):
-        others = [point for point in points if point["threshold"] not in found and point["coverage"] > 0]
+    """Choose two thresholds beside the router's own: of about half its coverage, and halfway from it to every pair."""
+    thresholds: list[float] = []
+    for target in (coverage / 2, (1 + coverage) / 2):
+        others = [point for point in points if point["threshold"] not in thresholds and point["coverage"] > 0]
         if others:
-            found.append(min(others, key=lambda point: abs(point["coverage"] - wanted))["threshold"])
-    return found
+            thresholds.append(min(others, key=lambda point: abs(point["coverage"] - target))["threshold"])
+    return thresholds

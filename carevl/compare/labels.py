@@ -17,7 +17,7 @@ Rule = Literal["every", "drawn", "subset", "threshold"]
 
 @dataclass(frozen=True)
 class Labels:
-    """Which pairs are high, and with which winner. A pair that is dropped, or has no winner, never is.
+    """A rule for which pairs are high, and with which winner. A pair that is dropped, or has no winner, never is.
 
     `every`: all, with the ensemble's winner. `drawn`: all, with a winner drawn by the ensemble's probability, so that
     on average each verdict is learned by its probability. `subset`: as many as the router found high, taken at random.
@@ -28,7 +28,7 @@ class Labels:
     threshold: float = 0.0
 
     def apply(self, routes: pa.Table, seed: int, most: float) -> pa.Table:
-        """Routes with other labels, row by row.
+        """Return routes with these labels, row by row.
 
         Args:
             most: `subset`: the largest draw that is taken, see `pair_uniforms`.
@@ -45,10 +45,10 @@ class Labels:
             winner = np.where(pair_uniforms(routes, seed, self.rule) < probability, first, second)
         dropped = _is(routes, "dropped")
         route = np.where(high, "high", np.where(dropped, "dropped", "low"))
-        known = pa.array(np.nan_to_num(winner).astype(np.int32))
+        labels = pa.array(np.nan_to_num(winner).astype(np.int32))
         changed = {
             "route": pa.array(route).cast(ROUTES.field("route").type),
-            "winner": pa.compute.if_else(pa.array(high), known, routes["winner"]),
+            "winner": pa.compute.if_else(pa.array(high), labels, routes["winner"]),
         }
         for name, column in changed.items():
             routes = routes.set_column(routes.column_names.index(name), ROUTES.field(name), column)
@@ -56,17 +56,17 @@ class Labels:
 
 
 def decided(routes: pa.Table) -> NDArray[np.bool_]:
-    """bool [n_pairs]: pairs that are not dropped and have a winner."""
+    """Return bool [n_pairs]: pairs that are not dropped and have a winner."""
     winner = routes["winner"].to_numpy()
-    found: NDArray[np.bool_] = ~_is(routes, "dropped") & (np.nan_to_num(winner, nan=-1) >= 0)
-    return found
+    has_winner: NDArray[np.bool_] = ~_is(routes, "dropped") & (np.nan_to_num(winner, nan=-1) >= 0)
+    return has_winner
 
 
 def confidence(routes: pa.Table) -> NDArray[np.float32]:
-    """float32 [n_pairs]: the winner's probability, from 0.5 to 1; NaN where it is unknown."""
+    """Return float32 [n_pairs]: the winner's probability, from 0.5 to 1; NaN where it is unknown."""
     probability = routes["probability"].to_numpy()
-    found: NDArray[np.float32] = np.abs(probability - np.float32(0.5)) + np.float32(0.5)
-    return found
+    sure: NDArray[np.float32] = np.abs(probability - np.float32(0.5)) + np.float32(0.5)
+    return sure
 
 
 def pair_uniforms(routes: pa.Table, seed: int, purpose: str) -> NDArray[np.float64]:
@@ -76,5 +76,5 @@ def pair_uniforms(routes: pa.Table, seed: int, purpose: str) -> NDArray[np.float
 
 
 def _is(routes: pa.Table, route: str) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = routes["route"].cast(pa.string()).to_numpy() == route
-    return found
+    matches: NDArray[np.bool_] = routes["route"].cast(pa.string()).to_numpy() == route
+    return matches

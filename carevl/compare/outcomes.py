@@ -26,7 +26,7 @@ Outcomes = Mapping[str, FloatArray]
 
 
 def of_predictions(rows: Sequence[Row], predictions: Iterable[Prediction]) -> Outcomes:
-    """A judge that was asked in both orders.
+    """Score a judge that answered in both orders.
 
     - `strict`: 1 if the better response wins in both orders, else 0; no verdict is wrong.
     - `single_order`: the share of the two orders in which it wins.
@@ -34,7 +34,7 @@ def of_predictions(rows: Sequence[Row], predictions: Iterable[Prediction]) -> Ou
     - `ece`: what averages to the expected calibration error of the verdict token's probability.
 
     Raises:
-        ValueError: a row was not asked in both orders.
+        ValueError: a row has no answers in both orders.
     """
     answers = in_orders(rows, predictions, {row.key: BOTH_ORDERS for row in rows})
     winners = np.array([[_number(each.winner) for each in answers[row.key]] for row in rows], np.float64).reshape(-1, 2)
@@ -43,24 +43,24 @@ def of_predictions(rows: Sequence[Row], predictions: Iterable[Prediction]) -> Ou
 
 
 def of_probabilities(rows: Sequence[Row], first: Mapping[str, float | None]) -> Outcomes:
-    """A judge that sees no order: the probability of each row's first response, by key; None is never right."""
+    """Score a judge that sees no order by the probability of each row's first response, by key; None is never right."""
     p = np.array([_number(first.get(row.key)) for row in rows], np.float64)
     winners = np.select([p > 0.5, p < 0.5], [0.0, 1.0], np.nan)
     return _outcomes(rows, np.stack([winners] * 2, axis=1), np.stack([p] * 2, axis=1))
 
 
 def _outcomes(rows: Sequence[Row], winners: FloatArray, first: FloatArray) -> Outcomes:
-    """From winners and probabilities of the first response, float64 [n_rows, 2 orders], nan where there is none."""
+    """Score winners and probabilities of the first response, float64 [n_rows, 2 orders], nan where there is none."""
     gold = np.array([row.winner for row in rows], np.float64)[:, None]
     right = winners == gold
     sure_right = np.where(np.isnan(first), np.nan, (first > 0.5) == (gold == 0))
     gaps = calibration_gaps(first.ravel(), sure_right.ravel()).reshape(-1, 2)
-    known = ~np.isnan(gaps)
+    counts = ~np.isnan(gaps)
     return {
         "strict": right.all(axis=1).astype(np.float64),
         "single_order": right.mean(axis=1),
         "order_consistency": (winners[:, 0] == winners[:, 1]).astype(np.float64),
-        "ece": divide(np.nansum(gaps, axis=1), known.sum(axis=1)),
+        "ece": divide(np.nansum(gaps, axis=1), counts.sum(axis=1)),
     }
 
 
@@ -69,13 +69,13 @@ def _number(value: float | None) -> float:
 
 
 def over_seeds(outcomes: Sequence[Outcomes]) -> Outcomes:
-    """Outcomes of several seeds as one: figure to float64 [n_seeds, n_rows]."""
+    """Stack outcomes of several seeds: figure to float64 [n_seeds, n_rows]."""
     return {name: np.stack([each[name] for each in outcomes]) for name in FIGURES}
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """How often each seed and each row is drawn in every resample: float64 [n_resamples, n_seeds], [.., n_rows].
+    """Counts of each seed and each row in every resample: float64 [n_resamples, n_seeds], [.., n_rows].
 
     Seeds are drawn with replacement, and so are images with all their rows; a row of a seed counts as often as the
     product says. The first resample is the data themselves.
@@ -86,7 +86,7 @@ class Resamples:
 
     @staticmethod
     def draw(n_seeds: int, units: Sequence[str], resamples: int = RESAMPLES) -> Resamples:
-        """The same for the same numbers and units.
+        """Draw resamples; the same for the same numbers and units.
 
         Args:
             units: of every row; rows of one unit (image) are drawn together.
@@ -97,9 +97,9 @@ class Resamples:
         return Resamples(of_seeds, of_units[:, unit_of_row])
 
     def means(self, values: FloatArray) -> FloatArray:
-        """The mean in every resample, float64 [n_resamples], of values [n_seeds, n_rows]; nan does not count."""
-        known = ~np.isnan(values)
-        top, bottom = (((self.seeds @ each) * self.rows).sum(axis=1) for each in (np.nan_to_num(values), known))
+        """Return the mean in every resample, float64 [n_resamples], of values [n_seeds, n_rows]; nan does not count."""
+        counts = ~np.isnan(values)
+        top, bottom = (((self.seeds @ each) * self.rows).sum(axis=1) for each in (np.nan_to_num(values), counts))
         return divide(top, bottom)
 
 

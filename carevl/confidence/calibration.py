@@ -22,26 +22,26 @@ MIN_LABELS = 50
 
 @dataclass(frozen=True)
 class Calibration:
-    """How one expert's margins become probabilities."""
+    """The map from one expert's margins to probabilities."""
 
     expert: str
     method: CalibrationMethod
     n_labels: int
     """labelled pairs that the expert scored; `spread` does not use them"""
     slope: float = math.nan
-    """1 / T in p = sigmoid(slope * margin); 0 for an expert that says nothing. Not used by `isotonic`."""
+    """1 / T in p = sigmoid(slope * margin); 0 for an expert whose margins carry nothing. Not used by `isotonic`."""
     knots: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     """`isotonic` only: margins, ascending, and their probabilities; linear between them, flat outside."""
 
     def probability(self, margins: NDArray[np.float32]) -> NDArray[np.float32]:
-        """P(the first response is better), float32 of the same shape; NaN stays NaN."""
+        """Return P(the first response is better), float32 of the same shape; NaN stays NaN."""
         if self.method == "isotonic":
             return np.interp(margins, *self.knots).astype(np.float32)
         p: NDArray[np.float32] = special.expit(margins * np.float32(self.slope))
         return p
 
     def note(self) -> str:
-        """A sentence for the report."""
+        """Write a sentence for the report."""
         if self.method == "isotonic":
             return f"{self.expert}: isotonic regression on {self.n_labels} labelled pairs."
         if self.slope == 0:
@@ -61,7 +61,7 @@ def fit_calibration(
     gold: NDArray[np.float32],
     reference: NDArray[np.float32],
 ) -> Calibration:
-    """Fits one expert; with fewer than MIN_LABELS labelled pairs every method becomes `spread`.
+    """Fit one expert; with fewer than MIN_LABELS labelled pairs every method becomes `spread`.
 
     Args:
         margins: float32 [n_labelled], NaN where missing.
@@ -83,13 +83,13 @@ def fit_calibration(
 
 
 def soft_targets(gold: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Platt's targets: (n + 1) / (n + 2) in place of 1, so that separable labels give a finite slope; ties are 0.5."""
+    """Return Platt's targets: (n + 1) / (n + 2) for 1, so that separable labels give a finite slope; ties are 0.5."""
     n = len(gold)
     return 0.5 + gold.astype(np.float64) / 2 * n / (n + 2)
 
 
 def fit_weights(features: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logistic regression without bias and with weights >= 0: an expert is silenced, never read backwards.
+    """Fit a logistic regression without bias and with weights >= 0: an expert is silenced, never read backwards.
 
     Args:
         features: float64 [n, k], signed towards the first response.
@@ -108,15 +108,15 @@ def fit_weights(features: NDArray[np.float64], targets: NDArray[np.float64]) -> 
         return float(np.mean(np.logaddexp(0, z) - targets * z)), gradient
 
     options = {"ftol": 1e-13, "gtol": 1e-9}
-    found = optimize.minimize(
+    result = optimize.minimize(
         loss, np.full(k, 1 / k), jac=True, method="L-BFGS-B", bounds=[(0, None)] * k, options=options
     )
-    weights: NDArray[np.float64] = found.x
+    weights: NDArray[np.float64] = result.x
     return weights
 
 
 def _isotonic(x: NDArray[np.float64], targets: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Isotonic regression on every pair and its mirror image, which makes it antisymmetric about margin 0."""
+    """Fit an isotonic regression on every pair and its mirror image, which makes it antisymmetric about margin 0."""
     from scipy import optimize
 
     margins, place, counts = np.unique(np.concatenate([x, -x]), return_inverse=True, return_counts=True)

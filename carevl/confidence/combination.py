@@ -31,7 +31,7 @@ class Mean:
     """The mean of the experts that scored the pair."""
 
     def combine(self, p: NDArray[np.float32]) -> NDArray[np.float32]:
-        return known_mean(p, axis=1)
+        return nan_mean(p, axis=1)
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Median:
 
     def combine(self, p: NDArray[np.float32]) -> NDArray[np.float32]:
         ordered = np.sort(p, axis=1)  # NaN last
-        known = (~np.isnan(p)).sum(axis=1)[:, None]
-        low = np.take_along_axis(ordered, np.maximum(known - 1, 0) // 2, axis=1)
-        high = np.take_along_axis(ordered, known // 2, axis=1)
+        n_opinions = (~np.isnan(p)).sum(axis=1)[:, None]
+        low = np.take_along_axis(ordered, np.maximum(n_opinions - 1, 0) // 2, axis=1)
+        high = np.take_along_axis(ordered, n_opinions // 2, axis=1)
         middle: NDArray[np.float32] = ((low + high) / np.float32(2))[:, 0]
         return middle
 
@@ -90,28 +90,28 @@ class Learned:
         return combined
 
 
-def known_mean(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """The mean over an axis of the values that are not NaN; NaN where all are."""
-    known = ~np.isnan(values)
+def nan_mean(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Return the mean over an axis of the values that are not NaN; NaN where all are."""
+    counts = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        mean: NDArray[np.float32] = (np.sum(values, axis=axis, where=known) / known.sum(axis=axis)).astype(np.float32)
+        mean: NDArray[np.float32] = (np.sum(values, axis=axis, where=counts) / counts.sum(axis=axis)).astype(np.float32)
     return mean
 
 
 def votes(p: NDArray[np.float32], abstain_band: float) -> NDArray[np.int8]:
-    """int8 of p's shape: 1 for the first, -1 for the second, 0 where |p - 0.5| is below the band or p is NaN."""
+    """Return int8 of p's shape: 1 for the first, -1 for the second, 0 where |p - 0.5| is below the band or p is NaN."""
     lean = p - np.float32(0.5)
     return np.where(np.abs(lean) >= np.float32(abstain_band), np.sign(lean), 0).astype(np.int8)
 
 
 def log_odds(p: NDArray[np.float32]) -> NDArray[np.float32]:
-    """log(p / (1 - p)), kept within 14 of zero; 0 for NaN."""
+    """Return log(p / (1 - p)), kept within 14 of zero; 0 for NaN."""
     odds: NDArray[np.float32] = special.logit(np.clip(np.nan_to_num(p, nan=0.5), 1e-6, 1 - 1e-6))
     return odds
 
 
 def fit_label_model(ballots: NDArray[np.int8], abstain_band: float) -> LabelModel:
-    """Expectation-maximisation over vote patterns (Dawid & Skene 1979), with a weak prior on each expert.
+    """Fit by expectation-maximisation over vote patterns (Dawid & Skene 1979), with a weak prior on each expert.
 
     Args:
         ballots: int8 [n_pairs, n_experts] as `votes` returns them; no label is needed.
@@ -123,6 +123,8 @@ def fit_label_model(ballots: NDArray[np.int8], abstain_band: float) -> LabelMode
     voted = counts @ (patterns != 0)
     accuracies = np.full(n_experts, _PRIOR_RIGHT / _PRIOR_VOTES)
     for _ in range(500):
+        # E-step: P(the first is better) of each vote pattern. M-step: an expert's accuracy is its expected share of
+        # right votes. The prior decides between the solution and its mirror image, in which all experts are wrong.
         first = special.expit(patterns @ special.logit(accuracies))[:, None]
         right = counts @ np.where(patterns == 1, first, np.where(patterns == -1, 1 - first, 0))
         updated = (right + _PRIOR_RIGHT) / (voted + _PRIOR_VOTES)
@@ -133,12 +135,12 @@ def fit_label_model(ballots: NDArray[np.int8], abstain_band: float) -> LabelMode
 
 
 def fit_weighted(p: NDArray[np.float32], gold: NDArray[np.float32]) -> Weighted:
-    """Weights from the errors on labelled pairs: `gold` float32 [n_pairs] is 1 first, -1 second, 0 a tie (left out)."""
+    """Fit the weights on the errors on labelled pairs: `gold` [n_pairs] is 1 first, -1 second, 0 a tie (left out)."""
     decided = gold != 0
     return Weighted(tuple(shared_weights(error_correlation(errors(p[decided], gold[decided]))).tolist()))
 
 
 def fit_learned(p: NDArray[np.float32], gold: NDArray[np.float32]) -> Learned:
-    """Fits the weights on labelled pairs: `gold` float32 [n_pairs] is 1 first, -1 second, 0 a tie."""
+    """Fit the weights on labelled pairs: `gold` float32 [n_pairs] is 1 first, -1 second, 0 a tie."""
     weights = fit_weights(log_odds(p).astype(np.float64), soft_targets(gold))
     return Learned(tuple(weights.tolist()))

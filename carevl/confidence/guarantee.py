@@ -34,7 +34,7 @@ class CannotCertifyError(ValueError):
 
 @dataclass(frozen=True)
 class Tally:
-    """What a threshold did to a set of labelled pairs, one per image."""
+    """The outcome of a threshold on labelled pairs, one per image."""
 
     n_images: int
     n_high: int
@@ -42,11 +42,11 @@ class Tally:
 
     @property
     def coverage(self) -> float:
-        """Share of the images whose pair is routed high."""
+        """Return the share of the images whose pair is routed high."""
         return self.n_high / self.n_images if self.n_images else 0.0
 
     def precision_interval(self, confidence_level: float = 0.95) -> tuple[float, float]:
-        """Clopper-Pearson interval of the precision."""
+        """Return the Clopper-Pearson interval of the precision."""
         return clopper_pearson(self.n_high - self.n_wrong, self.n_high, confidence_level)
 
 
@@ -62,13 +62,13 @@ class Sample:
     """[n], whether the ensemble's winner is the label's"""
 
     def tally(self, threshold: float) -> Tally:
-        """What the threshold selects, and how much of it is wrong."""
+        """Count what the threshold selects, and how much of it is wrong."""
         high = self.confidence >= np.float32(threshold)
         return Tally(self.n_images, int(high.sum()), int((high & ~self.right).sum()))
 
     @staticmethod
     def concat(parts: Sequence[Sample]) -> Sample:
-        """Samples of different images as one."""
+        """Join samples of different images."""
         return Sample(
             sum(part.n_images for part in parts),
             np.concatenate([part.confidence for part in parts]),
@@ -77,18 +77,19 @@ class Sample:
 
 
 def split_images(pairs: Pairs, shares: tuple[float, ...], seed: int) -> list[Pairs]:
-    """Splits pairs by image into parts of about the given shares, the same for any order of the rows."""
+    """Split pairs by image into parts of about the given shares, the same for any order of the rows."""
     pairs = pairs.sorted()
     images = pairs.images()
     _, images = np.unique(images, return_inverse=True)
     n_images = int(images.max(initial=-1)) + 1
+    # Images are dealt, not pairs: pairs of one image depend on each other, so none may be in two parts.
     place = np.random.default_rng(seed).permutation(n_images)
     part = np.searchsorted(np.cumsum(shares)[:-1] / sum(shares) * n_images, place, side="right")[images]
     return [pairs.select(part == k) for k in range(len(shares))]
 
 
 def one_per_image(pairs: Pairs, seed: int) -> NDArray[np.int64]:
-    """Rows of one random pair of each image: pairs of one image are not independent."""
+    """Draw the row of one random pair of each image: pairs of one image are not independent."""
     images = pairs.images()
     order = np.lexsort((np.random.default_rng(seed).random(len(pairs)), images))
     _, starts = np.unique(images[order], return_index=True)
@@ -109,7 +110,7 @@ def choose_threshold(pilot: Sample, test: Sample, precision: float, confidence_l
     if not tallies:
         return None
     expected = np.array([round(tally.coverage * test.n_images) for tally in tallies])
-    truth = np.array([_guess(tally, precision) for tally in tallies])
+    truth = np.array([_smoothed_precision(tally, precision) for tally in tallies])
     # The sequence comes from the pilot alone: its thresholds, beginning where the test has the best odds to pass. It is
     # fixed before the test is looked at and stops at the first failure, so every step may use the full 1 - level.
     sequence = thresholds[int(np.argmax(_pass_probability(expected, truth, precision, confidence_level))) :]
@@ -120,7 +121,7 @@ def choose_threshold(pilot: Sample, test: Sample, precision: float, confidence_l
 
 
 def labels_needed(truth: NDArray[np.float64], precision: float, confidence_level: float) -> NDArray[np.float64]:
-    """About how many tested pairs certify `precision` with probability POWER; inf where no number up to 100,000 does.
+    """Estimate how many tested pairs certify `precision` with probability POWER; inf where 100,000 do not.
 
     Args:
         truth: float64 [k], real precisions.
@@ -134,7 +135,7 @@ def labels_needed(truth: NDArray[np.float64], precision: float, confidence_level
 
 
 def images_needed(seen: Sample, precision: float, confidence_level: float, share: float) -> int | None:
-    """About how many labelled images would do if `share` of them enters the test; None if no number would.
+    """Estimate how many labelled images would do if `share` of them enters the test; None if no number would.
 
     Reckoned from the best threshold in `seen`, twice over: the best of many looks better than it is, and the pilot may
     begin elsewhere (in simulations, 70 to 80 % of the draws then succeed). With fewer than MIN_LABELS images in
@@ -144,7 +145,7 @@ def images_needed(seen: Sample, precision: float, confidence_level: float, share
         truth, coverage = np.array([(1 + precision) / 2]), np.ones(1)
     else:
         tallies = _thresholds(seen)[1]
-        truth = np.array([_guess(tally, precision) for tally in tallies])
+        truth = np.array([_smoothed_precision(tally, precision) for tally in tallies])
         coverage = np.array([tally.coverage for tally in tallies])
     images = (2 * labels_needed(truth, precision, confidence_level) / coverage / share).min(initial=np.inf)
     return math.ceil(images) if np.isfinite(images) else None
@@ -153,7 +154,7 @@ def images_needed(seen: Sample, precision: float, confidence_level: float, share
 def _pass_probability(
     n: NDArray[np.int64], truth: NDArray[np.float64], precision: float, confidence_level: float
 ) -> NDArray[np.float64]:
-    """Probability that n tested pairs certify `precision` when `truth` is the real one."""
+    """Return the probability that n tested pairs certify `precision` when `truth` is the real one."""
     from scipy import stats
 
     most_wrong = stats.binom.ppf(1 - confidence_level, n, 1 - precision)
@@ -163,13 +164,13 @@ def _pass_probability(
 
 
 def _thresholds(sample: Sample) -> tuple[list[float], list[Tally]]:
-    """Thresholds at evenly spaced coverages, strict to loose, and what each selects."""
+    """List thresholds at evenly spaced coverages, strict to loose, and the tally of each."""
     ordered = np.sort(sample.confidence)[::-1]
     picks = np.ceil(len(ordered) * np.arange(1, _COVERAGES + 1) / _COVERAGES).astype(np.int64) - 1
     thresholds = np.unique(ordered[picks])[::-1].tolist() if len(ordered) else []
     return thresholds, [sample.tally(threshold) for threshold in thresholds]
 
 
-def _guess(tally: Tally, precision: float) -> float:
-    """Precision with two pairs added that are right halfway between the target and always."""
+def _smoothed_precision(tally: Tally, precision: float) -> float:
+    """Return the precision with two pairs added that are right halfway between the target and always."""
     return (tally.n_high - tally.n_wrong + 1 + precision) / (tally.n_high + 2)

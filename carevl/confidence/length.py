@@ -15,7 +15,7 @@ from carevl.confidence.pairs import Pairs
 
 
 def doublings(pairs: Pairs) -> NDArray[np.float32]:
-    """float32 [n_pairs], log2 of the first response's characters over the second's; an empty one counts as one."""
+    """Return float32 [n_pairs], log2 of the first response's characters over the second's; an empty one has one."""
     logs = np.log2(np.maximum(pairs.lengths, 1)).astype(np.float32)
     ratio: NDArray[np.float32] = logs[:, 0] - logs[:, 1]
     return ratio
@@ -24,7 +24,7 @@ def doublings(pairs: Pairs) -> NDArray[np.float32]:
 def length_slopes(
     margins: NDArray[np.float32], doubled: NDArray[np.float32], gold: NDArray[np.float32] | None
 ) -> tuple[float, ...]:
-    """The slope of each expert, in its own scale per doubling of length; 0 for an expert without margins.
+    """Fit the slope of each expert, in its own scale per doubling of length; 0 for an expert without margins.
 
     Args:
         margins: float32 [n_pairs, n_experts], NaN where missing.
@@ -34,13 +34,15 @@ def length_slopes(
     """
     slopes = []
     for column in margins.T:
-        known = ~np.isnan(column)
-        features = doubled[known, None] if gold is None else np.stack([doubled[known], gold[known]], axis=1)
-        slopes.append(float(np.linalg.lstsq(features.astype(np.float64), column[known])[0][0]) if known.any() else 0.0)
+        scored = ~np.isnan(column)
+        features = doubled[scored, None] if gold is None else np.stack([doubled[scored], gold[scored]], axis=1)
+        slopes.append(
+            float(np.linalg.lstsq(features.astype(np.float64), column[scored])[0][0]) if scored.any() else 0.0
+        )
     return tuple(slopes)
 
 
 def without_length(pairs: Pairs, slopes: tuple[float, ...]) -> Pairs:
-    """The pairs with what each expert pays for length taken off its margins, with and without caption."""
+    """Take what each expert pays for length off its margins, with and without caption."""
     paid = doublings(pairs)[:, None] * np.array(slopes, dtype=np.float32)
     return replace(pairs, margins=pairs.margins - paid[:, :, None], no_caption=pairs.no_caption - paid)

@@ -1,7 +1,7 @@
-"""Pairs of responses as columns: what the router sees of items and expert scores.
+"""Pairs of responses as columns: the router's view of items and expert scores.
 
 A margin is the score of the first response minus that of the second. Every sign is read that way: positive favours
-`first`, negative `second`. NaN is "not known" throughout.
+`first`, negative `second`. NaN is unknown throughout.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Pairs:
         return len(self.item)
 
     def select(self, rows: NDArray[Any]) -> Pairs:
-        """The pairs at `rows`, indices or a mask of pairs; the items stay as they are."""
+        """Select the pairs at `rows`, indices or a mask of pairs; the items stay as they are."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _PER_PAIR})
 
     def sorted(self) -> Pairs:
-        """The same pairs by image, item, first and second, whatever order they came in."""
+        """Sort the pairs by image, item, first and second, whatever order they came in."""
         ids = pa.table(
             {
                 "image": self.image_id.take(pa.array(self.item)),
@@ -71,7 +71,7 @@ class Pairs:
         return self.select(pc.sort_indices(ids, [(name, "ascending") for name in ids.column_names]).to_numpy())
 
     def images(self) -> NDArray[np.int64]:
-        """[n_pairs], a number per distinct image, in the order of the image ids; items without one share a number."""
+        """Number the distinct images, [n_pairs], in the order of their ids; items without an image share a number."""
         encoded = pc.fill_null(self.image_id, "").dictionary_encode()
         rank = np.argsort(np.argsort(encoded.dictionary.to_numpy(zero_copy_only=False)))
         numbers: NDArray[np.int64] = rank[encoded.indices.to_numpy()][self.item]
@@ -79,7 +79,7 @@ class Pairs:
 
     @staticmethod
     def concat(parts: Sequence[Pairs]) -> Pairs:
-        """All pairs of blocks with the same experts and views, in order."""
+        """Join the pairs of blocks with the same experts and views, in order."""
         starts = np.cumsum([0, *(len(part.item_id) for part in parts)])
         columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _PER_PAIR}
         columns["item"] = np.concatenate([part.item + start for part, start in zip(parts, starts, strict=False)])
@@ -98,7 +98,7 @@ class Pairs:
         experts: Sequence[str],
         views: Sequence[str],
     ) -> Pairs:
-        """Every pair of the items, with the margins of the named experts in the named caption views.
+        """Build every pair of the items, with the margins of the named experts in the named caption views.
 
         Args:
             items: rows of `items`; `source_preference`, `gold` and `error` may be left out.
@@ -133,13 +133,7 @@ class Pairs:
         characters = pc.utf8_length(texts).to_numpy().astype(np.int32)
         equal = characters[left] == characters[right]
         equal[equal] = pc.equal(texts.take(pa.array(left[equal])), texts.take(pa.array(right[equal])))
-        signs = {}
-        for name in ("source_preference", "gold"):
-            values = np.full(len(characters), np.nan, dtype=np.float32)
-            if name in items.schema.names:
-                lists = _column(items, name)
-                values[_places(lists, starts, sizes, f"items: {name}", item_id)] = _values(lists)
-            signs[name] = spread(np.sign(values[left] - values[right]), np.nan)
+        source, gold = (_per_response(items, name, starts, sizes, item_id) for name in ("source_preference", "gold"))
         return Pairs(
             experts=tuple(experts),
             views=tuple(views),
@@ -152,8 +146,8 @@ class Pairs:
             no_caption=margins[:, :, -1],
             lengths=spread(np.stack([characters[left], characters[right]], axis=1), 0),
             equal=spread(equal, False),
-            source=signs["source_preference"],
-            gold=signs["gold"],
+            source=spread(np.sign(source[left] - source[right]), np.nan),
+            gold=spread(np.sign(gold[left] - gold[right]), np.nan),
         )
 
 
@@ -172,16 +166,27 @@ def _strings(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
 
 
 def _values(lists: pa.Array) -> NDArray[np.float32]:
-    """The values of all lists in a row; NaN where a value is missing or not finite."""
+    """Return the values of all lists in a row; NaN where a value is missing or not finite."""
     values: NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     values[~np.isfinite(values)] = np.nan
+    return values
+
+
+def _per_response(
+    items: pa.Table | pa.RecordBatch, name: str, starts: NDArray[np.int64], sizes: NDArray[np.int64], item_id: pa.Array
+) -> NDArray[np.float32]:
+    """Return float32 [n_responses], the values of a column of lists; NaN where there is none."""
+    values = np.full(int(sizes.sum()), np.nan, dtype=np.float32)
+    if name in items.schema.names:
+        lists = _column(items, name)
+        values[_places(lists, starts, sizes, f"items: {name}", item_id)] = _values(lists)
     return values
 
 
 def _places(
     lists: pa.Array, starts: NDArray[np.int64], sizes: NDArray[np.int64], what: str, item_id: pa.Array
 ) -> NDArray[np.int64]:
-    """For each value of the lists, the place of its response; list i belongs to an item with `sizes[i]` responses."""
+    """Return the place of each value's response; list i belongs to an item with `sizes[i]` responses."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
     bad = np.flatnonzero((lengths != sizes) & lists.is_valid().to_numpy(zero_copy_only=False))
     if len(bad):
@@ -196,7 +201,7 @@ def _places(
 
 
 def _pair_up(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """item, first and second of every pair; an item of size 0 gets the row (-1, -1)."""
+    """Return item, first and second of every pair; an item of size 0 gets the row (-1, -1)."""
     parts = []
     for size in np.union1d(sizes, [0]):
         owners = np.flatnonzero(sizes == size)
@@ -215,20 +220,20 @@ def _score_matrix(
     experts: Sequence[str],
     views: Sequence[str],
 ) -> NDArray[np.float32]:
-    """float32 [n_responses, n_experts, n_views], the score of every response; NaN where there is none."""
+    """Return float32 [n_responses, n_experts, n_views], the score of every response; NaN where there is none."""
     owner = pc.index_in(_strings(scores, "item_id"), value_set=item_id)
     if owner.null_count:
         stray = _strings(scores, "item_id").filter(owner.is_null())[0].as_py()
         raise ValueError(f"scores: item {stray} is not among the items given; pass the scores with their own items")
     expert = pc.index_in(_strings(scores, "expert"), value_set=pa.array(experts, pa.string()))
     view = pc.index_in(_strings(scores, "view"), value_set=pa.array(views, pa.string()))
-    wanted = pc.and_(expert.is_valid(), view.is_valid())
-    owners, column, depth = (codes.filter(wanted).to_numpy().astype(np.int64) for codes in (owner, expert, view))
+    chosen = pc.and_(expert.is_valid(), view.is_valid())
+    owners, column, depth = (codes.filter(chosen).to_numpy().astype(np.int64) for codes in (owner, expert, view))
     seen = np.zeros((len(item_id), len(experts), len(views)), dtype=np.bool_)
     seen[owners, column, depth] = True
     if seen.sum() != len(owners):
         raise ValueError("scores: an (item_id, expert, view) occurs twice; drop the duplicates before routing")
-    lists = _column(scores, "scores").filter(wanted)
+    lists = _column(scores, "scores").filter(chosen)
     places = _places(lists, starts[owners], sizes[owners], "scores", item_id.take(pa.array(owners)))
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     matrix = np.full((int(sizes.sum()), len(experts), len(views)), np.nan, dtype=np.float32)

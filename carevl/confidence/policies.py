@@ -38,7 +38,7 @@ from carevl.settings.router import RouterSettings
 
 
 def fit_router(settings: RouterSettings, labelled: Pairs | None, unlabelled: Pairs | None) -> Router:
-    """Fits calibration, combination and threshold.
+    """Fit calibration, combination and threshold.
 
     Args:
         labelled: pairs with `gold`; those without are left out. target_precision needs them, the others use them.
@@ -156,7 +156,7 @@ def _fit_ensemble(
 
 
 def _fit_length(reference: Pairs, labels: Pairs) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Each expert's length slope and a note on it, from labels when there are enough of them."""
+    """Fit each expert's length slope, with a note on it, from labels when there are enough of them."""
     enough = len(labels) >= MIN_LABELS
     pairs = labels if enough else reference
     slopes = length_slopes(mean_margins(pairs), doublings(pairs), labels.gold if enough else None)

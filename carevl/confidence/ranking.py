@@ -10,7 +10,7 @@ from carevl.confidence.pairs import Pairs
 
 
 def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-strengths that best explain the pairs, by the MM iteration of Hunter (2004), each item on its own.
+    """Fit the log-strengths that best explain the pairs, by the MM iteration of Hunter (2004), each item on its own.
 
     Args:
         wins: float64 [n_items, n, n], P(i beats j), with 0 on the diagonal and wins[i, j] + wins[j, i] = 1.
@@ -32,7 +32,7 @@ def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def rank_items(pairs: Pairs, probability: NDArray[np.float32]) -> pa.Array:
-    """The responses of each item, best first, equals by index.
+    """Rank the responses of each item, best first, equals by index.
 
     Args:
         pairs: all pairs of each of its items, in the order `Pairs.from_arrow` gives them.

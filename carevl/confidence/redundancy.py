@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def errors(p: NDArray[np.floating], gold: NDArray[np.float32]) -> NDArray[np.float64]:
-    """float64 [n_pairs, n_experts], 1 where an expert names the wrong winner, 0.5 where it names none, else 0.
+    """Return float64 [n_pairs, n_experts], 1 where an expert names the wrong winner, 0.5 where it names none, else 0.
 
     Args:
         p: [n_pairs, n_experts], P(first is better); NaN, a missing opinion, stays NaN.
@@ -19,7 +19,7 @@ def errors(p: NDArray[np.floating], gold: NDArray[np.float32]) -> NDArray[np.flo
 
 
 def error_correlation(wrong: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64 [n_experts, n_experts], Pearson correlation of errors over the pairs that both scored.
+    """Return float64 [n_experts, n_experts], Pearson correlation of errors over the pairs that both scored.
 
     1 on the diagonal; 0 for two experts of which one never errs, always does, or shares no pair with the other.
     """
@@ -35,7 +35,7 @@ def error_correlation(wrong: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def effective_experts(correlation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many independent experts the panel is worth: n^2 / sum of correlations (Kish 1965), those below 0 as 0.
+    """Count the independent experts that the panel is worth: n^2 / sum of correlations (Kish 1965), those below 0 as 0.
 
     Args:
         correlation: float64 [..., n_experts, n_experts].
@@ -49,6 +49,6 @@ def effective_experts(correlation: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def shared_weights(correlation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64 [n_experts], one over the sum of an expert's correlations: k perfect copies share the weight of one."""
+    """Return float64 [n_experts], one over the sum of an expert's correlations: k copies share the weight of one."""
     weights: NDArray[np.float64] = 1 / np.maximum(correlation, 0).sum(axis=1)
     return weights

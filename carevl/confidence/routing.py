@@ -49,13 +49,13 @@ _ELIGIBLE = -1
 
 @dataclass(frozen=True)
 class Filters:
-    """What keeps a pair from being high whatever the policy, while a threshold is chosen as well as afterwards."""
+    """Reasons against high that hold whatever the policy, while a threshold is chosen as well as afterwards."""
 
     text_only_limit: float | None = None
     require_source: bool = False
 
     def reasons(self, pairs: Pairs, signals: Signals) -> NDArray[np.int8]:
-        """int8 [n_pairs], the code of the reason that applies, -1 for a pair the policy may decide."""
+        """Return int8 [n_pairs], the code of the reason that applies, -1 for a pair the policy may decide."""
         scored = ~np.isnan(signals.probability)
         applies = {
             "no_pair": pairs.first < 0,
@@ -101,7 +101,7 @@ class Router:
     """Sentences for the report: how each expert was calibrated, what is guaranteed and what is not."""
 
     def route(self, pairs: Pairs) -> pa.RecordBatch:
-        """One row of ROUTES per pair, in the same order."""
+        """Return one row of ROUTES per pair, in the same order."""
         signals = self.ensemble.signals(pairs)
         codes = self.filters.reasons(pairs, signals)
         codes = np.where(codes == _ELIGIBLE, self._decisions(signals), codes)
@@ -129,7 +129,7 @@ class Router:
         return pa.record_batch([pa.array(column) for column in columns], schema=ROUTES)
 
     def route_stream(self, blocks: Iterable[Block]) -> Iterator[pa.RecordBatch]:
-        """Routes block by block, so that memory is bounded by the largest block.
+        """Route block by block, so that memory is bounded by the largest block.
 
         Args:
             blocks: record batches or tables of items, each with every score row of those items and no other, as
@@ -140,7 +140,7 @@ class Router:
             yield self.route(Pairs.from_arrow(items, scores, experts, self.ensemble.views))
 
     def explain(self, row: Mapping[str, Any]) -> str:
-        """The sentence for a row of `routes` that this router made."""
+        """Write the sentence for a row of `routes` that this router made."""
         values = dict(row, threshold=self.threshold, text_only_limit=self.filters.text_only_limit)
         if row["probability"] is not None:
             values["confidence"] = max(row["probability"], 1 - row["probability"])

@@ -1,4 +1,4 @@
-"""What is known of each pair: the ensemble's probability and the signs of how far to trust it."""
+"""Signals of each pair: the ensemble's probability and the signs of how far to trust it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carevl.confidence.calibration import Calibration
-from carevl.confidence.combination import Combiner, known_mean, votes
+from carevl.confidence.combination import Combiner, nan_mean, votes
 from carevl.confidence.length import without_length
 from carevl.confidence.pairs import Pairs
 
@@ -34,7 +34,7 @@ class Signals:
 
     @property
     def confidence(self) -> NDArray[np.float32]:
-        """The winner's probability, 0.5 to 1."""
+        """Return the winner's probability, 0.5 to 1."""
         confidence: NDArray[np.float32] = np.abs(self.probability - np.float32(0.5)) + np.float32(0.5)
         return confidence
 
@@ -51,12 +51,12 @@ class Ensemble:
     """What is taken off each expert's margin per doubling of length; None to leave margins as they are."""
 
     def opinions(self, pairs: Pairs, *, captioned: bool = True) -> NDArray[np.float32]:
-        """float32 [n_pairs, n_experts], each expert's calibrated probability that the first response is better."""
+        """Return float32 [n_pairs, n_experts], each expert's calibrated probability of the first response."""
         pairs = self._corrected(pairs)
         return calibrated(self.calibrations, mean_margins(pairs) if captioned else pairs.no_caption)
 
     def signals(self, pairs: Pairs) -> Signals:
-        """The signals of every pair.
+        """Compute the signals of every pair.
 
         Raises:
             ValueError: the pairs were built with other experts or views.
@@ -99,16 +99,16 @@ class Ensemble:
 
 
 def mean_margins(pairs: Pairs) -> NDArray[np.float32]:
-    """float32 [n_pairs, n_experts], the mean over the caption views that were scored; NaN without any."""
-    return known_mean(pairs.margins, axis=2)
+    """Return float32 [n_pairs, n_experts], the mean over the caption views that were scored; NaN without any."""
+    return nan_mean(pairs.margins, axis=2)
 
 
 def calibrated(calibrations: tuple[Calibration, ...], margins: NDArray[np.float32]) -> NDArray[np.float32]:
-    """float32 [n_pairs, n_experts], each expert's own probability that the first response is better."""
+    """Return float32 [n_pairs, n_experts], each expert's own probability that the first response is better."""
     return np.stack([c.probability(margins[:, e]) for e, c in enumerate(calibrations)], axis=1)
 
 
-def _share(hits: NDArray[np.int64], total: NDArray[np.integer], where: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _share(hits: NDArray[np.int64], total: NDArray[np.integer], defined: NDArray[np.bool_]) -> NDArray[np.float32]:
     share = np.full(len(hits), np.nan, dtype=np.float32)
-    np.divide(hits, total, out=share, where=where & (total > 0), casting="unsafe")
+    np.divide(hits, total, out=share, where=defined & (total > 0), casting="unsafe")
     return share

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from carevl.compare.guarantee import by_labels, drawn_images, measure_guarantee, true_precision
+from carevl.compare.guarantee import by_labels, draw_images, measure_guarantee, true_precision
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
 from carevl.settings.router import RouterSettings
@@ -71,16 +71,16 @@ def test_a_guarantee_that_only_just_holds_is_kept_as_often_as_its_confidence_lev
 def test_images_are_drawn_with_all_their_pairs():
     pairs = _fitting(*_noisy(6, 1.0)).labelled
     pairs = replace(pairs, image_id=pa.array(["a", "a", "b", "c", "c", "c"]))
-    drawn = drawn_images(pairs, 1)
+    drawn = draw_images(pairs, 1)
     taken = dict(zip(drawn.item_id.to_pylist(), drawn.margins[:, 0, 0], strict=True))
     known = dict(zip(pairs.item_id.to_pylist(), pairs.margins[:, 0, 0], strict=True))
     assert taken == {key: known[key] for key in taken}
     assert len(set(drawn.images())) == 3
     sizes = sorted(np.bincount(drawn.images()))
     assert set(sizes) <= {1, 2, 3}
-    again = drawn_images(pairs, 1)
+    again = draw_images(pairs, 1)
     assert again.item_id.equals(drawn.item_id)
-    assert not all(drawn_images(pairs, seed).item_id.equals(drawn.item_id) for seed in range(2, 6))
+    assert not all(draw_images(pairs, seed).item_id.equals(drawn.item_id) for seed in range(2, 6))
 
 
 def test_true_precision_counts_images_not_pairs():
