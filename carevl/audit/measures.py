@@ -1,4 +1,4 @@
-"""What is wrong with the experts: accuracy, calibration, length, text-only shortcut, redundancy; each with an interval.
+"""Measures of the experts: accuracy, calibration, length, text-only shortcut, redundancy; each with an interval.
 
 Labelled pairs come cross-fitted (`panel.cross_fit`): no figure is read from pairs that the fit has seen.
 Intervals are percentile bootstraps over images.
