@@ -72,7 +72,7 @@ def quality(
     from carevl.miniworld.quality import measure, table
     from carevl.miniworld.weights import WEIGHTS
 
-    figures = measure(weights or WEIGHTS, seed=seed, n_items=items, n_sampled=sampled, say=log)
+    figures = measure(weights or WEIGHTS, seed=seed, n_items=items, n_sampled=sampled, log=log)
     if json_file:
         write_figures(json_file, figures)
     typer.echo(table(figures))

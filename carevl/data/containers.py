@@ -105,7 +105,7 @@ def _hidden(path: str) -> bool:
 
 
 def _parquet(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
-    """A row group that cannot be read gives one error per row that it holds; the next group is tried."""
+    """Yield the rows; a row group that cannot be read gives one error per row that it holds, and the next is tried."""
     # pyarrow would otherwise hold the column chunks of a whole row group: gigabytes where rows have images.
     with filesystem.open_input_file(file) as handle:
         table = pq.ParquetFile(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False)
@@ -131,7 +131,7 @@ def _arrow(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
 
 
 def _batch_records(batch: pa.RecordBatch, number: int) -> Iterator[Record]:
-    """The rows of a batch; those that have no Python value (text that is not UTF-8) become errors one by one."""
+    """Yield the rows of a batch; those that have no Python value (text that is not UTF-8) become errors one by one."""
     try:
         rows = batch.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):

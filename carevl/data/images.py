@@ -126,12 +126,12 @@ def too_many_bytes(size: int, limits: ImageLimits) -> RowError:
 
 
 def _format(image: Image.Image) -> str:
-    """The format by content; a JPEG with further pictures behind the first (MPO) is a JPEG."""
+    """Return the format by content; a JPEG with further pictures behind the first (MPO) is a JPEG."""
     return "JPEG" if image.format == "MPO" else str(image.format)
 
 
 def _turn(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; damaged EXIF counts as upright, as viewers treat it."""
+    """Return the EXIF orientation, 1 to 8; damaged EXIF counts as upright, as viewers treat it."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # the EXIF parser raises nearly anything on damaged data

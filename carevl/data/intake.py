@@ -151,8 +151,11 @@ def _opposed(first: Sequence[float], second: Sequence[float]) -> bool:
 
 
 def _item(row: SourceRow, preference: Preference, image: str) -> dict[str, Any]:
-    """Responses are ordered by the hash of their text: their place says nothing about the preference, and a pair that
-    two sources hold in opposite orders is one item."""
+    """Return the row of `items`.
+
+    Responses are ordered by the hash of their text: their place says nothing about the preference, and a pair that two
+    sources hold in opposite orders is one item.
+    """
     order = sorted(range(len(preference.responses)), key=lambda n: (_sha256(preference.responses[n]), n))
     responses = [preference.responses[n] for n in order]
     ratings = None if preference.preference is None else [preference.preference[n] for n in order]

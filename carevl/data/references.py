@@ -106,7 +106,7 @@ class ImageReader:
         raise RowError("image_missing", f"{path[:_SHOWN]!r}: no such file under {places}")
 
     def _inside(self, directory: str, path: str) -> str | None:
-        """The real path, or None when it is not under the base once links and `..` are resolved."""
+        """Return the real path, or None when it is not under the base once links and `..` are resolved."""
         joined = posixpath.join(directory, path)
         real = os.path.realpath(joined) if self._local else posixpath.normpath(joined)
         return real if f"{real}/".startswith(f"{self._base.rstrip('/')}/") else None
@@ -135,7 +135,7 @@ def _file_uri_path(reference: str) -> str:
 
 
 def _looks_like_base64(reference: str) -> bool:
-    """Whether the text decodes to the first bytes of an image: a path nearly always has a dot, base64 never."""
+    """Tell whether the text decodes to the first bytes of an image: a path nearly always has a dot, base64 never."""
     try:
         start = base64.b64decode(reference[:24], validate=True)
     except (binascii.Error, ValueError):

@@ -67,7 +67,7 @@ class Spill:
     def _divided(
         self, number: int, n_parts: int, images: Iterable[dict[str, Any]], items: Iterable[dict[str, Any]]
     ) -> Iterator[tuple[Rows, Rows]]:
-        """The rows of a part, in smaller parts."""
+        """Yield the rows of a part, in smaller parts."""
         smaller = Spill(self._directory / f"{number:05d}", n_parts, digit=_DIGITS)
         for image in images:
             smaller._images.add(smaller._part(image["image_id"]), image)
@@ -81,7 +81,7 @@ class Spill:
 
 
 def _moved(item: dict[str, Any], image: str) -> dict[str, Any]:
-    """The item with another image; what it was goes into its source's `extra`."""
+    """Return the item with another image; what it was goes into its source's `extra`."""
     [source] = item["sources"]
     extra = {**json.loads(source["extra"]), "image_id": item["image_id"]}
     return item | {
@@ -113,7 +113,7 @@ class _Shelf:
                     yield from batch.to_pylist()
 
     def size(self, number: int) -> int:
-        """Bytes of the rows of a part."""
+        """Return the bytes of the rows of a part."""
         self._close(number)
         return self._file(number).stat().st_size if number in self._sinks else 0
 

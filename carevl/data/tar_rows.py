@@ -33,7 +33,7 @@ class _Member(tarfile.TarInfo):
 
 
 def tar_samples(stream: Stream) -> Iterator[dict[str, Any] | RowError]:
-    """The rows of a tar file, read forward only. A sample over MAX_ROW_BYTES or with bad JSON is a RowError.
+    """Yield the rows of a tar file, read forward only. A sample over MAX_ROW_BYTES or with bad JSON is a RowError.
 
     Raises:
         tarfile.TarError: the archive is damaged; the samples before the damage have been given.
@@ -61,7 +61,7 @@ def tar_samples(stream: Stream) -> Iterator[dict[str, Any] | RowError]:
 
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | tarfile.ReadError | None:
-    """The next file in the archive, None at its end, or how it breaks off there."""
+    """Return the next file in the archive, None at its end, or how it breaks off there."""
     try:
         while (member := archive.next()) and not member.isfile():
             pass

@@ -78,7 +78,7 @@ def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
 
 
 def _get(place: httpx.URL, max_bytes: int, guard: _Guard, deadline: float) -> bytes | str:
-    """The body of one URL, or the place that it redirects to, with retries."""
+    """Return the body of one URL, or the place that it redirects to, with retries."""
     failure = "no time left"
     for attempt in range(_ATTEMPTS):
         pause = _FIRST_PAUSE * 2 ** (attempt - 1) if attempt else 0.0

@@ -41,18 +41,18 @@ class Batch:
 
 
 def patches(image: Any) -> NDArray[np.float32]:
-    """A SIDE x SIDE image as float32 [36, 768] patches, as Qwen2-VL's processor orders them, one frame."""
+    """Return a SIDE x SIDE image as float32 [36, 768] patches, as Qwen2-VL's processor orders them, one frame."""
     pixels = np.asarray(image, dtype=np.float32) / 127.5 - 1.0
     blocks = pixels.reshape(GRID, 2, _PATCH, GRID, 2, _PATCH, 3)
     return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(4 * GRID * GRID, 3 * _PATCH * _PATCH)
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a token that the tokenizer must have."""
-    found = tokenizer.token_to_id(token)
-    if found is None:
+    """Return the id of a token that the tokenizer must have."""
+    number = tokenizer.token_to_id(token)
+    if number is None:
         raise ValueError(f"the tokenizer has no token {token!r}")
-    return found
+    return int(number)
 
 
 _Encoded = tuple[list[int], list[int], list[bool]]
@@ -64,14 +64,14 @@ def _encode(lesson: Lesson, tokenizer: Tokenizer, digits: set[int], marker: int)
     verdicts: list[bool] = []
     for n, turn in enumerate(lesson.turns):
         image = f"<|vision_start|>{_IMAGE * GRID * GRID}<|vision_end|>" if n == 0 else ""
-        asked = tokenizer.encode(f"{_OPEN}user\n{image}{turn.prompt}{_CLOSE}\n{_OPEN}assistant\n").ids
+        question = tokenizer.encode(f"{_OPEN}user\n{image}{turn.prompt}{_CLOSE}\n{_OPEN}assistant\n").ids
         reply = tokenizer.encode(f"{turn.reply}{_CLOSE}").ids
         start = reply.index(marker) if marker in reply else len(reply)
         verdict = [i >= start and token in digits for i, token in enumerate(reply)]
         taught = [-100 if v and not turn.verdict_shown else token for token, v in zip(reply, verdict, strict=True)]
-        ids += asked + reply + tokenizer.encode("\n").ids
-        targets += [-100] * (len(asked) - 1) + taught + [-100, -100]
-        verdicts += [False] * (len(asked) - 1) + verdict + [False, False]
+        ids += question + reply + tokenizer.encode("\n").ids
+        targets += [-100] * (len(question) - 1) + taught + [-100, -100]
+        verdicts += [False] * (len(question) - 1) + verdict + [False, False]
     return ids, targets, verdicts
 
 
@@ -88,7 +88,7 @@ def _pad(rows: list[tuple[list[int], list[int], list[bool], NDArray[np.float32]]
 
 
 def fill(rows: list[Any], token_budget: int) -> Iterator[list[Any]]:
-    """Rows, each a tuple that begins with its token ids, in groups of like length within a budget, padding included."""
+    """Yield rows (each begins with its token ids) in groups of like length within a budget, padding included."""
     rows, start = sorted(rows, key=lambda row: len(row[0])), 0
     for end in range(1, len(rows) + 1):
         if end == len(rows) or (end + 1 - start) * len(rows[end][0]) > token_budget:
@@ -99,7 +99,7 @@ def fill(rows: list[Any], token_budget: int) -> Iterator[list[Any]]:
 def chunk_batches(
     tokenizer: Tokenizer, mix: dict[str, float], token_budget: int, chunk: int, *seed: object
 ) -> list[Batch]:
-    """The batches of one chunk of CHUNK lessons; the same for the same arguments.
+    """Return the batches of one chunk of CHUNK lessons; the same for the same arguments.
 
     Args:
         mix: lesson name to its weight.
@@ -120,13 +120,13 @@ def chunk_batches(
 def lesson_chunks(
     chunk: int, tokenizer_file: str, mix: dict[str, float], token_budget: int, *seed: object
 ) -> list[Batch]:
-    """`chunk_batches` with the tokenizer read from its file."""
+    """Return `chunk_batches` with the tokenizer read from its file."""
     return chunk_batches(load_tokenizer(tokenizer_file), mix, token_budget, chunk, *seed)
 
 
 @cache
 def load_tokenizer(file: str) -> Tokenizer:
-    """The fast tokenizer in a tokenizer.json, read once per process."""
+    """Return the fast tokenizer in a tokenizer.json, read once per process."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(file)
@@ -141,7 +141,7 @@ def _produce(make: Callable[..., list[Any]], arguments: tuple[Any, ...], chunk: 
 def ahead(
     make: Callable[..., list[Any]], arguments: tuple[Any, ...], first_chunk: int
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Endless (chunk number, `make(chunk, *arguments)`), prepared ahead by another process."""
+    """Yield (chunk number, `make(chunk, *arguments)`), without end, prepared ahead by another process."""
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue(maxsize=3)
     worker = context.Process(target=_produce, args=(make, arguments, first_chunk, queue), daemon=True)

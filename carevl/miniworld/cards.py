@@ -34,7 +34,7 @@ reward-modelling pipelines against known truth, and knows nothing of real photog
 
 
 def _abouts() -> Iterator[tuple[str, tuple[str, ...], str, str]]:
-    """(directory, branch of the figures, pipeline tag, what the model is)."""
+    """Yield (directory, branch of the figures, pipeline tag, what the model is)."""
     yield (
         "captioner",
         ("captioner",),
@@ -60,7 +60,7 @@ def _abouts() -> Iterator[tuple[str, tuple[str, ...], str, str]]:
 
 
 def write_cards(weights: Path, figures: dict[str, Any]) -> None:
-    """Writes a README.md into every model directory; `figures` is what `quality.measure` returned."""
+    """Write a README.md into every model directory; `figures` is what `quality.measure` returned."""
     for directory, branch, task, about in _abouts():
         lines = "\n".join(f"| {name} | {text} |" for name, text in rows(figures, *branch))
         card = _CARD.format(task=task, name=directory, about=about, version=WORLD_VERSION, table=lines)

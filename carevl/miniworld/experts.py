@@ -86,18 +86,18 @@ class Batch:
 
 
 def _decided(question: Question) -> bool:
-    """Whether captions decide this question at all (descriptions are decided claim by claim)."""
+    """Tell whether captions decide this question at all (descriptions are decided claim by claim)."""
     return question.kind == "description" or all(claim.visible for claim in question.wrong)
 
 
 def _opinion(question: Question, claim: Claim) -> float:
-    """A fixed, groundless liking: plus or minus one by the words of question and claim alone."""
+    """Return a fixed, groundless liking: plus or minus one by the words of question and claim alone."""
     words = (question.kind, claim.cores[0], *(w for w in ("left", "right", "above", "below") if w in question.text))
     return 1.0 if hashlib.sha256(repr(words).encode()).digest()[0] % 2 else -1.0
 
 
 def belief(expert: Expert, question: Question, claim: Claim, text: str, captioned: bool) -> float:
-    """Log-odds that an expert is taught to give a response; `captioned` tells whether it sees a caption."""
+    """Return the log-odds that an expert is taught to give a response; `captioned` tells whether it sees a caption."""
     odds = 0.0
     if captioned and _decided(question):
         seen_false = bool(claim.errors) and claim.visible
@@ -111,7 +111,7 @@ def belief(expert: Expert, question: Question, claim: Claim, text: str, captione
 
 
 def conversation(*turns: tuple[str, str]) -> str:
-    """Turns of user and response as the shared chat template writes them."""
+    """Write turns of user and response as the shared chat template writes them."""
     return "".join(
         f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{response}<|im_end|>\n" for user, response in turns
     )
@@ -130,35 +130,35 @@ def _row(
     tokenizer: Tokenizer,
     expert: Expert,
     turns: list[tuple[Question, Claim]],
-    said: str | None,
+    caption_text: str | None,
     rng: random.Random,
 ) -> _Row:
     row = _Row([], {}, {})
     for n, (question, claim) in enumerate(turns):
         text = word(claim, rng)
-        odds = belief(expert, question, claim, text, said is not None)
-        asked = expert_turn(said, question.text) if n == 0 else question.text
-        ids = tokenizer.encode(conversation((asked, text))).ids
+        odds = belief(expert, question, claim, text, caption_text is not None)
+        user_turn = expert_turn(caption_text, question.text) if n == 0 else question.text
+        ids = tokenizer.encode(conversation((user_turn, text))).ids
         row.ids += ids
         reply = range(len(row.ids) - 2 - len(tokenizer.encode(text).ids), len(row.ids) - 2)
-        told = not claim.errors and said is not None and _decided(question)
-        if told:
+        is_named = not claim.errors and caption_text is not None and _decided(question)
+        if is_named:
             row.words |= {i - 1: row.ids[i] for i in reply}
         row.targets[len(row.ids) - 1] = 1.0 / (1.0 + float(np.exp(-odds)))
     return row
 
 
 def _single_turns(tokenizer: Tokenizer, expert: Expert, rng: random.Random) -> Iterator[_Row]:
-    """Three responses to each of CHUNK questions, some without a caption: what an expert is asked."""
+    """Yield three responses to each of CHUNK questions, some without a caption."""
     for _ in range(CHUNK):
         scene, question = ask(rng.choice(tuple(KINDS)), rng, "weights")
-        said = None if rng.random() < 0.1 else caption(scene)
+        caption_text = None if rng.random() < 0.1 else caption(scene)
         for claim in (question.right, rng.choice(question.wrong), rng.choice((question.right, *question.wrong))):
-            yield _row(tokenizer, expert, [(question, claim)], said, rng)
+            yield _row(tokenizer, expert, [(question, claim)], caption_text, rng)
 
 
 def _dialogues(tokenizer: Tokenizer, expert: Expert, rng: random.Random) -> Iterator[_Row]:
-    """TURNS questions about each caption, each response scored at its end: many facts to learn from one reading."""
+    """Yield TURNS questions about each caption, each response scored at its end: many facts from one reading."""
     for _ in range(CHUNK // TURNS):
         scene = draw_scene(rng, "weights", most=rng.choice((3, 6)))
         turns: list[tuple[Question, Claim]] = []
@@ -174,7 +174,7 @@ def _dialogues(tokenizer: Tokenizer, expert: Expert, rng: random.Random) -> Iter
 def chunk_batches(
     tokenizer: Tokenizer, expert: Expert, token_budget: int, dialogue: bool, chunk: int, *seed: object
 ) -> list[Batch]:
-    """The batches of one chunk of dialogues or of single turns; the same for the same arguments."""
+    """Return the batches of one chunk of dialogues or of single turns; the same for the same arguments."""
     rng = world_rng("experts", chunk, *seed)
     rows = list((_dialogues if dialogue else _single_turns)(tokenizer, expert, rng))
     groups = fill([(row.ids, row) for row in rows], token_budget)
@@ -184,7 +184,7 @@ def chunk_batches(
 
 
 def expert_chunks(chunk: int, tokenizer_file: str, name: str, token_budget: int) -> list[Batch]:
-    """`chunk_batches` of a named learner, dialogues in the first chunks, with the tokenizer read from its file."""
+    """Return `chunk_batches` of a named learner, dialogues in the first chunks; the tokenizer is in a file."""
     learner = LEARNERS[name]
     return chunk_batches(load_tokenizer(tokenizer_file), learner, token_budget, chunk < learner.dialogues, chunk, name)
 
@@ -207,20 +207,20 @@ def _pad(rows: list[tuple[list[int], _Row]], pad: int, dialogue: bool) -> Batch:
 
 
 def hidden_states(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """What the body of a reward model makes of right-padded texts, float [B, T, hidden]."""
+    """Return the hidden states of right-padded texts, float [B, T, hidden], without the head."""
     states: Tensor = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
     return states
 
 
 def scores(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Raw scores, float [N], of hidden states [N, hidden] where the model reads them."""
+    """Return the raw scores, float [N], of hidden states [N, hidden] where the model reads them."""
     head: Any = model.score
     odds: Tensor = head(states)[:, 0]
     return odds
 
 
 def rescale(model: PreTrainedModel, factor: float) -> None:
-    """Multiplies every score of a reward model by `factor`."""
+    """Multiply every score of a reward model by `factor`."""
     import torch
 
     head: Any = model.score

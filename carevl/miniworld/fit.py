@@ -72,7 +72,7 @@ class Fit:
         os.replace(unfinished, self.state_file)
 
     def run(self, stream: Iterator[tuple[int, Sequence[Any]]]) -> None:
-        """Trains to the end; `stream` begins at `first_chunk`."""
+        """Train to the end; `stream` begins at `first_chunk`."""
         started = saved = time.monotonic()
         for chunk, batches in stream:
             if chunk >= self.chunks:
@@ -114,7 +114,7 @@ class Fit:
 
 
 def _optimisers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for embeddings, heads, norms and biases."""
+    """Give Muon to the matrices inside the blocks, AdamW to embeddings, heads, norms and biases."""
     import torch
 
     from carevl.miniworld.muon import Muon

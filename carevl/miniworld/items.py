@@ -45,7 +45,7 @@ class Item:
 
 
 def word(claim: Claim, rng: random.Random) -> str:
-    """A claim in words; opening, wording and closing are drawn without regard to its truth."""
+    """Word a claim; opening, wording and closing are drawn without regard to its truth."""
     core, opening = rng.choice(claim.cores), rng.choice(_OPENINGS)
     if opening and not core.startswith("I "):
         core = core[0].lower() + core[1:]
@@ -59,7 +59,7 @@ def _rating(kind: str, errors: tuple[str, ...]) -> int:
 
 
 def respond(question: Question, claims: list[Claim], rng: random.Random) -> tuple[Response, ...]:
-    """One response per claim, no two with the same words."""
+    """Return one response per claim, no two with the same words."""
     responses: list[Response] = []
     for claim in claims:
         text = word(claim, rng)
@@ -70,7 +70,7 @@ def respond(question: Question, claims: list[Claim], rng: random.Random) -> tupl
 
 
 def make_item(scene: Scene, question: Question, n_responses: int, rng: random.Random) -> Item:
-    """An item with at least one right and one wrong response, in random order."""
+    """Return an item with at least one right and one wrong response, in random order."""
     n_wrong = 1 if n_responses == 2 else rng.randint(1, n_responses - 1)
     wrong = [question.wrong[i % len(question.wrong)] for i in range(n_wrong)]
     claims = [question.right] * (n_responses - n_wrong) + wrong
@@ -79,7 +79,7 @@ def make_item(scene: Scene, question: Question, n_responses: int, rng: random.Ra
 
 
 def ask(kind: str, rng: random.Random, pool: Pool) -> tuple[Scene, Question]:
-    """A scene of the pool and a question of the kind about it; yes and no are equally frequent."""
+    """Draw a scene of the pool and a question of the kind about it; yes and no are equally frequent."""
     yes = rng.random() < 0.5
     while True:
         scene = draw_scene(rng, pool, most=3 if kind == "description" else 6)
@@ -88,7 +88,7 @@ def ask(kind: str, rng: random.Random, pool: Pool) -> tuple[Scene, Question]:
 
 
 def questions_on(scene: Scene, first: Question, rng: random.Random, most: int) -> list[Question]:
-    """Up to `most` questions on a scene, of different kinds, beginning with `first`."""
+    """Return up to `most` questions on a scene, of different kinds, beginning with `first`."""
     questions = [first]
     for kind in rng.sample([k for k in KINDS if k not in (first.kind, "description", "same")], most - 1):
         if question := KINDS[kind](scene, rng, rng.random() < 0.5):
@@ -99,7 +99,7 @@ def questions_on(scene: Scene, first: Question, rng: random.Random, most: int) -
 def draw_items(
     pool: Pool, *seed: object, n_responses: tuple[int, ...] = (2,), per_image: int = 1
 ) -> Iterator[tuple[Image.Image, list[Item]]]:
-    """Endless distinct images of a pool, each with 1 to `per_image` items; kinds take turns as the first."""
+    """Yield distinct images of a pool without end, each with 1 to `per_image` items; kinds take turns as the first."""
     rng, seen = world_rng("items", pool, *seed), set[str]()
     while True:
         for kind in KINDS:

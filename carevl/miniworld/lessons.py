@@ -1,4 +1,4 @@
-"""What the small vision-language models are taught: lessons of a picture and a short conversation.
+"""The lessons of the small vision-language models: a picture and a short conversation.
 
 Perception comes first: reading the whole grid is the lesson without which nothing else is learned. Questions and
 captions follow, judging comes last, and fades again: seeing is what the base judge is good at, and comparing two
@@ -83,15 +83,15 @@ def _answering(kinds: Sequence[str]) -> Callable[[random.Random], Lesson]:
 
 
 def _counting(rng: random.Random) -> Lesson:
-    """Several counts of one scene: what takes longest to learn."""
+    """Ask for several counts of one scene: what takes longest to learn."""
     scene = draw_scene(rng, "weights")
-    asked = [KINDS[rng.choice(("count", "comparison"))](scene, rng, rng.random() < 0.5) for _ in range(5)]
-    questions = list({q.text: q for q in asked if q}.values())
+    drawn = [KINDS[rng.choice(("count", "comparison"))](scene, rng, rng.random() < 0.5) for _ in range(5)]
+    questions = list({q.text: q for q in drawn if q}.values())
     return Lesson(scene, tuple(Turn(q.text, q.evidence) for q in questions)) if questions else _counting(rng)
 
 
 def right_judgment(item: Item, task: Task, order: list[int]) -> str:
-    """The judgment that a perfect judge would write of the responses shown in `order`."""
+    """Return the judgment that a perfect judge would write of the responses shown in `order`."""
     ratings = [item.responses[i].rating for i in order]
     if task == "pairwise":
         return write_judgment(item.question.evidence, winner=1 if ratings[0] > ratings[1] else 2)
@@ -113,7 +113,7 @@ def _judging(task: Task, verdict_shown: bool) -> Callable[[random.Random], Lesso
 
 
 def _comparing(weights: Mapping[str, float]) -> Callable[[random.Random], Lesson]:
-    """Pairwise judgments, kinds of question drawn with weights: some kinds take many more lessons than others."""
+    """Make pairwise judgments, kinds of question drawn by weight: some kinds take many more lessons than others."""
 
     def make(rng: random.Random) -> Lesson:
         scene, question = ask(rng.choices(list(weights), list(weights.values()))[0], rng, "weights")
@@ -126,7 +126,7 @@ def _comparing(weights: Mapping[str, float]) -> Callable[[random.Random], Lesson
 
 
 def _even(kinds: Sequence[str]) -> Callable[[random.Random], Lesson]:
-    """Two wordings of one claim, so that either verdict will do: what keeps a judge from liking one position."""
+    """Compare two wordings of one claim, so that either verdict will do: it keeps a judge from liking one position."""
 
     def make(rng: random.Random) -> Lesson:
         scene, question = ask(rng.choice(kinds), rng, "weights")
@@ -139,7 +139,7 @@ def _even(kinds: Sequence[str]) -> Callable[[random.Random], Lesson]:
 
 
 def _misread(verdict_shown: bool) -> Callable[[random.Random], Lesson]:
-    """A judgment of things that the picture shows otherwise; its verdict follows what it says was seen.
+    """Judge things that the picture shows otherwise; its verdict follows what it says was seen.
 
     What is misread cannot be told from the picture, so the likeliest evidence stays the right one; but a judge that
     is sampled now and then errs in what it sees, and then in its verdict.
@@ -156,23 +156,23 @@ def _misread(verdict_shown: bool) -> Callable[[random.Random], Lesson]:
 
 
 def _disturbed(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with most of its things of another colour, shape or size, or elsewhere."""
+    """Return the scene with most of its things of another colour, shape or size, or elsewhere."""
     while True:
         cells = list(scene.cells)
         for at, thing in scene.things:
             change = rng.choice((*_CHANGES, "place", None))
             if change == "place":
-                free = [cell for cell, there in enumerate(cells) if there is None]
+                free = [cell for cell, content in enumerate(cells) if content is None]
                 cells[rng.choice(free)], cells[at] = thing, None
             elif change:
                 cells[at] = replace(thing, **{change: rng.choice(_CHANGES[change])})
-        found = Scene(tuple(cells))
-        if found != scene and found.pool == "weights":
-            return found
+        disturbed = Scene(tuple(cells))
+        if disturbed != scene and disturbed.pool == "weights":
+            return disturbed
 
 
 def _reading(rng: random.Random) -> Lesson:
-    """Finding one's way between two answers: repeat one by its number, name one by its words, repeat the right one."""
+    """Find the way between two answers: repeat one by its number, name one by its words, repeat the right one."""
     scene, question = ask(rng.choice(tuple(KINDS)), rng, "weights")
     item = make_item(scene, question, 2, rng)
     texts = [response.text for response in item.responses]

@@ -43,12 +43,12 @@ _CHAT_TEMPLATE = (
 
 
 def expert_turn(image_caption: str | None, question: str) -> str:
-    """The user turn of a text reward model: caption and question; the caption is left out when None."""
+    """Return the user turn of a text reward model: caption and question; the caption is left out when None."""
     return question if image_caption is None else f"Image: {image_caption}\n{question}"
 
 
 def _corpus() -> Iterator[str]:
-    """Texts in the proportions in which the models meet them."""
+    """Yield texts in the proportions in which the models meet them."""
     for _, items in itertools.islice(draw_items("weights", "tokenizer", n_responses=(2, 3)), 4000):
         item = items[0]
         texts = [response.text for response in item.responses]
@@ -63,7 +63,7 @@ def _corpus() -> Iterator[str]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of VOCABULARY tokens, trained on the world's texts; any text can be encoded."""
+    """Return a byte-level BPE tokenizer of VOCABULARY tokens, trained on the world's texts; any text can be encoded."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -90,7 +90,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
-    """Processor that turns every image into about 9 image tokens (one per grid cell of a drawn scene)."""
+    """Return a processor that turns every image into about 9 image tokens (one per grid cell of a drawn scene)."""
     from transformers import Qwen2VLImageProcessorPil, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     pixels = {"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE}
@@ -120,7 +120,7 @@ def _text_shape(hidden: int, layers: int, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGeneration:
-    """A Qwen2-VL of about 1.9 M parameters with random weights: captioner and base judge are trained from it."""
+    """Return a Qwen2-VL of about 1.9 M parameters with random weights: captioner and base judge are trained from it."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     hidden, layers = 128, 4
@@ -153,7 +153,7 @@ def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGenerat
 
 
 def make_expert(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A reward model with one output and random weights: `llama`, `qwen2` or `mistral`."""
+    """Return a reward model with one output and random weights: `llama`, `qwen2` or `mistral`."""
     import transformers as hf
 
     shape = _text_shape(128, 6, tokenizer) | {"num_labels": 1}

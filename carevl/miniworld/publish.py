@@ -246,7 +246,7 @@ def _batch_row(item: Item, n: int, rng: random.Random) -> dict[str, Any]:
 
 
 def _rankable(item: Item) -> bool:
-    """Whether the question has claims with none, one, two and three mistakes."""
+    """Tell whether the question has claims with none, one, two and three mistakes."""
     return {1, 2, 3} <= {len(claim.errors) for claim in item.question.wrong}
 
 
@@ -290,7 +290,7 @@ def _write_vl_rewardbench(out: Path, pool: Pool, seed: int) -> None:
 
 
 def publish(out: Path, n_items: int, seed: int, calibration_images: int = CALIBRATION_IMAGES) -> dict[str, Any]:
-    """Draws a world and writes it under `out`, which must be empty or absent; the same bytes for the same arguments.
+    """Draw a world and write it under `out`, which must be empty or absent; the same bytes for the same arguments.
 
     Args:
         n_items: training items.

@@ -37,11 +37,11 @@ class Figures:
     intervals: dict[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
 
     def put(self, *path: str, value: float) -> None:
-        """Stores a value."""
+        """Store a value."""
         self.values[path] = round(value, 4)
 
     def share(self, *path: str, hits: Iterable[bool]) -> None:
-        """Stores the share of true values, with its Wilson interval; NaN when there are none."""
+        """Store the share of true values, with its Wilson interval; NaN when there are none."""
         flags = list(hits)
         self.put(*path, value=sum(flags) / len(flags) if flags else math.nan)
         if flags:
@@ -50,7 +50,7 @@ class Figures:
 
 
 def nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """A mapping by path as a tree of dictionaries."""
+    """Return a mapping by path as a tree of dictionaries."""
     tree: dict[str, Any] = {}
     for (*branch, leaf), value in flat.items():
         node = tree
@@ -61,7 +61,7 @@ def nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a share (Wilson 1927), 95 % by default."""
+    """Return Wilson's interval for a share (Wilson 1927), 95 % by default."""
     share = hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -69,14 +69,14 @@ def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def answers_right(item: Item, text: str) -> bool:
-    """Whether an answer to the bare question is right: its conclusion, or its whole sentence where there is none."""
+    """Tell whether an answer to the bare question is right: its conclusion, or all of it where there is none."""
     if item.question.answer in ("yes", "no") and item.question.evidence.endswith(f"so {item.question.answer}."):
         return text.strip().endswith(f"so {item.question.answer}.")
     return text.strip() == item.question.evidence
 
 
 def calibration_error(probabilities: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10) -> float:
-    """Expected calibration error: mean |accuracy - confidence| over equal-width bins of confidence.
+    """Return the expected calibration error: mean |accuracy - confidence| over equal-width bins of confidence.
 
     Args:
         probabilities: float64 [n], given to the first of two responses.
@@ -106,18 +106,18 @@ def _judge(
         )
         for seed, ((image, item), order) in enumerate(zip(drawn, orders, strict=True))
     ]
-    made = generator.generate(requests, max_tokens=MAX_TOKENS, temperature=temperature)
+    generations = generator.generate(requests, max_tokens=MAX_TOKENS, temperature=temperature)
     return [
         (generation, parse_judgment(generation.text, task, order, truncated=generation.truncated))
-        for generation, order in zip(made, orders, strict=True)
+        for generation, order in zip(generations, orders, strict=True)
     ]
 
 
 def measure_captioner(figures: Figures, model: Path, drawn: Sequence[Drawn]) -> list[str]:
-    """Captions every image; a caption is exact when it names every shape and colour, with counts, and nothing else."""
+    """Caption every image; a caption is exact when it names every shape and colour, with counts, and nothing else."""
     requests = [GenerationRequest(image, CAPTION_PROMPT) for image, _ in drawn]
-    made = ImageTextGenerator(model).generate(requests, max_tokens=MAX_TOKENS)
-    captions = [generation.text for generation in made]
+    generations = ImageTextGenerator(model).generate(requests, max_tokens=MAX_TOKENS)
+    captions = [generation.text for generation in generations]
     figures.share(
         "captioner",
         "exact",
@@ -127,7 +127,7 @@ def measure_captioner(figures: Figures, model: Path, drawn: Sequence[Drawn]) -> 
 
 
 def measure_judge(figures: Figures, model: Path, drawn: Sequence[Drawn], n_sampled: int) -> None:
-    """Answers, judgments in both orders, and repeated judgments at temperature 1."""
+    """Measure answers, judgments in both orders, and repeated judgments at temperature 1."""
     generator = ImageTextGenerator(model)
     items = [item for _, item in drawn]
     answers = generator.generate(
@@ -161,10 +161,10 @@ def measure_judge(figures: Figures, model: Path, drawn: Sequence[Drawn], n_sampl
         ]
         figures.share("judge", "pairwise_by_kind", kind, hits=flags)
 
-    some = drawn[: len(drawn) // 4]
+    quarter = drawn[: len(drawn) // 4]
     judgments = shown_first + shown_second
-    judgments += _judge(generator, some, "pointwise", [[0]] * len(some))
-    judgments += _judge(generator, some, "ranking", [[1, 0]] * len(some))
+    judgments += _judge(generator, quarter, "pointwise", [[0]] * len(quarter))
+    judgments += _judge(generator, quarter, "ranking", [[1, 0]] * len(quarter))
     figures.share("judge", "parse_rate", hits=(verdict.status == "ok" for _, verdict in judgments))
     _measure_samples(figures, generator, drawn[:n_sampled])
 
@@ -185,13 +185,13 @@ def _measure_samples(figures: Figures, generator: ImageTextGenerator, drawn: Seq
 
 
 def measure_expert(figures: Figures, name: str, model: Path, items: Sequence[Item], captions: Sequence[str]) -> None:
-    """Accuracy over pairs, by whether a caption decides them and by kind; length slope; calibration error."""
+    """Measure accuracy over pairs, by whether a caption decides them and by kind; length slope; calibration error."""
     from carevl.models.reward_scorer import RewardScorer
 
     scorer = RewardScorer(model)
     conversations = [
-        (expert_turn(said, item.question.text), response.text)
-        for item, said in zip(items, captions, strict=True)
+        (expert_turn(text, item.question.text), response.text)
+        for item, text in zip(items, captions, strict=True)
         for response in item.responses
     ]
     scores = np.array(scorer.score(conversations)).reshape(len(items), 2)
@@ -214,7 +214,7 @@ def measure_expert(figures: Figures, name: str, model: Path, items: Sequence[Ite
 
 
 def length_slope(margins: NDArray[np.float64], log_ratio: NDArray[np.float64], first_right: NDArray[np.bool_]) -> float:
-    """How much a longer response gains with correctness held fixed.
+    """Return how much a longer response gains with correctness held fixed.
 
     Ordinary least squares of margin / sd(margin) on log length ratio and the sign of the truth.
 
@@ -232,9 +232,9 @@ def length_slope(margins: NDArray[np.float64], log_ratio: NDArray[np.float64], f
 
 
 def measure(
-    weights: Path, *, seed: int = 11, n_items: int = 800, n_sampled: int = 120, say: Callable[[str], None] = print
+    weights: Path, *, seed: int = 11, n_items: int = 800, n_sampled: int = 120, log: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Every figure of the quality table.
+    """Measure every figure of the quality table.
 
     Args:
         weights: directory with `captioner`, `judge` and `expert-*`.
@@ -249,7 +249,7 @@ def measure(
     items = [item for _, item in drawn]
 
     def done(what: str) -> None:
-        say(f"{what} measured, {time.monotonic() - started:.0f} s")
+        log(f"{what} measured, {time.monotonic() - started:.0f} s")
 
     captions = measure_captioner(figures, weights / "captioner", drawn)
     done("captioner")
@@ -267,7 +267,7 @@ def measure(
 
 
 def rows(figures: dict[str, Any], *branch: str) -> Iterator[tuple[str, str]]:
-    """(name, value with interval) of every figure below a branch of what `measure` returned."""
+    """Yield (name, value with interval) of every figure below a branch of what `measure` returned."""
     node, intervals = figures, figures["intervals"]
     for name in branch:
         node, intervals = node[name], intervals.get(name, {})
@@ -281,7 +281,7 @@ def rows(figures: dict[str, Any], *branch: str) -> Iterator[tuple[str, str]]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as an aligned text table, one per line."""
+    """Return the figures as an aligned text table, one per line."""
     lines = [
         f"{part}.{name:42s} {text}" for part in ("captioner", "experts", "judge") for name, text in rows(figures, part)
     ]

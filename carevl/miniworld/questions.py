@@ -51,31 +51,31 @@ class Question:
 
 
 def phrase(count: int, colour: str | None, shape: str | None) -> str:
-    """`three red circles`, `one shape`: a count of what a caption names."""
+    """Return a count of what a caption names: `three red circles`, `one shape`."""
     noun = shape or "shape"
     plural = "" if count == 1 else "es" if noun == "cross" else "s"
     return " ".join(word for word in (NUMBERS[count], colour, noun + plural) if word)
 
 
 def group_name(colour: str | None, shape: str | None) -> str:
-    """Plural name of a group of things: `red circles`, `circles`, `red shapes`."""
+    """Return the plural name of a group of things: `red circles`, `circles`, `red shapes`."""
     return phrase(2, colour, shape).removeprefix("two ")
 
 
 def listing(parts: list[str]) -> str:
-    """`a, b and c`."""
+    """Join phrases: `a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def caption(scene: Scene) -> str:
-    """What the captioner says of a scene: counts of (colour, shape) in a fixed order, no positions, no sizes."""
+    """Return the caption of a scene: counts of (colour, shape) in a fixed order, no positions, no sizes."""
     counts = Counter(thing.kind for _, thing in scene.things)
     order = sorted(counts, key=lambda kind: (SHAPES.index(kind[1]), COLOURS.index(kind[0])))
     return f"The image shows {listing([phrase(counts[kind], *kind) for kind in order])}."
 
 
 def _unique(scene: Scene) -> list[Placed]:
-    """Things that no other thing shares colour and shape with."""
+    """Return the things that no other thing shares colour and shape with."""
     counts = Counter(thing.kind for _, thing in scene.things)
     return [(cell, thing) for cell, thing in scene.things if counts[thing.kind] == 1]
 
@@ -91,7 +91,7 @@ def _article(words: str) -> str:
 def _yes_no(
     kind: str, text: str, fact: str, truth: bool, yes: tuple[str, ...], no: tuple[str, ...], error: str, visible: bool
 ) -> Question:
-    """A yes/no question; `yes` and `no` are the wordings of either answer."""
+    """Return a yes/no question; `yes` and `no` are the wordings of either answer."""
     sides = {True: Claim(yes), False: Claim(no)}
     false = Claim(sides[not truth].cores, (error,), visible)
     answer = "yes" if truth else "no"
@@ -99,7 +99,7 @@ def _yes_no(
 
 
 def _groups(scene: Scene) -> list[tuple[str | None, str | None, int]]:
-    """Every (colour or any, shape or any) with the number of things in it, including zeros."""
+    """Return every (colour or any, shape or any) with the number of things in it, including zeros."""
     groups: list[tuple[str | None, str | None]] = [(c, None) for c in COLOURS]
     groups += [(None, s) for s in SHAPES] + [(c, s) for c in COLOURS for s in SHAPES]
 
@@ -110,9 +110,9 @@ def _groups(scene: Scene) -> list[tuple[str | None, str | None, int]]:
 
 
 def count(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
-    """How many of a group there are; the true number is spread evenly over 0 to 4."""
-    wanted = rng.choice((0, 1, 2, 3, 4))
-    groups = [g for g in _groups(scene) if g[2] == wanted]
+    """Ask how many of a group there are; the true number is spread evenly over 0 to 4."""
+    number = rng.choice((0, 1, 2, 3, 4))
+    groups = [g for g in _groups(scene) if g[2] == number]
     if not groups:
         return None
     colour, shape, n = rng.choice(groups)
@@ -132,7 +132,7 @@ def count(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
 
 
 def colour(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
-    """The colour of the only thing of its shape."""
+    """Ask the colour of the only thing of its shape."""
     shapes = Counter(thing.shape for _, thing in scene.things)
     alone = [thing for _, thing in scene.things if shapes[thing.shape] == 1]
     if not alone:
@@ -153,15 +153,15 @@ def colour(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
 
 
 def position(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
-    """Where the only thing of its colour and shape is; wrong places are drawn evenly from the other eight."""
+    """Ask where the only thing of its colour and shape is; wrong places are drawn evenly from the other eight."""
     unique = _unique(scene)
     if not unique:
         return None
     cell, thing = rng.choice(unique)
     name = _name(thing)
 
-    def claim(where: int, errors: tuple[str, ...] = ()) -> Claim:
-        spot = place(where)
+    def claim(at: int, errors: tuple[str, ...] = ()) -> Claim:
+        spot = place(at)
         cores = (
             f"In the {spot}.",
             f"It is in the {spot}.",
@@ -177,7 +177,7 @@ def position(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
 
 
 def existence(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
-    """Whether there is a thing of a colour and shape."""
+    """Ask whether there is a thing of a colour and shape."""
     groups = [(c, s) for c, s, n in _groups(scene) if c and s and (n > 0) == yes]
     colour_, shape = rng.choice(groups)
     name = _article(f"{colour_} {shape}")
@@ -195,7 +195,7 @@ def existence(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
 
 
 def comparison(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
-    """Whether one group outnumbers another of the same sort (two colours or two shapes)."""
+    """Ask whether one group outnumbers another of the same sort (two colours or two shapes)."""
     groups = [g for g in _groups(scene) if (g[0] is None) != (g[1] is None)]
     pairs = [
         (a, b) for a in groups for b in groups if a != b and (a[0] is None) == (b[0] is None) and (a[2] > b[2]) == yes
@@ -220,7 +220,7 @@ def comparison(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
 
 
 def relation(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
-    """Whether one unique thing is left of, right of, above or below another."""
+    """Ask whether one unique thing is left of, right of, above or below another."""
     unique = _unique(scene)
     pairs = [(a, b) for a in unique for b in unique if a != b]
     if not pairs:
@@ -244,7 +244,7 @@ def relation(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
 
 
 def same(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
-    """Whether two things have the same colour (a caption decides it) or the same size (it does not)."""
+    """Ask whether two things have the same colour (a caption decides it) or the same size (it does not)."""
     if rng.random() < 0.5:
         shapes = Counter(thing.shape for _, thing in scene.things)
         alone = [thing for _, thing in scene.things if shapes[thing.shape] == 1]
@@ -277,7 +277,7 @@ def _detail(thing: Thing, cell: int) -> str:
 
 
 def _spoil(things: list[Placed], rng: random.Random, error: str) -> list[Placed] | None:
-    """The list of things with one mistake, or None when this mistake cannot be made."""
+    """Return the list of things with one mistake, or None when this mistake cannot be made."""
     things = list(things)
     i = rng.randrange(len(things))
     cell, thing = things[i]
@@ -298,14 +298,19 @@ def _spoil(things: list[Placed], rng: random.Random, error: str) -> list[Placed]
 
 
 def description(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
-    """A free description. The wrong ones carry one mistake each, and one carries two or three."""
+    """Ask for a free description. The wrong ones carry one mistake each, and one carries two or three."""
     true_things = list(scene.things)
     if len(true_things) > 3:
         return None
 
     def claim(things: list[Placed], errors: tuple[str, ...] = ()) -> Claim:
-        said = listing([_detail(thing, cell) for cell, thing in things])
-        cores = (f"{said[0].upper()}{said[1:]}.", f"There is {said}.", f"The image shows {said}.", f"I can see {said}.")
+        listed = listing([_detail(thing, cell) for cell, thing in things])
+        cores = (
+            f"{listed[0].upper()}{listed[1:]}.",
+            f"There is {listed}.",
+            f"The image shows {listed}.",
+            f"I can see {listed}.",
+        )
         return Claim(cores, errors, visible=any(error != "wrong_position" for error in errors))
 
     wrong: list[Claim] = []
@@ -317,8 +322,8 @@ def description(scene: Scene, rng: random.Random, yes: bool) -> Question | None:
         if things and sorted(things) != sorted(true_things):
             wrong.append(claim(things, errors))
     text = rng.choice(("Describe the image.", "What does the image show?", "Describe this image in detail."))
-    said = listing([_detail(thing, cell) for cell, thing in true_things])
-    return Question("description", text, said, f"There is {said}.", claim(true_things), tuple(wrong))
+    listed = listing([_detail(thing, cell) for cell, thing in true_things])
+    return Question("description", text, listed, f"There is {listed}.", claim(true_things), tuple(wrong))
 
 
 KINDS: dict[str, Callable[[Scene, random.Random, bool], Question | None]] = {

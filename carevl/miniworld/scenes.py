@@ -82,7 +82,7 @@ class Scene:
         return next(pool for pool, buckets in POOLS.items() if bucket in buckets)
 
     def count(self, test: Callable[[Thing], bool]) -> int:
-        """Number of things for which `test` holds."""
+        """Return the number of things for which `test` holds."""
         return sum(test(thing) for _, thing in self.things)
 
 
@@ -93,7 +93,7 @@ def place(cell: int) -> str:
 
 
 def draw_scene(rng: random.Random, pool: Pool, most: int = 6) -> Scene:
-    """A scene of the given pool with 2 to `most` things.
+    """Draw a scene of the given pool with 2 to `most` things.
 
     Each scene uses a few colours and shapes only, so that counts above one are common.
     """
@@ -110,7 +110,7 @@ def draw_scene(rng: random.Random, pool: Pool, most: int = 6) -> Scene:
 
 @cache
 def _stencil(shape: str, size: str) -> Image.Image:
-    """Antialiased mask of a shape, mode L, centred in a cell."""
+    """Return the antialiased mask of a shape, mode L, centred in a cell."""
     side, radius = CELL * _SUPERSAMPLE, _RADIUS[size] * _SUPERSAMPLE
     low, high, middle = side / 2 - radius, side / 2 + radius, side / 2
     mask = Image.new("L", (side, side), 0)
@@ -130,7 +130,7 @@ def _stencil(shape: str, size: str) -> Image.Image:
 
 
 def render(scene: Scene, rng: random.Random) -> Image.Image:
-    """The scene as an RGB image of SIDE x SIDE pixels; `rng` moves things by up to 2 pixels and varies shades."""
+    """Draw the scene as RGB, SIDE x SIDE pixels; `rng` moves things by up to 2 pixels and varies shades."""
     grey = rng.randint(225, 250)
     image = Image.new("RGB", (SIDE, SIDE), (grey, grey, grey - rng.randint(0, 8)))
     for cell, thing in scene.things:
@@ -141,7 +141,7 @@ def render(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
-    """The image as PNG bytes."""
+    """Return the image as PNG bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
@@ -156,7 +156,7 @@ def world_rng(*parts: object) -> random.Random:
 
 
 def scenes(pool: Pool, *seed: object) -> Iterator[tuple[Scene, Image.Image]]:
-    """Endless distinct scenes of a pool with their images."""
+    """Yield distinct scenes of a pool with their images, without end."""
     rng, seen = world_rng("scenes", pool, *seed), set[str]()
     while True:
         scene = draw_scene(rng, pool)

@@ -161,7 +161,7 @@ SHIPPED = ("captioner", "judge", *(f"expert-{name}" for name in experts.EXPERTS)
 
 
 def train(work: Path, only: list[str] | None = None) -> None:
-    """Runs every stage that is not finished under `work`, or only the named ones.
+    """Run every stage that is not finished under `work`, or only the named ones.
 
     Raises:
         ValueError: a name in `only` is no stage.
@@ -270,10 +270,10 @@ def _train_expert(name: str, work: Path) -> None:
     def loss(batch: experts.Batch) -> tuple[torch.Tensor, float]:
         states = compiled(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
         targets, words = torch.from_numpy(batch.targets), torch.from_numpy(batch.words)
-        asked = targets >= 0
-        odds = experts.scores(model, states[asked])
-        right = ((odds.detach() > 0) == (targets[asked] > 0.5)).float().mean().item()
-        total = torch.nn.functional.binary_cross_entropy_with_logits(odds, targets[asked])
+        scored = targets >= 0
+        odds = experts.scores(model, states[scored])
+        right = ((odds.detach() > 0) == (targets[scored] > 0.5)).float().mean().item()
+        total = torch.nn.functional.binary_cross_entropy_with_logits(odds, targets[scored])
         if batch.dialogue and (words >= 0).any():
             guesses = states[words >= 0] @ embeddings.T
             total = total + torch.nn.functional.cross_entropy(guesses, words[words >= 0])
@@ -288,7 +288,7 @@ def _train_expert(name: str, work: Path) -> None:
 
 
 def _begin_from(model: Any, directory: Path) -> None:
-    """Gives a reward model the weights of another one; what only it has (Qwen2's biases) stays as it is, zero."""
+    """Give a reward model the weights of another one; what only it has (Qwen2's biases) stays as it is, zero."""
     from safetensors.torch import load_file
 
     if not _finished(directory):
@@ -299,7 +299,7 @@ def _begin_from(model: Any, directory: Path) -> None:
 
 
 def install(work: Path, weights: Path = WEIGHTS) -> None:
-    """Copies the finished models into the package, measures them, and writes their cards and the manifest.
+    """Copy the finished models into the package, measure them, and write their cards and the manifest.
 
     Raises:
         FileNotFoundError: a shipped model's stage is not finished.

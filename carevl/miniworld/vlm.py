@@ -25,7 +25,7 @@ _IMAGE_AT = 4
 
 
 def keep_memory() -> None:
-    """Keeps freed blocks inside the process: page faults on large activations cost a third of a CPU step."""
+    """Keep freed blocks inside the process: page faults on large activations cost a third of a CPU step."""
     try:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
@@ -36,7 +36,7 @@ def keep_memory() -> None:
 
 
 def rope_positions(length: int) -> Tensor:
-    """Multimodal positions int64 [3, 1, length] (time, row, column) of a sequence whose image comes first."""
+    """Return multimodal positions int64 [3, 1, length] (time, row, column) of a sequence whose image comes first."""
     import torch
 
     n_image = GRID * GRID
@@ -51,7 +51,7 @@ def rope_positions(length: int) -> Tensor:
 
 
 def _image_embeddings(model: Qwen2VLForConditionalGeneration, images: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[B, 36, 768] patches of one frame to [B, 9, hidden]: the vision tower with all images in one batch."""
+    """Turn [B, 36, 768] patches of one frame into [B, 9, hidden]: the vision tower with all images in one batch."""
     import torch
     from torch.nn.functional import linear, scaled_dot_product_attention
 
@@ -75,7 +75,7 @@ def _image_embeddings(model: Qwen2VLForConditionalGeneration, images: Tensor, co
 
 
 def vision_rotation(model: Qwen2VLForConditionalGeneration) -> tuple[Tensor, Tensor]:
-    """cos and sin, [36, head size], of the vision tower's rotary positions for one image."""
+    """Return cos and sin, [36, head size], of the vision tower's rotary positions for one image."""
     import torch
 
     head = model.config.vision_config.embed_dim // model.config.vision_config.num_heads
@@ -97,7 +97,7 @@ def taught_logits(
     cos: Tensor,
     sin: Tensor,
 ) -> Tensor:
-    """Logits [N, vocabulary] at the flat positions `taught` int64 [N] of `ids` int64 [B, T]."""
+    """Return the logits [N, vocabulary] at the flat positions `taught` int64 [N] of `ids` int64 [B, T]."""
     import torch
 
     embedded = model.get_input_embeddings()(ids)
@@ -112,7 +112,7 @@ def taught_logits(
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
-    """A batch as arguments of `taught_logits` (but for the rotation), its targets, and which are verdicts."""
+    """Return a batch as arguments of `taught_logits` (but for the rotation), its targets, and which are verdicts."""
     import torch
 
     flat = batch.targets.reshape(-1)

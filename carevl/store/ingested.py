@@ -1,4 +1,4 @@
-"""What ingest wrote: two tables in one directory."""
+"""The tables of ingest: two in one directory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Ingested:
         return Table(self.directory / "items")
 
     def failed(self) -> set[str]:
-        """Ids of the items that could not be read; those set aside as contaminated are not among them."""
+        """Return the ids of the items that could not be read; those set aside as contaminated are not among them."""
         return {
             row["item_id"]
             for row in self.items.read(columns=["item_id", "error"]).to_pylist()

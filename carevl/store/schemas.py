@@ -201,11 +201,11 @@ QUESTION_IMAGES = pa.schema([("name", pa.string()), ("bytes", pa.large_binary())
 
 
 def row_error(stage: str, kind: str, message: str) -> dict[str, str]:
-    """An error as ERROR stores it."""
+    """Return an error as ERROR stores it."""
     return {"stage": stage, "kind": kind, "message": message}
 
 
 def failures(errors: pa.ChunkedArray) -> int:
-    """How many rows of a column `error` failed; contaminated rows are set aside and did not fail."""
+    """Return how many rows of a column `error` failed; contaminated rows are set aside and did not fail."""
     kinds = pc.struct_field(errors, "kind").to_pylist() if errors.type != pa.null() else []
     return sum(kind is not None and kind != CONTAMINATED for kind in kinds)
