@@ -23,7 +23,7 @@ def is_private(cluster: Cluster) -> bool:
 
 @contextmanager
 def ray_cluster(cluster: Cluster) -> Iterator[None]:
-    """Holds a connection to Ray.
+    """Hold a connection to Ray.
 
     Inside a submitted job, or with `address` set, an existing cluster is joined. Otherwise Ray starts on this machine,
     without a dashboard, and lets nobody in who lacks the token that is drawn for it.

@@ -1,4 +1,4 @@
-"""What a pool of actors is given to do, what it reports, and the check that no row is lost or doubled on the way."""
+"""The job of a pool of actors, the tally that it reports, and the check that no row is lost or doubled on the way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Processor(ABC):
-    """Turns input rows into output rows inside an actor.
+    """Work on rows inside an actor: input tables to one output table.
 
     A subclass is a small dataclass whose fields are settings: it is pickled to every actor and loads nothing before
     `setup`.
@@ -57,7 +57,7 @@ class Processor(ABC):
 
 @dataclass(frozen=True)
 class PoolJob:
-    """What one pool does with every part.
+    """The work of one pool: a processor over every part.
 
     `sources` are the tables whose part n is needed to make part n of `target`. Every value of `key` in the first of
     them has to come out again, or every one of `expected_keys`; key and the columns of `identity` name an output row,
@@ -80,7 +80,7 @@ class PoolJob:
 
 @dataclass
 class Tally:
-    """What a pool has done: parts, rows, rows with an error; and its time.
+    """Counts of a pool's parts, rows and rows with an error, and its time.
 
     `busy_seconds`: of its actors at work, without `load_seconds`, in which they loaded what they work with.
     `prepare_seconds`: of its preparers.

@@ -14,8 +14,8 @@ from typing import Any
 
 from carevl.cluster.actors import PoolActor, Preparer
 from carevl.cluster.jobs import PoolJob, Tally
-from carevl.cluster.resources import Resources, nodes_there
-from carevl.cluster.sizing import preparers, shares
+from carevl.cluster.resources import Resources, list_nodes
+from carevl.cluster.sizing import limit_preparers, share_actors
 from carevl.cluster.watch import PoolWatch, watch_silence
 from carevl.store.run import RunError
 
@@ -52,7 +52,7 @@ def run_jobs(
     for name in ("ray.data", "ray.data._internal.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)
     jobs = [job if job.parts is not None else replace(job, parts=tuple(parts)) for job in jobs]
-    jobs = _size_pools(jobs, rates or {}, nodes_there() if nodes is None else nodes)
+    jobs = _size_pools(jobs, rates or {}, list_nodes() if nodes is None else nodes)
     pools = {job.name: PoolWatch(job.pool, len(job.parts or ())) for job in jobs}
 
     def report(name: str) -> None:
@@ -86,7 +86,7 @@ def _size_pools(jobs: Sequence[PoolJob], rates: Mapping[str, float], nodes: Sequ
     """Set the numbers of preparers, and of actors where those are `auto`; arguments as for `run_jobs`."""
     n_parts = max(len(job.parts or ()) for job in jobs)
     pools = {job.name: job.pool for job in jobs}
-    actors, ahead = shares(pools, n_parts, rates, nodes), preparers(pools, n_parts, nodes)
+    actors, ahead = share_actors(pools, n_parts, rates, nodes), limit_preparers(pools, n_parts, nodes)
     sized = []
     for job in jobs:
         if ahead[job.name] < min(job.pool.preparers, n_parts):

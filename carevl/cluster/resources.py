@@ -1,6 +1,6 @@
 """What the stages reserve on Ray, against what the cluster has.
 
-Ray waits for ever for an actor that no node can hold. `check` says so before anything starts.
+Ray waits for ever for an actor that no node can hold. `check` refuses such a run before anything starts.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a stage reserves: `least` to `most` actors, each of them on one node.
+class Reservation:
+    """`least` to `most` actors for a stage, each of them on one node.
 
-    `placement` is Ray's strategy for workers that have to start together, None for the actors of a pool, which start
-    one by one. `setting` is where the reservation is written in the settings.
+    `resources` are those of one actor. `placement` is Ray's strategy for workers that have to start together, None for
+    the actors of a pool, which start one by one. `setting` is where the reservation is written in the settings.
     """
 
     stage: str
     setting: str
-    each: Resources
+    resources: Resources
     least: int
     most: int
     placement: str | None = None
 
-    def places(self, nodes: Sequence[Resources]) -> int:
-        """How many of the actors fit on empty nodes, at most `most`."""
-        fitting = [_fitting(self.each, node) for node in nodes]
+    def count_fitting(self, nodes: Sequence[Resources]) -> int:
+        """Return how many of the actors fit on empty nodes, at most `most`."""
+        fitting = [_count_fitting(self.resources, node) for node in nodes]
         match self.placement:
             case "STRICT_PACK":
                 places = max(fitting, default=0)
@@ -62,11 +62,11 @@ class Supply:
     name: str
 
 
-def supply(cluster: Cluster, wanted: Iterable[Need]) -> Supply:
-    """The nodes of the Ray cluster that is joined, else this machine; with them, those that the launcher may add.
+def supply(cluster: Cluster, reservations: Iterable[Reservation]) -> Supply:
+    """Return the nodes of the joined Ray cluster, else this machine; with them, those that the launcher may add.
 
     Args:
-        wanted: the machine's GPUs are looked for only when something wants one; that imports torch.
+        reservations: the machine's GPUs are looked for only when one of them has any; that imports torch.
 
     Raises:
         RunError: the launcher file cannot be read.
@@ -75,74 +75,77 @@ def supply(cluster: Cluster, wanted: Iterable[Need]) -> Supply:
 
     may_come = _launcher_nodes(Path(cluster.launcher)) if cluster.launcher else []
     if ray.is_initialized():
-        there = nodes_there()
-        name = f"the Ray cluster of {len(there)} nodes"
+        nodes = list_nodes()
+        name = f"the Ray cluster of {len(nodes)} nodes"
     elif cluster.launcher:
-        there, name = [], cluster.launcher
+        nodes, name = [], cluster.launcher
     else:
-        there, name = [_this_machine(cluster, gpus=any(need.each.get("GPU") for need in wanted))], "this machine"
-    # A node that is there may be one of those that may come.
-    both = Counter(map(_hashable, there)) | Counter(map(_hashable, may_come))
+        gpus = any(reservation.resources.get("GPU") for reservation in reservations)
+        nodes, name = [_this_machine(cluster, gpus=gpus)], "this machine"
+    # A joined node may be one of those that may come: a union of multisets counts such a node once.
+    both = Counter(map(_hashable, nodes)) | Counter(map(_hashable, may_come))
     return Supply([dict(node) for node in both.elements()], name)
 
 
-def nodes_there() -> list[Resources]:
-    """The nodes of the Ray cluster that is joined."""
+def list_nodes() -> list[Resources]:
+    """Return the nodes of the Ray cluster that is joined."""
     import ray
 
     return [_countable(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def needed(pool: Pool) -> Resources:
-    """What each actor of a pool reserves."""
+def actor_resources(pool: Pool) -> Resources:
+    """Return the resources that each actor of a pool reserves."""
     return {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
 
 
-def check(wanted: Iterable[Need], there: Supply) -> None:
-    """Lets a run begin.
+def check(reservations: Iterable[Reservation], capacity: Supply) -> None:
+    """Check that everything can be reserved.
 
     Raises:
         RunError: what a stage reserves can never be had here; the message names every such stage.
     """
-    problems = [problem for need in wanted if (problem := _problem(need, there))]
+    problems = [problem for reservation in reservations if (problem := _find_problem(reservation, capacity))]
     if problems:
         raise RunError("; ".join(problems))
 
 
 def describe(resources: Resources) -> str:
-    """The amounts in words: `1 CPU, 0.5 GPU`."""
+    """Return the amounts in words: `1 CPU, 0.5 GPU`."""
     return ", ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount) or "nothing"
 
 
-def _problem(need: Need, there: Supply) -> str | None:
-    together = need.most if need.placement else 1
-    places = need.places(there.nodes)
-    if places >= together:
+def _find_problem(reservation: Reservation, capacity: Supply) -> str | None:
+    together = reservation.most if reservation.placement else 1
+    fitting, each = reservation.count_fitting(capacity.nodes), describe(reservation.resources)
+    if fitting >= together:
         return None
-    advice = f"change {need.setting}, or join a cluster that has it"
-    if need.placement and places:
+    advice = f"change {reservation.setting}, or join a cluster that has it"
+    if reservation.placement and fitting:
         return (
-            f"{need.stage}: {need.most} workers of {describe(need.each)} have to start together ({need.placement}), "
-            f"and {there.name} has room for {places}; {advice}"
+            f"{reservation.stage}: {reservation.most} workers of {each} have to start together "
+            f"({reservation.placement}), and {capacity.name} has room for {fitting}; {advice}"
         )
-    nodes = " or ".join(sorted({describe(node) for node in there.nodes}))
-    return f"{need.stage}: needs {describe(need.each)} on one node, and {there.name} has {nodes or 'no node'}; {advice}"
+    nodes = " or ".join(sorted({describe(node) for node in capacity.nodes}))
+    return f"{reservation.stage}: needs {each} on one node, and {capacity.name} has {nodes or 'no node'}; {advice}"
 
 
-def for_pool(stage: str, setting: str, pool: Pool) -> Need:
+def for_pool(stage: str, setting: str, pool: Pool) -> Reservation:
+    """Return what the actors of a stage's pool reserve."""
     least, most = pool.bounds
-    return Need(stage, setting, needed(pool), least, most)
+    return Reservation(stage, setting, actor_resources(pool), least, most)
 
 
-def for_workers(stage: str, setting: str, workers: Workers) -> Need:
-    each = {"CPU": workers.num_cpus, "GPU": workers.num_gpus, **workers.resources}
-    return Need(stage, setting, each, workers.count, workers.count, workers.placement)
+def for_workers(stage: str, setting: str, workers: Workers) -> Reservation:
+    """Return what a stage's training workers reserve, which have to start together."""
+    resources = {"CPU": workers.num_cpus, "GPU": workers.num_gpus, **workers.resources}
+    return Reservation(stage, setting, resources, workers.count, workers.count, workers.placement)
 
 
-def _fitting(each: Resources, node: Resources) -> float:
-    """How many actors one empty node holds; fractions of a GPU do not reach over two of them."""
+def _count_fitting(resources: Resources, node: Resources) -> float:
+    """Return how many actors one empty node holds; fractions of a GPU do not reach over two of them."""
     room = math.inf
-    for name, amount in each.items():
+    for name, amount in resources.items():
         if amount == 0:
             continue
         whole = name == "GPU" and amount < 1
@@ -151,7 +154,7 @@ def _fitting(each: Resources, node: Resources) -> float:
 
 
 def _times(have: float, amount: float) -> int:
-    return math.floor(have / amount + 1e-9)
+    return math.floor(have / amount + 1e-9)  # 0.3 goes into 0.9 three times, whatever floats hold
 
 
 def _countable(resources: Mapping[str, Any]) -> Resources:
@@ -164,22 +167,22 @@ def _hashable(resources: Resources) -> tuple[tuple[str, float], ...]:
 
 
 def _this_machine(cluster: Cluster, gpus: bool) -> Resources:
-    found = {"CPU": float(cluster.num_cpus or os.cpu_count() or 1)}
+    resources = {"CPU": float(cluster.num_cpus or os.cpu_count() or 1)}
     if gpus:
         import torch
 
-        found["GPU"] = float(torch.cuda.device_count())
-    return found
+        resources["GPU"] = float(torch.cuda.device_count())
+    return resources
 
 
 def _launcher_nodes(file: Path) -> list[Resources]:
-    """The head and the most workers of every type; Ray's own defaults where the file says nothing."""
+    """Return the head and the most workers of every type; with Ray's own defaults where the file leaves them open."""
     nodes: list[Resources] = []
     try:
-        told = yaml.safe_load(file.read_text(encoding="utf-8"))
-        limit = int(told.get("max_workers", 2))
-        for name, kind in told["available_node_types"].items():
-            count = 1 if name == told["head_node_type"] else min(int(kind.get("max_workers", limit)), limit)
+        launcher = yaml.safe_load(file.read_text(encoding="utf-8"))
+        limit = int(launcher.get("max_workers", 2))
+        for name, kind in launcher["available_node_types"].items():
+            count = 1 if name == launcher["head_node_type"] else min(int(kind.get("max_workers", limit)), limit)
             nodes += [dict(kind["resources"])] * count
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"cluster.launcher: {file} is no cluster launcher file: {error!r}") from None

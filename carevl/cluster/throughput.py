@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from carevl.cluster.resources import Resources, needed
+from carevl.cluster.resources import Resources, actor_resources
 from carevl.store.run import Run
 from carevl.store.table import write_atomically
 
@@ -27,7 +27,7 @@ _FILE = "rates.json"
 
 @dataclass(frozen=True)
 class Rate:
-    """What one actor takes: seconds to load and for its first row, then rows per second."""
+    """The speed of one actor: seconds to load and for its first row, then rows per second."""
 
     load_seconds: float
     rows_per_second: float
@@ -65,7 +65,7 @@ def measure_rates(run: Run, jobs: Sequence[PoolJob], log: Callable[[str], None])
         key = _key(job.target.directory.name, job.pool)
         if key not in stored:
             log(f"{job.name:16s} timing one actor, to find how many there should be")
-            _, rate = measure_rate(needed(job.pool), job.processor, _read_batch(job))
+            _, rate = measure_rate(actor_resources(job.pool), job.processor, _read_batch(job))
             store_rate(run, job.target.directory.name, job.pool, rate)
             stored[key] = asdict(rate)
         rates[job.name] = stored[key]["rows_per_second"]
@@ -94,6 +94,6 @@ def _load_rates(run: Run) -> dict[str, dict[str, float]]:
 
 
 def _key(fingerprint: str, pool: Pool) -> str:
-    """A rate holds for a fingerprint and for what an actor has, however many actors there are."""
+    """Name a rate: it holds for a fingerprint and the settings of an actor, however many actors there are."""
     actor = json.dumps(pool.model_dump(exclude={"concurrency"}), sort_keys=True)
     return f"{fingerprint}-{hashlib.sha256(actor.encode()).hexdigest()[:8]}"

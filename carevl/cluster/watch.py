@@ -19,7 +19,7 @@ _INTERVAL = 10.0
 
 
 class PoolWatch:
-    """What a pool at work has done, and whether its actors wait or hang."""
+    """The tally of a pool at work, and whether its actors wait or hang."""
 
     def __init__(self, pool: Pool, n_parts: int) -> None:
         self.tally, self.n_parts = Tally(), n_parts

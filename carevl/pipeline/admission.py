@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from carevl.cluster.resources import Need, check, supply
+from carevl.cluster.resources import Reservation, check, supply
 from carevl.stages import STAGES
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def reservations(
     settings: Settings, tables: Collection[str] | None = None, stages: Sequence[Stage] = STAGES
-) -> list[Need]:
+) -> list[Reservation]:
     """Return what the stages reserve that make the named tables, or all of them, in their order."""
     needs = [need for stage in stages for need in stage.reservations(settings)]
     if tables is None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from carevl.cluster.resources import supply
-from carevl.cluster.sizing import shares
+from carevl.cluster.sizing import share_actors
 from carevl.cluster.throughput import Rate, measure_rate, store_rate
 from carevl.pipeline.admission import reservations
 from carevl.pipeline.keys import stage_keys
@@ -64,21 +64,21 @@ def measure(settings: Settings, run: Run, pending: Collection[str], log: Callabl
     nodes = supply(settings.cluster, needs.values()).nodes
     images, items = _sample(Ingested(table.directory), settings.captioner.pool.batch_size)
     captioner = caption.CaptionProcessor(settings.captioner)
-    captions, rate = measure_rate(needs["caption"].each, captioner, {"images": images})
+    captions, rate = measure_rate(needs["caption"].resources, captioner, {"images": images})
     if "caption" in pending:
-        yield Estimate("caption", counts["images"], len(images), rate, needs["caption"].places(nodes))
+        yield Estimate("caption", counts["images"], len(images), rate, needs["caption"].count_fitting(nodes))
     keys = stage_keys(settings, run)
     experts = {f"score/{expert.name}": expert for expert in settings.experts if f"score/{expert.name}" in pending}
     rates = {}
     for name, expert in experts.items():
         tables = {"items": items, "captions": captions}
-        _, rates[name] = measure_rate(needs[name].each, score.ScoreProcessor(expert), tables)
+        _, rates[name] = measure_rate(needs[name].resources, score.ScoreProcessor(expert), tables)
         store_rate(run, keys[name].fingerprint, expert.pool, rates[name])
     pools = {name: expert.pool for name, expert in experts.items()}
     speeds = {name: rate.rows_per_second for name, rate in rates.items()}
-    together = shares(pools, settings.data.parts, speeds, nodes)
+    together = share_actors(pools, settings.data.parts, speeds, nodes)
     for name, rate in rates.items():
-        actors = together.get(name, needs[name].places(nodes))
+        actors = together.get(name, needs[name].count_fitting(nodes))
         yield Estimate(name, counts["rows_out"], len(items), rate, actors)
 
 

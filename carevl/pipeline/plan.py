@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carevl.cluster.connect import is_private, ray_cluster
-from carevl.cluster.resources import Need, Supply, check, describe, supply
+from carevl.cluster.resources import Reservation, Supply, check, describe, supply
 from carevl.pipeline.admission import reservations
 from carevl.pipeline.check import check_settings
 from carevl.pipeline.keys import stage_keys
@@ -98,11 +98,11 @@ def _rows_line(ingested: Table) -> str:
     return f"{manifest['rows_in']} source rows, {manifest['rows_out']} items of {manifest['images']} distinct images"
 
 
-def _reservation_lines(needs: Sequence[Need], nodes: Supply) -> Iterator[str]:
+def _reservation_lines(needs: Sequence[Reservation], nodes: Supply) -> Iterator[str]:
     """A line per stage: what each of its actors or workers reserves, how many there are, how many fit."""
     if needs:
         yield f"{'reserves':16s} {'each':28s} {'actors':>8s} {'room for':>8s}   on {nodes.name}"
     for need in needs:
         actors = f"{need.least}..{need.most}" if need.least < need.most else str(need.most)
         actors = "auto" if need.most == sys.maxsize else actors
-        yield f"{need.stage:16s} {describe(need.each):28s} {actors:>8s} {need.places(nodes.nodes):8d}"
+        yield f"{need.stage:16s} {describe(need.resources):28s} {actors:>8s} {need.count_fitting(nodes.nodes):8d}"

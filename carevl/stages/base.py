@@ -16,7 +16,7 @@ from carevl.store.run import Run
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.cluster.resources import Need
+    from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
     from carevl.settings import Settings
     from carevl.settings.models import Judge
@@ -33,7 +33,7 @@ def no_members(settings: Settings) -> Sequence[str]:
     return ("",)
 
 
-def no_reservations(settings: Settings) -> Sequence[Need]:
+def no_reservations(settings: Settings) -> Sequence[Reservation]:
     """Return what a stage reserves that runs in the driver."""
     del settings
     return ()
@@ -66,7 +66,7 @@ class Stage:
     """(settings, where data lie, table) to everything else that its rows depend on, as JSON."""
     run: Callable[[RunContext], Counts]
     """Makes the tables of `RunContext.pending`."""
-    reservations: Callable[[Settings], Sequence[Need]] = no_reservations
+    reservations: Callable[[Settings], Sequence[Reservation]] = no_reservations
     members: Callable[[Settings], Sequence[str]] = no_members
     retryable: str | None = None
     """Where failed rows can be made again alone: the name that their errors give the stage."""

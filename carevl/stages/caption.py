@@ -19,7 +19,7 @@ from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.store.schemas import CAPTIONS, row_error
 
 if TYPE_CHECKING:
-    from carevl.cluster.resources import Need
+    from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
     from carevl.models.engines.base import Generator
     from carevl.settings import Settings
@@ -101,7 +101,7 @@ def run(context: RunContext) -> Counts:
     return context.run_pools([job])
 
 
-def reservations(settings: Settings) -> list[Need]:
+def reservations(settings: Settings) -> list[Reservation]:
     """Return what the pool reserves."""
     return [for_pool("caption", "captioner.pool", settings.captioner.pool)]
 

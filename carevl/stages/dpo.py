@@ -17,7 +17,7 @@ from carevl.store.run import RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.cluster.resources import Need
+    from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
     from carevl.settings import Settings
     from carevl.settings.training import Training
@@ -86,7 +86,7 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     return {"training": training_inputs(settings.dpo)}
 
 
-def reservations(settings: Settings) -> list[Need]:
+def reservations(settings: Settings) -> list[Reservation]:
     """Return what the reference's pool and the workers reserve."""
     pool = for_pool("dpo", "judge.pool", settings.judge.pool)
     return [pool, for_workers("dpo", "dpo.workers", settings.dpo.workers)]

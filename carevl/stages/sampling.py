@@ -20,7 +20,7 @@ from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import JUDGMENTS, row_error
 
 if TYPE_CHECKING:
-    from carevl.cluster.resources import Need
+    from carevl.cluster.resources import Reservation
     from carevl.models.engines.base import Generator
     from carevl.settings import Settings
     from carevl.settings.models import Judge
@@ -190,6 +190,6 @@ def judge_inputs(settings: Settings) -> dict[str, Any]:
     return settings.judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"})
 
 
-def judge_reservations(stage: str) -> Callable[[Settings], list[Need]]:
+def judge_reservations(stage: str) -> Callable[[Settings], list[Reservation]]:
     """Return what a stage reserves that asks a judge."""
     return lambda settings: [for_pool(stage, "judge.pool", settings.judge.pool)]

@@ -29,7 +29,7 @@ from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
 
 if TYPE_CHECKING:
-    from carevl.cluster.resources import Need
+    from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
     from carevl.settings import Settings
     from carevl.settings.models import Expert
@@ -196,7 +196,7 @@ def _expert(settings: Settings, table: str) -> Expert:
     return next(expert for expert in settings.experts if expert.name == name)
 
 
-def reservations(settings: Settings) -> list[Need]:
+def reservations(settings: Settings) -> list[Reservation]:
     """Return what the pools reserve."""
     experts = enumerate(settings.experts)
     return [for_pool(f"score/{expert.name}", f"experts.{n}.pool", expert.pool) for n, expert in experts]

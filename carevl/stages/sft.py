@@ -13,7 +13,7 @@ from carevl.store.run import RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.cluster.resources import Need
+    from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
     from carevl.settings import Settings
 
@@ -50,7 +50,7 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     return {"judge": judge, "training": training_inputs(settings.sft)}
 
 
-def reservations(settings: Settings) -> list[Need]:
+def reservations(settings: Settings) -> list[Reservation]:
     """Return what the workers reserve."""
     return [for_workers("sft", "sft.workers", settings.sft.workers)]
 

@@ -37,7 +37,7 @@ class TrainingError(UserError):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training did.
+    """The outcome of a training.
 
     `judge` is a Hugging Face directory with merged weights; `adapter` one for PEFT, None without LoRA. `items` counts
     the rows that were used, replay not among them; `errors` are rows that were left out, as {row, item_id, error}.

@@ -249,7 +249,7 @@ class Items:
 
     @cached_property
     def shapes(self) -> list[Shape]:
-        """How long the parts of every item are."""
+        """Lengths of the parts of every item."""
         prefixes = pc.list_value_length(self.items["prefix"]).to_pylist()
         branches = self.items["branches"].to_pylist()
         return [Shape(n, tuple(map(len, texts))) for n, texts in zip(prefixes, branches, strict=True)]

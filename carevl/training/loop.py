@@ -30,7 +30,7 @@ _ABOUT = "about.json"
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What every worker is given. `data` and `out` are directories that all workers see."""
+    """The configuration that all workers have in common. `data` and `out` are directories that all of them see."""
 
     judge: Path
     data: Path
@@ -203,7 +203,7 @@ class Loop:
 
 
 class _Clock:
-    """Adds laps of time, in seconds."""
+    """A stopwatch that adds laps up by name, in seconds."""
 
     def __init__(self, seconds: dict[str, float], last: float) -> None:
         self.seconds, self.last = seconds, last

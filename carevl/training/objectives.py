@@ -1,4 +1,4 @@
-"""What is minimised, as pure functions of log-probabilities.
+"""The losses, as pure functions of log-probabilities.
 
 n pairs or targets; log-probabilities are sums over the tokens of a judgment, in nats.
 """
@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 
 def token_loss(log_probabilities: Tensor, tokens: float) -> Tensor:
-    """Mean negative log-likelihood of a token: that of targets [n] over `tokens`, the tokens of the whole step.
+    """Return the mean negative log-likelihood of a token: that of targets [n] over `tokens`, those of the whole step.
 
     Both count tokens by their weights. The shares of a step's micro-batches add up to the step's loss.
     """
@@ -31,7 +31,7 @@ class Preference:
 def preference_loss(
     chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
 ) -> Preference:
-    """The sigmoid loss of DPO, -log sigmoid(reward of chosen - reward of rejected) (arXiv 2305.18290, equation 7).
+    """Return the sigmoid loss of DPO, -log sigmoid(reward of chosen - reward of rejected) (arXiv 2305.18290, eq. 7).
 
     Args:
         chosen, rejected: log-probabilities under the judge in training [n].

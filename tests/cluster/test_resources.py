@@ -2,7 +2,7 @@
 
 import pytest
 
-from carevl.cluster.resources import Need, Supply, check, supply
+from carevl.cluster.resources import Reservation, Supply, check, supply
 from carevl.pipeline.admission import admit, reservations
 from carevl.settings import load_settings
 from carevl.store.run import RunError
@@ -30,15 +30,15 @@ NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0}, {"CPU": 8.0, "GPU": 1.0, "disk"
     ],
 )
 def test_how_many_actors_fit_on_empty_nodes(each, most, placement, places):
-    assert Need("stage", "stage.pool", each, 1, most, placement).places(NODES) == places
-    assert Need("stage", "stage.pool", each, 1, most, placement).places([]) == 0 or each == {"CPU": 0}
+    assert Reservation("stage", "stage.pool", each, 1, most, placement).count_fitting(NODES) == places
+    assert Reservation("stage", "stage.pool", each, 1, most, placement).count_fitting([]) == 0 or each == {"CPU": 0}
 
 
 def test_a_pool_waits_for_room_but_training_workers_start_together():
     there = Supply(NODES, "the Ray cluster of 3 nodes")
-    check([Need("score/a", "experts.0.pool", {"GPU": 1}, 8, 8)], there)
+    check([Reservation("score/a", "experts.0.pool", {"GPU": 1}, 8, 8)], there)
     with pytest.raises(RunError) as caught:
-        check([Need("sft", "sft.workers", {"GPU": 1}, 8, 8, "PACK")], there)
+        check([Reservation("sft", "sft.workers", {"GPU": 1}, 8, 8, "PACK")], there)
     assert str(caught.value) == (
         "sft: 8 workers of 1 GPU have to start together (PACK), and the Ray cluster of 3 nodes has room for 3; "
         "change sft.workers, or join a cluster that has it"

@@ -42,7 +42,7 @@ def test_single_gpu_runs_on_a_machine_with_one_gpu_and_its_experts_at_the_same_t
     wanted, machine = reservations(settings), resources.Supply([{"CPU": 16, "GPU": 1}], "a machine")
     resources.check(wanted, machine)
     experts = [need for need in wanted if need.stage.startswith("score/")]
-    assert sum(need.each["GPU"] * need.least for need in experts) <= 1
+    assert sum(need.resources["GPU"] * need.least for need in experts) <= 1
 
 
 def test_multi_node_runs_on_the_nodes_of_the_launcher_file_and_not_without_them():
@@ -50,7 +50,7 @@ def test_multi_node_runs_on_the_nodes_of_the_launcher_file_and_not_without_them(
     wanted = reservations(settings)
     there = resources.supply(settings.cluster, wanted)
     resources.check(wanted, there)
-    assert {need.stage: need.places(there.nodes) for need in wanted if need.placement} == {"sft": 8, "dpo": 8}
+    assert {need.stage: need.count_fitting(there.nodes) for need in wanted if need.placement} == {"sft": 8, "dpo": 8}
     with pytest.raises(RunError, match="sft: 8 workers of 8 CPU, 1 GPU have to start together"):
         resources.check(wanted, resources.Supply([{"CPU": 48.0, "GPU": 4.0}], "one node"))
 
