@@ -53,7 +53,7 @@ class Arm:
         return self.judge in ("phase1", "phase2")
 
     def settings(self, settings: Settings, rate: float, budget: Budget | None) -> Settings:
-        """The settings that this arm runs with.
+        """Return the settings that this arm runs with.
 
         Args:
             rate: multiplies the learning rate of both phases.
@@ -131,7 +131,7 @@ ARMS = {
 
 
 def chosen(names: Sequence[str]) -> list[Arm]:
-    """The arms of these names, in the order of `ARMS`; all of them for no names.
+    """Return the arms of these names, in the order of `ARMS`; all of them for no names.
 
     Raises:
         UserError: there is no such arm.

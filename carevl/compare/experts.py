@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def probabilities(context: RunContext, tests: Settings, rows: Sequence[Row]) -> dict[str, float | None]:
-    """What the experts think of a benchmark's pairs, reading captions made and scored as those of the items were.
+    """Return the experts' view of a benchmark's pairs, by captions made and scored as those of the items were.
 
     Args:
         context: with the keys of items, captions and scores alone, all there: the router is fitted on them.
@@ -49,7 +49,7 @@ def probabilities(context: RunContext, tests: Settings, rows: Sequence[Row]) -> 
 
 
 def _row_stage(rows: Sequence[Row], tests: Settings) -> Stage:
-    """The stage `ingest` of a benchmark's rows, their labels left out."""
+    """Return the stage `ingest` of a benchmark's rows, their labels left out."""
 
     def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
         del table

@@ -26,7 +26,7 @@ _FEWEST = 2 * MIN_LABELS
 
 
 def measure(runner: ArmRunner, seeds: int, resamples: int) -> dict[str, Any]:
-    """What the routers of the seeds do.
+    """Return what the routers of the seeds do.
 
     Returns:
         `high_precision` and `coverage` (share of the training pairs that are high), means over seeds, with those of
@@ -61,7 +61,7 @@ def measure(runner: ArmRunner, seeds: int, resamples: int) -> dict[str, Any]:
 
 
 def _measure_seed(context: RunContext, fitting: Fitting) -> dict[str, Any]:
-    """One seed's router: its pairs, and how many of its high labels are right."""
+    """Return one seed's router: its pairs, and how many of its high labels are right."""
     keys = {"ingest": context.keys["ingest"], "route": context.keys["router"]}
     routing = results.compute(context.settings, context.run, keys)["routing"]
     counts = {route: routing[route] for route in ("high", "low", "dropped")}

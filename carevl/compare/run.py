@@ -58,7 +58,7 @@ class Final:
 
 
 def check(settings: Settings, plan: Plan, final: Final | None) -> None:
-    """Refuses what cannot be compared, before anything runs.
+    """Refuse what cannot be compared, before anything runs.
 
     Raises:
         UserError: an arm or number that there is not; settings without labelled data, benchmark or test data, or that
@@ -90,7 +90,7 @@ def check(settings: Settings, plan: Plan, final: Final | None) -> None:
 def compare(
     settings: Settings, run: Run, plan: Plan, final: Final | None, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Makes what is not there, computes every figure from stored rows, and writes `compare.json` and its pictures.
+    """Make what is not there, computes every figure from stored rows, and writes `compare.json` and its pictures.
 
     Returns:
         What `compare.json` holds; see `report.build_tree`.
@@ -172,7 +172,7 @@ class _Comparison:
     def _make_lot(
         self, lot: Sequence[tuple[Arm, int]], cells: dict[str, dict[int, Cell]]
     ) -> Iterator[tuple[Arm, int, Cell, float]]:
-        """Cells that need nothing of each other, each with the seconds that it took; `at_once` of them side by side."""
+        """Make cells that need nothing of each other, `at_once` side by side; yield each with its seconds."""
 
         def make(assignment: tuple[Arm, int]) -> tuple[Arm, int, Cell, float]:
             arm, number = assignment
@@ -192,7 +192,7 @@ class _Comparison:
         return self._trial(arm, number, max(rates, key=lambda rate: rates[rate]))
 
     def _rates(self, arm: Arm) -> Sequence[float]:
-        """The learning rates that an arm tries; another threshold of the router takes the one that suited ours."""
+        """Return the learning rates that an arm tries; another threshold takes the one that suited ours."""
         if arm.labels is not None and arm.labels.rule == "threshold":
             ours = self.tried[OURS.name]
             return [max(ours, key=lambda rate: ours[rate])]
@@ -203,7 +203,7 @@ class _Comparison:
         return Cell(trial, self.runner.ask(trial))
 
     def _log_cost(self, cell: Cell, arms: Sequence[Arm]) -> None:
-        """The measured seconds of CAREVL, and what that means for all arms and seeds."""
+        """Return the measured seconds of CAREVL, and what that means for all arms and seeds."""
         took = cell.trial.seconds(self.runner.run)
         asking, ours = took.get("evaluate", 0.0), sum(took.values())
         labelling = took.get("judgments", 0.0)
@@ -224,7 +224,7 @@ class _Comparison:
 
 
 def _run_side_by_side(make: Callable[[Argument], Result], lot: Iterable[Argument], at_once: int) -> Iterator[Result]:
-    """What is made of each of a lot, `at_once` of them side by side."""
+    """Yield what is made of each of a lot, `at_once` of them side by side."""
     if at_once == 1:
         yield from map(make, lot)
         return
@@ -233,7 +233,7 @@ def _run_side_by_side(make: Callable[[Argument], Result], lot: Iterable[Argument
 
 
 def _final(runner: ArmRunner, cells: dict[str, list[Cell]], final: Final, at_once: int) -> dict[str, Any]:
-    """Evaluates the trained judges on test data."""
+    """Evaluate the trained judges on test data."""
     [benchmark] = on_benchmark(runner.settings).benchmarks
     path, images = benchmark.final_path, benchmark.final_images
     scheme = split_scheme(benchmark.path)

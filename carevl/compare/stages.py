@@ -75,7 +75,7 @@ _MAKING: dict[str, Lock] = {}
 
 
 def _label_stage(labels: Labels) -> Stage:
-    """The stage that gives the router's pairs an arm's labels."""
+    """Return the stage that gives the router's pairs an arm's labels."""
 
     def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
         del root, table
@@ -98,7 +98,7 @@ def _label_stage(labels: Labels) -> Stage:
 
 
 def _largest_lot(context: RunContext) -> float:
-    """The lot below which there are as many pairs to learn from as the router found high."""
+    """Return the lot below which there are as many pairs to learn from as the router found high."""
     drawn: list[NDArray[np.float64]] = []
     n_high = 0
     for routes in training_routes(context):
@@ -165,7 +165,7 @@ _TARGETS = Stage(
 
 
 def _evaluate_stage(path: str | None, images: str | None) -> Stage:
-    """The stage `evaluate` on the comparison's one benchmark."""
+    """Return the stage `evaluate` on the comparison's one benchmark."""
 
     def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
         return dict(evaluate.STAGE.fingerprint_inputs(on_benchmark(settings, path, images), root, table))

@@ -57,7 +57,7 @@ class Trial:
         return self.keys[list(self.phases)[-1]].fingerprint if self.phases else None
 
     def seconds(self, run: Run) -> dict[str, float]:
-        """Seconds that each stage took when it was made, those that other arms share too."""
+        """Return seconds that each stage took when it was made, those that other arms share too."""
         second = PHASE2 if self.arm.judge == "phase2" else ()
         manifests = {name: run.table(self.keys[name]).manifest for name in (*PHASE1, *second, f"evaluate/{self.judge}")}
         return {name.split("/")[0]: manifest["seconds"] for name, manifest in manifests.items() if manifest}

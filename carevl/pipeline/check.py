@@ -18,6 +18,7 @@ from carevl.models.experts import EXPERT_KINDS
 from carevl.models.locate import locate
 from carevl.settings.base import SettingsError
 from carevl.settings.schemes import split_scheme
+from carevl.stages.selection import RULES
 
 if TYPE_CHECKING:
     from carevl.settings import Settings
@@ -66,7 +67,7 @@ def _check_sources(settings: Settings) -> Iterator[str]:
 
 
 def _check_models(settings: Settings) -> Iterator[str]:
-    """The captioner and the judge: both write, in an engine that has room for what they write."""
+    """Yield the captioner and the judge: both write, in an engine that has room for what they write."""
     writers: dict[str, Captioner | Judge] = {"captioner": settings.captioner, "judge": settings.judge}
     for place, model in writers.items():
         yield from _check_weights(place, model)
@@ -174,6 +175,8 @@ def _check_training(settings: Settings) -> Iterator[str]:
             yield f"{phase}.zero.offload_optimizer: needs {phase}.zero.stage 1 or more"
         if training.tracker != "none":
             yield from _refusal(f"{phase}.tracker", _check_tracker, training)
+    for name in settings.select.rules:
+        yield from _refusal("select.rules", RULES.__getitem__, name)
 
 
 def _check_processor(judge: Judge) -> Iterator[str]:
@@ -193,7 +196,7 @@ def _check_processor(judge: Judge) -> Iterator[str]:
 
 
 def _has_entry(directory: Path, entry: str, own: str, *shared: str) -> bool:
-    """Whether a model directory has a file `own`, or `entry` in one of the JSON files that hold other things too."""
+    """Return whether a model directory has a file `own`, or `entry` in one of the JSON files of several things."""
     if (directory / own).is_file():
         return True
     files = [directory / name for name in shared]

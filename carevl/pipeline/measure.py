@@ -83,7 +83,7 @@ def measure(settings: Settings, run: Run, pending: Collection[str], log: Callabl
 
 
 def _sample(ingested: Ingested, size: int) -> tuple[pa.Table, pa.Table]:
-    """The first images without an error, and their items."""
+    """Return the first images without an error, and their items."""
     images: list[pa.Table] = []
     items: list[pa.Table] = []
     missing = size

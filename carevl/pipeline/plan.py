@@ -91,7 +91,7 @@ def unpinned(settings: Settings) -> list[str]:
 
 
 def _rows_line(ingested: Table) -> str:
-    """How many rows there are, if they have been read."""
+    """Return how many rows there are, if they have been read."""
     manifest = ingested.manifest
     if manifest is None:
         return "rows are counted when ingest has run"

@@ -17,7 +17,7 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 def publish(phases: Sequence[Path], base: str, target: Path, fingerprint: str, results: Sequence[str]) -> None:
-    """Writes `target`: the last phase's merged judge, `adapter/` relative to `base`, and a card.
+    """Write `target`: the last phase's merged judge, `adapter/` relative to `base`, and a card.
 
     The directory appears whole. One that holds the same fingerprint keeps its weights and gets a new card.
 
@@ -41,7 +41,7 @@ def publish(phases: Sequence[Path], base: str, target: Path, fingerprint: str, r
 
 
 def compose(adapters: Sequence[Path], base: str, target: Path) -> None:
-    """One adapter that adds what several do, each trained on top of the ones before it.
+    """Return one adapter that adds what several do, each trained on top of the ones before it.
 
     Each adds s B A to a weight, s = alpha / rank; side by side, [s1 B1, s2 B2] [A1; A2] adds the sum exactly.
     """

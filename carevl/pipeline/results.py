@@ -31,7 +31,7 @@ Truths = Mapping[tuple[str, str], Truth]
 
 
 def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[str, Any]:
-    """Every figure that the finished stages among `causes` allow: settings, routing, targets, pairs and judges."""
+    """Return every figure that the finished tables allow: settings, routing, targets, pairs and judges."""
     finished = {name: run.table(key) for name, key in keys.items() if run.table(key).manifest is not None}
     figures: dict[str, Any] = {"settings": settings.model_dump(mode="json")}
     truths = drawn_truths(settings, run)
@@ -47,7 +47,7 @@ def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[
 
 
 def recompute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[str, Any]:
-    """As `compute`, for a run whose results are there; also the figures of every evaluation on test data.
+    """Return as `compute`, for a run whose results are there; also the figures of every evaluation on test data.
 
     Raises:
         RunError: a stage of these results is no longer there as its sources and settings are now.
@@ -79,7 +79,7 @@ def _final_judges(entry: Mapping[str, Any], run: Run) -> dict[str, Any]:
 
 
 def judges(settings: Settings, run: Run, predictions: Mapping[str, Table]) -> dict[str, Any]:
-    """The figures of judges.
+    """Return the figures of judges.
 
     Args:
         settings: whose benchmarks the predictions are about.
@@ -103,7 +103,7 @@ def judges(settings: Settings, run: Run, predictions: Mapping[str, Table]) -> di
 
 
 def add_final(run: Run, entry: Mapping[str, Any]) -> None:
-    """Lists an evaluation on test data, unless these predictions are listed."""
+    """List an evaluation on test data, unless these predictions are listed."""
     stored = json.loads((run.root / RESULTS).read_text())
     listed = stored.get("final", [])
     if entry["fingerprints"] not in [other["fingerprints"] for other in listed]:
@@ -111,7 +111,7 @@ def add_final(run: Run, entry: Mapping[str, Any]) -> None:
 
 
 def write(run: Run, figures: Mapping[str, Any], **more: Any) -> Path:
-    """Writes results.json; what it held besides the figures stays unless `more` replaces it."""
+    """Write results.json; what it held besides the figures stays unless `more` replaces it."""
     file = run.root / RESULTS
     stored = json.loads(file.read_text()) if file.exists() else {}
     kept = {
@@ -123,7 +123,7 @@ def write(run: Run, figures: Mapping[str, Any], **more: Any) -> Path:
 
 
 def drawn_truths(settings: Settings, run: Run) -> Truths:
-    """The truth of the drawn worlds among the sources, by image_id and question; nothing for other data."""
+    """Return the truth of the drawn worlds among the sources, by image_id and question; nothing for other data."""
     worlds = {Path(source.path).parent.parent for source in ingest.sources(DataRoot.of(settings, run))}
     return {key: truth for world in sorted(worlds) for key, truth in read_truth(world).items()}
 
@@ -136,7 +136,7 @@ def _items(items: Table) -> list[dict[str, Any]]:
 
 
 def better(item: Mapping[str, Any], truths: Truths, winner: int, loser: int) -> bool | None:
-    """Whether one response is truly better than another; None when that is unknown or they are alike."""
+    """Return whether one response is truly better than another; None when that is unknown or they are alike."""
     truth = truths.get((item["image_id"], item["question"]))
     if truth is None:
         return None
@@ -145,7 +145,7 @@ def better(item: Mapping[str, Any], truths: Truths, winner: int, loser: int) -> 
 
 
 def _routing(routes: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths) -> dict[str, Any]:
-    """Pairs per route without the labelled ones, and where truth is known the precision of the winners."""
+    """Return pairs per route without the labelled ones, and where truth is known the precision of the winners."""
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     right: dict[str, list[bool]] = {"high": [], "low": []}
@@ -183,7 +183,7 @@ def _pairs(pairs: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths)
 
 
 def table(results: Mapping[str, Any]) -> Iterator[str]:
-    """The results as a person reads them, one line at a time."""
+    """Yield the results as a person reads them, one line at a time."""
     if routing := results.get("routing"):
         yield from _routing_lines(routing)
     if targets := results.get("targets"):

@@ -164,7 +164,7 @@ class RunContext:
         return lambda progress: self.log(f"{stage:16s} {progress.line()}")
 
     def _is_too_soon(self, name: str, *, last: bool) -> bool:
-        """Whether progress of this name was written less than a second ago; the last line is always written."""
+        """Return whether progress of this name was written less than a second ago; the last line is always written."""
         now = time.monotonic()
         if now - self.last_line.get(name, 0.0) < 1 and not last:
             return True

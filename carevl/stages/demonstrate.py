@@ -71,7 +71,7 @@ class _Prompts:
 
 
 def rankable(n_responses: int, high: Sequence[dict[str, Any]]) -> bool:
-    """Whether every response of an item is in one of its high pairs, so that these say much of how they rank."""
+    """Return whether every response of an item is in one of its high pairs, so that these say much of how they rank."""
     return {i for route in high for i in (route["first"], route["second"])} == set(range(n_responses))
 
 
@@ -102,7 +102,7 @@ def make_targets(settings: Settings, items: pa.Table, routes: pa.Table, judgment
 
 
 def _groups(prompts: Sequence[Prompted]) -> Iterator[list[Prompted]]:
-    """Prompts that stand or fall together: both orders of a pair, both ratings of a pair."""
+    """Yield prompts that stand or fall together: both orders of a pair, both ratings of a pair."""
     groups: dict[tuple[Any, ...], list[Prompted]] = defaultdict(list)
     for prompted in prompts:
         groups[prompted.task, tuple(sorted(prompted.order)) if prompted.task == "pairwise" else ()].append(prompted)

@@ -35,7 +35,7 @@ def benchmark_inputs(settings: Settings, root: DataRoot) -> dict[str, Any]:
 
 
 def with_test_data(settings: Settings) -> Settings:
-    """The settings with every benchmark's test data in place of its development data.
+    """Return the settings with every benchmark's test data in place of its development data.
 
     Raises:
         RunError: there is no benchmark, or one has no test data.
@@ -51,12 +51,12 @@ def with_test_data(settings: Settings) -> Settings:
 
 
 def load(settings: Settings, run: Run, benchmark: Benchmark) -> list[Row]:
-    """The labelled rows of a benchmark."""
+    """Return the labelled rows of a benchmark."""
     return SUITES[benchmark.name].load(*data_of(DataRoot.of(settings, run), benchmark))[: benchmark.rows]
 
 
 def data_of(root: DataRoot, benchmark: Benchmark) -> tuple[Path, Path | None]:
-    """Where a benchmark's rows and images are."""
+    """Return where a benchmark's rows and images are."""
     images = None if benchmark.images is None else Path(benchmark.images)
     return Path(root.resolve(benchmark.path)), images
 

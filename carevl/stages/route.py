@@ -47,7 +47,7 @@ def router_facts(router: RouterSettings) -> dict[str, Any]:
 
 
 def run_route(settings: Settings, items: Table, scores: Sequence[Table], target: Table) -> Mapping[str, Any]:
-    """Fits the router on the labelled items, routes every pair, and writes the parts of `routes`.
+    """Fit the router on the labelled items, routes every pair, and writes the parts of `routes`.
 
     Returns:
         rows_in (items), rows_out (pairs), errors, pairs per route and reason, and the router's notes.
@@ -99,7 +99,7 @@ class Fitting:
 
 
 def read_fitting(items: Table, scores: Sequence[Table], experts: Sequence[str]) -> Fitting:
-    """Reads every part once and keeps the items with labels and the first of the others.
+    """Read every part once and keeps the items with labels and the first of the others.
 
     A part's items lie in the order of a hash, so the first of them are a fair sample.
     """
@@ -119,7 +119,7 @@ def read_fitting(items: Table, scores: Sequence[Table], experts: Sequence[str]) 
 
 
 def _parts(items: Table, scores: Sequence[Table]) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Items and scores of every part, in order."""
+    """Yield items and scores of every part, in order."""
     for number in items.parts():
         yield items.read(number, _ITEMS), pa.concat_tables([table.read(number, _SCORES) for table in scores])
 

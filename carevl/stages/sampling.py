@@ -39,14 +39,14 @@ class Prompted:
     order: tuple[int, ...]
 
     def write(self, item: Item) -> str:
-        """The user turn."""
+        """Return the user turn."""
         if self.task == "answer":
             question: str = item["question"]
             return question
         return judge_prompt(self.task, item["question"], item["responses"], self.order)
 
     def read(self, generation: Generation) -> Verdict:
-        """What was written. An answer is all evidence."""
+        """Return what was written. An answer is all evidence."""
         if self.task == "answer":
             return Verdict("truncated" if generation.truncated else "ok", generation.text.strip())
         return parse_judgment(generation.text, self.task, self.order, truncated=generation.truncated)
@@ -60,12 +60,12 @@ Prompts = Callable[[Item, Sequence[dict[str, Any]]], list[Prompted]]
 
 
 def both_orders(first: int, second: int) -> tuple[Prompted, Prompted]:
-    """The two pairwise prompts of a pair of responses."""
+    """Return the two pairwise prompts of a pair of responses."""
     return Prompted("pairwise", (first, second)), Prompted("pairwise", (second, first))
 
 
 def by_item(items: pa.Table, routes: pa.Table) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
-    """Every item to learn from, with its routes: those with an error, and labelled ones, are passed by."""
+    """Yield every item to learn from, with its routes: those with an error, and labelled ones, are passed by."""
     of_item: dict[str, list[dict[str, Any]]] = {}
     for row in routes.to_pylist():
         of_item.setdefault(row["item_id"], []).append(row)
@@ -148,7 +148,7 @@ class JudgeProcessor(Processor):
 
 
 def typical(judgments: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The one of `judgments` whose evidence is given most often in `among`; the first of them when several are."""
+    """Return the judgment whose evidence is given most often in `among`; the first when several are."""
     counts = Counter(row["evidence"] for row in among)
     return max(judgments, key=lambda row: (counts[row["evidence"]], -row["sample"]))
 

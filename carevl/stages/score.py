@@ -60,7 +60,7 @@ class ExpertInput:
     caption: str | None
 
     def turn(self, expert: Expert) -> str:
-        """The user turn that the expert reads."""
+        """Return the user turn that the expert reads."""
         return expert.write(self.caption, self.question)
 
     def shorter(self) -> ExpertInput | None:
@@ -126,7 +126,7 @@ def _tokens(table: pa.Table) -> list[list[Encoded]]:
 
 
 def _expert_inputs(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list[dict[str, Any]], list[ExpertInput]]:
-    """The rows of a part of `scores` without their scores, and the inputs of those that have no error."""
+    """Return the rows of a part of `scores` without their scores, and the inputs of those that have no error."""
     captions: dict[str, dict[str, str | None]] = {}
     for row in tables["captions"].to_pylist():
         captions.setdefault(row["image_id"], {})[row["view"]] = row["text"] if row["error"] is None else None

@@ -32,7 +32,7 @@ VERSION = 6
 
 
 def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.Table) -> pa.Table:
-    """The pairs of phase 2: PAIRS."""
+    """Return the pairs of phase 2: PAIRS."""
     select = settings.select
     written: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
     for row in judgments.to_pylist():
@@ -154,7 +154,7 @@ def _contradictions(
 def _facts(
     item: Item, prompted: Prompted, scores: dict[int | None, float], best: int, other: int | None
 ) -> dict[str, Any]:
-    """What a row of PAIRS says beside its two judgments."""
+    """Return what a row of PAIRS says beside its two judgments."""
     return {
         "item_id": item["item_id"],
         "order": prompted.order,
@@ -166,7 +166,7 @@ def _facts(
 
 
 def _like(judgments: Sequence[dict[str, Any]], answer: str) -> Sequence[dict[str, Any]]:
-    """Those of the judgments whose evidence shares most content words with an answer (Jaccard's index)."""
+    """Return those of the judgments whose evidence shares most content words with an answer (Jaccard's index)."""
     words = content_words(answer)
     if not words:
         return judgments
@@ -176,7 +176,7 @@ def _like(judgments: Sequence[dict[str, Any]], answer: str) -> Sequence[dict[str
 
 
 def _balanced(pairs: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """As many pairs whose chosen verdict names the first response shown as the second: the narrowest gaps go."""
+    """Return as many pairs whose chosen verdict names the first response shown as the second: the narrowest gaps go."""
     sides: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for pair in pairs:
         sides[pair["winner"] == pair["order"][0]].append(pair)

@@ -31,7 +31,7 @@ def training_inputs(training: Training) -> dict[str, Any]:
 
 
 def write_rows(learned: Table, columns: Mapping[str, str], ingested: Ingested, target: Table) -> list[int]:
-    """Joins images to the parts of a table; returns the parts that have rows.
+    """Join images to the parts of a table; return the parts that have rows.
 
     Args:
         learned: TARGETS or PAIRS.
@@ -57,7 +57,7 @@ def write_rows(learned: Table, columns: Mapping[str, str], ingested: Ingested, t
 
 
 def write_dev(ingested: Ingested, n_pairs: int, seed: int, target: Table) -> list[int]:
-    """Labelled pairs, drawn by chance, as rows for `train(dev=…)`; returns the parts that have rows.
+    """Labelled pairs, drawn by chance, as rows for `train(dev=…)`; return the parts that have rows.
 
     Raises:
         RunError: no item has a label.

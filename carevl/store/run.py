@@ -40,7 +40,7 @@ class Run:
 
     @classmethod
     def at(cls, path: Path) -> Run:
-        """The run directory at a path, which means the same on every node.
+        """Return the run directory at a path, which means the same on every node.
 
         Raises:
             RunError: the path names a bucket.
@@ -58,54 +58,54 @@ class Run:
         return self.root / "settings.yaml"
 
     def remember(self, settings: Mapping[str, Any]) -> None:
-        """Writes the settings of a run."""
+        """Write the settings of a run."""
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
         write_atomically(self.settings, text.encode("utf-8", "surrogatepass"))
 
-    def table(self, cause: StageKey) -> Table:
-        """The table that a cause names, finished or not."""
-        return self.table_of(cause.stage, cause.fingerprint)
+    def table(self, key: StageKey) -> Table:
+        """Return the table that a key names, finished or not."""
+        return self.table_of(key.stage, key.fingerprint)
 
     def table_of(self, stage: str, fingerprint: str) -> Table:
         """A stage's table by its fingerprint."""
         return Table(self.root / stage / fingerprint)
 
-    def version(self, cause: StageKey) -> str:
-        """What names a table's contents, for the stages that are made from it.
+    def version(self, key: StageKey) -> str:
+        """Return what names a table's contents, for the stages that are made from it.
 
         The fingerprint, and how often failed rows of it were tried again; or the version of an earlier table, if its
         manifest says that it came out as that one.
         """
-        return _version(cause.fingerprint, self.table(cause).manifest or {})
+        return _version(key.fingerprint, self.table(key).manifest or {})
 
-    def same(self, cause: StageKey, contents: str) -> dict[str, str]:
+    def same(self, key: StageKey, contents: str) -> dict[str, str]:
         """For the manifest of a stage whose rows have this hash: the hash, and the table that came out alike before."""
-        for file in sorted(self.root.glob(f"{cause.stage}/*/{MANIFEST}")):
+        for file in sorted(self.root.glob(f"{key.stage}/*/{MANIFEST}")):
             manifest = json.loads(file.read_text())
-            if manifest.get("contents") == contents and file.parent != self.table(cause).directory:
+            if manifest.get("contents") == contents and file.parent != self.table(key).directory:
                 return {"contents": contents, "same_as": _version(file.parent.name, manifest)}
         return {"contents": contents}
 
     def latest(self, stage: str) -> dict[str, Any] | None:
-        """The manifest of the stage's last finished table, None when there is none."""
+        """Return the manifest of the stage's last finished table, None when there is none."""
         files = sorted(self.root.glob(f"{stage}/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime_ns)
         return json.loads(files[-1].read_text()) if files else None
 
-    def action(self, cause: StageKey) -> tuple[str, str]:
-        """What a run has to do for a stage, and why: (`skip` | `resume` | `run` | `recompute`, reason)."""
-        table = self.table(cause)
+    def action(self, key: StageKey) -> tuple[str, str]:
+        """Return what a run has to do for a stage, and why: (`skip` | `resume` | `run` | `recompute`, reason)."""
+        table = self.table(key)
         if table.manifest is not None:
             return "skip", "nothing it depends on has changed"
         if parts := table.parts():
             return "resume", f"{len(parts)} parts are there"
-        last = self.latest(cause.stage)
+        last = self.latest(key.stage)
         if last is None:
             return "run", "never run"
-        return "recompute", "; ".join(differences(last["cause"], dict(cause.fingerprint_inputs)))
+        return "recompute", "; ".join(differences(last["cause"], dict(key.fingerprint_inputs)))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run directory for this process.
+        """Hold the run directory for this process.
 
         Raises:
             RunError: another process holds it, or the directory cannot be written.

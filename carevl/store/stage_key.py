@@ -28,7 +28,7 @@ class StageKey:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two trees of facts, one line per leaf: `caption.prompt: 'a' -> 'b'`.
+    """Return what changed between two trees of facts, one line per leaf: `caption.prompt: 'a' -> 'b'`.
 
     Lists of one length are compared entry by entry.
     """

@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 
 
 def write_atomically(file: Path, data: bytes) -> None:
-    """Writes a file that other processes see whole or not at all, and that survives a crash of the machine.
+    """Write a file that other processes see whole or not at all, and that survives a crash of the machine.
 
     Raises:
         OSError: it cannot be written, for example because the disk is full; what was there stays.
@@ -48,15 +48,15 @@ class Table:
     directory: Path
 
     def part(self, number: int) -> Path:
-        """The file of a part, there or not."""
+        """Return the file of a part, there or not."""
         return self.directory / f"part-{number:05d}.parquet"
 
     def parts(self) -> list[int]:
-        """Numbers of the parts that are there."""
+        """Return numbers of the parts that are there."""
         return sorted(int(file.stem.removeprefix("part-")) for file in self.directory.glob("part-*.parquet"))
 
     def write(self, number: int, rows: pa.Table) -> bytes:
-        """Commits a part; returns what was written."""
+        """Commit a part; return what was written."""
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd")
         data: bytes = sink.getvalue().to_pybytes()
@@ -64,12 +64,12 @@ class Table:
         return data
 
     def read(self, number: int | None = None, columns: list[str] | None = None) -> pa.Table:
-        """One part, or all of them in order."""
+        """Return one part, or all of them in order."""
         numbers = self.parts() if number is None else [number]
         return pa.concat_tables([pq.ParquetFile(self.part(n)).read(columns) for n in numbers])
 
     def errors(self, *stages: str) -> Counter[tuple[str, str]]:
-        """Rows with an error, here and in tables below, by kind and one message of that kind.
+        """Return rows with an error, here and in tables below, by kind and one message of that kind.
 
         Args:
             stages: counts the rows that failed in these; all when there are none.
@@ -90,7 +90,7 @@ class Table:
         return Counter({(kind, messages[kind]): n for kind, n in kinds.items()})
 
     def problems(self, most: int) -> list[str]:
-        """The kinds of error that most rows have, in words."""
+        """Return the kinds of error that most rows have, in words."""
         return [f"{n} x {kind}, such as: {message}" for (kind, message), n in self.errors().most_common(most)]
 
     @property
@@ -100,6 +100,6 @@ class Table:
         return json.loads(file.read_text()) if file.exists() else None
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Declares the table whole."""
+        """Declare the table whole."""
         text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)
         write_atomically(self.directory / MANIFEST, text.encode("utf-8", "surrogatepass"))

@@ -53,7 +53,7 @@ def most_given(judgments: Sequence[Row]) -> tuple[str, int]:
 
 
 def _shares(texts: Iterable[str]) -> dict[str, float]:
-    """The share of texts that have a content word."""
+    """Return the share of texts that have a content word."""
     counts, n = Counter[str](), 0
     for text in texts:
         counts.update(content_words(text))
