@@ -44,9 +44,9 @@ def write_figures(file: Path, figures: Mapping[str, Any]) -> None:
 
 def engines() -> Iterable[str]:
     """Return the names of the engines."""
-    from carevl.settings.models import Model
+    from carevl.models.engines import ENGINES
 
-    return get_args(Model.model_fields["engine"].annotation)
+    return ENGINES
 
 
 def protocols() -> Iterable[str]:

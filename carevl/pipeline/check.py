@@ -14,7 +14,9 @@ from carevl.cluster.connect import is_private
 from carevl.data.formats import FORMATS
 from carevl.errors import UserError
 from carevl.models.chat_client import ChatClient
+from carevl.models.engines import ENGINES
 from carevl.models.experts import EXPERT_KINDS
+from carevl.models.families import judge_family
 from carevl.models.locate import locate
 from carevl.settings.base import SettingsError
 from carevl.settings.schemes import split_scheme
@@ -71,6 +73,7 @@ def _check_models(settings: Settings) -> Iterator[str]:
     writers: dict[str, Captioner | Judge] = {"captioner": settings.captioner, "judge": settings.judge}
     for place, model in writers.items():
         yield from _check_weights(place, model)
+        yield from _refusal(f"{place}.engine", ENGINES.__getitem__, model.engine)
         if model.engine == "vllm" and model.max_tokens >= model.max_model_len:
             yield (
                 f"{place}.max_tokens: {model.max_tokens} tokens of answer leave no room for a prompt in "
@@ -96,7 +99,10 @@ def _check_experts(settings: Settings) -> Iterator[str]:
         yield from _refusal(f"{place}.template", _fill_template, expert)
         if expert.kind == "reward_model":
             yield from _check_weights(place, expert)
-        refusals = list(_refusal(f"{place}.path", EXPERT_KINDS[expert.kind].check, expert))
+            yield from _refusal(f"{place}.engine", ENGINES.__getitem__, expert.engine)
+        refusals = list(_refusal(f"{place}.kind", EXPERT_KINDS.__getitem__, expert.kind))
+        if not refusals:
+            refusals = list(_refusal(f"{place}.path", EXPERT_KINDS[expert.kind].check, expert))
         yield from refusals
         # Elsewhere the key is on the cluster's nodes.
         if expert.endpoint is not None and not refusals and is_private(settings.cluster):
@@ -165,6 +171,8 @@ def _check_training(settings: Settings) -> Iterator[str]:
     if all(source.labels for source in settings.data.sources):
         yield "data.sources: every source has labels, so there is nothing to learn from; add one without"
     yield from _check_processor(settings.judge)
+    if not list(_check_weights("judge", settings.judge)):  # told of with the weights
+        yield from _refusal("judge.path", lambda judge: judge_family(judge.path, judge.revision), settings.judge)
     phases: dict[str, Training] = {"sft": settings.sft, "dpo": settings.dpo}
     for phase, training in phases.items():
         if training.dev_pairs and not _has_labels(settings):

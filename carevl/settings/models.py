@@ -61,8 +61,10 @@ class Model(Strict):
 
     path: HomePath = Field(description="Hugging Face directory or hub id; `miniworld:NAME` is a shipped model.")
     revision: str | None = Field(None, description="Commit of a hub model; pin it, so that a run can be repeated.")
-    engine: Literal["vllm", "transformers"] = Field(
-        "vllm", description="vllm for throughput; transformers gives the same texts whatever the batch."
+    engine: str = Field(
+        "vllm",
+        description="vllm for throughput; transformers gives the same texts whatever the batch; or your own, as "
+        "package.module:NAME.",
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field("auto", description="Format of the numbers.")
     max_model_len: int = Field(4096, ge=16, description="Most tokens of prompt and answer together.")
@@ -110,9 +112,10 @@ class Expert(Model):
     """A text reward model that scores caption + question + response."""
 
     name: str = Field(description="Its name in tables and reports.", pattern=r"^[A-Za-z0-9._-]+$")
-    kind: Literal["reward_model", "endpoint", "python"] = Field(
+    kind: str = Field(
         "reward_model",
-        description="reward_model; endpoint: `path` is the model's name there; python: `path` is package.module:Class.",
+        description="reward_model; endpoint: `path` is the model's name there; python: `path` is package.module:Class; "
+        "or your own kind, as package.module:NAME.",
     )
     endpoint: Endpoint | None = Field(None, description="Where the judge of kind endpoint is asked.")
     batch_tokens: int = Field(

@@ -65,6 +65,18 @@ REFUSALS = {
         ["experts.0.kind=python", "experts.0.path=no_such_package:Expert"],
         "experts.0.path: expert no_such_package:Expert: there is no such class",
     ),
+    "a misspelt engine": (
+        ["judge.engine=transfomers"],
+        "judge.engine: there is no engine 'transfomers'; did you mean transformers?",
+    ),
+    "an expert's engine that cannot be imported": (
+        ["experts.1.engine=no_such_package:ENGINE"],
+        "experts.1.engine: engine no_such_package:ENGINE: no_such_package cannot be imported",
+    ),
+    "a misspelt kind of expert": (
+        ["experts.0.kind=reward-model"],
+        "experts.0.kind: there is no expert kind 'reward-model'; did you mean reward_model?",
+    ),
     "a shipped model that is not there": (
         ["experts.0.path=miniworld:expert-lama"],
         "experts.0.path: miniworld:expert-lama: there is no such shipped model; there are captioner,",
@@ -208,6 +220,19 @@ def test_a_judge_that_lacks_a_file_is_refused(missing, sentence, tmp_path):
     with pytest.raises(SettingsError) as refusal:
         check_settings(load_settings("mini", [f"judge.path={tmp_path / 'judge'}"]))
     assert str(refusal.value) == f"judge.path: {tmp_path / 'judge'} {sentence}"
+
+
+def test_a_judge_of_an_architecture_that_cannot_be_trained_is_refused_before_anything_is_paid(tmp_path):
+    judge = tmp_path / "judge"
+    shutil.copytree(locate("miniworld:judge"), judge)
+    (judge / "config.json").write_text((judge / "config.json").read_text().replace('"qwen2_vl"', '"llava"'))
+    settings = load_settings("mini", [f"judge.path={judge}"])
+    check_settings(settings, "route")
+    with pytest.raises(SettingsError) as refusal:
+        check_settings(settings)
+    assert str(refusal.value) == (
+        f"judge.path: {judge}: llava is no vision architecture that can be trained: those are qwen2_vl, qwen2_5_vl"
+    )
 
 
 def test_test_data_are_asked_for_when_judges_are_to_be_evaluated_on_them():

@@ -51,7 +51,7 @@ def judge_family(path: str, revision: str | None = None) -> Family | None:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} names no model_type: it is no configuration of a model") from None
     except UserError as error:
-        raise UserError(f"judge {path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def _config_file(path: str, revision: str | None) -> Path | None:
