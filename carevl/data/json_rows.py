@@ -15,7 +15,7 @@ _SPACE = " \t\r\n"
 
 
 class Stream(Protocol):
-    """What is read from: a pyarrow input stream or a binary file."""
+    """A pyarrow input stream or a binary file."""
 
     def read(self, nbytes: int, /) -> bytes: ...
 

@@ -23,7 +23,7 @@ Placed = tuple[int, Thing]
 
 @dataclass(frozen=True)
 class Claim:
-    """What a response asserts.
+    """The assertion of a response.
 
     `cores` are interchangeable wordings of the assertion; `errors` is empty when it is true,
     else names from ERRORS, one per mistake; `visible` tells whether a caption without positions and sizes can

@@ -55,7 +55,7 @@ class Thing:
 
     @property
     def kind(self) -> tuple[str, str]:
-        """What a caption names: (colour, shape)."""
+        """(colour, shape), as a caption names it."""
         return self.colour, self.shape
 
 

@@ -52,7 +52,7 @@ class Stage:
 
 
 _KEPT = {"answers": 0.15, "reasoning": 0.03, "counting": 0.04, "caption": 0.04, "pointwise": 0.05, "ranking": 0.07}
-"""What a judge goes on with while it learns to doubt what it sees."""
+"""Lessons that a judge goes on with while it learns to doubt what it sees."""
 
 STAGES = (
     Stage("see", None, {"grid": 0.6, "answers": 0.3, "caption": 0.1}, 150, 5e-3, 4e-3),

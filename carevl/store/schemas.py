@@ -158,7 +158,7 @@ TRAINING_ITEMS = pa.schema(
         ("reference", pa.list_(pa.float64())),
     ]
 )
-"""What training reads, encoded: one row per prompt, its branches and what each token of them weighs."""
+"""Encoded rows of training: one per prompt, with its branches and the weight of each token of them."""
 
 TRAINING_IMAGES = pa.schema([("image", pa.string()), ("bytes", pa.large_binary())])
 """The image files that training items name."""
@@ -194,7 +194,7 @@ QUESTIONS = pa.schema(
         ("response", pa.string()),  # what a reward model has to score, else null
     ]
 )
-"""What judges are asked: a part holds a block of them."""
+"""Questions to judges; a part holds a block of them."""
 
 QUESTION_IMAGES = pa.schema([("name", pa.string()), ("bytes", pa.large_binary())])
 """The image files that questions name."""

@@ -1,4 +1,4 @@
-"""What a preference format is, and the fields that several formats share."""
+"""The type of a preference format, and the fields that several formats share."""
 
 from __future__ import annotations
 
