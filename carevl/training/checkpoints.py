@@ -59,7 +59,7 @@ class Checkpoints:
         try:
             loop.save(str(unfinished), steps_done)
             if loop.rank == 0:
-                _flush(unfinished)
+                _flush(unfinished)  # onto the disk before the rename makes it the one to go on from
                 whole = self._path(steps_done)
                 shutil.rmtree(whole, ignore_errors=True)
                 unfinished.replace(whole)

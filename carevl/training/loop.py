@@ -61,7 +61,7 @@ class Loop:
         spread = HfDeepSpeedConfig(configuration) if training.zero.stage == 3 else None
         torch.manual_seed(training.seed)
         model = load_judge(self.config.judge, training.dtype)
-        del spread
+        del spread  # the merged judge of `export` is loaded whole
         self.trained = make_trainable(model, training)
         self.judge = TrainedJudge(model).train()
         self.weights = [weight for weight in self.judge.parameters() if weight.requires_grad]
@@ -71,9 +71,9 @@ class Loop:
         steps = self.config.schedule.steps
         name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
         rates = get_scheduler(name, optimizer, math.ceil(training.warmup * steps), steps)
-        engine = deepspeed.initialize(model=self.judge, optimizer=optimizer, lr_scheduler=rates, config=configuration)[
-            0
-        ]
+        engine, *_ = deepspeed.initialize(
+            model=self.judge, optimizer=optimizer, lr_scheduler=rates, config=configuration
+        )
         if is_bare(training) and self.world == 1:
             # There is nobody to add up with, and it copies every gradient twice.
             engine.enable_backward_allreduce = False

@@ -84,11 +84,11 @@ _LOOK_AHEAD = 64
 def _order(schedule: Schedule, epoch: int) -> list[int]:
     """Return the items of an epoch, step after step.
 
-    Groups are shuffled; a step takes, of the next few, always the first that fits it. A group larger than a step, or a
-    step that none of them fits, is cut where the step ends.
+    Groups are shuffled; a step takes, of the next few, always the first that fits it. Where none fits, the next one is
+    taken and cut where the step ends.
     """
     sizes = schedule.together or (1,) * schedule.n_items
-    starts = [0, *accumulate(sizes)]
+    starts = [0, *accumulate(sizes)]  # group g holds the items starts[g] to starts[g + 1]
     waiting = _shuffled(len(sizes), schedule.seed, "epoch", epoch)[::-1]  # the next group is last: pop is cheap there
     order: list[int] = []
     while waiting:
@@ -135,6 +135,7 @@ def micro_batches(
         if batches[-1] and cost([*batches[-1], i]) > batch_tokens:
             batches.append([])
         batches[-1].append(i)
+    # As many micro-batches for each worker: smaller ones cost less than repetitions.
     while len(batches) % world and any(len(batch) > 1 for batch in batches):
         _halve_largest(batches, cost)
     filled = [MicroBatch(batch) for batch in sorted(batches, key=cost, reverse=True)]

@@ -71,7 +71,7 @@ class Objective:
         pairs = [k for k, phase in enumerate(phases) if phase == "dpo"]
         targets = [k for k, phase in enumerate(phases) if phase == "sft"]
         loss, sums = values.new_zeros(()), Sums()
-        if targets:
+        if targets:  # those of phase 1, or replayed beside pairs
             share = token_loss(torch.cat([of_item[k] for k in targets]), self.target_tokens)
             loss = loss + (self.dpo.replay_weight if self.pairs else 1.0) * share
             sums.terms["target_loss"] = share.item()
