@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from carevl.settings.models import Judge
 
 Answer = Generation | str
-"""What a judge wrote, or why it could not be asked."""
+"""A judge's text, or the reason why it could not be asked."""
 
 _FORCED_TOKENS = 2
 _TOKENS_PER_RANK = 6

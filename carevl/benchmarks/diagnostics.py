@@ -1,4 +1,4 @@
-"""How a judge answers, beside how often it is right: position, consistency, parsing and length."""
+"""Diagnostics of a judge's answers, beside how often they are right: position, consistency, parsing and length."""
 
 from __future__ import annotations
 

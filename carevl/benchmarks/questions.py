@@ -21,7 +21,7 @@ from carevl.stats.draws import rng_for
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a judgment is generated. `max_tokens` None: the judge's own cap."""
+    """Sampling parameters of a judgment. `max_tokens` None: the judge's own cap."""
 
     temperature: float = 0.0
     top_p: float = 1.0

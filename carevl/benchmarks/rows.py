@@ -62,18 +62,18 @@ class Row:
 
     @property
     def unit(self) -> str:
-        """What is resampled: rows with the same unit stay together. The cluster, else the image, else the row."""
+        """Name of the unit of resampling, whose rows stay together: the cluster, else the image, else the row."""
         return self.cluster or (self.image.name if self.image else self.key)
 
     @property
     def winner(self) -> int:
-        """Index of the best response, -1 for a tie between the best."""
+        """Return the index of the best response, -1 for a tie between the best."""
         best = max(self.gold)
         return self.gold.index(best) if self.gold.count(best) == 1 else -1
 
     @property
     def ranking(self) -> tuple[int, ...]:
-        """Response indices, best first."""
+        """Return the response indices, best first."""
         return tuple(sorted(range(len(self.gold)), key=lambda i: -self.gold[i]))
 
 

@@ -164,7 +164,7 @@ class _Pass:
     judge: Judge
     target: Table
     output: Table
-    """Where new predictions are written: the target, or apart from it those of a retry."""
+    """The table of new predictions: the target, or apart from it those of a retry."""
     pending: Mapping[int, list[Question]]
     suites: Mapping[str, str]
     """Name of a suite in the questions to what it is imported by."""

@@ -114,7 +114,7 @@ def test_a_suite_without_a_name_is_refused_where_it_is_defined():
 
 def test_every_registered_suite_has_a_line_a_section_and_tests():
     assert all(0 < len(suite.summary) <= 70 for suite in SUITES.values())
-    assert all(name in describe_suites() for name in SUITES)
+    assert all(f"{name} ({suite.summary})" in describe_suites() for name, suite in SUITES.items())
     page = PAGE.read_text(encoding="utf-8")
     assert all(f"### `{name}`" in page for name in SUITES)
     tests = Path(__file__).parent / "suites"

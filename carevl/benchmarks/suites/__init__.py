@@ -34,5 +34,6 @@ SUITES: Registry[Suite] = Registry(
 
 
 def describe_suites() -> str:
-    """Return the names of the benchmarks, for help texts."""
-    return f"{', '.join(SUITES)}, or one of your own as package.module:NAME"
+    """Return the names of the benchmarks, each with its line, for help texts."""
+    lines = ", ".join(f"{name} ({suite.summary})" for name, suite in SUITES.items())
+    return f"{lines}, or one of your own as package.module:NAME"

@@ -57,7 +57,7 @@ class MllmJudge(Suite):
     """MLLM-as-a-Judge."""
 
     name = "mllm-judge"
-    summary = "ratings, pairs with ties, and rankings by people"
+    summary = "ratings, pairs and rankings"
     draws = 3
     decoding = Decoding(temperature=0.2, top_p=0.4, image_first=False)
     headlines = ("score", "pair_with_ties", "pair_without_ties", "batch")

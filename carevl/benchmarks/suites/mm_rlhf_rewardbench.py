@@ -42,7 +42,7 @@ class MmRlhfRewardBench(Suite):
     """MM-RLHF-RewardBench."""
 
     name = "mm-rlhf-rewardbench"
-    summary = "several pairs per question about images and videos"
+    summary = "pairs about images and videos"
     official_script = "eval_mm_reward_bench.py"
 
     def load(self, path: Path, images: Path | None = None) -> list[Row]:

@@ -62,7 +62,7 @@ class MultimodalRewardBench(Suite):
     """Multimodal RewardBench."""
 
     name = "multimodal-rewardbench"
-    summary = "pairs about images by category, safety and reasoning among them"
+    summary = "pairs by category"
     draws = 1
     decoding = Decoding(temperature=1.0, max_tokens=1024, image_first=False)
     official_script = "1_run_model_as_judge_gpt4o.py"

@@ -39,7 +39,7 @@ class RewardBench2(Suite):
     """RewardBench 2."""
 
     name = "rewardbench2"
-    summary = "text only, for reward models: one right response of four"
+    summary = "text only, for reward models"
     default_protocols = ("official",)
 
     def load(self, path: Path, images: Path | None = None) -> list[Row]:

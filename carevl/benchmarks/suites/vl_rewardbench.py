@@ -81,7 +81,7 @@ class VlRewardBench(Suite):
     """VL-RewardBench."""
 
     name = "vl-rewardbench"
-    summary = "pairs about images: general, hallucination, reasoning"
+    summary = "pairs about images"
     draws = 5
     decoding = Decoding(temperature=0.2, top_p=0.2, max_tokens=2048, image_first=False)
     headlines = ("overall", "macro", "general", "hallucination", "reasoning")
