@@ -28,10 +28,10 @@ def cases():
 def test_one_case_is_judged_as_it_is_among_many(judge, cases):
     images, questions, responses, _ = zip(*cases[:6], strict=True)
     many = judge.judge_all(images, questions, responses)
-    one = judge.judge(images[2], questions[2], responses[2])
-    assert one.winner == many[2].winner
-    assert one.probability == pytest.approx(many[2].probability, abs=1e-3)
-    assert one.texts == many[2].texts
+    single = judge.judge(images[2], questions[2], responses[2])
+    assert single.winner == many[2].winner
+    assert single.probability == pytest.approx(many[2].probability, abs=1e-3)
+    assert single.texts == many[2].texts
 
 
 def test_swapping_the_responses_swaps_the_verdict(judge, cases):
@@ -48,10 +48,10 @@ def test_swapping_the_responses_swaps_the_verdict(judge, cases):
 
 def test_it_is_better_than_chance_and_says_why(judge, cases):
     images, questions, responses, items = zip(*cases, strict=True)
-    made = judge.judge_all(images, questions, responses)
-    right = [item.responses[judgment.winner].right for item, judgment in zip(items, made, strict=True)]
+    judgments = judge.judge_all(images, questions, responses)
+    right = [item.responses[judgment.winner].right for item, judgment in zip(items, judgments, strict=True)]
     assert np.mean(right) > 0.5
-    assert all(judgment.evidence for judgment in made)
+    assert all(judgment.evidence for judgment in judgments)
 
 
 def test_scores_are_ratings_and_better_responses_get_more(judge, cases):
@@ -81,8 +81,8 @@ def test_pictures_may_be_files_bytes_or_open(judge, cases, tmp_path):
     image, question, responses, _ = cases[0]
     file = tmp_path / "scene.png"
     file.write_bytes(png(image))
-    made = [judge.judge(picture, question, responses) for picture in (image, file, str(file), file.read_bytes())]
-    assert len({judgment.texts for judgment in made}) == 1
+    judgments = [judge.judge(picture, question, responses) for picture in (image, file, str(file), file.read_bytes())]
+    assert len({judgment.texts for judgment in judgments}) == 1
 
 
 def test_mistakes_are_named(judge, cases, tmp_path):

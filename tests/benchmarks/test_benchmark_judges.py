@@ -55,14 +55,16 @@ def test_miniworld_files_load_like_public_ones(drawn):
 @pytest.mark.parametrize("judge", list(TRIVIAL_JUDGES))
 def test_trivial_judges_answer_every_question(drawn, name, protocol, judge):
     suite, rows = SUITES[name], drawn[name][::4]
-    asked = list(suite.questions(rows, protocol))
-    predictions = list(judge_trivially(judge, suite, rows, asked))
-    assert [(each.key, each.order, each.sample) for each in predictions] == [(q.key, q.order, q.sample) for q in asked]
+    questions = list(suite.questions(rows, protocol))
+    predictions = list(judge_trivially(judge, suite, rows, questions))
+    assert [(each.key, each.order, each.sample) for each in predictions] == [
+        (q.key, q.order, q.sample) for q in questions
+    ]
     silent = [each for each in predictions if each.status != "ok"]
     lengths = {row.key: [len(text) for text in row.responses] for row in rows}
     assert all(judge == "longer" and len(set(lengths[each.key])) == 1 for each in silent)
     assert estimate(suite.score(rows, predictions, protocol), resamples=50)
-    assert predictions == list(judge_trivially(judge, suite, rows, asked))
+    assert predictions == list(judge_trivially(judge, suite, rows, questions))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -80,10 +82,10 @@ def test_an_oracle_scores_full_marks(drawn, protocol):
             }[question.task]
             text = suite.write_verdict(question, truth)
             predictions.append(record(question, "oracle", text, suite.parse(question, text)))
-        found = estimate(suite.score(rows, predictions, protocol), resamples=20)
-        assert {key: found[key]["value"] for key in best} == pytest.approx(best)
+        result = estimate(suite.score(rows, predictions, protocol), resamples=20)
+        assert {key: result[key]["value"] for key in best} == pytest.approx(best)
         if name == "mllm-judge":
-            assert found["pair_without_ties"]["value"] == 1
+            assert result["pair_without_ties"]["value"] == 1
 
 
 @pytest.mark.parametrize("text", USELESS.values(), ids=list(USELESS))
@@ -91,9 +93,9 @@ def test_an_oracle_scores_full_marks(drawn, protocol):
 def test_a_useless_judge_earns_nothing_strictly(drawn, name, text):
     suite, rows = SUITES[name], drawn[name]
     predictions = [record(q, "useless", text, suite.parse(q, text)) for q in suite.questions(rows, "strict")]
-    found = estimate(suite.score(rows, predictions, "strict"), resamples=20)
+    result = estimate(suite.score(rows, predictions, "strict"), resamples=20)
     worst = {"overall": 0, "macro": 0, "score": 0, "pair_with_ties": 0, "batch": 1}
-    assert all(found[key]["value"] == value for key, value in worst.items() if key in found)
+    assert all(result[key]["value"] == value for key, value in worst.items() if key in result)
     assert "ok" not in {each.status for each in predictions}
     how = estimate(diagnose(rows, predictions), resamples=20)
     assert (how["parse_rate"]["value"], how["order_consistency"]["value"]) == (0, 0)
@@ -103,8 +105,8 @@ def test_a_useless_judge_earns_nothing_strictly(drawn, name, text):
 
 def test_both_tags_are_a_status_of_their_own(drawn):
     suite, rows = SUITES["vl-rewardbench"], drawn["vl-rewardbench"][:3]
-    asked = list(suite.questions(rows, "strict"))
-    predictions = [record(q, "j", USELESS["both tags"], suite.parse(q, USELESS["both tags"])) for q in asked]
+    questions = list(suite.questions(rows, "strict"))
+    predictions = [record(q, "j", USELESS["both tags"], suite.parse(q, USELESS["both tags"])) for q in questions]
     assert count_statuses(predictions) == {"ok": 0, "none": 0, "both": 6, "truncated": 0}
 
 
@@ -117,20 +119,20 @@ def test_reward_questions_get_scores_not_texts(shared_data):
     suite = SUITES["mm-rlhf-rewardbench"]
     rows = suite.load(shared_data / "mm_rlhf_rewardbench.jsonl")
     predictions = list(judge_trivially("longer", suite, rows, suite.questions(rows, "official")))
-    found = estimate(suite.score(rows, predictions, "official"), resamples=20)
+    result = estimate(suite.score(rows, predictions, "official"), resamples=20)
     longer = sum(len(row.responses[0]) > len(row.responses[1]) for row in rows) / len(rows)
-    assert found["accuracy"]["value"] == pytest.approx(longer)
+    assert result["accuracy"]["value"] == pytest.approx(longer)
 
 
 def test_position_and_consistency_by_hand(pair, both_orders):
     rows = [pair(key) for key in "abcd"]
     winners = {"a": (0, 0), "b": (0, 1), "c": (1, 0), "d": (0, None)}
-    predictions = [each for key, said in winners.items() for each in both_orders(key, *said)]
-    found = estimate(diagnose(rows, predictions), resamples=20)
+    predictions = [each for key, pair in winners.items() for each in both_orders(key, *pair)]
+    result = estimate(diagnose(rows, predictions), resamples=20)
     # First shown: response 0, then 1. a: 1 of 2 verdicts for the first shown, b: 2 of 2, c: 0 of 2, d: 1 of 1.
-    assert found["first_position_rate"]["value"] == pytest.approx(4 / 7)
-    assert found["order_consistency"]["value"] == 0.25
-    assert found["parse_rate"]["value"] == 7 / 8
+    assert result["first_position_rate"]["value"] == pytest.approx(4 / 7)
+    assert result["order_consistency"]["value"] == 0.25
+    assert result["parse_rate"]["value"] == 7 / 8
 
 
 def _slope(rows, predictions):
@@ -154,20 +156,24 @@ def test_the_length_slope_sees_length_beyond_the_label(pair, answer):
 
 
 def test_the_length_slope_does_not_depend_on_which_response_comes_first(pair, answer):
-    lengths, said = [(2, 9), (7, 1), (4, 4), (3, 8)], [1, 0, -1, 0]
+    lengths, verdicts = [(2, 9), (7, 1), (4, 4), (3, 8)], [1, 0, -1, 0]
     rows = [pair(str(n), responses=("x" * a, "y" * b)) for n, (a, b) in enumerate(lengths)]
     swapped = [pair(row.key, responses=row.responses[::-1], gold=row.gold[::-1]) for row in rows]
     other = {0: 1, 1: 0, -1: -1}
-    given = _slope(rows, [answer(row.key, winner=w) for row, w in zip(rows, said, strict=True)])
-    assert given == pytest.approx(
-        _slope(swapped, [answer(r.key, winner=other[w]) for r, w in zip(rows, said, strict=True)])
+    slope = _slope(rows, [answer(row.key, winner=w) for row, w in zip(rows, verdicts, strict=True)])
+    assert slope == pytest.approx(
+        _slope(swapped, [answer(r.key, winner=other[w]) for r, w in zip(rows, verdicts, strict=True)])
     )
-    assert given != pytest.approx(0)
+    assert slope != pytest.approx(0)
 
 
 def test_published_rows_that_do_not_agree_with_themselves_are_flagged():
     checks = {row.judge: check(row) for row in VL_REWARDBENCH}
-    assert [judge for judge, found in checks.items() if not found.consistent] == ["GPT-4o", "Claude 3.5", "Qwen2-VL-7B"]
+    assert [judge for judge, result in checks.items() if not result.consistent] == [
+        "GPT-4o",
+        "Claude 3.5",
+        "Qwen2-VL-7B",
+    ]
     assert checks["GPT-4o"].overall == pytest.approx((49.1 * 183 + 67.6 * 749 + 70.5 * 318) / 1250)
     assert checks["Qwen2-VL-7B"].macro == pytest.approx((31.6 + 19.1 + 51.1) / 3)
 

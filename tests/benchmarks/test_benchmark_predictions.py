@@ -14,18 +14,18 @@ from carevl.store.schemas import PREDICTIONS
 
 def test_predictions_survive_parquet(tmp_path, pair):
     row = pair("k")
-    asked = judge_question("b", row, "strict", (1, 0))
-    given = [
-        record(asked, "j", "text", Verdict("ok", "", winner=1), probability=0.25),
-        record(asked, "j", "", Verdict("truncated", "")),
-        record(asked, "j", "", Verdict("ok", "", ranking=(1, 0))),
-        record_score(asked, "j", -3.5),
+    question = judge_question("b", row, "strict", (1, 0))
+    answers = [
+        record(question, "j", "text", Verdict("ok", "", winner=1), probability=0.25),
+        record(question, "j", "", Verdict("truncated", "")),
+        record(question, "j", "", Verdict("ok", "", ranking=(1, 0))),
+        record_score(question, "j", -3.5),
     ]
-    pq.write_table(to_table(given), tmp_path / "p.parquet")
+    pq.write_table(to_table(answers), tmp_path / "p.parquet")
     read = pq.read_table(tmp_path / "p.parquet")
-    assert from_table(read) == given
-    assert given[0].order == (1, 0)
-    assert given[3].rating == -3.5
+    assert from_table(read) == answers
+    assert answers[0].order == (1, 0)
+    assert answers[3].rating == -3.5
     assert read.schema.equals(PREDICTIONS)
 
 
@@ -69,10 +69,12 @@ def test_a_tied_pair_is_never_right(pair, both_orders):
 
 def test_ratings_are_averaged_over_draws(answer):
     row = Row("k", "pointwise", "g", "q", ("a", "b"), (1.0, 0.0))
-    given = [answer("k", order=(i,), sample=s, rating=r) for i, s, r in ((0, 0, 4), (0, 1, 5), (1, 0, 2), (1, 1, None))]
-    ratings = response_ratings([row], given, 2)[0]
+    answers = [
+        answer("k", order=(i,), sample=s, rating=r) for i, s, r in ((0, 0, 4), (0, 1, 5), (1, 0, 2), (1, 1, None))
+    ]
+    ratings = response_ratings([row], answers, 2)[0]
     assert ratings[0] == 4.5
     assert ratings[1] != ratings[1]
-    assert response_ratings([row], given, 1)[0].tolist() == [4, 2]
+    assert response_ratings([row], answers, 1)[0].tolist() == [4, 2]
     with pytest.raises(ValueError, match="lack 3 ratings"):
-        response_ratings([row], given, 3)
+        response_ratings([row], answers, 3)

@@ -66,16 +66,16 @@ def take_in(settings: Settings, run: Run, directory: Path) -> tuple[dict[str, An
 
 def plant(run: Run, folder: Path) -> list[dict[str, str]]:
     """One row of each way to share something with the benchmark's first rows; only the first two are leaks."""
-    tests = [(one["image"]["bytes"], one["query"], one["response"]) for one in benchmark(run)]
-    (one, asked, _), (two, asked_two, _), (three, _, _), (_, asked_four, texts_four) = tests[:4]
+    tests = [(each["image"]["bytes"], each["query"], each["response"]) for each in benchmark(run)]
+    (one_row, question, _), (two, asked_two, _), (three, _, _), (_, asked_four, texts_four) = tests[:4]
     other = Image.linear_gradient("L").convert("RGB").rotate(30)
     other.save(folder / "other.png")
     return [
-        row(save(one, folder / "same.bmp"), "Is this new?", ["Yes.", "No."]),
+        row(save(one_row, folder / "same.bmp"), "Is this new?", ["Yes.", "No."]),
         row(save(two, folder / "near.png", 1.1), f"<image> {asked_two.upper()} ", ["Yes.", "No."]),
         row(save(three, folder / "near2.png", 1.1), "Is this another question?", ["Yes.", "No."]),
         row("other.png", asked_four, [texts_four[1], "Perhaps."]),
-        row("other.png", asked, ["Perhaps.", "No idea."]),
+        row("other.png", question, ["Perhaps.", "No idea."]),
     ]
 
 
@@ -85,17 +85,17 @@ def test_planted_leaks_are_set_aside_and_nothing_else(run: Run, tmp_path: Path, 
     aside = {item["sources"][0]["locator"].rpartition("#")[2]: item for item in items if item["error"]}
     assert sorted(aside) == ["0", "1"]
     assert {item["sources"][0]["source"] for item in aside.values()} == {"planted"}
-    names = [one["id"] for one in benchmark(run)]
+    names = [each["id"] for each in benchmark(run)]
     assert aside["0"]["error"]["kind"] == CONTAMINATED
     assert f"the pixels of its image with row {names[0]}#" in aside["0"]["error"]["message"]
     assert f"its question and nearly its image with row {names[1]}#" in aside["1"]["error"]["message"]
     assert aside["1"]["error"]["message"].endswith(" of vl-rewardbench")
     assert all(item["responses"] and item["gold"] is None for item in aside.values())
     assert (written["contaminated"], written["errors"]) == (2, 0)
-    found = written["contamination"]["vl-rewardbench"]
-    assert found["removed"] == {"planted": {"equal_pixels": 1, "near_duplicate": 1}}
-    assert found["same_text"]["planted"] == 1
-    assert (found["rows"], found["images"], found["missing_images"]) == (960, 960, 0)
+    result = written["contamination"]["vl-rewardbench"]
+    assert result["removed"] == {"planted": {"equal_pixels": 1, "near_duplicate": 1}}
+    assert result["same_text"]["planted"] == 1
+    assert (result["rows"], result["images"], result["missing_images"]) == (960, 960, 0)
     assert written["contamination"]["mllm-judge"]["removed"] == {}
     json.dumps(written)
 
@@ -135,14 +135,14 @@ def test_missing_and_broken_benchmark_images_are_counted(run: Run, tmp_path: Pat
         {"id": f"a-{n}", "query": "Q?", "response": ["x", "y"], "human_ranking": [0, 1], "image": f"{n}.png"}
         for n in range(3)
     ]
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     (tmp_path / "0.png").write_bytes(b"<html>")
     (tmp_path / "1.png").write_bytes(benchmark(run)[0]["image"]["bytes"])
     test = Benchmark(name="vl-rewardbench", path=str(tmp_path / "test.jsonl"))
     settings = load_settings("mini", WORLD).model_copy(update={"benchmarks": [test]})
     written, _ = take_in(settings, run, tmp_path / "ingest")
-    found = written["contamination"]["vl-rewardbench"]
-    assert {name: found[name] for name in ("rows", "images", "missing_images", "broken_images")} == {
+    result = written["contamination"]["vl-rewardbench"]
+    assert {name: result[name] for name in ("rows", "images", "missing_images", "broken_images")} == {
         "rows": 3,
         "images": 1,
         "missing_images": 1,
@@ -171,25 +171,25 @@ def test_near_duplicates_among_the_data_are_reported_or_merged(
     ]
     settings = with_planted(rows, tmp_path, write_lines, f"data.near_duplicates={mode}")
     written, items = take_in(settings, run, tmp_path / "ingest")
-    found = written["near_duplicates"]
+    result = written["near_duplicates"]
     ours = [item for item in items if item["sources"][0]["source"] == "planted" and not item["error"]]
-    assert found["mode"] == mode
+    assert result["mode"] == mode
     if mode == "ignore":
-        assert (found["compared"], found["images"], len(ours)) == (0, 0, 3)
+        assert (result["compared"], result["images"], len(ours)) == (0, 0, 3)
         return
-    copies = {one for pair in found["examples"] for one in pair}
+    copies = {each for pair in result["examples"] for each in pair}
     assert {item["image_id"] for item in ours} <= copies
-    assert found["compared"] > 30
+    assert result["compared"] > 30
     images = {image["image_id"] for image in Ingested(tmp_path / "ingest").images.read().to_pylist()}
     if mode == "report":
         assert (len(ours), len({item["image_id"] for item in ours})) == (3, 3)
         assert copies <= images
         return
-    kept = {kept for _, kept in found["examples"]}
+    kept = {kept for _, kept in result["examples"]}
     assert len(kept) == 1
     assert copies & images == kept
     assert {item["image_id"] for item in ours} == kept
     assert sorted(len(item["sources"]) for item in ours) == [1, 2]
-    noted = [json.loads(one["extra"]).get("image_id") for item in ours for one in item["sources"]]
+    noted = [json.loads(each["extra"]).get("image_id") for item in ours for each in item["sources"]]
     assert len(set(noted) - {None} - kept) == len(noted) - noted.count(None)
     assert {part["image_id"] for part in items if part["image_id"]} <= images

@@ -123,17 +123,17 @@ def test_an_endpoint_that_stays_busy_is_a_row_error(server):
 
 
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "message"),
     [
         ((400, {"error": "prompt is too long"}, {}), "status 400.*too long"),
         ((200, {"choices": []}, {}), "not a chat completion"),
         ((200, [], {}), "not a chat completion"),
     ],
 )
-def test_a_refused_question_fails_alone(server, reply, said):
+def test_a_refused_question_fails_alone(server, reply, message):
     server.replies = [reply]
     refused, answer = _ask(server, n=2)
-    assert re.search(said, refused)
+    assert re.search(message, refused)
     assert answer.text == TEXT
 
 
@@ -170,9 +170,9 @@ def test_a_reply_cannot_be_begun_for_it(server):
 
 
 def test_watched_tokens_are_found_among_the_likeliest(server):
-    told = [{"token": "There", "top_logprobs": [{"token": "There", "logprob": -0.1}]}]
-    told += [{"token": " 2", "top_logprobs": [{"token": " 2", "logprob": -0.2}, {"token": " 1", "logprob": -2.0}]}]
-    server.replies = [(200, completion(logprobs=told), {})]
+    positions = [{"token": "There", "top_logprobs": [{"token": "There", "logprob": -0.1}]}]
+    positions += [{"token": " 2", "top_logprobs": [{"token": " 2", "logprob": -0.2}, {"token": " 1", "logprob": -2.0}]}]
+    server.replies = [(200, completion(logprobs=positions), {})]
     [answer] = _ask(server, logprob_texts=VERDICT_TEXTS)
     assert answer.logprobs[1][VERDICT_TEXTS.index(" 2")] == -0.2
     assert answer.logprobs[1][VERDICT_TEXTS.index("2")] == -math.inf
@@ -221,26 +221,26 @@ def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path)
     first = ask(retry=False)
     assert first["errors"] > 0
     before = [target.read(number).to_pylist() for number in target.parts()]
-    asked = len(server.requests)
+    n_requests = len(server.requests)
     assert ask(retry=False) == first
-    assert len(server.requests) == asked
+    assert len(server.requests) == n_requests
     assert ask(retry=True) == {**first, "errors": 0}
-    assert len(server.requests) == asked + 2
+    assert len(server.requests) == n_requests + 2
     for number, rows in zip(target.parts(), before, strict=True):
         after = target.read(number).to_pylist()
         assert [row for row in rows if row["error"] is None] == after[: len(rows) - sum(bool(r["error"]) for r in rows)]
         assert len(after) == len(rows)
         assert {row["text"] for row in after} == {TEXT}
     assert ask(retry=True)["errors"] == 0
-    assert len(server.requests) == asked + 2
+    assert len(server.requests) == n_requests + 2
     assert {path.name for path in tmp_path.iterdir()} == {target.part(number).name for number in target.parts()}
 
 
 def test_official_draws_are_sampled_as_the_benchmark_does(server, pairs):
     suite = SUITES["vl-rewardbench"]
-    asked = list(suite.questions(pairs[:1], "official"))
+    questions = list(suite.questions(pairs[:1], "official"))
     pictures = {pairs[0].image.name: Image.new("RGB", (4, 4))}
-    predictions = judge_questions(Endpoint(server.address, 64, 1), "j", suite, asked, pictures, seed=0)
+    predictions = judge_questions(Endpoint(server.address, 64, 1), "j", suite, questions, pictures, seed=0)
     assert len(predictions) == len(server.requests) == 5
     bodies = [body for *_, body in server.requests]
     assert {(body["temperature"], body["top_p"], body["max_tokens"]) for body in bodies} == {(0.2, 0.2, 2048)}

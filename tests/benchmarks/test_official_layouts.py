@@ -42,8 +42,13 @@ def _vl(text, random_number, **fields):
 
 
 def test_vl_rewardbench_results_are_draws_in_the_order_shown(read):
-    say = "Overall Judgment: Answer {} is better"
-    results = [_vl(say.format(1), 0), _vl(say.format(1), 1), _vl(say.format(2), 1), _vl(say.format(1), 0, id="other-1")]
+    template = "Overall Judgment: Answer {} is better"
+    results = [
+        _vl(template.format(1), 0),
+        _vl(template.format(1), 1),
+        _vl(template.format(2), 1),
+        _vl(template.format(1), 0, id="other-1"),
+    ]
     suite, rows, predictions = read("vl-rewardbench", VL | {"human_ranking": [0, 1]}, results)
     assert [(each.order, each.sample, each.winner) for each in predictions] == [
         ((0, 1), 0, 0),

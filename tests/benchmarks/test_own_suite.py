@@ -55,8 +55,8 @@ def test_settings_name_it_by_its_path_and_results_by_its_name(importable, tmp_pa
     settings = load_settings("mini", []).model_copy(update={"benchmarks": [benchmark]})
     suite, table = SUITES[path], Table(tmp_path / "predictions")
     rows = suite.load(tmp_path / "captions.jsonl")
-    asked = [question for protocol in benchmark.protocols for question in suite.questions(rows, protocol)]
-    table.write(0, to_table(judge_trivially("longer", suite, rows, asked)))
+    questions = [question for protocol in benchmark.protocols for question in suite.questions(rows, protocol)]
+    table.write(0, to_table(judge_trivially("longer", suite, rows, questions)))
     results = judges(settings, Run(tmp_path / "run"), {"base": table})["base"]
     assert list(results["captions"]) == ["official_scorer", "strict"]
     assert results["captions"]["strict"]["overall"]["value"] == 1

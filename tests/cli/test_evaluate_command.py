@@ -55,11 +55,11 @@ def test_a_trivial_judge_from_the_command_line_and_again_from_its_predictions(wo
     first = capsys.readouterr().out
     assert "official_scorer" in first
     assert "strict" in first
-    found = _figures(tmp_path / "out")
-    assert found["judges"]["longer"]["strict"]["figures"] == found["baselines"]["longer"]["strict"]
+    result = _figures(tmp_path / "out")
+    assert result["judges"]["longer"]["strict"]["figures"] == result["baselines"]["longer"]["strict"]
     assert not _carevl(monkeypatch, "--from", tmp_path / "out", *data, "--out", tmp_path / "again")
     assert capsys.readouterr().out == first
-    assert _figures(tmp_path / "again") == found
+    assert _figures(tmp_path / "again") == result
 
 
 def test_several_protocols_and_draws_are_asked_as_told(world, tmp_path):
@@ -123,12 +123,15 @@ def test_text_that_no_table_takes_is_replaced(tmp_path):
 def test_official_results_are_scored_as_they_are(tmp_path):
     file, results = tmp_path / "rows.jsonl", tmp_path / "gpt.jsonl"
     file.write_text(json.dumps(PAIR))
-    told = {"ranking": [0, 1], "meta": {"filter_choice": "Overall Judgment: Answer 1 is better", "random_number": 0}}
-    results.write_text(json.dumps(PAIR | told))
+    answer = {
+        "ranking": [0, 1],
+        "meta": {"filter_choice": "Overall Judgment: Answer 1 is better", "random_number": 0},
+    }
+    results.write_text(json.dumps(PAIR | answer))
     list(rescore(load("vl-rewardbench", file), results, None, tmp_path, False))
-    found = _figures(tmp_path)["judges"]["gpt"]
-    assert list(found) == ["official"]
-    assert found["official"]["figures"]["overall"]["value"] == 1
+    result = _figures(tmp_path)["judges"]["gpt"]
+    assert list(result) == ["official"]
+    assert result["official"]["figures"]["overall"]["value"] == 1
 
 
 def test_two_judges_are_compared_on_the_same_rows(world, tmp_path):
@@ -146,7 +149,7 @@ PAIRS = "--benchmark vl-rewardbench --data rows.jsonl"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--judge longer --benchmark vl-reward --data rows.jsonl", "there is no benchmark 'vl-reward'"),
         ("--judge longer --benchmark vl-rewardbench --data no.jsonl --protocol stict", "did you mean strict?"),
@@ -161,7 +164,7 @@ PAIRS = "--benchmark vl-rewardbench --data rows.jsonl"
         (f"--judge m --set max_token=1 --out o {PAIRS}", "did you mean max_tokens?"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments, said, tmp_path, world, monkeypatch, capsys):
+def test_mistakes_are_explained_in_one_line(arguments, message, tmp_path, world, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text(json.dumps(PAIR))
     Path("empty.jsonl").write_text("")
@@ -170,4 +173,4 @@ def test_mistakes_are_told_in_one_line(arguments, said, tmp_path, world, monkeyp
     Path("p", PREDICTIONS).rename("p.parquet")
     assert _carevl(monkeypatch, *arguments.split()) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line

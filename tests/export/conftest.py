@@ -60,14 +60,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     items = Ingested(run.table(key).directory).items
 
     def make(stage: str, inputs: Row, below: str, of_item: Callable[[Row], list[Row]], schema: pa.Schema) -> str:
-        made = StageKey(stage, {"inputs": inputs})
-        table = Table(run.table(made).directory / below)
+        key = StageKey(stage, {"inputs": inputs})
+        table = Table(run.table(key).directory / below)
         for number in items.parts():
             rows = [row for item in items.read(number).to_pylist() if not item["error"] for row in of_item(item)]
             table.write(number, pa.Table.from_pylist(rows, schema))
-        facts = {"stage": stage, "fingerprint": made.fingerprint, "cause": {"inputs": inputs}}
-        run.table(made).finish(facts)
-        return made.fingerprint
+        facts = {"stage": stage, "fingerprint": key.fingerprint, "cause": {"inputs": inputs}}
+        run.table(key).finish(facts)
+        return key.fingerprint
 
     read = {"ingest": key.fingerprint}
     routed = make("route", read, "", routes, ROUTES)

@@ -54,11 +54,11 @@ def test_every_export_loads_in_datasets_with_its_images(to: str, what: Any, run:
 @pytest.mark.parametrize("to", WRITERS)
 def test_pairs_are_read_again_into_the_same_items(to: str, run: Run, items: Items, tmp_path: Path) -> None:
     export(run, "items", to, tmp_path / "out")
-    source = Source("again", str(tmp_path / "out"))
+    source = Source("repeated", str(tmp_path / "out"))
     assert set(detect_formats(source).values()) == {READ_AS[to]}
     intake = Intake(source)
-    again = {item["item_id"]: item for item in merge_items(intake(row)[1] for row in read_source(source))}
-    assert not [item["error"] for item in again.values() if item["error"]]
+    repeated = {item["item_id"]: item for item in merge_items(intake(row)[1] for row in read_source(source))}
+    assert not [item["error"] for item in repeated.values() if item["error"]]
     stated = {
         name: item
         for name, item in items.items()
@@ -67,11 +67,11 @@ def test_pairs_are_read_again_into_the_same_items(to: str, run: Run, items: Item
     assert len(stated) > 50
     for name, item in stated.items():
         values = item["gold"] or item["source_preference"]
-        assert again[name]["source_preference"] == [float(value == max(values)) for value in values]
-        assert (again[name]["image_id"], again[name]["question"]) == (item["image_id"], item["question"])
-        assert again[name]["responses"] == item["responses"]
+        assert repeated[name]["source_preference"] == [float(value == max(values)) for value in values]
+        assert (repeated[name]["image_id"], repeated[name]["question"]) == (item["image_id"], item["question"])
+        assert repeated[name]["responses"] == item["responses"]
     many = {(item["image_id"], item["question"]) for item in items.values() if len(item["responses"]) > 2}
-    others = [item for name, item in again.items() if name not in stated]
+    others = [item for name, item in repeated.items() if name not in stated]
     assert others
     assert {(item["image_id"], item["question"]) for item in others} <= many
 
@@ -81,17 +81,17 @@ def test_high_pairs_alone_are_exported_with_their_winner_chosen(
     to: str, run: Run, items: Items, tmp_path: Path
 ) -> None:
     export(run, "pairs", to, tmp_path / "out")
-    source = Source("again", str(tmp_path / "out"))
-    found = Counter()
+    source = Source("repeated", str(tmp_path / "out"))
+    chosen_count = Counter()
     for row in read_source(source):
         assert row.preference is not None
         item = items[str(row.preference.extra["id"])]
         chosen, rejected = row.preference.responses
         assert {chosen, rejected} == set(item["responses"][:2])
         assert len(chosen) >= len(rejected)
-        found[item["item_id"]] += 1
-    assert set(found) == {name for name in items if int(name[:4], 16) % 3}
-    assert set(found.values()) == {1}
+        chosen_count[item["item_id"]] += 1
+    assert set(chosen_count) == {name for name in items if int(name[:4], 16) % 3}
+    assert set(chosen_count.values()) == {1}
 
 
 def test_judgments_become_answers_to_their_prompt(run: Run, items: Items, tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_one_step_of_trl_on_exported_pairs(run: Run, judge: Path, tmp_path: Path
         model = hf.AutoModelForImageTextToText.from_pretrained(judge)
         before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         processor = hf.AutoProcessor.from_pretrained(judge)
-        made = trainer(model, args=settings(**common), train_dataset=data, processing_class=processor)
-        made.train()
-        [loss] = [facts["loss"] for facts in made.state.log_history if "loss" in facts]
+        training = trainer(model, args=settings(**common), train_dataset=data, processing_class=processor)
+        training.train()
+        [loss] = [facts["loss"] for facts in training.state.log_history if "loss" in facts]
         assert 0 < loss < 20
         assert any(not weight.equal(before[name]) for name, weight in model.named_parameters())
 

@@ -73,7 +73,7 @@ def values() -> Callable[[Scored], dict[str, float | None]]:
     """The figures without their intervals."""
 
     def compute(scored: Scored) -> dict[str, float | None]:
-        found = bootstrap(scored.statistics, scored.units, resamples=1, seed=0)
-        return {name: figure["value"] for name, figure in found.items()}
+        result = bootstrap(scored.statistics, scored.units, resamples=1, seed=0)
+        return {name: figure["value"] for name, figure in result.items()}
 
     return compute

@@ -112,8 +112,8 @@ def _asked(task, protocol="official"):
 def test_official_parsing(task, text, status, read):
     verdict = SUITE.parse(_asked(task), text)
     assert verdict.status == status
-    found = {"pairwise": verdict.winner, "pointwise": verdict.rating, "ranking": verdict.ranking}[task]
-    assert found == read
+    result = {"pairwise": verdict.winner, "pointwise": verdict.rating, "ranking": verdict.ranking}[task]
+    assert result == read
 
 
 def test_a_cut_answer_is_truncated_but_a_read_one_is_not():
@@ -149,10 +149,10 @@ def test_both_definitions_without_ties_by_hand(answer, values):
     rows = [_row(key, "pairwise", label) for key, label in gold.items()]
     said = {"a": 0, "b": -1, "c": -1, "d": None}
     predictions = [answer(key, protocol="official", winner=winner) for key, winner in said.items()]
-    found = values(SUITE.score(rows, predictions, "official", draws=1))
-    assert found["pair_with_ties"] == pytest.approx(2 / 3)
-    assert found["pair_without_gold_ties"] == 0.5
-    assert found["pair_without_ties"] == 1.0
+    result = values(SUITE.score(rows, predictions, "official", draws=1))
+    assert result["pair_with_ties"] == pytest.approx(2 / 3)
+    assert result["pair_without_gold_ties"] == 0.5
+    assert result["pair_without_ties"] == 1.0
 
 
 def test_datasets_and_draws_are_averaged_unweighted(answer, values):
@@ -162,17 +162,17 @@ def test_datasets_and_draws_are_averaged_unweighted(answer, values):
         for row in rows
         for sample in range(2)
     ]
-    found = values(SUITE.score(rows, draws, "official_scorer", draws=2))
-    assert (found["pair_with_ties/coco"], found["pair_with_ties/WIT"]) == (0.5, 1.0)
-    assert found["pair_with_ties"] == 0.75
+    result = values(SUITE.score(rows, draws, "official_scorer", draws=2))
+    assert (result["pair_with_ties/coco"], result["pair_with_ties/WIT"]) == (0.5, 1.0)
+    assert result["pair_with_ties"] == 0.75
 
 
 def test_pearson_per_dataset_leaves_unread_ratings_out_officially(answer, values):
     rows = [_row(str(n), "pointwise", (float(n),)) for n in range(1, 5)]
     ratings = {"1": 2, "2": 3, "3": 5, "4": None}
     predictions = [answer(key, order=(0,), rating=rating) for key, rating in ratings.items()]
-    found = values(SUITE.score(rows, predictions, "official_scorer", draws=1))
-    assert found["score"] == pytest.approx(np.corrcoef([1, 2, 3], [2, 3, 5])[0, 1])
+    result = values(SUITE.score(rows, predictions, "official_scorer", draws=1))
+    assert result["score"] == pytest.approx(np.corrcoef([1, 2, 3], [2, 3, 5])[0, 1])
     strict = values(SUITE.score(rows, predictions, "strict"))
     assert strict["score"] == pytest.approx(np.corrcoef([1, 2, 3, 4], [2, 3, 5, 10 / 3])[0, 1])
 

@@ -12,8 +12,13 @@ ROW = {"id": "1", "image": "long/1.png", "prompt": "q", "chosen": "good", "rejec
 
 @pytest.fixture
 def rows(tmp_path):
-    made = [ROW, ROW | {"rejected": "worse"}, ROW | {"id": "2", "image": None, "video": "video/2"}, ROW | {"id": "3"}]
-    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, made)))
+    records = [
+        ROW,
+        ROW | {"rejected": "worse"},
+        ROW | {"id": "2", "image": None, "video": "video/2"},
+        ROW | {"id": "3"},
+    ]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, records)))
     return SUITE.load(tmp_path / "r.jsonl")
 
 
@@ -30,8 +35,8 @@ def test_categories_come_from_the_path_and_videos_are_no_images(rows):
 
 
 def test_rewards_are_asked_of_each_response(rows):
-    asked = list(SUITE.questions(rows[:1], "official"))
-    assert [(question.prompt, question.response) for question in asked] == [("q", "good"), ("q", "bad")]
+    questions = list(SUITE.questions(rows[:1], "official"))
+    assert [(question.prompt, question.response) for question in questions] == [("q", "good"), ("q", "bad")]
     assert [question.task for question in SUITE.questions(rows[:1], "strict")] == ["pairwise", "pairwise"]
     assert [question.response for question in SUITE.questions(rows[:1], "official_scorer")] == [None, None]
 
@@ -58,6 +63,6 @@ def test_an_unrated_response_is_wrong(rows, answer, values):
 
 def test_strict_compares_pairs_in_both_orders(rows, both_orders, values):
     winners = [(0, 0), (0, 1), (0, 0), (None, 0)]
-    predictions = [each for row, said in zip(rows, winners, strict=True) for each in both_orders(row.key, *said)]
-    found = values(SUITE.score(rows, predictions, "strict"))
-    assert (found["accuracy"], found["accuracy_plus"]) == (0.5, pytest.approx(1 / 3))
+    predictions = [each for row, pair in zip(rows, winners, strict=True) for each in both_orders(row.key, *pair)]
+    result = values(SUITE.score(rows, predictions, "strict"))
+    assert (result["accuracy"], result["accuracy_plus"]) == (0.5, pytest.approx(1 / 3))

@@ -56,9 +56,9 @@ def test_bad_rows_are_named(write, line, message):
 
 
 def test_official_shows_the_order_of_the_file(write):
-    asked = list(SUITE.questions(SUITE.load(write("x,q {0},i.png,a,b,Output2,vqa")), "official"))
-    assert [question.order for question in asked] == [(0, 1)]
-    assert "[User Question]\nq {0}\n\n[The Start of Assistant A's Answer]\na\n[The End" in asked[0].prompt
+    questions = list(SUITE.questions(SUITE.load(write("x,q {0},i.png,a,b,Output2,vqa")), "official"))
+    assert [question.order for question in questions] == [(0, 1)]
+    assert "[User Question]\nq {0}\n\n[The Start of Assistant A's Answer]\na\n[The End" in questions[0].prompt
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_official_shows_the_order_of_the_file(write):
     ],
 )
 def test_a_wins_when_both_tags_are_there(write, text, winner, status):
-    asked = next(SUITE.questions(SUITE.load(write("x,q,i,a,b,Output1,vqa")), "official"))
-    verdict = SUITE.parse(asked, text)
+    question = next(SUITE.questions(SUITE.load(write("x,q,i,a,b,Output1,vqa")), "official"))
+    verdict = SUITE.parse(question, text)
     assert (verdict.winner, verdict.status) == (winner, status)
 
 

@@ -12,8 +12,8 @@ ROW = {"id": "1", "prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"], "
 
 @pytest.fixture
 def make(tmp_path):
-    def rows(*given):
-        (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(ROW | row) for row in given))
+    def rows(*changes):
+        (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(ROW | row) for row in changes))
         return SUITE.load(tmp_path / "r.jsonl")
 
     return rows
@@ -93,9 +93,9 @@ def test_ref_and_tied_of_one_question_are_resampled_together(make):
 
 
 def test_a_reward_model_is_asked_every_response(make):
-    asked = list(SUITE.questions(make({}), "official"))
-    assert [question.response for question in asked] == ["a", "b", "c", "d"]
-    assert all(question.prompt == "q" and question.image is None for question in asked)
+    questions = list(SUITE.questions(make({}), "official"))
+    assert [question.response for question in questions] == ["a", "b", "c", "d"]
+    assert all(question.prompt == "q" and question.image is None for question in questions)
 
 
 def test_strict_asks_once_however_many_draws(make):

@@ -28,8 +28,8 @@ def write(tmp_path):
     return make
 
 
-def _percent(found):
-    return {name: None if value is None else round(100 * value, 1) for name, value in found.items()}
+def _percent(result):
+    return {name: None if value is None else round(100 * value, 1) for name, value in result.items()}
 
 
 def test_the_real_rows_load_and_fall_into_their_groups(shared_data):
@@ -42,14 +42,14 @@ def test_the_real_rows_load_and_fall_into_their_groups(shared_data):
 
 def test_longer_earns_the_known_shares_and_first_none(shared_data, values):
     rows = SUITE.load(shared_data / "vl_rewardbench.jsonl")
-    found = {}
+    result = {}
     for name in ("longer", "first", "random"):
         predictions = judge_trivially(name, SUITE, rows, SUITE.questions(rows, "strict"))
-        found[name] = _percent(values(SUITE.score(rows, predictions, "strict")))
-    assert (found["longer"]["general"], found["longer"]["hallucination"]) == (37.2, 40.3)
-    assert found["longer"]["reasoning"] == pytest.approx(51.3)
-    assert set(found["first"].values()) == {0.0}
-    assert found["random"]["overall"] == pytest.approx(25, abs=4)
+        result[name] = _percent(values(SUITE.score(rows, predictions, "strict")))
+    assert (result["longer"]["general"], result["longer"]["hallucination"]) == (37.2, 40.3)
+    assert result["longer"]["reasoning"] == pytest.approx(51.3)
+    assert set(result["first"].values()) == {0.0}
+    assert result["random"]["overall"] == pytest.approx(25, abs=4)
 
 
 def test_first_is_at_chance_under_random_official_orders(shared_data, values):
@@ -123,31 +123,31 @@ def test_the_official_expression(text, number):
 
 def test_official_prompts_show_random_orders_without_the_image_tag(write):
     rows = SUITE.load(write(*({"query": f"<image>\nWhat {n}?"} for n in range(40))))
-    asked = list(SUITE.questions(rows, "official", draws=3, seed=1))
-    assert len(asked) == 120
-    assert {question.order for question in asked} == {(0, 1), (1, 0)}
-    assert len({(question.key, question.sample) for question in asked}) == 120
-    swapped = next(question for question in asked if question.order == (1, 0))
+    questions = list(SUITE.questions(rows, "official", draws=3, seed=1))
+    assert len(questions) == 120
+    assert {question.order for question in questions} == {(0, 1), (1, 0)}
+    assert len({(question.key, question.sample) for question in questions}) == 120
+    swapped = next(question for question in questions if question.order == (1, 0))
     assert "Answer 1: good\n\nAnswer 2: bad\n" in swapped.prompt
     assert "<image>" not in swapped.prompt
     assert swapped.prompt.startswith(" You are a highly capable")
-    assert list(SUITE.questions(rows[20:], "official", draws=3, seed=1)) == asked[60:]
-    assert list(SUITE.questions(rows, "official", draws=3, seed=2)) != asked
+    assert list(SUITE.questions(rows[20:], "official", draws=3, seed=1)) == questions[60:]
+    assert list(SUITE.questions(rows, "official", draws=3, seed=2)) != questions
 
 
 def test_strict_asks_both_orders_in_the_own_prompt(write):
-    asked = list(SUITE.questions(SUITE.load(write({})), "strict"))
-    assert [question.order for question in asked] == [(0, 1), (1, 0)]
-    assert "Answer 1: good\nAnswer 2: bad" in asked[1].prompt
-    assert SUITE.parse(asked[1], "x\nOverall Judgment: Answer 1 is better.").winner == 1
-    assert SUITE.parse(asked[1], "Therefore Answer 1 is better").status == "none"
+    questions = list(SUITE.questions(SUITE.load(write({})), "strict"))
+    assert [question.order for question in questions] == [(0, 1), (1, 0)]
+    assert "Answer 1: good\nAnswer 2: bad" in questions[1].prompt
+    assert SUITE.parse(questions[1], "x\nOverall Judgment: Answer 1 is better.").winner == 1
+    assert SUITE.parse(questions[1], "Therefore Answer 1 is better").status == "none"
 
 
 def test_official_parsing_turns_positions_into_responses(write):
-    asked = next(q for q in SUITE.questions(SUITE.load(write({})), "official", draws=9) if q.order == (1, 0))
-    assert SUITE.parse(asked, "Overall Judgment: Answer 1 is better").winner == 1
-    assert SUITE.parse(asked, "Overall Judgment: Answer 3 is better").status == "none"
-    assert SUITE.parse(asked, "Overall", truncated=True).status == "truncated"
+    question = next(q for q in SUITE.questions(SUITE.load(write({})), "official", draws=9) if q.order == (1, 0))
+    assert SUITE.parse(question, "Overall Judgment: Answer 1 is better").winner == 1
+    assert SUITE.parse(question, "Overall Judgment: Answer 3 is better").status == "none"
+    assert SUITE.parse(question, "Overall", truncated=True).status == "truncated"
 
 
 def _say(answer, key, numbers, orders=((0, 1),)):
@@ -179,8 +179,8 @@ def test_denominators_differ_between_groups(pair, answer, values):
     rows = [pair("a"), pair("b"), pair("c", group="reasoning"), pair("d", group="reasoning")]
     numbers = {"a": 1, "b": None, "c": 1, "d": 2}
     predictions = [each for key, number in numbers.items() for each in _say(answer, key, (number,))]
-    found = values(SUITE.score(rows, predictions, "official_scorer", draws=1))
-    assert found == {"overall": 2 / 3, "macro": 0.75, "general": 1.0, "reasoning": 0.5}
+    result = values(SUITE.score(rows, predictions, "official_scorer", draws=1))
+    assert result == {"overall": 2 / 3, "macro": 0.75, "general": 1.0, "reasoning": 0.5}
 
 
 def test_a_judge_without_verdicts_scores_nothing_officially_and_zero_strictly(pair, answer, both_orders, values):
