@@ -1,8 +1,8 @@
 """Estimates with 95 % intervals: percentile bootstrap over images.
 
-A figure is a function of row weights. The figure itself is its value at weight 1 for every row; a resample of the
-images gives each row the number of times its image was drawn. Rows of one image are therefore drawn together, and a
-statistic is evaluated for many resamples in a few matrix products.
+A statistic is a function of row weights. Its value is that at weight 1 for every row; a resample of the images gives
+each row the number of times its image was drawn. Rows of one image are therefore drawn together, and a statistic is
+evaluated for many resamples in a few matrix products.
 """
 
 from __future__ import annotations
