@@ -36,10 +36,12 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python tests/bench/run_all.py
 
-# The site goes to build/site. Its packages have an environment and a lock of their own: it reads the code, and runs none of it.
+# The site goes to build/site, with the files that documents link to. Its packages have an environment and a lock of their
+# own: it reads the code, and runs none of it. (Quiet, mkdocs would count no warnings.)
 docs: build/docs-venv/.ready
-	rm -rf build/pages && mkdir -p build/pages && cp -r *.md cluster.yaml docs build/pages
-	build/docs-venv/bin/mkdocs build --strict --quiet --site-dir build/site
+	rm -rf build/pages && mkdir -p build/pages && cp -r *.md CITATION.cff cluster.yaml docs build/pages
+	find carevl -name '*.py' -exec cp --parents -t build/pages {} +
+	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict --site-dir build/site
 
 build/docs-venv/.ready: requirements-docs.txt
 	$(PYTHON) -m venv build/docs-venv

@@ -43,15 +43,21 @@ def has_document(name: str) -> bool:
 
 
 def has_example(path: str, name: str) -> bool:
-    """Carried by the object itself, in a block of code, or in a preset."""
-    words = rf"(?<![\w-]){re.escape(name)}(?![\w-])"
-    return bool(getattr(REGISTRIES[path][name], "example", None) or re.search(words, EXAMPLES))
+    """Carried by the object itself; or the name, or that of its setting, in a block of code or a preset."""
+    member = REGISTRIES[path][name]
+    words = rf"(?<![\w-])({re.escape(name)}|{re.escape(getattr(member, 'setting', name))})(?![\w-])"
+    return bool(getattr(member, "example", None) or re.search(words, EXAMPLES))
 
 
 def has_test(path: str, name: str) -> bool:
-    """A test names it, or tests whatever is in its registry."""
+    """A test names it or its setting, or tests whatever is in its registry."""
     registry = path.rpartition(".")[2]
-    return f'"{name}"' in TESTS or bool(re.search(rf"parametrize\(.*\b{registry}\b", TESTS))
+    setting = getattr(REGISTRIES[path][name], "setting", None)
+    return (
+        f'"{name}"' in TESTS
+        or (setting and f".{setting}=" in TESTS)
+        or bool(re.search(rf"parametrize\(.*\b{registry}\b", TESTS))
+    )
 
 
 def test_registries_are_found_where_they_are():
