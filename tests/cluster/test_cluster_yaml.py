@@ -11,12 +11,12 @@ FILE = Path(__file__).parents[2] / "cluster.yaml"
 
 
 @pytest.fixture
-def told():
+def launcher():
     return yaml.safe_load(FILE.read_text())
 
 
-def test_ray_accepts_it(told):
-    prepared = prepare_config(told)
+def test_ray_accepts_it(launcher):
+    prepared = prepare_config(launcher)
     validate_config(prepared)
     kinds = prepared["available_node_types"]
     assert prepared["head_node_type"] in kinds
@@ -25,14 +25,14 @@ def test_ray_accepts_it(told):
     assert all(kind["min_workers"] < kind["max_workers"] <= prepared["max_workers"] for kind in workers.values())
 
 
-def test_a_misspelt_field_would_not_be_accepted(told):
-    told["available_node_types"]["gpu-worker"]["max_worker"] = 1
+def test_a_misspelt_field_would_not_be_accepted(launcher):
+    launcher["available_node_types"]["gpu-worker"]["max_worker"] = 1
     with pytest.raises(Exception, match="max_worker"):
-        validate_config(prepare_config(told))
+        validate_config(prepare_config(launcher))
 
 
-def test_every_node_shows_the_token_and_only_the_head_itself_sees_the_dashboard(told):
-    prepared = prepare_config(told)
+def test_every_node_shows_the_token_and_only_the_head_itself_sees_the_dashboard(launcher):
+    prepared = prepare_config(launcher)
     for role in ("head", "worker"):
         assert any("RAY_AUTH_MODE=token" in command for command in prepared[f"{role}_setup_commands"])
     # Ray would run a type's own commands instead of the common ones.

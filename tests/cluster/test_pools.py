@@ -1,4 +1,4 @@
-"""Pools on a real, private Ray, with work that waits, fails and breaks as it is told."""
+"""Pools on a real, private Ray, with work that waits, fails and breaks on purpose."""
 
 import resource
 import sys

@@ -166,8 +166,8 @@ def test_the_number_of_workers_may_change_between_runs(begin, judge, sft_rows, w
     file, script = tmp_path / "configs.pickle", Path(__file__).with_name("worker_of_some.py")
     file.write_bytes(pickle.dumps(configs))
     for world, last in ((2, 2), (1, 4), (2, 6)):
-        told = [str(world), free_port(), str(file), str(last)]
-        workers = [subprocess.Popen([sys.executable, str(script), str(rank), *told]) for rank in range(world)]
+        arguments = [str(world), free_port(), str(file), str(last)]
+        workers = [subprocess.Popen([sys.executable, str(script), str(rank), *arguments]) for rank in range(world)]
         assert [worker.wait() for worker in workers] == [0] * world
     expected = _alone(begin, sft_rows, quick(epochs=3))
     losses = {name: json.loads((tmp_path / f"losses-{name}.json").read_text()) for name in configs}
@@ -184,7 +184,7 @@ def _weights(directory):
 
 def test_an_interrupt_is_told_by_the_main_thread_alone(monkeypatch):
     ends = []
-    monkeypatch.setattr(threading, "excepthook", lambda told: ends.append(told.exc_type))
+    monkeypatch.setattr(threading, "excepthook", lambda uncaught: ends.append(uncaught.exc_type))
 
     def training():
         with _interruptible():
