@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from carevl.cli.options import engines, log, protocols, refuse_unknown
+from carevl.cli.options import log
 from carevl.errors import UserError
 
 _Benchmark = Annotated[str, typer.Option(help="{benchmarks}.")]
@@ -71,10 +72,10 @@ def evaluate(
     """
     from carevl.benchmarks import command
     from carevl.benchmarks.data import load
+    from carevl.models.engines import ENGINES
 
-    refuse_unknown("engine", engine, engines())
-    for name in protocol or ():
-        refuse_unknown("protocol", name, protocols())
+    _ = ENGINES[engine]  # refuses a name that nothing has before anything is read
+    _refuse_unknown(protocol or ())
     rows = load(benchmark, data, images)
     if sum(choice is not None for choice in (judge, stored, compare)) != 1:
         raise UserError("evaluate: give one of --judge JUDGE, --from PREDICTIONS and --compare A B")
@@ -92,3 +93,19 @@ def evaluate(
         lines = command.compare(rows, compare, k, allow_missing_images)
     for line in lines:
         typer.echo(line)
+
+
+def _refuse_unknown(protocols: Sequence[str]) -> None:
+    """Refuse protocols that there are not.
+
+    Raises:
+        UserError: with the name that comes closest.
+    """
+    from carevl.settings.data import ProtocolName
+
+    names = get_args(ProtocolName)
+    for protocol in protocols:
+        if protocol not in names:
+            near = difflib.get_close_matches(protocol, names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            raise UserError(f"there is no protocol {protocol!r}; {hint}")

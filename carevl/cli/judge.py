@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carevl.cli.options import AsJson, engines, refuse_unknown
+from carevl.cli.options import AsJson
 
 if TYPE_CHECKING:
     from carevl.reward_model import RewardModel
@@ -29,10 +29,10 @@ def judge(
     Example: carevl judge runs/mini/judge --image photo.png --question "How many circles are there?"
     --response "Two." --response "Three."
     """
-    refuse_unknown("engine", engine, engines())
-
+    from carevl.models.engines import ENGINES
     from carevl.reward_model import RewardModel
 
+    _ = ENGINES[engine]  # refuses a name that nothing has before a model is loaded
     for line in judgment_lines(RewardModel(model, engine=engine), image, question, response, as_json=as_json):
         typer.echo(line)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand
-
-from carevl.errors import UserError
 
 if TYPE_CHECKING:
     from carevl.store.run import Run
@@ -42,24 +39,22 @@ def write_figures(file: Path, figures: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def engines() -> Iterable[str]:
-    """Return the names of the engines."""
-    from carevl.models.engines import ENGINES
-
-    return ENGINES
-
-
-def protocols() -> Iterable[str]:
-    """Return the names of the protocols by which judges are asked."""
+def _list_protocols() -> str:
     from carevl.settings.data import ProtocolName
 
-    return get_args(ProtocolName)
+    return ", ".join(get_args(ProtocolName))
 
 
 def _list_benchmarks() -> str:
     from carevl.benchmarks.suites import describe_suites
 
     return describe_suites()
+
+
+def _list_engines() -> str:
+    from carevl.models.engines import ENGINES
+
+    return f"{', '.join(ENGINES)}, or one of your own as package.module:NAME"
 
 
 def _list_formats() -> str:
@@ -70,9 +65,9 @@ def _list_formats() -> str:
 
 _LISTS: Mapping[str, Callable[[], str]] = {
     "{benchmarks}": _list_benchmarks,
-    "{engines}": lambda: ", ".join(engines()),
+    "{engines}": _list_engines,
     "{formats}": _list_formats,
-    "{protocols}": lambda: ", ".join(protocols()),
+    "{protocols}": _list_protocols,
 }
 
 
@@ -89,17 +84,3 @@ class ListingCommand(TyperCommand):
                 if place in text:
                     parameter.help = text = text.replace(place, describe())  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
-
-
-def refuse_unknown(kind: str, name: str, names: Iterable[str]) -> None:
-    """Refuse a name that is neither one of `names` nor the import path `package.module:Name` of the user's own.
-
-    Raises:
-        UserError: with the name that comes closest.
-    """
-    names = list(names)
-    if name in names or ":" in name:
-        return
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-    raise UserError(f"there is no {kind} {name!r}; {hint}")
