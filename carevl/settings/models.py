@@ -77,7 +77,7 @@ class Model(Strict):
     @model_validator(mode="after")
     def _uses_its_gpus(self) -> Self:
         spread, reserved = self.tensor_parallel, self.pool.num_gpus
-        if spread > 1 and self.engine != "vllm":
+        if spread > 1 and self.engine == "transformers":  # a user's own engine may spread
             raise ValueError(f"tensor_parallel: {spread} needs engine: vllm")
         if spread > 1 and reserved not in (0, spread):  # without GPUs an engine is spread over processes
             raise ValueError(f"tensor_parallel: {spread} uses {spread} GPUs, but pool.num_gpus reserves {reserved:g}")
@@ -144,7 +144,8 @@ class Expert(Model):
 
     @model_validator(mode="after")
     def _has_endpoint(self) -> Self:
-        if (self.kind == "endpoint") != (self.endpoint is not None):
+        own = ":" in self.kind  # a user's own kind may ask an endpoint
+        if not own and (self.kind == "endpoint") != (self.endpoint is not None):
             raise ValueError("kind: endpoint and the settings under endpoint belong together; give both or neither")
         return self
 

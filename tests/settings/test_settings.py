@@ -78,3 +78,12 @@ def test_a_path_may_begin_with_the_home_directory(monkeypatch):
     settings = load_settings("mini", ["data.sources=[{path: ~/pairs.jsonl}]", "judge.path=~/judge"])
     assert settings.data.sources[0].path == "/home/somebody/pairs.jsonl"
     assert settings.judge.path == "/home/somebody/judge"
+
+
+def test_a_kind_and_an_engine_of_the_users_own_choose_what_they_use():
+    own = "{name: e, path: m, kind: package.module:KIND, endpoint: {url: 'http://127.0.0.1/v1'}}"
+    settings = load_settings(
+        "mini", [f"experts.0={own}", "judge.engine=package.module:ENGINE", "judge.tensor_parallel=2"]
+    )
+    assert settings.experts[0].endpoint.url == "http://127.0.0.1/v1"
+    assert settings.judge.tensor_parallel == 2
