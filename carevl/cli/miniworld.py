@@ -52,7 +52,7 @@ def train(
     """
     from carevl.miniworld import train as training
 
-    training.train(work, only)
+    training.train(work, only, typer.echo)
     if install:
         training.install(work)
 

@@ -23,6 +23,7 @@ class Fit:
         state_file: where the checkpoint lies; a run that finds it goes on from there.
         rate: learning rate; warms up over 100 steps and falls linearly to `last_rate`.
         chunks: how many chunks of batches to train on.
+        log: takes lines of progress.
         checkpoint_seconds: least time between two checkpoints.
     """
 
@@ -36,11 +37,12 @@ class Fit:
         rate: float,
         last_rate: float,
         chunks: int,
+        log: Callable[[str], None],
         checkpoint_seconds: float = 120,
     ) -> None:
         self.name, self.model, self.loss, self.state_file = name, model, loss, state_file
         self.rate, self.last_rate, self.chunks = rate, last_rate, chunks
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.log = checkpoint_seconds, log
         self.step = 0
         self.optimisers = _optimisers(model, rate)
         self.first_chunk = self._restore()
@@ -55,7 +57,7 @@ class Fit:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step = int(state["step"])
-        print(f"{self.name}: resumed at chunk {state['chunk']} of {self.chunks}", flush=True)
+        self.log(f"{self.name}: resumed at chunk {state['chunk']} of {self.chunks}")
         return int(state["chunk"])
 
     def _save(self, chunk: int) -> None:
@@ -86,10 +88,9 @@ class Fit:
             done = chunk + 1 - self.first_chunk
             left = (time.monotonic() - started) / done * (self.chunks - chunk - 1)
             if chunk % 10 == 9 or chunk + 1 == self.chunks:
-                print(
+                self.log(
                     f"{self.name}: chunk {chunk + 1}/{self.chunks}  loss {losses:.3f}  right {right:.1%}  "
-                    f"{left / 60:.1f} min left",
-                    flush=True,
+                    f"{left / 60:.1f} min left"
                 )
             if time.monotonic() - saved > self.checkpoint_seconds:
                 self._save(chunk + 1)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,11 @@ SHIPPED = ("captioner", "judge", *(f"expert-{name}" for name in experts.EXPERTS)
 """The stages whose models are shipped; each lies in a directory of its name."""
 
 
-def train(work: Path, only: list[str] | None = None) -> None:
+def train(work: Path, only: list[str] | None, log: Callable[[str], None]) -> None:
     """Run every stage that is not finished under `work`, or only the named ones.
+
+    Args:
+        log: takes lines of progress.
 
     Raises:
         ValueError: a name in `only` is no stage.
@@ -181,11 +185,11 @@ def train(work: Path, only: list[str] | None = None) -> None:
     for stage in STAGES:
         if not only or stage.name in only:
             torch.manual_seed(1)
-            _train_vlm(stage, work)
+            _train_vlm(stage, work, log)
     for name in experts.LEARNERS:
         if not only or f"expert-{name}" in only:
             torch.manual_seed(1)
-            _train_expert(name, work)
+            _train_expert(name, work, log)
 
 
 def _tokenizer(work: Path) -> Any:
@@ -203,10 +207,9 @@ def _finish(directory: Path, model: Any, extras: Any, **facts: object) -> None:
     extras.save_pretrained(directory)
     (directory / "state.pt").unlink(missing_ok=True)
     (directory / "done.json").write_text(json.dumps(facts))
-    print(f"{directory.name}: finished", flush=True)
 
 
-def _train_vlm(stage: Stage, work: Path) -> None:
+def _train_vlm(stage: Stage, work: Path, log: Callable[[str], None]) -> None:
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
@@ -245,13 +248,15 @@ def _train_vlm(stage: Stage, work: Path) -> None:
         rate=stage.rate,
         last_rate=stage.last_rate,
         chunks=stage.chunks,
+        log=log,
     )
     arguments = (str(work / "tokenizer" / "tokenizer.json"), stage.mix, VLM_TOKENS, stage.name)
     fit.run(batches.ahead(batches.lesson_chunks, arguments, fit.first_chunk))
     _finish(directory, model, make_processor(tokenizer), seconds=time.time() - started, chunks=stage.chunks)
+    log(f"{stage.name}: finished")
 
 
-def _train_expert(name: str, work: Path) -> None:
+def _train_expert(name: str, work: Path, log: Callable[[str], None]) -> None:
     import torch
 
     directory = work / f"expert-{name}"
@@ -280,11 +285,13 @@ def _train_expert(name: str, work: Path) -> None:
         return total, right
 
     started = time.time()
-    fit = Fit(directory.name, model, loss, directory / "state.pt", rate=expert.rate, last_rate=5e-5, chunks=chunks)
+    state = directory / "state.pt"
+    fit = Fit(directory.name, model, loss, state, rate=expert.rate, last_rate=5e-5, chunks=chunks, log=log)
     arguments = (str(work / "tokenizer" / "tokenizer.json"), name, EXPERT_TOKENS)
     fit.run(batches.ahead(experts.expert_chunks, arguments, fit.first_chunk))
     experts.rescale(model, expert.scale)
     _finish(directory, model, tokenizer, seconds=time.time() - started, chunks=chunks)
+    log(f"{directory.name}: finished")
 
 
 def _begin_from(model: Any, directory: Path) -> None:

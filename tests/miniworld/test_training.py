@@ -144,7 +144,7 @@ def test_an_interrupted_fit_ends_where_an_undisturbed_one_does(tmp_path, tokeniz
             return torch.nn.functional.binary_cross_entropy_with_logits(odds, targets[targets >= 0]), 0.0
 
         state = tmp_path / f"{name}.pt"
-        made = Fit(name, model, loss, state, rate=1e-3, last_rate=1e-4, chunks=3, checkpoint_seconds=0)
+        made = Fit(name, model, loss, state, rate=1e-3, last_rate=1e-4, chunks=3, log=print, checkpoint_seconds=0)
 
         def stream():
             for chunk in itertools.count(made.first_chunk):
@@ -168,7 +168,7 @@ def test_an_interrupted_fit_ends_where_an_undisturbed_one_does(tmp_path, tokeniz
 
 def test_a_stage_needs_the_stage_before_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="starts from stage know"):
-        train.train(tmp_path, ["practise"])
+        train.train(tmp_path, ["practise"], print)
 
 
 def test_patches_are_the_processors(tokenizer):
