@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests run in so many processes; each keeps to the modules that it began.
 JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 TORCH_INDEX := --retries 1 --timeout 15 --index-url https://download.pytorch.org/whl/cpu

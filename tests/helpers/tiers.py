@@ -44,8 +44,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier, module = tier_of(item), item.nodeid.partition("::")[0]
         if not item.get_closest_marker(tier):
             item.add_marker(tier)
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(module))
         heaviest[module] = min(heaviest.get(module, len(TIERS)), TIERS.index(tier))
     items.sort(key=lambda item: heaviest[item.nodeid.partition("::")[0]])
 

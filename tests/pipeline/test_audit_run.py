@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from carevl.audit.rewrites import REWRITES
+from carevl.data.drawn import draw
 from carevl.data.truth import read_truth
 from carevl.pipeline.audit import audit
 from carevl.pipeline.keys import keys_until, stage_keys
@@ -60,6 +61,7 @@ def where(tmp_path_factory):
 
 def _ingested(settings, run):
     """Reads the sources; returns the keys up to the scores."""
+    draw(settings, run)
     keys = keys_until(stage_keys(settings, run), "score")
     ingest.run_ingest(settings, run, run.table(keys["ingest"]).directory, lambda *_: None)
     run.remember(settings.model_dump(mode="json"))

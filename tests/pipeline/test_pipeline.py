@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from carevl.data.drawn import draw
 from carevl.judging.prompts import parse_judgment
 from carevl.models.locate import locate
 from carevl.pipeline import results
@@ -269,7 +270,7 @@ def test_kills_and_permuted_truth_change_no_table(first, tmp_path):
     exact truth, which is for reports, has its rows exchanged. Every table is the same, byte for byte."""
     where, settings, _ = first
     other = Run(tmp_path / "run")
-    plan_run(settings, other)
+    draw(settings, other)
     [world] = other.root.glob("world-*")
     for file in (world / "truth").glob("*.parquet"):
         rows = pq.read_table(file)

@@ -27,6 +27,7 @@ from carevl.settings.models import Judge
 from carevl.store.run import RunError
 from carevl.store.table import Table
 
+pytestmark = pytest.mark.ray
 JUDGE = Judge(path="miniworld:judge", engine="transformers", max_tokens=80)
 BOTH = ["official_scorer", "strict"]
 
