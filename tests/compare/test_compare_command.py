@@ -26,7 +26,9 @@ CAREVL = Path(sys.executable).with_name("carevl")
         (["benchmarks.0.path=rows.parquet", "benchmarks.0.final_path=null"], Plan(), Final(None), "no final_path"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_with_the_reason(overrides, plan, final, says):
+def test_what_cannot_be_compared_is_refused_with_the_reason(overrides, plan, final, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.parquet").touch()  # a path that is not there is refused before
     with pytest.raises(UserError, match=r"^compare: ") as refused:
         check(load_settings("mini", overrides), plan, final)
     assert says in str(refused.value)

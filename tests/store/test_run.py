@@ -19,7 +19,7 @@ def test_the_fingerprint_depends_on_every_fact_and_on_nothing_else():
         _cause().fingerprint == StageKey("caption", {"caption": {"tokens": 8, "prompt": "a"}, "version": 1}).fingerprint
     )
     assert _cause().fingerprint != _cause(caption={"prompt": "b", "tokens": 8}).fingerprint
-    assert _cause().fingerprint != StageKey("score", _cause().facts).fingerprint
+    assert _cause().fingerprint != StageKey("score", _cause().fingerprint_inputs).fingerprint
 
 
 def test_differences_name_each_changed_leaf():
@@ -37,7 +37,7 @@ def test_actions_follow_what_is_on_disk(tmp_path):
     table.write(0, pa.table({"x": [1, 2]}))
     assert run.action(cause) == ("resume", "1 parts are there")
     table.write(1, pa.table({"x": [3]}))
-    table.finish({"cause": dict(cause.facts)})
+    table.finish({"cause": dict(cause.fingerprint_inputs)})
     assert run.action(cause)[0] == "skip"
     assert run.table(cause).read()["x"].to_pylist() == [1, 2, 3]
     changed = _cause(caption={"prompt": "b", "tokens": 8})
@@ -61,7 +61,7 @@ def test_neither_a_part_nor_a_manifest_appears_on_a_full_disk(tmp_path, largest_
     with largest_file(100), pytest.raises(OSError, match=r"part-00000.parquet"):
         table.write(0, pa.table({"x": [1, 2]}))
     with largest_file(100), pytest.raises(OSError, match=r"manifest.json"):
-        table.finish({"cause": dict(_cause().facts), "rows": list(range(100))})
+        table.finish({"cause": dict(_cause().fingerprint_inputs), "rows": list(range(100))})
     assert run.action(_cause()) == ("run", "never run")
 
 
