@@ -44,7 +44,7 @@ class Source(Strict):
 
 
 class Data(Strict):
-    """What is read."""
+    """The preference data, and how they are read."""
 
     sources: list[Source] = Field(min_length=1, description="Preference data; their own preference is not used.")
     parts: int = Field(
