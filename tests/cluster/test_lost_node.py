@@ -1,4 +1,7 @@
-"""Experts spread over three raylets, one of which is killed and replaced while they score."""
+"""Experts spread over three raylets, one of which is killed and replaced while they score.
+
+Nightly: four raylets on one machine take minutes; actors and drivers that are killed are tested in tests/pipeline.
+"""
 
 import subprocess
 import sys
@@ -19,6 +22,7 @@ def _table(run, stage):
 
 
 @pytest.mark.fault
+@pytest.mark.nightly
 def test_a_lost_node_costs_no_row_and_changes_none(raylets, words, submitted, tmp_path):
     nodes = {name: raylets.add(**{name: 1}) for name in EXPERTS}
     placed = [f"experts.{n}.pool.resources={{{name}: 1}}" for n, name in enumerate(EXPERTS)]

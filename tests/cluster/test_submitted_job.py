@@ -1,12 +1,17 @@
-"""Jobs submitted to a real head: what they leave behind, and how they end."""
+"""Jobs submitted to a real head: what they leave behind, and how they end.
+
+The whole pipeline as a job is nightly: it is a run of four minutes whose stages tests/pipeline runs as well.
+"""
 
 import json
 
 import httpx
+import pytest
 
 from carevl.store.table import Table
 
 
+@pytest.mark.nightly
 def test_a_submitted_job_runs_the_pipeline_and_says_where_the_output_is(submitted):
     assert submitted.job.returncode == 0, submitted.job.stdout + submitted.job.stderr
     assert f"pipeline.py: done; the output is in {submitted.run}" in submitted.job.stdout.splitlines()

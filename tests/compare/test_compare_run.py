@@ -1,4 +1,8 @@
-"""A small comparison on a real, private Ray: four arms with one seed, then again, then on test scenes."""
+"""A small comparison on a real, private Ray: four arms with one seed, then again, then on test scenes.
+
+Nightly: five judges are made and asked, which takes six minutes; arms, their stages and their figures are tested apart,
+and the stages themselves in tests/pipeline.
+"""
 
 import json
 import shutil
@@ -32,6 +36,7 @@ SMALL = [
     "benchmarks.0.rows=24",
     "cluster.num_cpus=2",
 ]
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 ARMS = ("base", "experts", "distillation", "phase1", "carevl")
 PLAN = Plan(ARMS, seeds=1, tries=1, resamples=5)
 

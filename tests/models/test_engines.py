@@ -1,4 +1,7 @@
-"""vLLM, the real engine, against transformers: same greedy texts, same scores."""
+"""vLLM, the real engine, against transformers: same greedy texts, same scores.
+
+The engine spread over two processes is nightly: it starts vLLM twice, and nothing but vLLM itself is spread.
+"""
 
 import itertools
 import json
@@ -52,6 +55,7 @@ def test_greedy_texts_are_those_of_transformers(name, drawn):
         assert np.exp(ours.logprobs)[likely] == pytest.approx(np.exp(theirs.logprobs)[likely], abs=1e-3)
 
 
+@pytest.mark.nightly
 def test_an_engine_spread_over_two_processes_writes_the_same_texts(drawn):
     script = Path(__file__).with_name("spread_engine.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=300)

@@ -1,4 +1,7 @@
-"""Two training workers on two raylets, one of which is killed and replaced."""
+"""Two training workers on two raylets, one of which is killed and replaced.
+
+Nightly: four raylets on one machine take minutes; a worker and a driver that are killed are tested in test_train.py.
+"""
 
 import subprocess
 import sys
@@ -14,6 +17,7 @@ WORKERS = {"count": 2, "num_cpus": 0.5, "resources": {"trainer": 1}, "placement"
 
 
 @pytest.mark.fault
+@pytest.mark.nightly
 def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(raylets, begin, judge, sft_rows, write, quick, tmp_path):
     training = quick(epochs=20, checkpoint_steps=2, workers=WORKERS)
     loop, _ = begin("sft", sft_rows, training)

@@ -1,4 +1,7 @@
-"""Trainings on workers that Ray starts: killed, several, stopped."""
+"""Trainings on workers that Ray starts: killed, several, stopped.
+
+ZeRO on two workers is nightly: seven processes load DeepSpeed for it; test_loop.py takes ZeRO's steps with one worker.
+"""
 
 from __future__ import annotations
 
@@ -132,6 +135,7 @@ def test_a_loss_that_is_no_number_stops_the_training(ray, judge, sft_rows, write
     assert not (tmp_path / "out" / "judge").exists()
 
 
+@pytest.mark.nightly
 def test_zero_stages_give_the_same_curve_on_two_workers(begin, judge, sft_rows, write, quick, tmp_path, free_port):
     kinds = {f"zero {n}": {"stage": n} for n in range(4)} | {"offload": {"stage": 2, "offload_optimizer": True}}
     configs = {}
@@ -157,6 +161,7 @@ def test_zero_stages_give_the_same_curve_on_two_workers(begin, judge, sft_rows, 
         assert max(float((weights[k] - merged["zero 0"][k]).abs().max()) for k in weights) < 1e-4, name
 
 
+@pytest.mark.nightly
 def test_the_number_of_workers_may_change_between_runs(begin, judge, sft_rows, write, quick, tmp_path, free_port):
     configs = {}
     for stage in (0, 2, 3):
