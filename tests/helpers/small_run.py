@@ -54,6 +54,7 @@ class SmallRun:
         """A run directory with these stages of this run, its world and its results; with all that it holds if none is
         named."""
         other = Run(directory / "run")
+        other.root.mkdir()
         kept = [*self.run.root.glob("world-*"), *(self.run.root / stage for stage in stages)]
         for source in kept if stages else self.run.root.iterdir():
             target = other.root / source.name
