@@ -104,6 +104,7 @@ def _dev_rows(ingested: Ingested, number: int, chosen: Mapping[str, list[tuple[i
 
 
 def write_dev_parts(settings: Settings, training: Training, ingested: Ingested, directory: Path) -> list[Path]:
+    """Write as many labelled pairs as a phase is validated on; return their files, none where it asks for none."""
     if not training.dev_pairs:
         return []
     target = Table(directory / "dev")
