@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from carevl.compare.labels import Labels
 from carevl.errors import UserError
+from carevl.settings.stages import Select
 from carevl.stages.selection import RULES
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ _LIMITED = {"total": ("sft",), "phase2": ("dpo",), "phases": ("sft", "dpo")}
 
 def _only(name: str) -> dict[str, Any]:
     """Changed settings of `select` that leave one rule its weight."""
-    return {**{rule.setting: 0.0 for rule in RULES.values() if rule.name != name}, "rules": {}}
+    others = [rule.setting for rule in RULES.values() if rule.name != name]
+    return {**{setting: 0.0 for setting in others if setting in Select.model_fields}, "rules": {}}
 
 
 OURS = Arm("carevl", "phase 1, then phase 2 on pairs chosen as the settings say", "phase2")

@@ -66,7 +66,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def _import(self, path: str) -> T:
         imported = import_object(path, self.kind)
-        member: Any = imported() if isinstance(imported, type) and issubclass(imported, self.base) else imported
+        member: Any = imported
+        if isinstance(imported, type) and issubclass(imported, self.base):
+            try:
+                member = imported()
+            except TypeError as error:  # abstract methods that are missing, or arguments that nobody gives
+                raise SettingsError(f"{self.kind} {path}: {error}") from error
         if not isinstance(member, self.base):
             raise SettingsError(
                 f"{self.kind} {path}: it is no carevl {self.base.__name__}, but {type(member).__name__}"

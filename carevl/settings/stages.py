@@ -52,7 +52,9 @@ class Select(Strict):
         description="The same with the judge's own answer to the bare question, which no response has led on; that "
         "judgment is then chosen whose evidence is most like this answer. Needs sample.answers.",
     )
-    rules: dict[str, float] = Field({}, description="Rules of your own, as package.module:Name, each with its weight.")
+    rules: dict[str, float] = Field(
+        {}, description="Further rules, each with its weight: by name, or your own as package.module:Name."
+    )
     min_gap: float = Field(0.3, ge=0, description="Least difference of the scores of chosen and rejected.")
     same_evidence: bool = Field(
         False,

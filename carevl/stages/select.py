@@ -63,13 +63,10 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
 
 
 def weighted_rules(select: Select) -> list[tuple[SelectionRule, float]]:
-    """Return the rules that have a weight: the registered ones, then those of `select.rules`."""
-    registered = [(rule, rule.weight(select)) for rule in RULES.values()]
-    return [
-        (rule, weight)
-        for rule, weight in (*registered, *((RULES[name], n) for name, n in select.rules.items()))
-        if weight
-    ]
+    """Return the rules that have a weight: the registered ones, then a user's own."""
+    weights = [(rule, rule.weight(select)) for rule in RULES.values()]
+    weights += [(RULES[path], weight) for path, weight in select.rules.items() if path not in RULES]
+    return [(rule, weight) for rule, weight in weights if weight]
 
 
 def verdict_scores(select: Select, pair: JudgedPair) -> dict[int | None, float]:

@@ -18,6 +18,7 @@ def module(tmp_path, monkeypatch):
     """Importable as `orchard`."""
     (tmp_path / "orchard.py").write_text(
         "from tests.settings.test_registry import Fruit\nPEAR = Fruit('pear')\nclass Own(Fruit): pass\nSTONE = 3\n"
+        "class Half(Fruit):\n    def __init__(self, weight): pass\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -52,6 +53,7 @@ def test_a_users_own_object_or_class_is_imported(module):
     [
         ("nowhere.at_all:X", "nowhere.at_all cannot be imported"),
         ("orchard:CHERRY", "orchard has no CHERRY"),
+        ("orchard:Half", "missing 1 required positional argument"),
         ("orchard:STONE", "it is no carevl Fruit, but int"),
     ],
 )

@@ -225,6 +225,11 @@ def test_a_rule_of_ones_own_by_import_path_decides(tmp_path, monkeypatch):
         choose(judged, "select.rules={'own_rules:Shorter': 1.0}")
 
 
+def test_a_registered_rule_may_have_its_weight_by_name():
+    settings = load_settings("mini", ["select.expert_weight=0", "select.rules={expert: 0.25}"])
+    assert {rule.name: weight for rule, weight in select.weighted_rules(settings.select)}["expert"] == 0.25
+
+
 def test_no_rules_of_ones_own_leave_the_fingerprint_as_it_was():
     settings = load_settings("mini")
     assert "rules" not in select.STAGE.fingerprint_inputs(settings, None, "select")

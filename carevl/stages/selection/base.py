@@ -55,12 +55,12 @@ class SelectionRule(ABC):
 
     @property
     def setting(self) -> str:
-        """The field of `select` that holds its weight."""
+        """The field of `select` that may hold its weight."""
         return f"{self.name}_weight"
 
     def weight(self, select: Select) -> float:
-        """Return its weight; at 0 it is not asked."""
-        return float(getattr(select, self.setting))
+        """Return its weight: of a field of its own, or of its name in `select.rules`; at 0 it is not asked."""
+        return float(getattr(select, self.setting, 0.0)) + select.rules.get(self.name, 0.0)
 
     @abstractmethod
     def support(self, pair: JudgedPair) -> tuple[float, float]:
