@@ -16,7 +16,7 @@ def compare(
     overrides: Overrides = None,
     run_dir: RunDir = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of every arm; the first seed is the settings' own.")] = 5,
-    arms: Annotated[str | None, typer.Option(help="Only these arms, separated by commas.")] = None,
+    arms: Annotated[str | None, typer.Option(help="Only these arms, separated by commas, of {arms}.")] = None,
     tries: Annotated[int, typer.Option(min=1, help="Learning rates of every arm, tried on the first seed.")] = 2,
     at_once: Annotated[
         int, typer.Option(min=1, help="Arms that are made side by side, as far as the cluster holds their workers.")
@@ -30,9 +30,7 @@ def compare(
 ) -> None:
     """Compare CAREVL with direct distillation and its own parts: same items, labels, base, tokens and tries.
 
-    Arms: base, experts, distillation, soft_distillation, random_subset, high_only, phase1, carevl, carevl_consistency,
-    carevl_experts. Figures go to RUN/compare.json and RUN/figures. Run it again after an interruption: what is there
-    is not made again.
+    Figures go to RUN/compare.json and RUN/figures. Run it again after an interruption: what is there is not made again.
 
     Example: carevl compare mini --seeds 2 --arms base,distillation,carevl --run-dir runs/mini
     """

@@ -63,11 +63,25 @@ def _list_formats() -> str:
     return ", ".join(FORMATS)
 
 
+def _list_stages() -> str:
+    from carevl.stages import STAGES
+
+    return ", ".join(stage.name for stage in STAGES)
+
+
+def _list_arms() -> str:
+    from carevl.compare.arms import ARMS
+
+    return ", ".join(ARMS)
+
+
 _LISTS: Mapping[str, Callable[[], str]] = {
+    "{arms}": _list_arms,
     "{benchmarks}": _list_benchmarks,
     "{engines}": _list_engines,
     "{formats}": _list_formats,
     "{protocols}": _list_protocols,
+    "{stages}": _list_stages,
 }
 
 

@@ -15,15 +15,15 @@ def run(
     settings: SettingsName = "mini",
     overrides: Overrides = None,
     run_dir: RunDir = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage, one of {stages}.")] = None,
     final: Annotated[
         bool, typer.Option("--final", help="Evaluate on the benchmarks' test data, and record it.")
     ] = False,
 ) -> None:
     """Run the main job: from preference data to an evaluated judge in RUN/judge.
 
-    Stages: ingest, caption, score, route, demonstrate, sft (phase 1), sample, select, dpo (phase 2), evaluate. Run it
-    again after an interruption or a changed setting: what is there and still valid is not made again.
+    Phase 1 is the stage sft, phase 2 the stage dpo. Run it again after an interruption or a changed setting: what is
+    there and still valid is not made again.
 
     Example: carevl run mini --set items=64 --run-dir runs/small
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from carevl.models.families import judge_family
 from carevl.models.locate import locate
 from carevl.settings.base import SettingsError
 from carevl.settings.schemes import split_scheme
+from carevl.stages import STAGES
 from carevl.stages.selection import RULES
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def check_settings(settings: Settings, until: str | None = None, *, final: bool 
     """
     stage = (until or "").split("/")[0]
     problems = [
+        *_check_until(settings, until),
         *_check_sources(settings),
         *_check_models(settings),
         *_check_experts(settings),
@@ -55,6 +58,15 @@ def check_settings(settings: Settings, until: str | None = None, *, final: bool 
         problems += _check_training(settings)
     if problems:
         raise SettingsError("\n".join(problems))
+
+
+def _check_until(settings: Settings, until: str | None) -> Iterator[str]:
+    names = [stage.name for stage in STAGES]
+    tables = [table for stage in STAGES for table in stage.tables(settings)]
+    if until is not None and until not in (*names, *tables):
+        near = difflib.get_close_matches(until, [*names, *tables], 1)
+        hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(names)}"
+        yield f"--until {until}: there is no such stage; {hint}"
 
 
 def _check_sources(settings: Settings) -> Iterator[str]:

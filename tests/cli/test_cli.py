@@ -34,6 +34,8 @@ def test_help_teaches_and_imports_nothing_heavy(command):
         ),
         ("judge", ["vllm", "transformers"]),
         ("sources", ["rlaif-v", "llamafactory-sharegpt"]),
+        ("run", ["ingest", "demonstrate", "dpo", "evaluate"]),
+        ("compare", ["soft_distillation", "carevl_consistency"]),
     ],
 )
 def test_help_lists_what_is_registered_without_loading_models(command, names):

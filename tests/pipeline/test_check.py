@@ -281,3 +281,11 @@ def test_presets_lack_nothing_but_their_data(preset, tmp_path):
         (tmp_path / "pairs.jsonl").touch()
         settings = load_settings(preset, [f"data.sources.0.path={tmp_path / 'pairs.jsonl'}"])
     check_settings(settings)
+
+
+def test_a_stage_that_there_is_not_is_refused_before_anything_runs():
+    settings = load_settings("mini")
+    for until in ("score", "score/llama", "evaluate/base", None):
+        check_settings(settings, until)
+    with pytest.raises(SettingsError, match=r"--until scores: there is no such stage; did you mean score\?"):
+        check_settings(settings, "scores")
