@@ -73,7 +73,8 @@ def test_stages_that_need_not_run_reserve_nothing():
         admit(settings, ["caption"])
 
 
-def test_nodes_that_the_launcher_may_start_count_as_there(tmp_path):
+def test_nodes_that_the_launcher_may_start_count_as_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test of this process may hold one
     file = tmp_path / "cluster.yaml"
     file.write_text(
         "max_workers: 3\nhead_node_type: head\navailable_node_types:\n"

@@ -1,6 +1,7 @@
 """The data plane on a real, private Ray: rows accounted for, resume after kills, and only what changed made again."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,8 @@ def test_a_changed_threshold_routes_again_and_runs_no_model(small_run, tmp_path)
 
 def test_sources_read_again_with_the_same_rows_change_nothing_after_them(small_run, tmp_path):
     where = small_run.copy(tmp_path)
+    shutil.rmtree(where.root / "ingest")  # rows say in which directory they were read: that of the copy
+    run_pipeline(load_settings("mini", SMALL), where, lambda _: None, "ingest")
     settings = load_settings("mini", [*SMALL, "data.decontaminate=false"])
     planned = {stage.name: (stage.action, stage.reason) for stage in plan_run(settings, where)}
     assert planned["ingest"][0] == planned["caption"][0] == "recompute"
