@@ -83,22 +83,29 @@ def test_judges_are_asked_in_both_orders_on_one_benchmark(setting):
         on_benchmark(settings.model_copy(update={"benchmarks": settings.benchmarks[1:]}))
 
 
+@pytest.fixture
+def undrawn(setting):
+    """Settings whose data need not be drawn."""
+    settings, _, _ = setting
+    [source, *_] = settings.data.sources
+    data = settings.data.model_copy(update={"sources": [source.model_copy(update={"path": "pairs.parquet"})]})
+    return settings.model_copy(update={"data": data, "benchmarks": []})
+
+
 def _stage(name, *inputs, run=None):
     return Stage(name, reads(*inputs), lambda *_: {"of": name}, run)
 
 
-def test_a_key_that_is_decided_moves_all_that_follow_it_and_nothing_else(setting, tmp_path):
-    settings, _, _ = setting
+def test_a_key_that_is_decided_moves_all_that_follow_it_and_nothing_else(undrawn, tmp_path):
     stages = (_stage("first"), _stage("second", "first"), _stage("third", "second"), _stage("apart"))
-    keys = stage_keys(settings, Run(tmp_path), stages)
-    assert stage_keys(settings, Run(tmp_path), stages, decided=keys) == keys
-    moved = stage_keys(settings, Run(tmp_path), stages, decided={"first": StageKey("first", {"x": 2})})
+    keys = stage_keys(undrawn, Run(tmp_path), stages)
+    assert stage_keys(undrawn, Run(tmp_path), stages, decided=keys) == keys
+    moved = stage_keys(undrawn, Run(tmp_path), stages, decided={"first": StageKey("first", {"x": 2})})
     assert [name for name in keys if moved[name] == keys[name]] == ["apart"]
     assert moved["third"].fingerprint_inputs["inputs"] == {"second": moved["second"].fingerprint}
 
 
-def test_a_table_that_two_arms_share_is_made_once(setting, tmp_path):
-    settings, _, _ = setting
+def test_a_table_that_two_arms_share_is_made_once(undrawn, tmp_path):
     both_at_it, made = Barrier(2), []
 
     def run(context):
@@ -111,7 +118,7 @@ def test_a_table_that_two_arms_share_is_made_once(setting, tmp_path):
 
     def arm(_):
         where = Run(tmp_path)
-        context = RunContext(settings, where, stage_keys(settings, where, stages), lambda _: None)
+        context = RunContext(undrawn, where, stage_keys(undrawn, where, stages), lambda _: None)
         run_tables(context, ["shared"], stages)
 
     with ThreadPoolExecutor(2) as pool:
