@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, get_args
@@ -10,7 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from carevl.cli.options import log
-from carevl.errors import UserError
+from carevl.errors import UserError, suggest
 
 _Benchmark = Annotated[str, typer.Option(help="{benchmarks}.")]
 _Data = Annotated[Path, typer.Option(help="The benchmark's rows: a file, or a folder of files.")]
@@ -106,6 +105,5 @@ def _refuse_unknown(protocols: Sequence[str]) -> None:
     names = get_args(ProtocolName)
     for protocol in protocols:
         if protocol not in names:
-            near = difflib.get_close_matches(protocol, names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            hint = suggest(protocol, names, f"there are {', '.join(names)}")
             raise UserError(f"there is no protocol {protocol!r}; {hint}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from carevl.compare.labels import Labels
-from carevl.errors import UserError
+from carevl.errors import UserError, suggest
 from carevl.settings.stages import Select
 from carevl.stages.selection import RULES
 
@@ -140,8 +139,7 @@ def chosen(names: Sequence[str]) -> list[Arm]:
     """
     for name in names:
         if name not in ARMS:
-            near = difflib.get_close_matches(name, ARMS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"the arms are {', '.join(ARMS)}"
+            hint = suggest(name, ARMS, f"the arms are {', '.join(ARMS)}")
             raise UserError(f"compare: there is no arm {name!r}; {hint}")
     return [arm for arm in ARMS.values() if not names or arm.name in names]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from carevl.benchmarks.answering import is_endpoint
 from carevl.benchmarks.suites import SUITES
 from carevl.cluster.connect import is_private
 from carevl.data.formats import FORMATS
-from carevl.errors import UserError
+from carevl.errors import UserError, suggest
 from carevl.models.chat_client import ChatClient
 from carevl.models.engines import ENGINES
 from carevl.models.experts import EXPERT_KINDS
@@ -64,8 +63,7 @@ def _check_until(settings: Settings, until: str | None) -> Iterator[str]:
     names = [stage.name for stage in STAGES]
     tables = [table for stage in STAGES for table in stage.tables(settings)]
     if until is not None and until not in (*names, *tables):
-        near = difflib.get_close_matches(until, [*names, *tables], 1)
-        hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(names)}"
+        hint = suggest(until, [*names, *tables], f"the stages are {', '.join(names)}")
         yield f"--until {until}: there is no such stage; {hint}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from carevl.errors import suggest
 from carevl.settings.base import SettingsError
 from carevl.settings.tree import Settings
 
@@ -55,8 +55,7 @@ def _read(source: str) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        near = difflib.get_close_matches(source, presets(), 1)
-        hint = f"did you mean the preset {near[0]}?" if near else f"the presets are {', '.join(presets())}"
+        hint = suggest(source, presets(), f"the presets are {', '.join(presets())}", kind="the preset ")
         raise SettingsError(f"cannot read settings {source}: {error}; {hint}") from None
     tree = _parse(text, source)
     if not isinstance(tree, dict):
@@ -100,8 +99,7 @@ def _explain(problem: Any, kind: type[BaseModel]) -> str:
         return f"{place}: {problem['msg'].removeprefix('Value error, ')}{value}"
     *branch, name = problem["loc"]
     names = list(_model_at(branch, kind).model_fields)
-    near = difflib.get_close_matches(str(name), names, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"the fields here are {', '.join(names)}"
+    hint = suggest(str(name), names, f"the fields here are {', '.join(names)}", cutoff=0.5)
     return f"{place}: there is no such setting; {hint}"
 
 

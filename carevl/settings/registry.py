@@ -9,11 +9,11 @@ SUITES["my_package.suites:MINE"]  # imported, in the driver and in every fresh a
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from carevl.errors import suggest
 from carevl.settings.base import SettingsError
 
 
@@ -51,8 +51,7 @@ class Registry(Mapping[str, T], Generic[T]):
             return self._members[name]
         if ":" in name:
             return self._import(name)
-        near = difflib.get_close_matches(name, self._members, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._members)}"
+        hint = suggest(name, self._members, f"there are {', '.join(self._members)}")
         raise SettingsError(f"there is no {self.kind} {name!r}; {hint} (or give your own as package.module:Name)")
 
     def __contains__(self, name: object) -> bool:
