@@ -31,6 +31,9 @@ def main(last: str | None = None, *, whole: bool = False) -> None:
     parser.add_argument("--settings", default="mini", help="a preset's name or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
     parser.add_argument("--run-dir", type=Path, required=True, help="absolute, and the same directory on every node")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="a reserved GPU that torch does not see is a CPU; no result comes of it"
+    )
     if whole:
         parser.add_argument("--final", action="store_true", help="evaluate on the benchmarks' test data as well")
     arguments = parser.parse_args(namespace=argparse.Namespace(final=False, name=last))
@@ -38,7 +41,8 @@ def main(last: str | None = None, *, whole: bool = False) -> None:
     from carevl.errors import UserError
 
     try:
-        _run(arguments.settings, arguments.set, arguments.run_dir, arguments.name, final=arguments.final)
+        overrides = [*arguments.set, *(["cluster.rehearse=true"] if arguments.rehearse else [])]
+        _run(arguments.settings, overrides, arguments.run_dir, arguments.name, final=arguments.final)
     except (OSError, ValueError, UserError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from carevl.cli.options import AsJson, Overrides, RunDir, SettingsName, log, run_at
+from carevl.cli.options import AsJson, Overrides, Rehearse, RunDir, SettingsName, load_tree, log, run_at
 from carevl.errors import UserError
 
 
 def compare(
     settings: SettingsName = "mini",
     overrides: Overrides = None,
+    rehearse: Rehearse = False,
     run_dir: RunDir = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of every arm; the first seed is the settings' own.")] = 5,
     arms: Annotated[str | None, typer.Option(help="Only these arms, separated by commas, of {arms}.")] = None,
@@ -37,9 +38,8 @@ def compare(
     from carevl.cluster.connect import ray_cluster
     from carevl.compare import report
     from carevl.compare import run as comparing
-    from carevl.settings import load_settings
 
-    tree, run = load_settings(settings, overrides or ()), run_at(settings, run_dir)
+    tree, run = load_tree(settings, overrides, rehearse=rehearse), run_at(settings, run_dir)
     if world_seed is not None and not final:
         raise UserError("compare: --world-seed names the test scenes of --final; give both")
     plan = comparing.Plan(tuple(arms.split(",")) if arms else (), seeds, tries, sweep, at_once=at_once)

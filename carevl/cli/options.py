@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -11,14 +11,31 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
+    from carevl.settings import Settings
     from carevl.store.run import Run
 
 SettingsName = Annotated[str, typer.Argument(metavar="SETTINGS", help="A preset's name or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting.")]
+Rehearse = Annotated[
+    bool,
+    typer.Option(
+        "--rehearse",
+        help="Try a run for GPUs where there are none: a reserved GPU that torch does not see is a CPU. Nothing that "
+        "it makes is a result, so it has a run directory of its own. Pretend what a local Ray has with --set "
+        "cluster.num_gpus=1 and --set cluster.num_cpus=16.",
+    ),
+]
 RunDir = Annotated[Path | None, typer.Option(help="Where results lie; runs/SETTINGS by default.")]
 RunRoot = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 FiguresFile = Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def load_tree(settings: str, overrides: Sequence[str] | None, *, rehearse: bool = False) -> Settings:
+    """Return the settings that a command line names, changed as it says."""
+    from carevl.settings import load_settings
+
+    return load_settings(settings, [*(overrides or ()), *(["cluster.rehearse=true"] if rehearse else [])])
 
 
 def run_at(settings: str, run_dir: Path | None) -> Run:

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from carevl.cli.options import Overrides, RunDir, SettingsName, log, run_at
+from carevl.cli.options import Overrides, Rehearse, RunDir, SettingsName, load_tree, log, run_at
 
 
 def plan(
     settings: SettingsName = "mini",
     overrides: Overrides = None,
+    rehearse: Rehearse = False,
     run_dir: RunDir = None,
     measure: Annotated[bool, typer.Option("--measure", help="Time captioner and experts on a batch of rows.")] = False,
 ) -> None:
@@ -24,7 +25,6 @@ def plan(
     Example: carevl plan mini --set captioner.prompt="Describe the image."
     """
     from carevl.pipeline.plan import plan_lines
-    from carevl.settings import load_settings
 
-    for line in plan_lines(load_settings(settings, overrides or ()), run_at(settings, run_dir), measure, log):
+    for line in plan_lines(load_tree(settings, overrides, rehearse=rehearse), run_at(settings, run_dir), measure, log):
         typer.echo(line)

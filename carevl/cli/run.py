@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from carevl.cli.options import Overrides, RunDir, SettingsName, log, run_at
+from carevl.cli.options import Overrides, Rehearse, RunDir, SettingsName, load_tree, log, run_at
 from carevl.errors import UserError
 
 
 def run(
     settings: SettingsName = "mini",
     overrides: Overrides = None,
+    rehearse: Rehearse = False,
     run_dir: RunDir = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage, one of {stages}.")] = None,
     final: Annotated[
@@ -26,15 +27,17 @@ def run(
     there and still valid is not made again.
 
     Example: carevl run mini --set items=64 --run-dir runs/small
+
+    Example: carevl run single-gpu --rehearse --set cluster.num_gpus=1 --set cluster.num_cpus=16 --set
+    data.sources.0.path=pairs.parquet --set items=64 --run-dir runs/rehearsal
     """
     from carevl.cluster.connect import ray_cluster
     from carevl.pipeline import results
     from carevl.pipeline.check import check_settings
     from carevl.pipeline.final import evaluate_final
     from carevl.pipeline.run import run_pipeline
-    from carevl.settings import load_settings
 
-    tree, store = load_settings(settings, overrides or ()), run_at(settings, run_dir)
+    tree, store = load_tree(settings, overrides, rehearse=rehearse), run_at(settings, run_dir)
     if final and until:
         raise UserError("run: --final evaluates what the whole run has made; leave out --until")
     check_settings(tree, until, final=final)  # before Ray starts

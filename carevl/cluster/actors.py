@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from carevl.cluster.jobs import PoolJob, Processor, Tally, check_keys
 from carevl.errors import UserError
+from carevl.models.device import reserve_device
 from carevl.models.row_errors import BROKEN
 from carevl.store.schemas import failures
 
@@ -122,6 +123,7 @@ class PoolActor:
     def _load(self) -> Processor:
         if self.loaded is None:
             started = time.monotonic()
+            reserve_device(self.job.pool.num_gpus)
             try:
                 self.loaded = self.job.processor.load()
             except ValueError as error:  # so engines refuse settings that do not suit a model

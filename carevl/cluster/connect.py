@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from carevl.models.device import REHEARSAL
 from carevl.store.run import RunError
 
 if TYPE_CHECKING:
@@ -42,12 +43,15 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    runtime = {"env_vars": _WORKER_ENVIRONMENT}
+    rehearsal = {REHEARSAL: "1"} if cluster.rehearse else {}
+    os.environ |= rehearsal
+    runtime = {"env_vars": _WORKER_ENVIRONMENT | rehearsal}
     try:
         if private:
             ray.init(
                 address="local",
                 num_cpus=cluster.num_cpus,
+                num_gpus=cluster.num_gpus,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="warning",
@@ -63,3 +67,5 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if cluster.rehearse:
+            os.environ.pop(REHEARSAL, None)

@@ -168,7 +168,9 @@ def _hashable(resources: Resources) -> tuple[tuple[str, float], ...]:
 
 def _this_machine(cluster: Cluster, gpus: bool) -> Resources:
     resources = {"CPU": float(cluster.num_cpus or os.cpu_count() or 1)}
-    if gpus:
+    if cluster.num_gpus is not None:
+        resources["GPU"] = float(cluster.num_gpus)
+    elif gpus:
         import torch
 
         resources["GPU"] = float(torch.cuda.device_count())

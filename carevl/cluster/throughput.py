@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from carevl.cluster.resources import Resources, actor_resources
+from carevl.models.device import reserve_device
 from carevl.store.run import Run
 from carevl.store.table import write_atomically
 
@@ -43,6 +44,7 @@ def measure_rate(reservation: Resources, processor: Processor, tables: Mapping[s
 
     def process() -> tuple[pa.Table, Rate]:
         started = time.monotonic()
+        reserve_device(reservation["GPU"])
         loaded = processor.load()
         first = next(iter(tables))
         loaded.process({**tables, first: tables[first].slice(0, 1)})

@@ -19,7 +19,7 @@ from carevl.compare.stages import BENCHMARK, on_benchmark
 from carevl.compare.trials import ArmRunner
 from carevl.data.drawn import draw
 from carevl.pipeline.admission import admit
-from carevl.pipeline.check import check_settings
+from carevl.pipeline.check import check_record, check_settings
 from carevl.pipeline.keys import stage_keys
 from carevl.settings.schemes import split_scheme
 from carevl.store.run import Run, RunError
@@ -100,6 +100,7 @@ def compare(
     """
     check(settings, plan, final)
     with run.lock():
+        check_record(settings, run)
         draw(settings, run)
         admit(settings, list(stage_keys(settings, run)))
         if not run.settings.exists():

@@ -18,6 +18,7 @@ import torch
 
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
+from carevl.models.device import device
 from carevl.models.packing import Tree, check_packable, fill_rows, pack, sliding_window
 from carevl.models.reward_head import head, is_bidirectional, load_reward_model, probe_ids
 from carevl.models.row_errors import Failure, SomeRowsError
@@ -58,7 +59,7 @@ class RewardScorer:
         self.batch_tokens = batch_tokens
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **loading)
         self.model: Any = load_reward_model(model, dtype, **loading)
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(device())
         self.head = head(self.model)
         self.bidirectional = is_bidirectional(self.model)
         if not self.bidirectional and (self.head is None or not self.tokenizer.chat_template):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from carevl.cluster.gpus import check_gpus
 from carevl.cluster.resources import Reservation, check, supply
 from carevl.stages import STAGES
 
@@ -27,7 +28,10 @@ def admit(settings: Settings, tables: Collection[str], stages: Sequence[Stage] =
     """Let a run that makes the named tables begin on the Ray that is joined.
 
     Raises:
-        RunError: what a stage reserves can never be had here; the message names every such stage.
+        RunError: what a stage reserves can never be had here, and the message names every such stage; or torch does not
+            see the GPUs of a node.
     """
     needs = reservations(settings, tables, stages)
     check(needs, supply(settings.cluster, needs))
+    if any(need.resources.get("GPU") for need in needs):
+        check_gpus()

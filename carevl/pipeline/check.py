@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from carevl.benchmarks.answering import is_endpoint
 from carevl.benchmarks.suites import SUITES
 from carevl.cluster.connect import is_private
@@ -22,6 +24,7 @@ from carevl.settings.base import SettingsError
 from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
 from carevl.stages.selection import RULES
+from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
     from carevl.settings import Settings
@@ -57,6 +60,22 @@ def check_settings(settings: Settings, until: str | None = None, *, final: bool 
         problems += _check_training(settings)
     if problems:
         raise SettingsError("\n".join(problems))
+
+
+def check_record(settings: Settings, run: Run) -> None:
+    """Keep what a rehearsal makes apart from what a run makes: in another directory.
+
+    Raises:
+        RunError: the run directory's last run was a rehearsal and this is none, or the other way round.
+    """
+    if not run.settings.exists():
+        return
+    stored = yaml.safe_load(run.settings.read_text(encoding="utf-8"))
+    rehearsed = bool(stored.get("cluster", {}).get("rehearse"))
+    if rehearsed and not settings.cluster.rehearse:
+        raise RunError(f"{run.root} holds a rehearsal, of which nothing is a result; choose another --run-dir")
+    if settings.cluster.rehearse and not rehearsed:
+        raise RunError(f"{run.root} holds a run that is no rehearsal; choose another --run-dir for --rehearse")
 
 
 def _check_until(settings: Settings, until: str | None) -> Iterator[str]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from carevl.cluster.connect import is_private, ray_cluster
 from carevl.cluster.resources import Reservation, Supply, check, describe, supply
+from carevl.pipeline import results
 from carevl.pipeline.admission import reservations
-from carevl.pipeline.check import check_settings
+from carevl.pipeline.check import check_record, check_settings
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.measure import measure
 from carevl.settings.schemes import split_scheme
@@ -44,8 +45,10 @@ def plan_run(settings: Settings, run: Run) -> list[PlannedTable]:
 
     Raises:
         SettingsError: a run cannot use the settings.
+        RunError: it is a rehearsal and the run directory's last run was none, or the other way round.
     """
     check_settings(settings)
+    check_record(settings, run)
     keys = stage_keys(settings, run)
     planned = [PlannedTable(name, key.fingerprint, *run.action(key)) for name, key in keys.items()]
     if planned[0].action != "recompute":
@@ -64,6 +67,8 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
         RunError: something that a stage reserves can never be had; the lines before it come first.
     """
     planned = plan_run(settings, run)
+    if settings.cluster.rehearse:
+        yield results.REHEARSAL
     for table in planned:
         yield f"{table.name:16s} {table.fingerprint}  {table.action}: {table.reason}"
     yield _rows_line(run.table_of("ingest", planned[0].fingerprint))

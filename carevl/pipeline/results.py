@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from carevl.settings import Settings
 
 RESULTS = "results.json"
+REHEARSAL = "a rehearsal: reserved GPUs that torch does not see are CPUs here; nothing of it is a result"
 Truths = Mapping[tuple[str, str], Truth]
 
 
@@ -184,6 +185,8 @@ def _pairs(pairs: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths)
 
 def table(results: Mapping[str, Any]) -> Iterator[str]:
     """Yield the results as a person reads them, one line at a time."""
+    if results.get("settings", {}).get("cluster", {}).get("rehearse"):
+        yield REHEARSAL
     if routing := results.get("routing"):
         yield from _routing_lines(routing)
     if targets := results.get("targets"):

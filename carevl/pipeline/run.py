@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from carevl.cluster.gpus import check_gpus
 from carevl.data.drawn import draw
 from carevl.pipeline import results
 from carevl.pipeline.admission import admit
-from carevl.pipeline.check import check_settings
+from carevl.pipeline.check import check_record, check_settings
 from carevl.pipeline.keys import keys_until, stage_keys
 from carevl.pipeline.publish import publish
 from carevl.stages import STAGES
@@ -55,7 +56,10 @@ def run_pipeline(
     """
     check_settings(settings, until)
     started = time.monotonic()
+    if settings.cluster.rehearse:
+        log(results.REHEARSAL)
     with run.lock():
+        check_record(settings, run)
         draw(settings, run)
         keys = keys_until(stage_keys(settings, run), until)
         admit(settings, [table for table, key in keys.items() if run.action(key)[0] != "skip"])
@@ -98,6 +102,8 @@ def run_stage(context: RunContext, stage: Stage, tables: Sequence[str] | None = 
 
 def _make(context: RunContext, stage: Stage, pending: Sequence[str]) -> None:
     """Run a stage, and declare its tables whole."""
+    if any(need.placement and need.resources.get("GPU") for need in stage.reservations(context.settings)):
+        check_gpus()  # of nodes that have come since the run began: Ray would try workers there again and again
     with _explain_system_errors(pending):
         started = time.monotonic()
         counts = stage.run(replace(context, pending=pending))
@@ -109,6 +115,7 @@ def _make(context: RunContext, stage: Stage, pending: Sequence[str]) -> None:
                 "fingerprint": key.fingerprint,
                 "cause": dict(key.fingerprint_inputs),
                 **counts[table],
+                **({"rehearsal": True} if context.settings.cluster.rehearse else {}),
                 "seconds": seconds,
                 "packages": _package_versions(),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),

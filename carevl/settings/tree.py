@@ -17,6 +17,16 @@ class Cluster(Strict):
 
     address: str | None = Field(None, description="Address of a running cluster; a local one is started when absent.")
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; those of the machine when absent.")
+    num_gpus: int | None = Field(
+        None,
+        ge=0,
+        description="GPUs of a local Ray; those of the machine when absent. More than there are: for rehearsals.",
+    )
+    rehearse: bool = Field(
+        False,
+        description="A reserved GPU that torch does not see is a CPU (vllm: its CPU build; training: gloo), so that a "
+        "run for GPUs is tried without them; `--rehearse` sets it. Nothing that it makes is a result.",
+    )
     launcher: HomePath | None = Field(
         None, description="Cluster launcher file: nodes that Ray may still start by it count as there."
     )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from carevl.models.device import device, is_rehearsal
+
 if TYPE_CHECKING:
     from carevl.settings.training import Training, Workers
 
 
 def select_backend(workers: Workers) -> Literal["nccl", "gloo"]:
-    """Return the library through which workers with these reservations talk."""
+    """Return the library through which workers with these reservations talk; in a rehearsal, that of this process."""
+    if is_rehearsal() and device() == "cpu":
+        return "gloo"
     return "nccl" if workers.num_gpus else "gloo"
 
 

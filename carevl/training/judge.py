@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from carevl.errors import UserError
+from carevl.models.device import device
 from carevl.models.families import family_of
 from carevl.models.flex_attention import FLEX
 from carevl.models.packing import Packed
@@ -75,7 +76,7 @@ def load_judge(judge: Path, dtype: str) -> Any:
     model = AutoModelForImageTextToText.from_pretrained(
         judge, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
     )
-    model.set_attn_implementation({"text_config": FLEX if torch.cuda.is_available() else TREES})
+    model.set_attn_implementation({"text_config": FLEX if device() == "cuda" else TREES})
     return model
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from carevl.models.device import device
 from carevl.models.families import family_of
 from carevl.settings.training import Training
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
@@ -26,8 +27,7 @@ class Reference:
     def __init__(self, judge: Path, training: Training) -> None:
         self.training = training
         self.processor = load_processor(judge)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model: Any = load_judge(judge, training.dtype).to(device).eval()
+        self.model: Any = load_judge(judge, training.dtype).to(device()).eval()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return the rows with the columns of `items.REFERENCE`, null where a row cannot be trained on."""

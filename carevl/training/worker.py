@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 from carevl.errors import UserError
+from carevl.models.device import device, reserve_device
 from carevl.training.checkpoints import Checkpoints, exclusive_lock
-from carevl.training.engine import select_backend
 from carevl.training.loop import Loop, WorkerConfig
 from carevl.training.progress import StepLog
 from carevl.training.steps import all_gather
@@ -20,20 +21,26 @@ from carevl.training.validation import CheckpointSelector, validate
 def run_worker(config: WorkerConfig) -> str | None:
     """Train to the end and export; return why it stopped early, None when it did not."""
     import ray.train
+    import torch
 
+    try:
+        reserve_device(config.training.workers.num_gpus)
+    except UserError as error:
+        return f"cannot begin: {error}"
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    join_workers(select_backend(config.training.workers))
+    join_workers(torch.distributed.get_backend())  # that of the group that Ray has made
     with exclusive_lock(config.out) if rank == 0 else nullcontext():
         return run_loop(Loop(config, rank, world))
 
 
-def join_workers(backend: Literal["nccl", "gloo"]) -> None:
+def join_workers(backend: str) -> None:
     """Make DeepSpeed's process group of one that torch has, or that the environment describes.
 
     Without DeepSpeed's own reductions in shared memory: on a CPU it would compile them at first use, which takes a
     compiler and more than a minute, for nothing but workers without GPU that share a machine.
     """
+    os.environ["DS_ACCELERATOR"] = device()  # by itself it takes any GPU that it sees, reserved or not
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

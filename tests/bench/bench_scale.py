@@ -85,7 +85,7 @@ def scheduling(directory: Path, arguments: argparse.Namespace) -> None:
     for _ in range(RAYLETS):
         raylets.add_node(num_cpus=REPLICAS // RAYLETS, num_gpus=REPLICAS // RAYLETS, **quiet)
     try:
-        with ray_cluster(Cluster(address=raylets.address)):
+        with ray_cluster(Cluster(address=raylets.address, rehearse=True)):
             pool = Pool(num_cpus=0.5, num_gpus=1, concurrency=REPLICAS)
             target = Table(directory / "scores")
             job = PoolJob("waits", Waiting(arguments.wait, str(log)), {"items": items}, target, pool, "item_id", ())

@@ -9,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from carevl.models.device import device
 from carevl.models.engines.base import (
     Engine,
     Generation,
@@ -50,11 +51,10 @@ class ImageTextGenerator:
         adapter: Path | None = None,
         **loading: Any,
     ) -> None:
-        import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.batch_size = batch_size
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device()
         self.processor: Any = AutoProcessor.from_pretrained(model, **loading)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, use_safetensors=True, **loading

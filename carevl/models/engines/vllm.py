@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
+from carevl.models.device import device
 from carevl.models.engines.base import (
     Engine,
     Generation,
@@ -91,9 +92,7 @@ def _nothing_left(engine: Any) -> Iterator[None]:
 
 def _whole_prompts(max_model_len: int) -> dict[str, Any]:
     """Read prompts in one piece on a CPU: vLLM cannot set back a seeded CPU generator after part of a prompt."""
-    import torch
-
-    if torch.cuda.is_available():
+    if device() == "cuda":
         return {}
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}
 
