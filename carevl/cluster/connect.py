@@ -14,7 +14,13 @@ from carevl.store.run import RunError
 if TYPE_CHECKING:
     from carevl.settings.tree import Cluster
 
-_WORKER_ENVIRONMENT = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+_WORKER_ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Ray hides the GPUs of a node from workers that reserve none only if told so, and asks the worker's environment.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+}
+"""Environment variables of every worker, in private and in joined clusters."""
 
 
 def is_private(cluster: Cluster) -> bool:
@@ -37,7 +43,6 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         # Ray's control service listens beyond loopback whatever address it is given: only this process has its token.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     if ray.is_initialized():
