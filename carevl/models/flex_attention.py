@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 FLEX = "carevl_flex"
 """Name of this attention in transformers; without `block_mask` it is the ordinary `sdpa`."""
 
+BLOCK = 128
+"""Tokens of a block of the kernel. Rows are filled up to whole ones: other lengths are a kernel of their own, and gave
+wrong gradients in the past (pytorch issues 153799, 158212)."""
+
 
 def block_mask(packed: Packed) -> BlockMask:
     """Return `Packed.mask` in FlexAttention's form, [1, 1, T, T]."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from carevl.errors import UserError
 from carevl.models.families import family_of
@@ -114,6 +115,21 @@ class Packed:
         owner, side = self.owner, self.side
         seen = side.unsqueeze(1).eq(0) | side.unsqueeze(1).eq(side.unsqueeze(2))
         return (seen & owner.unsqueeze(1).eq(owner.unsqueeze(2))).tril().unsqueeze(1)
+
+    def padded(self, multiple: int) -> Packed:
+        """Return the row filled up to a multiple of tokens: the padding is a tree of its own, in no one's sight."""
+        n = -self.ids.shape[1] % multiple
+        if not n:
+            return self
+        return replace(
+            self,
+            ids=torch.cat(
+                [self.ids, self.ids[:, -1:].expand(-1, n)], 1
+            ),  # a row ends with an answer, never in an image
+            owner=pad(self.owner, (0, n), value=len(self.places)),
+            side=pad(self.side, (0, n)),
+            positions=pad(self.positions, (0, n)),
+        )
 
     def to(self, device: torch.device | str) -> Packed:
         """Return a copy on a device."""

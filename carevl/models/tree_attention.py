@@ -20,8 +20,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from carevl.models.families import family_of
-from carevl.models.flex_attention import FLEX, block_mask
+from carevl.models.flex_attention import BLOCK, FLEX, block_mask
 from carevl.models.packing import Packed, Place
+from carevl.models.vocabulary import token_log_probabilities
 
 TREES = "carevl_trees"
 """Name of this attention in transformers; without `blocks` it is the ordinary `sdpa`."""
@@ -122,6 +123,12 @@ def tree_attention(
     return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
 
 
+def lay_out(model: Any, packed: Packed) -> Packed:
+    """Return the row as the attention of a text model wants it: in whole blocks of FlexAttention, else as it is."""
+    flex = model.config.get_text_config()._attn_implementation == FLEX
+    return packed.padded(BLOCK) if flex else packed
+
+
 def seen(model: Any, packed: Packed) -> dict[str, Any]:
     """Return who sees whom in a row, as arguments of the attention that a text model is set to."""
     kind = model.config.get_text_config()._attn_implementation
@@ -170,6 +177,7 @@ def branch_states(model: Any, packed: Packed) -> Tensor:
     Args:
         model: a text model. Where a branch is empty the prefix's last token is read.
     """
+    packed = lay_out(model, packed)
     ends = torch.tensor([end - 1 for place in packed.places for end in place.ends], device=packed.ids.device)
     with _read_at(model, torch.unique(ends)):
         hidden: Tensor = model.base_model(
@@ -187,11 +195,13 @@ def branch_log_probabilities(model: Any, packed: Packed) -> Tensor:
     Args:
         model: a causal model of transformers with a head, or the model inside a PEFT wrapper.
     """
+    packed = lay_out(model, packed)
     embedded = model.get_input_embeddings()(packed.ids)
     if packed.patches is not None:
         assert packed.grids is not None
         family = family_of(model)
-        features = family.features(model, packed.patches.to(embedded.dtype), packed.grids)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and family.trains_vision(model)):
+            features = family.features(model, packed.patches.to(embedded.dtype), packed.grids)
         used = torch.cat([features[i] for i in packed.picture.tolist()]).to(embedded.dtype)
         places = packed.ids.eq(family.image_token(model.config)).unsqueeze(-1)
         embedded = embedded.masked_scatter(places, used)
@@ -199,8 +209,7 @@ def branch_log_probabilities(model: Any, packed: Packed) -> Tensor:
         hidden = model.base_model(
             inputs_embeds=embedded, position_ids=packed.positions, use_cache=False, **seen(model, packed)
         ).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[0, packed.column]).float()
-    tokens = -torch.nn.functional.cross_entropy(logits, packed.target, reduction="none")
+    tokens = token_log_probabilities(model, hidden[0, packed.column], packed.target)
     return tokens.new_zeros(int(packed.branch.max()) + 1).index_add(0, packed.branch, tokens * packed.weight)
 
 

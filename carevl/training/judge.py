@@ -113,24 +113,30 @@ def _near(target: str, names: Sequence[str]) -> str:
 
 def make_trainable(model: Any, training: Training) -> Any:
     """Freeze what is not trained, and add adapters; return the PEFT wrapper, or the model itself without LoRA."""
-    if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     if training.lora is None:
         tower = f"{family_of(model).vision_tower}."
         for name, weight in model.named_parameters():
             weight.requires_grad = not (training.freeze_vision and name.startswith(tower))
-        return model
-    from peft import LoraConfig, get_peft_model
+        trained = model
+    else:
+        from peft import LoraConfig, get_peft_model
 
-    lora = training.lora
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=find_lora_modules(model, lora, training.freeze_vision),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
+        lora = training.lora
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=find_lora_modules(model, lora, training.freeze_vision),
+            task_type="CAUSAL_LM",
+        )
+        trained = get_peft_model(model, config)
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # It makes the inputs of all embeddings require gradients, those of the vision tower too, which would then be
+        # differentiated down to the pixels. Without reentrance nothing needs that. PEFT does the same to a model that
+        # checkpoints already, and only the last hook can be removed: so adapters come first.
+        model.disable_input_require_grads()
+    return trained
 
 
 def export(trained: Any, state: dict[str, torch.Tensor] | None, judge: Path, out: Path) -> None:

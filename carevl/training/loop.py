@@ -209,7 +209,9 @@ class _Clock:
         self.seconds, self.last = seconds, last
 
     def lap(self, name: str) -> None:
-        """Add the time since the last lap to a name."""
+        """Add the time since the last lap to a name; what a GPU still computes is waited for."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         now = time.monotonic()
         self.seconds[name] += now - self.last
         self.last = now

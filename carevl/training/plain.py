@@ -15,6 +15,7 @@ from torch import Tensor
 from carevl.models.families import family_of
 from carevl.models.families.base import Picture
 from carevl.models.packing import Tree
+from carevl.models.vocabulary import token_log_probabilities
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,5 @@ def plain_log_probabilities(model: Any, plain: Plain) -> Tensor:
     hidden = model.base_model(
         input_ids=plain.ids, attention_mask=plain.attention, use_cache=False, **plain.images(model)
     ).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[plain.row, plain.column]).float()
-    tokens = -torch.nn.functional.cross_entropy(logits, plain.target, reduction="none")
+    tokens = token_log_probabilities(model, hidden[plain.row, plain.column], plain.target)
     return tokens.new_zeros(len(plain.ids)).index_add(0, plain.row, tokens * plain.weight)

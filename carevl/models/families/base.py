@@ -51,6 +51,10 @@ class Family(ABC):
     def features(self, model: Any, patches: Tensor, grids: Tensor) -> Sequence[Tensor]:
         """Run the vision tower over patches [P, d] and grids [I, 3]; return the features of each image, [tokens, d]."""
 
+    def trains_vision(self, model: Any) -> bool:
+        """Tell whether any weight of the vision tower is trained; else features are constants."""
+        return any(weight.requires_grad for weight in model.get_submodule(self.vision_tower).parameters())
+
     @abstractmethod
     def positions(self, model: Any, ids: Tensor, grid: Tensor | None) -> Tensor:
         """Return the positions of a sequence, int64 [axes, n].
