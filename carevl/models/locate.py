@@ -1,36 +1,114 @@
 """Where a model's weights lie, and what identifies them.
 
-The shipped models are package data of the scheme `miniworld:` (`carevl.settings.schemes`).
+The shipped models are package data of the scheme `miniworld:` (`carevl.settings.schemes`); a hub model is a snapshot in
+the cache of huggingface_hub (`carevl.models.hub`), which the driver fills before anything starts.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from carevl.models.download import fetch_model, fetch_models
+from carevl.models.hub import find_snapshot
 from carevl.settings.schemes import split_scheme
 from carevl.store.run import RunError
 
 if TYPE_CHECKING:
     from carevl.settings.models import Model
 
+_log = logging.getLogger(__name__)
 
-def locate(path: str) -> str:
-    """Return a model's directory or hub id; a path with a scheme (`miniworld:NAME`) becomes the directory it names.
+
+def locate(path: str, revision: str | None = None) -> str:
+    """Return the directory that a model lies in on this machine: nothing is fetched.
+
+    A path with a scheme (`miniworld:NAME`) becomes the directory it names, a hub id its snapshot in the cache. A hub
+    model that is not there whole stays the id that it is.
 
     Raises:
         UserError: the scheme has no such model, or a directory is without configuration or safetensors.
     """
+    directory = own_directory(path) or find_snapshot(path, revision)
+    return path if directory is None else str(directory)
+
+
+def own_directory(path: str) -> Path | None:
+    """Return the directory that a path names by itself or by its scheme, None for a hub id; errors as for `locate`."""
     split = split_scheme(path)
     directory = Path(path) if split is None else split[0].model(split[1])
     if not directory.is_dir():
-        return path
+        return None
     for what, pattern in (("config.json", "config.json"), ("safetensors weights", "*.safetensors")):
         if not any(directory.glob(pattern)):
             raise RunError(f"{directory} has no {what}: it is not a model that can be loaded")
-    return str(directory)
+    return directory
+
+
+def ensure_local(path: str, revision: str | None = None, *, code: bool = False) -> str:
+    """Return the directory that a model is loaded from; a hub model that this node lacks is fetched.
+
+    Args:
+        code: whether its own Python code will run.
+
+    Raises:
+        UserError: as for `locate`; the hub has no such model, or does not give it.
+    """
+    directory = own_directory(path) or find_snapshot(path, revision, code=code)
+    if directory is None:
+        fetch_model((path, revision, code), _log.info)
+        directory = find_snapshot(path, revision, code=code)
+    return path if directory is None else str(directory)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model as it is named to processes of other nodes, each of which finds it in its own cache."""
+
+    path: str
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, path: str | Path, revision: str | None = None) -> Weights:
+        """Name a model of the settings: a directory by its absolute path, a hub model by id and revision."""
+        directory = own_directory(str(path))
+        return cls(str(path), revision) if directory is None else cls(str(directory.resolve()))
+
+    @property
+    def directory(self) -> Path:
+        """Its directory on this node; errors as for `ensure_local`."""
+        return Path(ensure_local(self.path, self.revision))
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies it, as `weights_fingerprint`."""
+        return weights_fingerprint(self.path, self.revision)
+
+
+def prepare_models(models: Mapping[str, Model], log: Callable[[str], None]) -> bool:
+    """Bring every hub model among some into this machine's cache, before anything that needs one starts.
+
+    Args:
+        models: by the setting that names each.
+
+    Returns:
+        Whether there are any.
+
+    Raises:
+        UserError: a line for every one that cannot be had.
+    """
+    hub = {
+        place: (model.path, model.revision, model.trust_remote_code)
+        for place, model in models.items()
+        if own_directory(model.path) is None
+    }
+    fetch_models(hub, log)
+    return bool(hub)
 
 
 def locate_adapter(path: str) -> Path:
@@ -48,8 +126,8 @@ def locate_adapter(path: str) -> Path:
 @cache
 def weights_fingerprint(path: str, revision: str | None) -> str:
     """Return what identifies a model's weights: a hash of a directory's files, or hub id and revision."""
-    directory = Path(locate(path))
-    return _hash(directory) if directory.is_dir() else f"{path}@{revision or 'main'}"
+    directory = own_directory(path)
+    return f"{path}@{revision or 'main'}" if directory is None else _hash(directory)
 
 
 @cache
@@ -67,6 +145,11 @@ def _hash(directory: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def model_directory(model: Model) -> str:
+    """Return the directory that a model of the settings is loaded from, as `ensure_local`."""
+    return ensure_local(model.path, model.revision, code=model.trust_remote_code)
+
+
 def loading_arguments(model: Model) -> dict[str, Any]:
-    """Return the arguments that every `from_pretrained` and every engine takes: which revision, and whose code."""
-    return {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    """Return the arguments that every `from_pretrained` and every engine takes: whose code runs."""
+    return {"trust_remote_code": model.trust_remote_code}

@@ -21,7 +21,7 @@ def load_reward_model(path: str | Path, dtype: str = "auto", **loading: Any) -> 
     """Load a `…ForSequenceClassification` with one output, every weight of it read from safetensors.
 
     Args:
-        loading: `revision` and `trust_remote_code`, handed to transformers.
+        loading: `trust_remote_code`, handed to transformers.
 
     Raises:
         UserError: the model has another number of outputs, or its weights lack some that it needs.
@@ -43,23 +43,21 @@ def load_reward_model(path: str | Path, dtype: str = "auto", **loading: Any) -> 
     if missing - heads:
         raise UserError(f"{path} lacks weights of its body, such as {min(missing - heads)}: it is not a whole model")
     if heads:
-        _adopt_head(model, path, heads, set(loaded["unexpected_keys"]), loading.get("revision"))
+        _adopt_head(model, path, heads, set(loaded["unexpected_keys"]))
     return model.eval()
 
 
-def _adopt_head(model: Any, path: str | Path, missing: set[str], unused: set[str], revision: str | None) -> None:
+def _adopt_head(model: Any, path: str | Path, missing: set[str], unused: set[str]) -> None:
     """Put the one [1, hidden] weight that has no place in the model where the model's head is missing."""
     hidden = model.config.get_text_config().hidden_size
-    candidates = {
-        name: tensor for name, tensor in _tensors(path, unused, revision) if tensor.shape in ((1, hidden), (hidden,))
-    }
+    candidates = {name: tensor for name, tensor in _tensors(path, unused) if tensor.shape in ((1, hidden), (hidden,))}
     weights = [name for name in candidates if name.endswith(".weight")]
     target = _single_head(model)
     if len(weights) != 1 or target is None:
         others = f"; it has {', '.join(sorted(unused)[:4])} instead" if unused else ""
         raise UserError(f"{path} has no weights for its head {', '.join(sorted(missing))}{others}; a score needs one")
     weight = candidates[weights[0]].reshape(1, hidden)
-    bias = dict(_tensors(path, unused, revision)).get(weights[0].removesuffix("weight") + "bias")
+    bias = dict(_tensors(path, unused)).get(weights[0].removesuffix("weight") + "bias")
     head = nn.Linear(hidden, 1, bias=bias is not None, dtype=model.dtype)
     with torch.no_grad():
         head.weight.copy_(weight)
@@ -68,14 +66,9 @@ def _adopt_head(model: Any, path: str | Path, missing: set[str], unused: set[str
     model.set_submodule(target, head)
 
 
-def _tensors(path: str | Path, names: set[str], revision: str | None) -> Iterator[tuple[str, Tensor]]:
+def _tensors(path: str | Path, names: set[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield named tensors of a model's safetensors files."""
-    directory = Path(path)
-    if not directory.is_dir():
-        from huggingface_hub import snapshot_download
-
-        directory = Path(snapshot_download(str(path), revision=revision, allow_patterns="*.safetensors"))
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in sorted(Path(path).glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
             for name in names.intersection(weights.keys()):
                 yield name, weights.get_tensor(name)

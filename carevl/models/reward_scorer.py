@@ -39,7 +39,7 @@ class RewardScorer:
         dtype: a torch dtype by name, or `auto` for the one that the weights are stored in.
         batch_tokens: tokens that run at a time.
         max_model_len: longest conversation in tokens; the model's own limit holds too.
-        loading: `revision` and `trust_remote_code`, handed to transformers.
+        loading: `trust_remote_code`, handed to transformers.
 
     Raises:
         UserError: see `load_reward_model`; or a causal model has no chat template, or no linear head.

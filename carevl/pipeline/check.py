@@ -19,7 +19,7 @@ from carevl.models.chat_client import ChatClient
 from carevl.models.engines import ENGINES
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.families import judge_family
-from carevl.models.locate import locate
+from carevl.models.locate import locate, own_directory
 from carevl.settings.base import SettingsError
 from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
@@ -116,7 +116,7 @@ def _check_weights(place: str, model: Model) -> Iterator[str]:
     elif not (Path(model.path).is_dir() or ":" in model.path or _HUB_ID.fullmatch(model.path)):
         yield f"{place}.path: {model.path}: there is no such directory, and it is no hub id"
     else:
-        yield from _refusal(f"{place}.path", locate, model.path)
+        yield from _refusal(f"{place}.path", own_directory, model.path)
 
 
 def _check_experts(settings: Settings) -> Iterator[str]:
@@ -221,7 +221,7 @@ def _check_processor(judge: Judge) -> Iterator[str]:
     if is_endpoint(judge.path):
         return
     try:
-        directory = Path(locate(judge.path))
+        directory = Path(locate(judge.path, judge.revision))
     except UserError:
         return  # told of with the weights
     if not directory.is_dir():

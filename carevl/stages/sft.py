@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.resources import for_workers
@@ -39,7 +38,8 @@ def run(context: RunContext) -> Counts:
     files = [rows.part(number) for number in filled]
     dev = write_dev_parts(settings, settings.sft, context.ingested, directory)
     log = context.training_progress(table)
-    trained = train("sft", files, Path(settings.judge.path), directory, settings.sft, dev=dev, on_progress=log)
+    judge, revision = settings.judge.path, settings.judge.revision
+    trained = train("sft", files, judge, directory, settings.sft, revision=revision, dev=dev, on_progress=log)
     return {table: training_counts(trained)}
 
 

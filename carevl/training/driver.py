@@ -16,7 +16,7 @@ from typing import Any
 
 from carevl.errors import UserError
 from carevl.models.families import family_of
-from carevl.models.locate import locate, weights_fingerprint
+from carevl.models.locate import Weights
 from carevl.models.packing import check_packable
 from carevl.settings.training import NOT_LEARNED, Phase, Training
 from carevl.store.stage_key import differences
@@ -54,10 +54,11 @@ class Trained:
 def train(
     phase: Phase,
     rows: Sequence[Path],
-    judge: Path,
+    judge: str | Path,
     out: Path,
     training: Training,
     *,
+    revision: str | None = None,
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
     on_progress: Callable[[Progress], None] | None = None,
@@ -69,8 +70,10 @@ def train(
 
     Args:
         rows: files with the columns of `items.COLUMNS`; for dpo also those of `items.REFERENCE`.
+        judge: a directory, a hub id, or a path with a scheme.
         out: directory that all workers see; it receives `judge/`, `adapter/`, `steps.jsonl`, `curve.png`
             and the checkpoints.
+        revision: commit of a judge from the hub.
         replay: rows of phase 1 to mix into every step of dpo.
         dev: labelled pairs: rows with the columns of dpo, whose `chosen` is the right verdict and `rejected` the wrong
             one; a row for each order, with the same `item_id`. The checkpoint that is best there is exported.
@@ -80,7 +83,9 @@ def train(
         UserError: rows, judge or settings cannot be used, or `out` holds another training.
         TrainingError: the loss was not a number, or more workers were lost than allowed.
     """
-    config, used, errors = prepare_training(phase, rows, judge, out, training, replay=replay, dev=dev)
+    config, used, errors = prepare_training(
+        phase, rows, judge, out, training, revision=revision, replay=replay, dev=dev
+    )
     out = config.out
     if not (out / "judge").exists():
         with follow_log(out / "steps.jsonl", config.schedule.steps, training.dpo.beta, on_progress):
@@ -98,10 +103,11 @@ def train(
 def prepare_training(
     phase: Phase,
     rows: Sequence[Path],
-    judge: Path,
+    judge: str | Path,
     out: Path,
     training: Training,
     *,
+    revision: str | None = None,
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
 ) -> tuple[WorkerConfig, int, list[dict[str, Any]]]:
@@ -111,8 +117,8 @@ def prepare_training(
         The workers' configuration, the number of rows that are used, and those that are left out, as in `Trained`.
     """
     check_tracker(training.tracker)
-    judge, out = Path(locate(str(judge))).resolve(), out.resolve()
-    record, facts = out / "training.json", _facts(phase, rows, judge, training, replay, dev)
+    base, out = Weights.of(judge, revision), out.resolve()
+    record, facts = out / "training.json", _facts(phase, rows, base, training, replay, dev)
     if record.exists():
         stored = json.loads(record.read_text())
         if changed := differences(stored["facts"], facts):
@@ -120,21 +126,21 @@ def prepare_training(
                 raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
         else:
             schedule = Schedule(**{**stored["schedule"], "together": tuple(stored["schedule"].get("together", ()))})
-            return WorkerConfig(judge, out / "data", out, schedule, training), stored["rows"], stored["errors"]
-    schedule, used, errors = _encode(phase, rows, judge, out / "data", training, replay, dev)
+            return WorkerConfig(base, out / "data", out, schedule, training), stored["rows"], stored["errors"]
+    schedule, used, errors = _encode(phase, rows, base.directory, out / "data", training, replay, dev)
     stored = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
     write_atomically(record, json.dumps(stored, indent=1).encode())
-    return WorkerConfig(judge, out / "data", out, schedule, training), used, errors
+    return WorkerConfig(base, out / "data", out, schedule, training), used, errors
 
 
 def _facts(
-    phase: Phase, rows: Sequence[Path], judge: Path, training: Training, replay: Sequence[Path], dev: Sequence[Path]
+    phase: Phase, rows: Sequence[Path], base: Weights, training: Training, replay: Sequence[Path], dev: Sequence[Path]
 ) -> dict[str, Any]:
     """Return what the curve depends on: not the number of workers, nor how often there are checkpoints."""
     settings = training.model_dump(mode="json", exclude=NOT_LEARNED)
     contents = {"rows": rows, "replay": replay, "dev": dev}
     hashes = {name: [_hash(file) for file in files] for name, files in contents.items()}
-    return {"phase": phase, "judge": weights_fingerprint(str(judge), None), **hashes, "settings": settings}
+    return {"phase": phase, "judge": base.fingerprint, **hashes, "settings": settings}
 
 
 def _hash(file: Path) -> str:

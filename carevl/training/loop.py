@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from carevl.errors import UserError
+from carevl.models.locate import Weights
 from carevl.models.packing import Packed
 from carevl.settings.training import Training
 from carevl.training.engine import deepspeed_config, is_bare
@@ -32,11 +33,16 @@ _ABOUT = "about.json"
 class WorkerConfig:
     """The configuration that all workers have in common. `data` and `out` are directories that all of them see."""
 
-    judge: Path
+    base: Weights
     data: Path
     out: Path
     schedule: Schedule
     training: Training
+
+    @property
+    def judge(self) -> Path:
+        """The directory of the judge that training begins with, on this node."""
+        return self.base.directory
 
 
 class Loop:

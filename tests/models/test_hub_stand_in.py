@@ -61,7 +61,7 @@ def test_weights_are_stored_in_another_format_and_in_shards(hub):
 def test_what_breaks_off_goes_on_at_its_byte(hub, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # what huggingface_hub loses at most
     hub.add(NAME, WEIGHTS / "judge", COMMIT)
-    hub.cut_at, hub.cuts = 3_000_000, 1
+    hub.cuts = [3_000_000]
     path = Path(hf_hub_download(NAME, "model.safetensors", revision=COMMIT))
     assert path.read_bytes() == (WEIGHTS / "judge" / "model.safetensors").read_bytes()
     assert 0 <= hub.bytes_served - path.stat().st_size < 1 << 16

@@ -19,7 +19,7 @@ from carevl.models.engines.base import (
     first_tokens,
     write_prompt,
 )
-from carevl.models.locate import loading_arguments, locate, locate_adapter
+from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 
 if TYPE_CHECKING:
     from carevl.models.decoding import Texts
@@ -36,7 +36,7 @@ class ImageTextGenerator:
         dtype: a torch dtype by name, or `auto` for the one that the weights are stored in.
         batch_size: texts that are written at a time.
         adapter: directory of a LoRA adapter on top of it, which is not merged.
-        loading: `revision` and `trust_remote_code`, handed to transformers.
+        loading: `trust_remote_code`, handed to transformers.
 
     Raises:
         OSError: the directory lacks weights, configuration or processor.
@@ -163,7 +163,7 @@ class TransformersEngine(Engine):
 
     def generator(self, model: Captioner | Judge) -> Generator:
         """Load a vision-language model."""
-        path, adapter = locate(model.path), getattr(model, "adapter", None)
+        path, adapter = model_directory(model), getattr(model, "adapter", None)
         return ImageTextGenerator(
             path,
             model.dtype,
@@ -178,7 +178,7 @@ class TransformersEngine(Engine):
 
         del parity_tolerance
         return RewardScorer(
-            locate(model.path),
+            model_directory(model),
             model.dtype,
             batch_tokens=batch_tokens,
             max_model_len=model.max_model_len,

@@ -25,7 +25,7 @@ from carevl.models.engines.base import (
     first_tokens,
     write_prompt,
 )
-from carevl.models.locate import loading_arguments, locate, locate_adapter
+from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.row_errors import SomeRowsError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class VllmGenerator:
         gpu_share: share of a GPU that the engine has to itself, and so of its memory.
         tensor_parallel: GPUs that the engine is spread over; on a CPU, processes.
         adapter: directory of a LoRA adapter on top of it, which is not merged.
-        loading: `revision` and `trust_remote_code`, handed to vLLM and transformers.
+        loading: `trust_remote_code`, handed to vLLM and transformers.
     """
 
     def __init__(
@@ -310,7 +310,7 @@ class VllmEngine(Engine):
 def engine_arguments(model: Model) -> dict[str, Any]:
     """Return the arguments that `VllmGenerator` and `VllmScorer` have in common."""
     return {
-        "model": locate(model.path),
+        "model": model_directory(model),
         "dtype": model.dtype,
         "batch_size": model.pool.batch_size,
         "max_model_len": model.max_model_len,

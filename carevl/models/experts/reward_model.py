@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from carevl.models.conversations import Encoded, encode
 from carevl.models.engines import scorer
 from carevl.models.experts.base import ExpertKind, RowEncoder, RowScorer, TextRow, score_by_row
-from carevl.models.locate import loading_arguments, locate, weights_fingerprint
+from carevl.models.locate import loading_arguments, model_directory, weights_fingerprint
 
 if TYPE_CHECKING:
     from carevl.settings.models import Expert
@@ -31,7 +31,7 @@ class RewardModelKind(ExpertKind):
         """Return what encodes rows with the model's own tokenizer and chat template."""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(locate(expert.path), **loading_arguments(expert))
+        tokenizer = AutoTokenizer.from_pretrained(model_directory(expert), **loading_arguments(expert))
 
         def encode_rows(rows: Sequence[TextRow]) -> list[list[Encoded]]:
             texts = [(turn, response) for turn, responses in rows for response in responses]

@@ -55,7 +55,7 @@ def judge_family(path: str, revision: str | None = None) -> Family | None:
 
 
 def _config_file(path: str, revision: str | None) -> Path | None:
-    directory = Path(locate(path))
+    directory = Path(locate(path, revision))
     if directory.is_dir():
         return directory / "config.json"
     from huggingface_hub import try_to_load_from_cache
