@@ -16,6 +16,7 @@ judge.rank("photo.jpg", "How many dogs are there?", ("Two.", "Three.", "None."))
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from carevl.judging.prompts import VERDICT_PREFIX, Task, judge_prompt, parse_jud
 from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
 from carevl.models.engines import generator
 from carevl.models.engines.base import Generation, GenerationRequest
+from carevl.models.locate import prepare_models
 from carevl.settings.schemes import split_scheme
 from carevl.stats.bootstrap import FloatArray
 
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from carevl.settings.models import Judge
 
     Picture = Image | bytes | str | Path
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class RewardModel:
         settings: further fields of the setting `judge`, such as `revision`, `dtype` or `max_model_len`.
 
     Raises:
-        UserError: the directory holds no model.
+        UserError: the directory holds no model, or the hub does not give it.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class RewardModel:
         judge: Judge = Judge.model_validate({"path": str(path), "engine": engine, "max_tokens": max_tokens, **settings})
         if split_scheme(judge.path) is None and len(Path(judge.path).parts) > 2 and not Path(path).is_dir():
             raise UserError(f"{path}: there is no such directory; a run's judge lies in RUN/judge")
+        prepare_models({"judge": judge}, _log.info)
         self.max_tokens = max_tokens
         self.engine = generator(judge)
 

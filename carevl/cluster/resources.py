@@ -87,6 +87,22 @@ def supply(cluster: Cluster, reservations: Iterable[Reservation]) -> Supply:
     return Supply([dict(node) for node in both.elements()], name)
 
 
+def card_memory(cluster: Cluster) -> int | None:
+    """Return the bytes of memory of the smallest GPU: of this machine, if the run will be here, else by the settings.
+
+    None where neither says it.
+    """
+    from carevl.cluster.connect import is_private
+
+    stated = None if cluster.gpu_memory_gb is None else int(cluster.gpu_memory_gb * 1e9)
+    if not is_private(cluster):
+        return stated
+    import torch
+
+    cards = [torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())]
+    return min(cards, default=stated)
+
+
 def list_nodes() -> list[Resources]:
     """Return the nodes of the Ray cluster that is joined."""
     import ray
@@ -105,9 +121,13 @@ def check(reservations: Iterable[Reservation], capacity: Supply) -> None:
     Raises:
         RunError: what a stage reserves can never be had here; the message names every such stage.
     """
-    problems = [problem for reservation in reservations if (problem := _find_problem(reservation, capacity))]
-    if problems:
+    if problems := find_unplaceable(reservations, capacity):
         raise RunError("; ".join(problems))
+
+
+def find_unplaceable(reservations: Iterable[Reservation], capacity: Supply) -> list[str]:
+    """Return a sentence for every reservation that can never be had."""
+    return [problem for reservation in reservations if (problem := _find_problem(reservation, capacity))]
 
 
 def describe(resources: Resources) -> str:

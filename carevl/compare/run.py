@@ -18,8 +18,10 @@ from carevl.compare.report import Cell
 from carevl.compare.stages import BENCHMARK, on_benchmark
 from carevl.compare.trials import ArmRunner
 from carevl.data.drawn import draw
+from carevl.models.locate import prepare_models
 from carevl.pipeline.admission import admit
 from carevl.pipeline.check import check_record, check_settings
+from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import stage_keys
 from carevl.settings.schemes import split_scheme
 from carevl.store.run import Run, RunError
@@ -102,7 +104,9 @@ def compare(
     with run.lock():
         check_record(settings, run)
         draw(settings, run)
-        admit(settings, list(stage_keys(settings, run)))
+        tables = list(stage_keys(settings, run))
+        admit(settings, tables)
+        prepare_models(models_by_setting(settings, tables), log)
         if not run.settings.exists():
             run.remember(settings.model_dump(mode="json"))
         runner = ArmRunner(settings, run, log)

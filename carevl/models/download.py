@@ -71,8 +71,11 @@ def fetch_model(model: HubModel, log: Callable[[str], None]) -> None:
         fetch(listing, log)
 
 
-def find_missing(model: HubModel, log: Callable[[str], None]) -> Listing | None:
+def find_missing(model: HubModel, log: Callable[[str], None], *, timeout: float | None = None) -> Listing | None:
     """Return what the hub has of a model that is not whole in the cache, None where it is.
+
+    Args:
+        timeout: seconds that the hub has for an answer; those of huggingface_hub when None.
 
     Raises:
         HubError: as `ask`; or the model is missing and the hub may not be asked.
@@ -84,7 +87,7 @@ def find_missing(model: HubModel, log: Callable[[str], None]) -> Listing | None:
     if is_offline():
         raise HubError(offline_message(name, revision), reached=False)
     try:
-        listing = ask(name, revision, code=code)
+        listing = ask(name, revision, code=code, timeout=timeout)
     except HubError as error:
         if snapshot is None or error.reached:
             raise

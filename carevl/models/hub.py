@@ -160,8 +160,12 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def ask(name: str, revision: str | None, *, code: bool = False) -> Listing:
+def ask(name: str, revision: str | None, *, code: bool = False, timeout: float | None = None) -> Listing:
     """Ask the hub what a model consists of, and whether this machine may read it.
+
+    Args:
+        code: whether its own Python code will run.
+        timeout: seconds that the hub has for an answer; those of huggingface_hub (`HF_HUB_ETAG_TIMEOUT`) when None.
 
     Raises:
         HubError: there is no such model or revision, it needs a token, it has no safetensors, or the hub does not
@@ -169,7 +173,7 @@ def ask(name: str, revision: str | None, *, code: bool = False) -> Listing:
     """
     from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 
-    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    timeout = constants.HF_HUB_ETAG_TIMEOUT if timeout is None else timeout
     with explained(name, revision):
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=timeout)
         assert info.sha is not None
@@ -235,7 +239,7 @@ def explained(name: str, revision: str | None) -> Iterator[None]:
         ) from None
     except httpx.TransportError as error:
         is_slow = isinstance(error, httpx.TimeoutException)
-        problem = f"did not answer in {constants.HF_HUB_ETAG_TIMEOUT} s" if is_slow else "cannot be reached"
+        problem = "is too slow to answer" if is_slow else "cannot be reached"
         raise HubError(
             f"{model} is not whole in the cache {constants.HF_HUB_CACHE}, and the hub at {host} {problem}; try again "
             "with a connection (HTTPS_PROXY and HF_ENDPOINT are respected), or copy the snapshot into the cache",

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from carevl.data.drawn import draw
+from carevl.models.locate import prepare_models
 from carevl.pipeline import results
+from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.run import run_stage
 from carevl.stages import STAGES, evaluate
@@ -31,6 +33,7 @@ def evaluate_final(settings: Settings, run: Run, log: Callable[[str], None]) -> 
         draw(settings, run)
         trained = stage_keys(settings, run, STAGES[:-1])
         keys = stage_keys(tests, run, (stage,), decided=trained)
+        prepare_models(models_by_setting(tests, keys, (stage,)), log)
         run_stage(RunContext(tests, run, keys, log), stage)
         judges = {judge: keys[f"evaluate/{judge}"] for judge in evaluate.JUDGES}
         entry = {

@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 from carevl.cluster.resources import supply
 from carevl.cluster.sizing import share_actors
 from carevl.cluster.throughput import Rate, measure_rate, store_rate
+from carevl.models.locate import prepare_models
 from carevl.pipeline.admission import reservations
+from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.run import run_pipeline
 from carevl.stages import caption, score
@@ -58,6 +60,7 @@ def measure(settings: Settings, run: Run, pending: Collection[str], log: Callabl
     """
     if "ingest" in pending:
         run_pipeline(settings, run, log, "ingest")
+    prepare_models(models_by_setting(settings, {"caption", *pending}), log)
     table = run.table(stage_keys(settings, run)["ingest"])
     counts: Mapping[str, Any] = table.manifest or {}
     needs = {need.stage: need for need in reservations(settings)}

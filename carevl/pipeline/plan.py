@@ -11,14 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carevl.cluster.connect import is_private, ray_cluster
-from carevl.cluster.resources import Reservation, Supply, check, describe, supply
+from carevl.cluster.resources import Reservation, Supply, card_memory, describe, find_unplaceable, supply
 from carevl.pipeline import results
 from carevl.pipeline.admission import reservations
 from carevl.pipeline.check import check_record, check_settings
+from carevl.pipeline.downloads import (
+    download_lines,
+    find_models,
+    find_problems,
+    loaded_models,
+    models_by_setting,
+    weight_lines,
+)
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.measure import measure
 from carevl.settings.schemes import split_scheme
-from carevl.store.run import Run
+from carevl.store.run import Run, RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
@@ -64,7 +72,8 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
     """Yield the lines of `carevl plan`.
 
     Raises:
-        RunError: something that a stage reserves can never be had; the lines before it come first.
+        RunError: something that a stage reserves can never be had, a model cannot be downloaded, or its weights alone
+            do not fit on a card; the lines before it come first.
     """
     planned = plan_run(settings, run)
     if settings.cluster.rehearse:
@@ -74,11 +83,18 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
     yield _rows_line(run.table_of("ingest", planned[0].fingerprint))
     yield from (f"warning: {problem}" for problem in unpinned(settings))
     pending = {table.name for table in planned if table.action != "skip"}
+    loaded, states = loaded_models(settings, pending), find_models(models_by_setting(settings, pending))
+    yield from download_lines(states)
+    card = card_memory(settings.cluster) if any(model.gpus for _, model in loaded) else None
+    yield from weight_lines(loaded, states, card)
+    problems = find_problems(loaded, states, card)
     with ray_cluster(settings.cluster) if measured or not is_private(settings.cluster) else nullcontext():
         needs = reservations(settings, pending)
         nodes = supply(settings.cluster, needs)
         yield from _reservation_lines(needs, nodes)
-        check(needs, nodes)
+        problems += find_unplaceable(needs, nodes)
+        if problems:
+            raise RunError("\n".join(problems))
         if measured:
             yield from map(str, measure(settings, run, pending, log))
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from carevl.cluster.gpus import check_gpus
 from carevl.data.drawn import draw
+from carevl.models.locate import prepare_models
 from carevl.pipeline import results
 from carevl.pipeline.admission import admit
 from carevl.pipeline.check import check_record, check_settings
+from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import keys_until, stage_keys
 from carevl.pipeline.publish import publish
 from carevl.stages import STAGES
@@ -51,6 +53,7 @@ def run_pipeline(
 
     Raises:
         SettingsError: a run cannot use the settings; nothing was written.
+        UserError: a model of the hub cannot be had.
         RunError: another process holds the run directory, a stage asks for more than the cluster has, the data
             cannot be used, or too many rows failed.
     """
@@ -62,7 +65,10 @@ def run_pipeline(
         check_record(settings, run)
         draw(settings, run)
         keys = keys_until(stage_keys(settings, run), until)
-        admit(settings, [table for table, key in keys.items() if run.action(key)[0] != "skip"])
+        pending = [table for table, key in keys.items() if run.action(key)[0] != "skip"]
+        admit(settings, pending)
+        if prepare_models(models_by_setting(settings, pending), log):
+            check_settings(settings, until)  # with what could not be read of them before
         run.remember(settings.model_dump(mode="json"))
         context = RunContext(settings, run, keys, log)
         reports: list[StageReport] = []

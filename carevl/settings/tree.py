@@ -22,6 +22,11 @@ class Cluster(Strict):
         ge=0,
         description="GPUs of a local Ray; those of the machine when absent. More than there are: for rehearsals.",
     )
+    gpu_memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Memory of a GPU in GB (10^9 bytes), for `carevl plan` where torch does not see the run's GPUs.",
+    )
     rehearse: bool = Field(
         False,
         description="A reserved GPU that torch does not see is a CPU (vllm: its CPU build; training: gloo), so that a "

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
     from carevl.settings import Settings
-    from carevl.settings.models import Judge
+    from carevl.settings.models import Judge, Model
+    from carevl.settings.training import Training
     from carevl.store.stage_key import StageKey
     from carevl.training.progress import Progress
 
@@ -37,6 +38,40 @@ def no_reservations(settings: Settings) -> Sequence[Reservation]:
     """Return what a stage reserves that runs in the driver."""
     del settings
     return ()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model whose weights a stage loads, and where to.
+
+    Each of its actors or workers reserves `gpus` GPUs and holds the weights as numbers of `dtype` (`auto`: as they are
+    stored), or one part of them where they are spread over `spread` GPUs.
+    """
+
+    setting: str
+    model: Model
+    reservation: str
+    """Where the settings say what an actor or worker reserves."""
+    dtype: str
+    gpus: float
+    spread: int = 1
+
+
+def no_models(settings: Settings, table: str) -> Sequence[LoadedModel]:
+    """Return the models of a stage that loads none."""
+    del settings, table
+    return ()
+
+
+def in_pool(setting: str, model: Model) -> LoadedModel:
+    """Return a model that the actors of its own pool hold."""
+    return LoadedModel(setting, model, f"{setting}.pool", model.dtype, model.pool.num_gpus, model.tensor_parallel)
+
+
+def in_training(setting: str, model: Model, phase: str, training: Training) -> LoadedModel:
+    """Return a model that the workers of a phase train."""
+    spread = training.workers.count if training.zero.stage == 3 else 1
+    return LoadedModel(setting, model, f"{phase}.workers", training.dtype, training.workers.num_gpus, spread)
 
 
 def reads(*tables: str, **roles: str) -> Callable[[Settings, str], Mapping[str, str]]:
@@ -67,6 +102,8 @@ class Stage:
     run: Callable[[RunContext], Counts]
     """Makes the tables of `RunContext.pending`."""
     reservations: Callable[[Settings], Sequence[Reservation]] = no_reservations
+    models: Callable[[Settings, str], Sequence[LoadedModel]] = no_models
+    """(settings, table) to the models whose weights are loaded to make it."""
     members: Callable[[Settings], Sequence[str]] = no_members
     retryable: str | None = None
     """Where failed rows can be made again alone: the name that their errors give the stage."""

@@ -15,7 +15,7 @@ from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import GenerationRequest
 from carevl.models.locate import weights_fingerprint
 from carevl.models.row_errors import Failure
-from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, reads
 from carevl.store.schemas import CAPTIONS, row_error
 
 if TYPE_CHECKING:
@@ -106,11 +106,18 @@ def reservations(settings: Settings) -> list[Reservation]:
     return [for_pool("caption", "captioner.pool", settings.captioner.pool)]
 
 
+def models(settings: Settings, table: str) -> list[LoadedModel]:
+    """Return the captioner."""
+    del table
+    return [in_pool("captioner", settings.captioner)]
+
+
 STAGE = Stage(
     name="caption",
     inputs=reads("ingest"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,
     reservations=reservations,
+    models=models,
     retryable="caption",
 )

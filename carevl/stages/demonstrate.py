@@ -26,6 +26,7 @@ from carevl.stages.sampling import (
     choose_rows,
     judge_inputs,
     judge_items,
+    judge_models,
     judge_reservations,
     typical,
 )
@@ -177,5 +178,6 @@ STAGE = Stage(
     fingerprint_inputs=fingerprint_inputs,
     run=run,
     reservations=judge_reservations("demonstrate"),
+    models=judge_models,
     retryable="judge",
 )

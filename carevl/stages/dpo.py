@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool, for_workers
-from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, in_training, reads
 from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
 from carevl.store.run import RunError
 from carevl.store.table import Table
@@ -92,10 +92,17 @@ def reservations(settings: Settings) -> list[Reservation]:
     return [pool, for_workers("dpo", "dpo.workers", settings.dpo.workers)]
 
 
+def models(settings: Settings, table: str) -> list[LoadedModel]:
+    """Return the judge: the reference's pool and the workers hold it, one after the other."""
+    del table
+    return [in_pool("judge", settings.judge), in_training("judge", settings.judge, "dpo", settings.dpo)]
+
+
 STAGE = Stage(
     name="dpo",
     inputs=reads("select", "demonstrate", "sft"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,
     reservations=reservations,
+    models=models,
 )

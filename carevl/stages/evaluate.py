@@ -11,7 +11,7 @@ from carevl.data.drawn import DataRoot
 from carevl.models.locate import weights_fingerprint
 from carevl.stages.base import Counts, RunContext, Stage
 from carevl.stages.ingest import stamps
-from carevl.stages.sampling import judge_inputs, judge_reservations
+from carevl.stages.sampling import judge_inputs, judge_models, judge_reservations
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
@@ -111,5 +111,6 @@ STAGE = Stage(
     fingerprint_inputs=fingerprint_inputs,
     run=run,
     reservations=judge_reservations("evaluate"),
+    models=judge_models,
     retryable="evaluate",
 )

@@ -16,6 +16,7 @@ from carevl.stages.sampling import (
     both_orders,
     judge_inputs,
     judge_items,
+    judge_models,
     judge_reservations,
 )
 
@@ -63,5 +64,6 @@ STAGE = Stage(
     fingerprint_inputs=fingerprint_inputs,
     run=run,
     reservations=judge_reservations("sample"),
+    models=judge_models,
     retryable="judge",
 )

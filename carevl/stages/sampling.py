@@ -16,6 +16,7 @@ from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.models.row_errors import Failure
+from carevl.stages.base import LoadedModel, in_pool
 from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import JUDGMENTS, row_error
 
@@ -188,6 +189,12 @@ def choose_rows(context: RunContext, choose: Choose, judged: Table, target: Tabl
 def judge_inputs(settings: Settings) -> dict[str, Any]:
     """Return what judgments depend on of the judge's settings, apart from its weights."""
     return settings.judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"})
+
+
+def judge_models(settings: Settings, table: str) -> list[LoadedModel]:
+    """Return the judge, by which one that was trained from it is as large."""
+    del table
+    return [in_pool("judge", settings.judge)]
 
 
 def judge_reservations(stage: str) -> Callable[[Settings], list[Reservation]]:

@@ -25,7 +25,7 @@ from carevl.confidence.pairs import NO_CAPTION
 from carevl.models.conversations import Encoded
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.row_errors import TOO_LONG, Failure
-from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, reads
 from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
 
 if TYPE_CHECKING:
@@ -202,6 +202,13 @@ def reservations(settings: Settings) -> list[Reservation]:
     return [for_pool(f"score/{expert.name}", f"experts.{n}.pool", expert.pool) for n, expert in experts]
 
 
+def models(settings: Settings, table: str) -> list[LoadedModel]:
+    """Return the expert of a table, if it is of a kind that loads weights."""
+    expert = _expert(settings, table)
+    setting = f"experts.{settings.experts.index(expert)}"
+    return [in_pool(setting, expert)] if EXPERT_KINDS[expert.kind].loads_weights else []
+
+
 STAGE = Stage(
     name="score",
     members=members,
@@ -209,5 +216,6 @@ STAGE = Stage(
     fingerprint_inputs=fingerprint_inputs,
     run=run,
     reservations=reservations,
+    models=models,
     retryable="score",
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.resources import for_workers
 from carevl.models.locate import weights_fingerprint
-from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_training, reads
 from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
 from carevl.store.run import RunError
 from carevl.store.table import Table
@@ -55,10 +55,17 @@ def reservations(settings: Settings) -> list[Reservation]:
     return [for_workers("sft", "sft.workers", settings.sft.workers)]
 
 
+def models(settings: Settings, table: str) -> list[LoadedModel]:
+    """Return the judge that is trained."""
+    del table
+    return [in_training("judge", settings.judge, "sft", settings.sft)]
+
+
 STAGE = Stage(
     name="sft",
     inputs=reads("ingest", "demonstrate"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,
     reservations=reservations,
+    models=models,
 )

@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,6 +73,19 @@ class File:
     @property
     def etag(self) -> str:
         return self.sha256 if self.is_lfs else self.oid
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """How many weights of each format are in a safetensors file; nothing for one that is none."""
+        data = self.path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        if not 8 < size < len(data):
+            return {}
+        tensors = {name: tensor for name, tensor in json.loads(data[8 : 8 + size]).items() if name != "__metadata__"}
+        counts: Counter[str] = Counter()
+        for tensor in tensors.values():
+            counts[tensor["dtype"]] += math.prod(tensor["shape"])
+        return counts
 
     def lfs(self, name: str) -> dict[str, Any]:
         """LFS facts of an entry, none for other files; calls differ in the key of the sum."""
@@ -368,7 +383,11 @@ def _model_info(name: str, repository: Repository, commit: str, with_sizes: bool
         sizes = {"size": file.size, "blobId": file.oid, **file.lfs("sha256")} if with_sizes else {}
         siblings.append({"rfilename": path, **sizes})
     gated = "manual" if repository.is_gated else False
-    return {"id": name, "modelId": name, "sha": commit, "private": False, "gated": gated, "siblings": siblings}
+    parameters: Counter[str] = Counter()
+    for path, file in repository.commits[commit].items():
+        parameters.update(file.parameters if path.endswith(".safetensors") else {})
+    about = {"safetensors": {"parameters": parameters, "total": parameters.total()}} if parameters else {}
+    return {"id": name, "modelId": name, "sha": commit, "private": False, "gated": gated, "siblings": siblings, **about}
 
 
 def _entry(path: str, file: File) -> dict[str, Any]:

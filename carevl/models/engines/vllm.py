@@ -299,18 +299,19 @@ class VllmEngine(Engine):
     def generator(self, model: Captioner | Judge) -> Generator:
         """Load a vision-language model."""
         arguments, adapter = engine_arguments(model), getattr(model, "adapter", None)
-        return VllmGenerator(**arguments, adapter=None if adapter is None else locate_adapter(adapter))
+        return VllmGenerator(
+            model_directory(model), **arguments, adapter=None if adapter is None else locate_adapter(adapter)
+        )
 
     def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:
         """Load a text reward model; vLLM itself shares out tokens, by the sequences that are in flight."""
         del batch_tokens
-        return VllmScorer(**engine_arguments(model), parity_tolerance=parity_tolerance)
+        return VllmScorer(model_directory(model), **engine_arguments(model), parity_tolerance=parity_tolerance)
 
 
 def engine_arguments(model: Model) -> dict[str, Any]:
     """Return the arguments that `VllmGenerator` and `VllmScorer` have in common."""
     return {
-        "model": model_directory(model),
         "dtype": model.dtype,
         "batch_size": model.pool.batch_size,
         "max_model_len": model.max_model_len,

@@ -27,6 +27,8 @@ class ExpertKind(ABC):
     """A kind of expert: how one of its settings becomes scores. Heavy imports stay inside its methods."""
 
     name: str
+    loads_weights: bool = False
+    """Whether `path` names a model by directory or hub id; a run brings those of the hub in before it starts."""
 
     @abstractmethod
     def load(self, expert: Expert) -> RowScorer:

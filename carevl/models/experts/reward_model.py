@@ -18,6 +18,7 @@ class RewardModelKind(ExpertKind):
     """Weights in a directory or on the hub; `engine` names what runs them."""
 
     name = "reward_model"
+    loads_weights = True
 
     def load(self, expert: Expert) -> RowScorer:
         """Load the model into its engine."""

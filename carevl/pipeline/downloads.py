@@ -1,0 +1,175 @@
+"""The models of a run: what of them is still to be downloaded, and what their weights take of a card."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from carevl.models.download import check_disk, find_missing, free_disk, gigabytes
+from carevl.models.hub import HubError, Listing, find_snapshot
+from carevl.models.locate import own_directory
+from carevl.models.stored_weights import StoredWeights, read_stored_weights
+from carevl.stages import STAGES
+
+if TYPE_CHECKING:
+    from carevl.settings import Settings
+    from carevl.settings.models import Model
+    from carevl.stages.base import LoadedModel, Stage
+
+_ASK_SECONDS = 5.0
+
+
+def loaded_models(
+    settings: Settings, tables: Collection[str], stages: Sequence[Stage] = STAGES
+) -> list[tuple[str, LoadedModel]]:
+    """Return (table, model) for every model that is loaded to make some tables, in the order of the stages."""
+    return [
+        (table, loaded)
+        for stage in stages
+        for table in stage.tables(settings)
+        if table in tables
+        for loaded in stage.models(settings, table)
+    ]
+
+
+def models_by_setting(
+    settings: Settings, tables: Collection[str], stages: Sequence[Stage] = STAGES
+) -> dict[str, Model]:
+    """Return the models that are loaded to make some tables, by the setting that names each."""
+    return {loaded.setting: loaded.model for _, loaded in loaded_models(settings, tables, stages)}
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A model as a plan finds it.
+
+    `directory` is where it lies whole on this machine, `listing` what the hub has of it, `refusal` why the hub does not
+    give it; all are empty where the hub does not answer.
+    """
+
+    model: Model
+    is_hub: bool
+    directory: Path | None = None
+    listing: Listing | None = None
+    refusal: str = ""
+
+    @cached_property
+    def weights(self) -> StoredWeights | None:
+        """Its weights as they are stored; None where that is not known."""
+        if self.directory is not None:
+            return read_stored_weights(self.directory)
+        return StoredWeights(self.listing.weight_bytes, self.listing.parameters) if self.listing else None
+
+    def __str__(self) -> str:
+        name = f"{self.model.path}@{self.model.revision or 'main'}"
+        if self.listing is not None:
+            have = self.listing.present()
+            return f"{name}: {gigabytes(self.listing.size - have)} to fetch, {gigabytes(have)} in the cache"
+        if self.directory is not None:
+            size = sum(file.stat().st_size for file in self.directory.rglob("*") if file.is_file())
+            return f"{name}: nothing to fetch, {gigabytes(size)} in the cache"
+        return f"{name}: {'the hub refuses it' if self.refusal else 'not in the cache'}"
+
+
+def find_models(models: Mapping[str, Model]) -> dict[str, ModelState]:
+    """Ask the cache, and the hub about what the cache lacks; nothing is fetched.
+
+    A hub that does not answer is asked once.
+    """
+    states: dict[str, ModelState] = {}
+    silent = False
+    for setting, model in models.items():
+        own = own_directory(model.path)
+        if own is not None:
+            states[setting] = ModelState(model, False, own)
+            continue
+        snapshot = find_snapshot(model.path, model.revision, code=model.trust_remote_code)
+        state = ModelState(model, True, snapshot)
+        if not silent:
+            try:
+                asked = (model.path, model.revision, model.trust_remote_code)
+                listing = find_missing(asked, lambda _: None, timeout=_ASK_SECONDS)
+                state = ModelState(model, True, snapshot if listing is None else None, listing)
+            except HubError as error:
+                silent = not error.reached
+                state = ModelState(model, True, snapshot, refusal="" if silent else str(error))
+        states[setting] = state
+    return states
+
+
+def download_lines(states: Mapping[str, ModelState]) -> Iterator[str]:
+    """Yield a line for every model of the hub, and one about the disk; nothing where there is no such model."""
+    hub = {setting: state for setting, state in states.items() if state.is_hub}
+    yield from (f"{setting:16s} {state}" for setting, state in hub.items())
+    if unknown := [
+        setting for setting, state in hub.items() if not (state.directory or state.listing or state.refusal)
+    ]:
+        yield f"warning: the hub does not answer here, so that nobody knows the bytes of {', '.join(unknown)}"
+    listings = [state.listing for state in hub.values() if state.listing]
+    if hub:
+        directory, free = free_disk()
+        missing = sum(listing.size - listing.present() for listing in {each.name: each for each in listings}.values())
+        yield f"{'downloads':16s} {gigabytes(missing)} to fetch into {directory}, which has {gigabytes(free)} free"
+
+
+def weight_lines(
+    loaded: Sequence[tuple[str, LoadedModel]], states: Mapping[str, ModelState], card: int | None
+) -> Iterator[str]:
+    """Yield a line for every model that a stage puts on a card: the bytes of its weights there.
+
+    Args:
+        card: bytes of memory of a card, None where that is not known.
+    """
+    for table, model in loaded:
+        if not model.gpus:
+            continue
+        size = _bytes_on_card(model, states)
+        weights = "unknown bytes" if size is None else gigabytes(size)
+        room = "" if card is None else f" of {gigabytes(_share(model, card))}"
+        part = f", {model.gpus:g} of a card" if model.gpus < 1 else ""
+        spread = f", a part of {model.spread}" if model.spread > 1 else ""
+        yield f"{table:16s} {weights}{room} for the weights of {model.setting} as {model.dtype}{part}{spread}"
+
+
+def find_problems(
+    loaded: Sequence[tuple[str, LoadedModel]], states: Mapping[str, ModelState], card: int | None
+) -> list[str]:
+    """Return a sentence for everything about models that keeps a run from beginning or from coming to its end.
+
+    What cannot fit does so by its weights alone; cache and activations come on top.
+    """
+    problems = [f"{setting}.path: {state.refusal}" for setting, state in states.items() if state.refusal]
+    try:
+        check_disk([state.listing for state in states.values() if state.listing])
+    except HubError as error:
+        problems.append(str(error))
+    for table, model in loaded if card is not None else ():
+        size = _bytes_on_card(model, states)
+        room = _share(model, card or 0)
+        if model.gpus and size is not None and size > room:
+            problems.append(
+                f"{table}: the weights of {model.setting} take {gigabytes(size)} of a card as {model.dtype}, and "
+                f"{model.reservation} leaves them {gigabytes(room)}; {_advice(model)}"
+            )
+    return problems
+
+
+def _bytes_on_card(model: LoadedModel, states: Mapping[str, ModelState]) -> int | None:
+    weights = states[model.setting].weights
+    return None if weights is None else weights.loaded_as(model.dtype) // model.spread
+
+
+def _share(model: LoadedModel, card: int) -> float:
+    return card * min(model.gpus, 1.0)
+
+
+def _advice(model: LoadedModel) -> str:
+    if model.gpus < 1:
+        return f"raise {model.reservation}.num_gpus, or choose a smaller model or larger cards"
+    if model.reservation.endswith(".pool"):
+        return f"spread it with {model.setting}.tensor_parallel, or choose a smaller model or larger cards"
+    phase = model.reservation.removesuffix(".workers")
+    return f"spread it over more workers with {phase}.zero.stage 3, or choose a smaller judge or larger cards"
