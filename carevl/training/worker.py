@@ -10,6 +10,7 @@ from typing import Any
 
 from carevl.errors import UserError
 from carevl.models.device import device, reserve_device
+from carevl.models.locate import ensure_local
 from carevl.training.checkpoints import Checkpoints, exclusive_lock
 from carevl.training.loop import Loop, WorkerConfig
 from carevl.training.progress import StepLog
@@ -25,6 +26,8 @@ def run_worker(config: WorkerConfig) -> str | None:
 
     try:
         reserve_device(config.training.workers.num_gpus)
+        # A node that lacks it fetches it before anybody waits for this worker in a collective.
+        ensure_local(config.base.path, config.base.revision)
     except UserError as error:
         return f"cannot begin: {error}"
     context = ray.train.get_context()
