@@ -7,8 +7,9 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from carevl.models.hub import (
 _FILES_AT_ONCE = 4
 _LOG_SECONDS = 5.0
 _TRIES, _WAIT_SECONDS = 5, 1.0
-"""Broken connections in a row that brought nothing, before a download is given up, and the pause after each."""
+"""Failed requests in a row that bring nothing, before a download is given up, and the pause that doubles after each."""
+_TRIED_AGAIN = (408, 429, 500, 502, 503, 504)
 
 HubModel = tuple[str, str | None, bool]
 """Hub id, revision, and whether its own code is run."""
@@ -134,7 +136,7 @@ def fetch(listing: Listing, log: Callable[[str], None]) -> None:
     try:
         (repository / "blobs").mkdir(parents=True, exist_ok=True)
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with _utils().WeakFileLock(lock), explained(listing.name, listing.revision):
+        with _held(lock, listing, log), explained(listing.name, listing.revision):
             large = {name: file for name, file in listing.files.items() if file.is_sha256}
             _fetch_blobs(listing, large, repository / "blobs", log)
             log(f"{listing.name}@{listing.revision or 'main'}: in {_link(listing)}")
@@ -142,6 +144,22 @@ def fetch(listing: Listing, log: Callable[[str], None]) -> None:
         raise HubError(
             f"{listing.name}: {error}; what came in stays in {repository}: mend this, and run the same command again"
         ) from error
+
+
+@contextmanager
+def _held(lock: Path, listing: Listing, log: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a model; tell while another process of this cache does, which mostly fetches it."""
+    from filelock import Timeout
+
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(_utils().WeakFileLock(lock, timeout=_LOG_SECONDS))
+                break
+            except Timeout:
+                here = f"{gigabytes(listing.present())} of {gigabytes(listing.size)} are here"
+                log(f"{listing.name}: waiting for the process that holds {lock}; {here}")
+        yield
 
 
 def _fetch_blobs(listing: Listing, files: Mapping[str, HubFile], blobs: Path, log: Callable[[str], None]) -> None:
@@ -176,19 +194,22 @@ def _fetch_blob(listing: Listing, name: str, file: HubFile, blob: Path, stopped:
 
     Raises:
         HubError: the bytes have another sum than the hub says.
-        httpx.TransportError: the connection breaks time after time.
+        httpx.HTTPError: the connection breaks, or the hub is overloaded, time after time.
     """
     import httpx
+    from huggingface_hub.errors import HfHubHTTPError
 
     partial, failed = partial_file(blob), 0
     while (have := partial.stat().st_size if partial.exists() else 0) < file.size and not stopped.is_set():
         try:
             _append(listing, name, partial, have, stopped)
-        except httpx.TransportError:
-            failed = failed + 1 if partial.exists() and partial.stat().st_size == have else 0
-            if failed == _TRIES or not partial.exists():
+        except (httpx.TransportError, HfHubHTTPError) as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code not in _TRIED_AGAIN:
                 raise
-            stopped.wait(_WAIT_SECONDS)
+            failed = 0 if partial.exists() and partial.stat().st_size > have else failed + 1
+            if failed == _TRIES:
+                raise
+            stopped.wait(_WAIT_SECONDS * 2**failed)
     if stopped.is_set():
         return
     with partial.open("rb") as stream:

@@ -108,11 +108,16 @@ def download_lines(states: Mapping[str, ModelState]) -> Iterator[str]:
         setting for setting, state in hub.items() if not (state.directory or state.listing or state.refusal)
     ]:
         yield f"warning: the hub does not answer here, so that nobody knows the bytes of {', '.join(unknown)}"
-    listings = [state.listing for state in hub.values() if state.listing]
     if hub:
         directory, free = free_disk()
-        missing = sum(listing.size - listing.present() for listing in {each.name: each for each in listings}.values())
+        missing = sum(listing.size - listing.present() for listing in _listings(states))
         yield f"{'downloads':16s} {gigabytes(missing)} to fetch into {directory}, which has {gigabytes(free)} free"
+
+
+def _listings(states: Mapping[str, ModelState]) -> list[Listing]:
+    """Return what is to be fetched, each model once."""
+    listings = [state.listing for state in states.values() if state.listing]
+    return list({(listing.name, listing.commit): listing for listing in listings}.values())
 
 
 def weight_lines(
@@ -143,7 +148,7 @@ def find_problems(
     """
     problems = [f"{setting}.path: {state.refusal}" for setting, state in states.items() if state.refusal]
     try:
-        check_disk([state.listing for state in states.values() if state.listing])
+        check_disk(_listings(states))
     except HubError as error:
         problems.append(str(error))
     for table, model in loaded if card is not None else ():

@@ -5,6 +5,7 @@ def test_it(hub):                                   # function scope: its own se
     commit = hub.add("Qwen/Qwen2.5-VL-7B-Instruct", WEIGHTS / "judge", commit="cc5948…", dtype="bfloat16", shards=2)
     hub.gate("meta/closed")                         # opens to `Authorization: Bearer {hub.token}`
     hub.cuts = [100_000, 0]                         # the next two answers of a large file break off there
+    hub.overloads = 2                               # the next two requests for a large file are answered 503
     hub.delay = 2.0                                 # seconds before each answer
     hub.pace = 1e6                                  # bytes/s of a file
     subprocess.run(..., env=os.environ | hub.environment(home))
@@ -114,6 +115,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.delay, self.pace = 0.0, float("inf")
         self.cuts: list[int] = []
+        self.overloads = 0
         self.requests: list[tuple[str, str, bool]] = []
         self.unknown: list[str] = []
         self.bytes_served = 0
@@ -314,6 +316,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_from_cdn(self, path: str) -> None:
         if "Authorization" in self.headers:
             self._refuse(400, None, "only one auth mechanism is allowed")
+            return
+        with self.server_hub.lock:
+            is_overloaded = self.command == "GET" and self.server_hub.overloads > 0
+            self.server_hub.overloads -= is_overloaded
+        if is_overloaded:
+            self._refuse(503, None, "Service Unavailable")
             return
         owner, name, commit, file = unquote(path).removeprefix("/cdn/").split("/", 3)
         self._send_bytes(self.server_hub.repositories[f"{owner}/{name}"].commits[commit][file], {})

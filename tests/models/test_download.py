@@ -10,6 +10,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from huggingface_hub import constants
 
 from carevl.errors import UserError
@@ -104,7 +105,7 @@ def test_a_branch_is_asked_for_anew_and_stays_what_it_was_where_nobody_answers(h
 def test_a_download_that_breaks_off_goes_on_within_a_run(hub, monkeypatch):
     monkeypatch.setattr(download, "_WAIT_SECONDS", 0)
     hub.add(NAME, WEIGHTS / "judge", COMMIT)
-    hub.cuts = [2_000_000, 0, 3_000_000]
+    hub.cuts, hub.overloads = [2_000_000, 0, 3_000_000], 2
     _fetch()
     assert hub.bytes_served == ask(NAME, COMMIT).size
     path = Path(locate(NAME, COMMIT)) / "model.safetensors"
@@ -210,6 +211,23 @@ def test_processes_of_a_node_fetch_a_model_once_between_them(hub):
     outputs = {process.communicate()[0].decode().strip() for process in processes}
     assert outputs == {locate(NAME, COMMIT)}
     assert hub.bytes_served == ask(NAME, COMMIT).size
+
+
+def test_who_waits_for_another_process_is_told_so(hub, monkeypatch, tmp_path):
+    monkeypatch.setattr(download, "_LOG_SECONDS", 0.1)
+    hub.add(NAME, WEIGHTS / "judge", COMMIT)
+    lock = repository_directory(NAME).parent / ".locks" / repository_directory(NAME).name / "carevl.lock"
+    lock.parent.mkdir(parents=True)
+    holder, lines = FileLock(lock), []
+    holder.acquire()
+
+    def log(line):
+        lines.append(line)
+        holder.release()
+
+    download.fetch_model(MODEL, log)
+    assert lines[0] == f"{NAME}: waiting for the process that holds {lock}; 0.0 MB of 7.3 MB are here"
+    assert locate(NAME, COMMIT) != NAME
 
 
 def test_a_snapshot_that_others_fetched_is_used_offline_if_no_shard_is_missing(hub, offline, tmp_path):
