@@ -160,8 +160,8 @@ def test_models_are_fetched_before_the_first_stage_and_the_judge_is_trained_at_i
     assert not list((tmp_path / "run").glob("ingest/*"))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    told = done.stdout + done.stderr
-    assert told.index(f"org/judge@{commit}: in {tmp_path}/hf/hub") < told.index("ingest  ")
+    for name in (f"org/judge@{commit}", f"org/expert@{expert}"):
+        assert done.stderr.index(f"{name}: in {tmp_path}/hf/hub") < done.stderr.index("ingest  ")
     [record] = (tmp_path / "run").glob("sft/*/training.json")
     assert f'"judge": "org/judge@{commit}"' in record.read_text()
     [config] = (tmp_path / "run").glob("sft/*/judge/config.json")
