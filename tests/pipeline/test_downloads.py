@@ -44,6 +44,7 @@ def _refusal(settings, tmp_path):
     return str(refused.value).splitlines()
 
 
+@pytest.mark.ray
 def test_the_plan_of_a_preset_says_what_will_be_downloaded_and_put_on_the_card(hub, serve, tmp_path):
     settings = serve("single-gpu")
     judge = settings.judge
