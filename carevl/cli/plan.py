@@ -18,9 +18,8 @@ def plan(
 ) -> None:
     """Tell what a run would do and what it needs, before anything runs.
 
-    Every stage: skipped, resumed or made again, and why. Rows and distinct images, once they have been read. Models of
-    the hub: bytes to download and free disk; on GPUs, the bytes of weights on a card. What the stages reserve on Ray
-    against what there is. What can never be had is an error. With --measure the sources are
+    Every stage: skipped, resumed or made again, and why. Rows and distinct images, once they have been read. What the
+    stages reserve on Ray against what there is: what can never be had is an error. With --measure the sources are
     read, and the time of the stages caption and score is estimated.
 
     Example: carevl plan mini --set captioner.prompt="Describe the image."

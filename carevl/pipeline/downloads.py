@@ -111,8 +111,7 @@ def download_lines(states: Mapping[str, ModelState]) -> Iterator[str]:
     if hub:
         directory, free = free_disk()
         missing = sum(listing.size - listing.present() for listing in _listings(states))
-        total = f"at least {gigabytes(missing)}" if unknown else gigabytes(missing)
-        yield f"{'downloads':16s} {total} to fetch into {directory}, which has {gigabytes(free)} free"
+        yield f"{'downloads':16s} {gigabytes(missing)} to fetch into {directory}, which has {gigabytes(free)} free"
 
 
 def _listings(states: Mapping[str, ModelState]) -> list[Listing]:
@@ -124,33 +123,20 @@ def _listings(states: Mapping[str, ModelState]) -> list[Listing]:
 def weight_lines(
     loaded: Sequence[tuple[str, LoadedModel]], states: Mapping[str, ModelState], card: int | None
 ) -> Iterator[str]:
-    """Yield a line for every model that a stage puts on a card, and whose bytes are known.
+    """Yield a line for every model that a stage puts on a card: the bytes of its weights there.
 
     Args:
         card: bytes of memory of a card, None where that is not known.
     """
-    lines: dict[tuple[str, str], list[str]] = {}
     for table, model in loaded:
+        if not model.gpus:
+            continue
         size = _bytes_on_card(model, states)
-        if model.gpus and size is not None:
-            line = f"{gigabytes(size):>10s} {_room(model, card):28s} {model.setting}, {_form(model)}"
-            lines.setdefault((table.partition("/")[0], line), []).append(table)
-    if lines:
-        yield f"{'weights':16s} {'on a card':>10s} {'of':28s} model"
-    for (stage, line), tables in lines.items():
-        yield f"{tables[0] if len(tables) == 1 else stage:16s} {line}"
-
-
-def _room(model: LoadedModel, card: int | None) -> str:
-    if card is None:
-        return "a card"
-    share = f" ({model.gpus:g} of {gigabytes(card)})" if model.gpus < 1 else ""
-    return f"{gigabytes(_share(model, card))}{share}"
-
-
-def _form(model: LoadedModel) -> str:
-    form = "as stored" if model.dtype == "auto" else f"as {model.dtype}"
-    return f"{form}, spread over {model.spread}" if model.spread > 1 else form
+        weights = "unknown bytes" if size is None else gigabytes(size)
+        room = "" if card is None else f" of {gigabytes(_share(model, card))}"
+        part = f", {model.gpus:g} of a card" if model.gpus < 1 else ""
+        spread = f", a part of {model.spread}" if model.spread > 1 else ""
+        yield f"{table:16s} {weights}{room} for the weights of {model.setting} as {model.dtype}{part}{spread}"
 
 
 def find_problems(
@@ -170,7 +156,7 @@ def find_problems(
         room = _share(model, card or 0)
         if model.gpus and size is not None and size > room:
             problems.append(
-                f"{table}: the weights of {model.setting} ({_form(model)}) take {gigabytes(size)} of a card, and "
+                f"{table}: the weights of {model.setting} take {gigabytes(size)} of a card as {model.dtype}, and "
                 f"{model.reservation} leaves them {gigabytes(room)}; {_advice(model)}"
             )
     return problems

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from carevl.errors import UserError
+from carevl.models.device import device
 from carevl.models.locate import Weights
 from carevl.models.packing import Packed
 from carevl.settings.training import Training
@@ -216,7 +217,7 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         """Add the time since the last lap to a name; what a GPU still computes is waited for."""
-        if torch.cuda.is_available():
+        if device() == "cuda":
             torch.cuda.synchronize()
         now = time.monotonic()
         self.seconds[name] += now - self.last
