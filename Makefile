@@ -3,6 +3,7 @@
 #   make check     lint and unit tests, in minutes
 #   make test      lint and all tests but the nightly ones
 #   make test-all  lint and all tests
+#   make rehearsal the presets for GPUs from the hub to a judge, on CPUs with small models
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 TORCH_INDEX := --retries 1 --timeout 15 --index-url https://download.pytorch.org/whl/cpu
 
-.PHONY: demo check test test-all lint bench docs lock setup clean
+.PHONY: demo check test test-all rehearsal lint bench docs lock setup clean
 
 demo: $(READY)
 	$(BIN)/carevl run mini
@@ -26,6 +27,9 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+rehearsal: $(READY)
+	$(BIN)/python -m pytest tests/rehearsal
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

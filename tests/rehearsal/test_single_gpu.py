@@ -1,0 +1,55 @@
+"""`single-gpu` as it is, from the hub to a judge, where no GPU is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from carevl.store.table import Table
+from tests.helpers.rehearsal import (
+    CAREVL,
+    FEW_PAIRS,
+    LEARNED,
+    Rehearsal,
+    check_rehearsal,
+    environment_for,
+    labelled,
+    words_of,
+)
+
+pytestmark = [pytest.mark.train, pytest.mark.nightly]
+PRETENDED = ["cluster.num_cpus=16", "cluster.num_gpus=1"]
+
+
+@pytest.fixture(scope="module", params=["as in the preset", "with labels and a benchmark"])
+def rehearsal(request, hub, world, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("single")
+    overrides = [f"data.sources.0.path={world / 'train' / 'rlaif_v.parquet'}", *PRETENDED, *LEARNED, *FEW_PAIRS]
+    overrides += labelled(world) if request.param.startswith("with") else []
+    command = [CAREVL, "run", "single-gpu", "--rehearse", *words_of(overrides)]
+    rehearsal = Rehearsal(command, directory / "run", environment_for(hub, directory / "hf"))
+    done = rehearsal.run_again()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.splitlines()[0].startswith("a rehearsal: ")
+    return rehearsal
+
+
+def test_it_ends_in_a_judge_and_says_everywhere_that_it_is_a_rehearsal(rehearsal):
+    check_rehearsal(rehearsal.run)
+
+
+def test_offline_the_same_command_makes_nothing_again_and_goes_on_where_something_is_missing(rehearsal, hub):
+    hub.forget()
+    done = rehearsal.run_again(HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = json.loads((rehearsal.run / "results.json").read_text())["stages"]
+    assert {stage["action"] for stage in stages} == {"skipped"}
+    [before] = [Table(directory).read() for directory in rehearsal.run.glob("score/skywork-llama/*")]
+    shutil.rmtree(rehearsal.run / "score" / "skywork-llama")
+    done = rehearsal.run_again("--until", "score", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [after] = [Table(directory).read() for directory in rehearsal.run.glob("score/skywork-llama/*")]
+    assert after.num_rows == before.num_rows
+    assert not hub.requests
