@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from carevl.data.images import ImageLimits, decode_rgb
+from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
 from carevl.judging.prompts import VERDICT_PREFIX, Task, judge_prompt, parse_judgment
 from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
 from carevl.models.engines import generator
 from carevl.models.engines.base import Generation, GenerationRequest
+from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import prepare_models
 from carevl.settings.schemes import split_scheme
 from carevl.stats.bootstrap import FloatArray
@@ -85,6 +86,7 @@ class RewardModel:
             raise UserError(f"{path}: there is no such directory; a run's judge lies in RUN/judge")
         prepare_models({"judge": judge}, _log.info)
         self.max_tokens = max_tokens
+        self.resize_pixels = JudgeSpec.of(judge).resize_pixels
         self.engine = generator(judge)
 
     def judge(self, image: Picture, question: str, responses: Sequence[str]) -> Judgment:
@@ -104,7 +106,7 @@ class RewardModel:
                 raise UserError(f"judge compares two responses, not {len(shown)}; rank takes any number")
         requests = [
             GenerationRequest(picture, judge_prompt("pairwise", question, shown, order))
-            for picture, question, shown in zip(map(_picture, images), questions, responses, strict=True)
+            for picture, question, shown in zip(map(self._picture, images), questions, responses, strict=True)
             for order in ((0, 1), (1, 0))
         ]
         texts = self.engine.generate(requests, max_tokens=self.max_tokens, logprob_texts=VERDICT_TEXTS)
@@ -125,7 +127,7 @@ class RewardModel:
         """Apply `score` to many cases, in batches."""
         requests = [
             GenerationRequest(picture, judge_prompt("pointwise", question, [shown]))
-            for picture, question, shown in zip(map(_picture, images), questions, responses, strict=True)
+            for picture, question, shown in zip(map(self._picture, images), questions, responses, strict=True)
         ]
         texts = self.engine.generate(requests, max_tokens=self.max_tokens)
         verdicts = self._force_verdicts("pointwise", list(zip(requests, texts, strict=True)), CHOICES)
@@ -152,6 +154,21 @@ class RewardModel:
             first = judgment.probability if judgment.winner == 0 else 1.0 - judgment.probability
             wins[n] += np.bincount([i, j], [first, 1.0 - first], len(responses[n]))
         return [[int(i) for i in np.argsort(-won, kind="stable")] for won in wins]
+
+    def _picture(self, image: Picture) -> Image:
+        """Return an image from a file, its bytes, or a picture that is open already, as large as the judge sees it.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        if not isinstance(image, bytes | str | Path):
+            return bound_pixels(image.convert("RGB"), self.resize_pixels)
+        try:
+            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+            return decode_rgb(data, ImageLimits(), self.resize_pixels)
+        except (OSError, RowError) as error:
+            name = "the image" if isinstance(image, bytes) else str(image)
+            raise UserError(f"cannot read {name}: {error}") from None
 
     def _force_verdicts(
         self, task: Task, written: Sequence[tuple[GenerationRequest, Generation]], choices: int
@@ -180,19 +197,3 @@ def _judgment(texts: tuple[str, str], *first_better: float) -> Judgment:
     evidence = parse_judgment([*agreeing, *texts][0], "pairwise", (0, 1)).evidence
     consistent = len(agreeing) == 2
     return Judgment(winner, mean if winner == 0 else 1 - mean, consistent, evidence, texts)
-
-
-def _picture(image: Picture) -> Image:
-    """Return an image from a file, its bytes, or a picture that is open already.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    if not isinstance(image, bytes | str | Path):
-        return image.convert("RGB")
-    try:
-        data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        return decode_rgb(data, ImageLimits())
-    except (OSError, RowError) as error:
-        name = "the image" if isinstance(image, bytes) else str(image)
-        raise UserError(f"cannot read {name}: {error}") from None

@@ -2,14 +2,18 @@
 
 import io
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 
 from carevl import RewardModel
+from carevl.data.images import bound_pixels
 from carevl.errors import UserError
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.scenes import png
+from carevl.miniworld.weights import WEIGHTS
+from carevl.models.judge_spec import JudgeSpec
 
 pytestmark = pytest.mark.vllm
 
@@ -83,6 +87,25 @@ def test_pictures_may_be_files_bytes_or_open(judge, cases, tmp_path):
     file.write_bytes(png(image))
     judgments = [judge.judge(picture, question, responses) for picture in (image, file, str(file), file.read_bytes())]
     assert len({judgment.texts for judgment in judgments}) == 1
+
+
+def test_a_judge_sees_images_as_large_as_it_was_trained_to_see_them(judge, cases, tmp_path):
+    image, question, responses, _ = cases[0]
+    bounded = RewardModel(_with_spec(tmp_path / "judge", JudgeSpec(resize_pixels=3000)), max_tokens=80)
+    small = bound_pixels(image, 3000)
+    assert small.size < image.size
+    file = tmp_path / "scene.png"
+    file.write_bytes(png(image))
+    expected = judge.judge(small, question, responses)
+    assert bounded.judge(image, question, responses) == expected
+    assert bounded.judge(file, question, responses) == expected
+    assert judge.judge(image, question, responses) != expected
+
+
+def _with_spec(directory, spec):
+    shutil.copytree(WEIGHTS / "judge", directory)
+    spec.write(directory)
+    return directory
 
 
 def test_mistakes_are_named(judge, cases, tmp_path):

@@ -23,6 +23,7 @@ from carevl.benchmarks.run import EvalSet, JudgeRun, judge_fingerprint_inputs, p
 from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import Tally
 from carevl.errors import UserError
+from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import prepare_models
 from carevl.settings.data import ProtocolName
 from carevl.settings.loader import fill
@@ -105,10 +106,12 @@ def _predict(
         def on_progress(name: str, tally: Tally, parts: int) -> None:
             log(f"{name}: part {tally.parts} of {parts}, {tally.rows_out} questions, {tally.errors} errors")
 
-        if not is_endpoint(judge.path):
+        remote = is_endpoint(judge.path)
+        if not remote:
             prepare_models({"judge": judge}, log)
-        with nullcontext() if is_endpoint(judge.path) else ray_cluster(Cluster()):
-            judge_run = JudgeRun(judge, judge.path, table)
+        pixels = None if remote else JudgeSpec.of(judge).resize_pixels
+        with nullcontext() if remote else ray_cluster(Cluster()):
+            judge_run = JudgeRun(judge, judge.path, table, pixels)
             counts = predict([judge_run], [eval_set], on_progress, max_error_fraction=max_error_fraction)
         table.finish({"stage": key.stage, "cause": dict(key.fingerprint_inputs), **counts[judge.path]})
     return table.read()

@@ -100,11 +100,15 @@ class EvalSet:
 
 @dataclass(frozen=True)
 class JudgeRun:
-    """A judge to ask, its name in the table, and the table that its predictions are written to."""
+    """A judge to ask, its name in the table, and the table that its predictions are written to.
+
+    `resize_pixels`: most pixels of an image that it is shown; None: as many as there are.
+    """
 
     judge: Judge
     name: str
     target: Table
+    resize_pixels: int | None = None
 
 
 def predict(
@@ -169,6 +173,7 @@ class _Pass:
     suites: Mapping[str, str]
     """Name of a suite in the questions to what it is imported by."""
     seed: int
+    resize_pixels: int | None
 
     @classmethod
     def of(
@@ -177,12 +182,12 @@ class _Pass:
         target = run.target
         if not retry:
             pending = {number: block for number, block in enumerate(blocks) if not target.part(number).exists()}
-            return cls(run.name, run.judge, target, target, pending, suites, seed)
+            return cls(run.name, run.judge, target, target, pending, suites, seed, run.resize_pixels)
         output = Table(target.directory / "again")
         shutil.rmtree(output.directory, ignore_errors=True)
         failed = {number: _failed(target.read(number), blocks[number]) for number in target.parts()}
         pending = {number: block for number, block in failed.items() if block}
-        return cls(run.name, run.judge, target, output, pending, suites, seed)
+        return cls(run.name, run.judge, target, output, pending, suites, seed, run.resize_pixels)
 
     @property
     def questions(self) -> Table:
@@ -196,7 +201,7 @@ class _Pass:
     def job(self) -> PoolJob:
         return PoolJob(
             name=f"evaluate/{self.name}",
-            processor=AnswerProcessor(self.judge, self.name, self.suites, self.seed),
+            processor=AnswerProcessor(self.judge, self.name, self.suites, self.seed, self.resize_pixels),
             sources={"questions": self.questions, "images": self.images},
             target=self.output,
             pool=self.judge.pool,
@@ -308,6 +313,7 @@ class AnswerProcessor(Processor):
     suites: Mapping[str, str]
     """Name of a suite in the questions to what it is imported by."""
     seed: int
+    resize_pixels: int | None = None
 
     @cached_property
     def writer(self) -> Answerer:
@@ -321,13 +327,14 @@ class AnswerProcessor(Processor):
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode the pictures."""
-        return {**tables, "images": decode_images(tables["images"], limits=_LIMITS, key="name")}
+        images = decode_images(tables["images"], limits=_LIMITS, key="name", resize_pixels=self.resize_pixels)
+        return {**tables, "images": images}
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         questions = [_question(row) for row in tables["questions"].to_pylist()]
         written = [question for question in questions if question.response is None]
         scored = [question for question in questions if question.response is not None]
-        pictures = {row["name"]: _picture(row) for row in tables["images"].to_pylist()}
+        pictures = {row["name"]: _picture(row, self.resize_pixels) for row in tables["images"].to_pylist()}
         suite = SUITES[self.suites[questions[0].benchmark]]  # a part is of one benchmark
         predictions = judge_questions(self.writer, self.name, suite, written, pictures, self.seed) if written else []
         if scored:
@@ -341,9 +348,9 @@ def _question(row: Mapping[str, Any]) -> Question:
     return Question(**{**row, "order": tuple(row["order"]), "image": image})
 
 
-def _picture(row: Mapping[str, Any]) -> PIL.Image.Image | str:
+def _picture(row: Mapping[str, Any], resize_pixels: int | None) -> PIL.Image.Image | str:
     """Return the picture, or the reason why it cannot be read."""
     try:
-        return picture(row, _LIMITS)
+        return picture(row, _LIMITS, resize_pixels)
     except RowError as error:
         return str(error)

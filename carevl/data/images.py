@@ -1,12 +1,14 @@
 """Safe image intake: the kind of a file by its content, whether it decodes, and its pixels as RGB.
 
 The bytes decide what an image is, never its name. Size in bytes and in pixels is checked before a pixel is decoded.
+Models see images no larger than `data.resize_pixels`; identity, facts and near-duplicates are those of the original.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,15 +62,36 @@ def identify(data: bytes, limits: ImageLimits) -> ImageFacts:
     return _facts(data, _load(data, limits))
 
 
-def decode_rgb(data: bytes, limits: ImageLimits) -> Image.Image:
+def decode_rgb(data: bytes, limits: ImageLimits, resize_pixels: int | None = None) -> Image.Image:
     """Return the first frame upright, as 8-bit RGB.
 
     Transparency is laid over white, 16-bit grey keeps its upper 8 bits, CMYK and palettes are converted.
 
+    Args:
+        resize_pixels: as for `bound_pixels`.
+
     Raises:
         RowError: as `identify`.
     """
-    return _upright(_load(data, limits))
+    return bound_pixels(_upright(_load(data, limits)), resize_pixels)
+
+
+def bound_pixels(image: Image.Image, resize_pixels: int | None) -> Image.Image:
+    """Return an image as it is, or resized to at most so many pixels.
+
+    The aspect ratio stays, up to rounding down to whole pixels; both sides have one at least. The filter is Lanczos,
+    widened to cover all that a pixel is made of, in Pillow's integer arithmetic: the same pixels on every machine.
+
+    Args:
+        resize_pixels: most pixels; None: the image stays as it is.
+    """
+    width, height = image.size
+    if resize_pixels is None or width * height <= resize_pixels:
+        return image
+    # A side that would be less than a pixel has one, and then the other is no longer than the bound lets it be.
+    across = min(max(1, math.isqrt(resize_pixels * width // height)), resize_pixels)
+    down = min(max(1, math.isqrt(resize_pixels * height // width)), resize_pixels // across)
+    return image.resize((across, down), Image.Resampling.LANCZOS)
 
 
 def examine(data: bytes, limits: ImageLimits) -> tuple[ImageFacts, Image.Image]:

@@ -66,7 +66,7 @@ def measure(settings: Settings, run: Run, pending: Collection[str], log: Callabl
     needs = {need.stage: need for need in reservations(settings)}
     nodes = supply(settings.cluster, needs.values()).nodes
     images, items = _sample(Ingested(table.directory), settings.captioner.pool.batch_size)
-    captioner = caption.CaptionProcessor(settings.captioner)
+    captioner = caption.CaptionProcessor(settings.captioner, settings.data.resize_pixels)
     captions, rate = measure_rate(needs["caption"].resources, captioner, {"images": images})
     if "caption" in pending:
         yield Estimate("caption", counts["images"], len(images), rate, needs["caption"].count_fitting(nodes))

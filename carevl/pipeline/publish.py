@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from carevl.models.judge_spec import JudgeSpec
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,6 +36,7 @@ def publish(phases: Sequence[Path], base: str, target: Path, fingerprint: str, r
         shutil.copytree(phases[-1] / "judge", unfinished)
         if all((phase / "adapter").is_dir() for phase in phases):
             compose([phase / "adapter" for phase in phases], base, unfinished / "adapter")
+            JudgeSpec.read(unfinished).write(unfinished / "adapter")
         (unfinished / "judge.json").write_text(json.dumps({"fingerprint": fingerprint, "base": base}, indent=2))
         shutil.rmtree(target, ignore_errors=True)
         unfinished.replace(target)

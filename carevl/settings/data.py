@@ -53,6 +53,12 @@ class Data(Strict):
         description="Parts of every table: the unit of work, of commit and of resume. One over 128 MB is divided.",
     )
     max_image_pixels: int = Field(50_000_000, ge=1, description="Images with more pixels are row errors.")
+    resize_pixels: int | None = Field(
+        None,
+        ge=1,
+        description="Images with more pixels are resized to so many before any model sees them; null: as they are, or "
+        "as the judge was trained to see them.",
+    )
     allow_url_fetch: bool = Field(False, description="Fetch images from http(s) addresses named in the data.")
     decontaminate: bool = Field(True, description="Set rows aside that share their image with a benchmark.")
     near_duplicates: Literal["report", "merge", "ignore"] = Field(

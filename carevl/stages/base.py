@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from carevl.cluster.jobs import PoolJob, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.cluster.resources import supply
+from carevl.models.judge_spec import JudgeSpec
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 from carevl.store.table import Table
@@ -72,6 +73,21 @@ def in_training(setting: str, model: Model, phase: str, training: Training) -> L
     """Return a model that the workers of a phase train."""
     spread = training.workers.count if training.zero.stage == 3 else 1
     return LoadedModel(setting, model, f"{phase}.workers", training.dtype, training.workers.num_gpus, spread)
+
+
+def pixel_inputs(settings: Settings) -> dict[str, int]:
+    """Return what a stage that reads pixels depends on of how they are read; nothing where images stay as they are."""
+    pixels = settings.data.resize_pixels
+    return {} if pixels is None else {"resize_pixels": pixels}
+
+
+def judge_pixels(settings: Settings) -> int | None:
+    """Return the most pixels of an image that the judge is shown: as set, or else as it was trained.
+
+    What a judge was trained with is part of its weights' fingerprint.
+    """
+    pixels = settings.data.resize_pixels
+    return JudgeSpec.of(settings.judge).resize_pixels if pixels is None else pixels
 
 
 def reads(*tables: str, **roles: str) -> Callable[[Settings, str], Mapping[str, str]]:

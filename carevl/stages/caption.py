@@ -15,7 +15,7 @@ from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import GenerationRequest
 from carevl.models.locate import weights_fingerprint
 from carevl.models.row_errors import Failure
-from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, reads
+from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, pixel_inputs, reads
 from carevl.store.schemas import CAPTIONS, row_error
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
         "version": VERSION,
         "weights": weights_fingerprint(captioner.path, captioner.revision),
         **captioner.model_dump(include={"engine", "dtype", "max_model_len", "prompt", "max_tokens"}),
+        **pixel_inputs(settings),
     }
     return {"caption": model}
 
@@ -46,6 +47,7 @@ class CaptionProcessor(Processor):
     """Turns a part of `images` into a part of `captions`."""
 
     captioner: Captioner
+    resize_pixels: int | None = None
     engine: Generator = field(init=False, repr=False)
 
     def setup(self) -> None:
@@ -53,12 +55,13 @@ class CaptionProcessor(Processor):
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode the pictures."""
-        return {"images": decode_images(tables["images"])}
+        return {"images": decode_images(tables["images"], resize_pixels=self.resize_pixels)}
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows = tables["images"].to_pylist()
         good = [row for row in rows if row["error"] is None]
-        requests = [GenerationRequest(picture(row), self.captioner.prompt) for row in good]
+        pictures = [picture(row, resize_pixels=self.resize_pixels) for row in good]
+        requests = [GenerationRequest(image, self.captioner.prompt) for image in pictures]
         generations = generate_with_row_errors(self.engine, requests, max_tokens=self.captioner.max_tokens)
         texts = dict(zip((row["image_id"] for row in good), generations, strict=True))
         captions = []
@@ -91,7 +94,7 @@ def run(context: RunContext) -> Counts:
     captioner = context.settings.captioner
     job = PoolJob(
         name="caption",
-        processor=CaptionProcessor(captioner),
+        processor=CaptionProcessor(captioner, context.settings.data.resize_pixels),
         sources={"images": context.ingested.images},
         target=context.table("caption"),
         pool=captioner.pool,

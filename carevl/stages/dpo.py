@@ -11,7 +11,17 @@ import pyarrow as pa
 
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool, for_workers
-from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, in_training, reads
+from carevl.stages.base import (
+    Counts,
+    LoadedModel,
+    RunContext,
+    Stage,
+    in_pool,
+    in_training,
+    judge_pixels,
+    pixel_inputs,
+    reads,
+)
 from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
 from carevl.store.run import RunError
 from carevl.store.table import Table
@@ -40,10 +50,10 @@ def run(context: RunContext) -> Counts:
             "dpo: no pair of judgments was selected, so there is nothing to prefer; lower select.min_gap, or raise "
             "sample.samples or sample.temperature so that judgments differ"
         )
-    judge = context.merged_judge("sft")
+    judge, pixels = context.merged_judge("sft"), judge_pixels(settings)
     job = PoolJob(
         name="reference",
-        processor=ReferenceProcessor(judge, settings.dpo),
+        processor=ReferenceProcessor(judge, settings.dpo, pixels),
         sources={"pairs": rows},
         target=referenced,
         pool=settings.judge.pool,
@@ -58,7 +68,17 @@ def run(context: RunContext) -> Counts:
     files = [referenced.part(number) for number in filled]
     dev = write_dev_parts(settings, settings.dpo, context.ingested, directory)
     log = context.training_progress(table)
-    trained = train("dpo", files, judge, directory, settings.dpo, replay=replay, dev=dev, on_progress=log)
+    trained = train(
+        "dpo",
+        files,
+        judge,
+        directory,
+        settings.dpo,
+        replay=replay,
+        dev=dev,
+        resize_pixels=pixels,
+        on_progress=log,
+    )
     return {table: training_counts(trained)}
 
 
@@ -68,12 +88,13 @@ class ReferenceProcessor(Processor):
 
     judge: Path
     training: Training
+    resize_pixels: int | None = None
     reference: Reference = field(init=False, repr=False)
 
     def setup(self) -> None:
         from carevl.training.reference import Reference
 
-        self.reference = Reference(self.judge, self.training)
+        self.reference = Reference(self.judge, self.training, resize_pixels=self.resize_pixels)
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows = self.reference(tables["pairs"])
@@ -83,7 +104,7 @@ class ReferenceProcessor(Processor):
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what phase 2 depends on, apart from its pairs and the phase-1 judge."""
     del root, table
-    return {"training": training_inputs(settings.dpo)}
+    return {"training": training_inputs(settings.dpo) | pixel_inputs(settings)}
 
 
 def reservations(settings: Settings) -> list[Reservation]:

@@ -9,7 +9,7 @@ from carevl.benchmarks.run import VERSION, EvalSet, JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot
 from carevl.models.locate import weights_fingerprint
-from carevl.stages.base import Counts, RunContext, Stage
+from carevl.stages.base import Counts, RunContext, Stage, judge_pixels
 from carevl.stages.ingest import stamps
 from carevl.stages.sampling import judge_inputs, judge_models, judge_reservations
 from carevl.store.run import Run, RunError
@@ -69,8 +69,9 @@ def run(context: RunContext) -> Counts:
         for benchmark in settings.benchmarks
     ]
     judges = {table: context.trained_judge(JUDGES[_judge(table)]) for table in context.pending}
+    pixels = judge_pixels(settings)
     counts = predict(
-        [JudgeRun(judge, _judge(table), context.table(table)) for table, judge in judges.items()],
+        [JudgeRun(judge, _judge(table), context.table(table), pixels) for table, judge in judges.items()],
         eval_sets,
         context.pool_progress(),
         seed=settings.seed,

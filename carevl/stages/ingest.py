@@ -59,7 +59,7 @@ def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
         for file in list_files(filesystem, path, source.captions):
             files[root.relative(file)] = root.stamp(file, filesystem)
     tests = [[name, *stamps(root, path, images)] for name, path, images in _benchmark_paths(root)]
-    data = settings.data.model_dump(exclude={"allow_url_fetch"})
+    data = settings.data.model_dump(exclude={"allow_url_fetch", "resize_pixels"})
     facts = {"version": VERSION, "seed": settings.seed, "items": settings.items, "files": files, "data": data}
     return facts | {"benchmarks": tests}
 

@@ -16,7 +16,7 @@ from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.models.row_errors import Failure
-from carevl.stages.base import LoadedModel, in_pool
+from carevl.stages.base import LoadedModel, in_pool, judge_pixels, pixel_inputs
 from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import JUDGMENTS, row_error
 
@@ -97,6 +97,7 @@ class JudgeProcessor(Processor):
 
     judge: Judge
     spec: SamplingSpec
+    resize_pixels: int | None = None
     engine: Generator = field(init=False, repr=False)
 
     def setup(self) -> None:
@@ -106,7 +107,7 @@ class JudgeProcessor(Processor):
         """Decode the pictures that the judge will be asked about."""
         rows = by_item(tables["items"], tables["routes"])
         images = {item["image_id"] for item, routes in rows if self.spec.prompts(item, routes)}
-        return {**tables, "images": decode_images(tables["images"], images)}
+        return {**tables, "images": decode_images(tables["images"], images, resize_pixels=self.resize_pixels)}
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         images = {row["image_id"]: row for row in tables["images"].to_pylist()}
@@ -117,7 +118,7 @@ class JudgeProcessor(Processor):
             prompts = self.spec.prompts(item, routes)
             if not prompts:
                 continue
-            image = picture(images[item["image_id"]])
+            image = picture(images[item["image_id"]], resize_pixels=self.resize_pixels)
             for prompted in prompts:
                 words = prompted.write(item)
                 for sample in range(self.spec.samples):
@@ -164,7 +165,7 @@ def judge_items(
     """Ask a judge about every item in the pool of the judge; return the counts of `name`."""
     job = PoolJob(
         name=name,
-        processor=JudgeProcessor(judge, spec),
+        processor=JudgeProcessor(judge, spec, judge_pixels(context.settings)),
         sources={"items": context.ingested.items, "images": context.ingested.images, "routes": routes},
         target=target,
         pool=judge.pool,
@@ -187,8 +188,9 @@ def choose_rows(context: RunContext, choose: Choose, judged: Table, target: Tabl
 
 
 def judge_inputs(settings: Settings) -> dict[str, Any]:
-    """Return what judgments depend on of the judge's settings, apart from its weights."""
-    return settings.judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"})
+    """Return what judgments depend on of the judge and of how it sees images, apart from its weights."""
+    judge = settings.judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"})
+    return judge | pixel_inputs(settings)
 
 
 def judge_models(settings: Settings, table: str) -> list[LoadedModel]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.resources import for_workers
 from carevl.models.locate import weights_fingerprint
-from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_training, reads
+from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_training, judge_pixels, pixel_inputs, reads
 from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
 from carevl.store.run import RunError
 from carevl.store.table import Table
@@ -39,7 +39,17 @@ def run(context: RunContext) -> Counts:
     dev = write_dev_parts(settings, settings.sft, context.ingested, directory)
     log = context.training_progress(table)
     judge, revision = settings.judge.path, settings.judge.revision
-    trained = train("sft", files, judge, directory, settings.sft, revision=revision, dev=dev, on_progress=log)
+    trained = train(
+        "sft",
+        files,
+        judge,
+        directory,
+        settings.sft,
+        revision=revision,
+        dev=dev,
+        resize_pixels=judge_pixels(settings),
+        on_progress=log,
+    )
     return {table: training_counts(trained)}
 
 
@@ -47,7 +57,7 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     """Return what phase 1 depends on, apart from its targets."""
     del root, table
     judge = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision)}
-    return {"judge": judge, "training": training_inputs(settings.sft)}
+    return {"judge": judge, "training": training_inputs(settings.sft) | pixel_inputs(settings)}
 
 
 def reservations(settings: Settings) -> list[Reservation]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from carevl.errors import UserError
 from carevl.models.families import family_of
+from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights
 from carevl.models.packing import check_packable
 from carevl.settings.training import NOT_LEARNED, Phase, Training
@@ -61,6 +62,7 @@ def train(
     revision: str | None = None,
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
+    resize_pixels: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Trained:
     """Train `judge` on parquet rows.
@@ -77,6 +79,7 @@ def train(
         replay: rows of phase 1 to mix into every step of dpo.
         dev: labelled pairs: rows with the columns of dpo, whose `chosen` is the right verdict and `rejected` the wrong
             one; a row for each order, with the same `item_id`. The checkpoint that is best there is exported.
+        resize_pixels: larger images are resized to so many pixels; `judge/` and `adapter/` keep it for their users.
         on_progress: called with the last steps every few seconds, from a thread of its own.
 
     Raises:
@@ -84,7 +87,15 @@ def train(
         TrainingError: the loss was not a number, or more workers were lost than allowed.
     """
     config, used, errors = prepare_training(
-        phase, rows, judge, out, training, revision=revision, replay=replay, dev=dev
+        phase,
+        rows,
+        judge,
+        out,
+        training,
+        revision=revision,
+        replay=replay,
+        dev=dev,
+        resize_pixels=resize_pixels,
     )
     out = config.out
     if not (out / "judge").exists():
@@ -97,6 +108,9 @@ def train(
         if stopped:
             raise TrainingError(f"{phase} {stopped}; the last good checkpoint is kept in {out}")
     adapter = None if training.lora is None else out / "adapter"
+    for directory in (out / "judge", adapter):
+        if directory is not None:
+            JudgeSpec(resize_pixels=resize_pixels).write(directory)
     return Trained(out / "judge", adapter, used, errors, read_log(out / "steps.jsonl"))
 
 
@@ -110,6 +124,7 @@ def prepare_training(
     revision: str | None = None,
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
+    resize_pixels: int | None = None,
 ) -> tuple[WorkerConfig, int, list[dict[str, Any]]]:
     """Check and encode everything that workers need, into `out/data`; arguments and errors as for `train`.
 
@@ -118,7 +133,7 @@ def prepare_training(
     """
     check_tracker(training.tracker)
     base, out = Weights.of(judge, revision), out.resolve()
-    record, facts = out / "training.json", _facts(phase, rows, base, training, replay, dev)
+    record, facts = out / "training.json", _facts(phase, rows, base, training, replay, dev, resize_pixels)
     if record.exists():
         stored = json.loads(record.read_text())
         if changed := differences(stored["facts"], facts):
@@ -127,20 +142,27 @@ def prepare_training(
         else:
             schedule = Schedule(**{**stored["schedule"], "together": tuple(stored["schedule"].get("together", ()))})
             return WorkerConfig(base, out / "data", out, schedule, training), stored["rows"], stored["errors"]
-    schedule, used, errors = _encode(phase, rows, base.directory, out / "data", training, replay, dev)
+    schedule, used, errors = _encode(phase, rows, base.directory, out / "data", training, replay, dev, resize_pixels)
     stored = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
     write_atomically(record, json.dumps(stored, indent=1).encode())
     return WorkerConfig(base, out / "data", out, schedule, training), used, errors
 
 
 def _facts(
-    phase: Phase, rows: Sequence[Path], base: Weights, training: Training, replay: Sequence[Path], dev: Sequence[Path]
+    phase: Phase,
+    rows: Sequence[Path],
+    base: Weights,
+    training: Training,
+    replay: Sequence[Path],
+    dev: Sequence[Path],
+    resize_pixels: int | None,
 ) -> dict[str, Any]:
     """Return what the curve depends on: not the number of workers, nor how often there are checkpoints."""
     settings = training.model_dump(mode="json", exclude=NOT_LEARNED)
     contents = {"rows": rows, "replay": replay, "dev": dev}
     hashes = {name: [_hash(file) for file in files] for name, files in contents.items()}
-    return {"phase": phase, "judge": base.fingerprint, **hashes, "settings": settings}
+    pixels = {} if resize_pixels is None else {"resize_pixels": resize_pixels}
+    return {"phase": phase, "judge": base.fingerprint, **hashes, "settings": settings, **pixels}
 
 
 def _hash(file: Path) -> str:
@@ -158,6 +180,7 @@ def _encode(
     training: Training,
     replay: Sequence[Path],
     dev: Sequence[Path],
+    resize_pixels: int | None,
 ) -> tuple[Schedule, int, list[dict[str, Any]]]:
     """Write items into `data`; return the steps, and of the rows what `prepare_training` does."""
     model, processor = load_skeleton(judge), load_processor(judge)
@@ -169,6 +192,7 @@ def _encode(
         training.batch_tokens,
         packing=training.packing,
         verdict_weight=training.verdict_weight,
+        resize_pixels=resize_pixels,
     )
     table = read_rows(rows, phase, reference=phase == "dpo")
     items, images, errors = encoder.encode(table, phase)

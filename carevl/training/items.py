@@ -6,6 +6,7 @@ The driver encodes once; workers map the two Arrow files into memory and read si
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from carevl.data.images import ImageLimits, decode_rgb
+from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
 from carevl.judging.prompts import VERDICT_PREFIX
@@ -72,6 +73,26 @@ class ItemError(Exception):
         self.kind = kind
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """An image as the judge sees it: pixels of each side, and its file if that is not the original."""
+
+    width: int
+    height: int
+    data: bytes | None
+
+    @classmethod
+    def of(cls, original: bytes, resize_pixels: int | None) -> _Shown:
+        picture = decode_rgb(original, _LIMITS)
+        bounded = bound_pixels(picture, resize_pixels)
+        if bounded is picture:
+            return cls(*picture.size, None)
+        # Workers load it in every epoch: a file without loss spares them the original's pixels.
+        file = io.BytesIO()
+        bounded.save(file, "PNG", compress_level=1)
+        return cls(*bounded.size, file.getvalue())
+
+
 class Encoder:
     """Turns rows into items with a judge's processor.
 
@@ -80,6 +101,7 @@ class Encoder:
         max_tokens: most tokens that an item may cost.
         packing: how it will be computed.
         verdict_weight: how often the tokens of a target's verdict count.
+        resize_pixels: larger images are resized to so many pixels, once; None: they stay as they are.
     """
 
     def __init__(
@@ -90,10 +112,12 @@ class Encoder:
         *,
         packing: Packing = "shared",
         verdict_weight: float = 1.0,
+        resize_pixels: int | None = None,
     ) -> None:
         self.processor, self.family = processor, family
         self.max_tokens, self.packing = max_tokens, packing
-        self.verdict_weight = verdict_weight
+        self.verdict_weight, self.resize_pixels = verdict_weight, resize_pixels
+        self._shown: dict[str, _Shown] = {}
 
     def tree(self, row: dict[str, Any], phase: Phase) -> Tree:
         """Return one row's prefix and judgments.
@@ -106,8 +130,9 @@ class Encoder:
         if not row["image"] or row["prompt"] is None or not all(texts):
             raise ItemError("incomplete", f"image, prompt or judgment is empty; {phase} needs all of them")
         image = hashlib.sha256(row["image"]).hexdigest()
-        picture = decode_rgb(row["image"], _LIMITS)
-        prefix = self._prefix(row["prompt"], picture.height, picture.width)
+        if image not in self._shown:
+            self._shown[image] = _Shown.of(row["image"], self.resize_pixels)
+        prefix = self._prefix(row["prompt"], self._shown[image].height, self._shown[image].width)
         tokenizer = self.processor.tokenizer
         branches = [[*tokenizer(t, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for t in texts]
         weighted = phase == "sft" and self.verdict_weight != 1.0
@@ -158,7 +183,7 @@ class Encoder:
                 errors.append({"row": number, "item_id": row["item_id"], "error": problem})
                 continue
             assert tree.image is not None
-            images[tree.image] = row["image"]
+            images[tree.image] = self._shown[tree.image].data or row["image"]
             items.append(
                 {
                     "item_id": row["item_id"],

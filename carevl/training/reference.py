@@ -22,17 +22,24 @@ class Reference:
     Args:
         judge: the directory that phase 2 will begin with.
         training: the settings of phase 2; rows are packed and computed as they will be there.
+        resize_pixels: as for `Encoder`.
     """
 
-    def __init__(self, judge: Path, training: Training) -> None:
-        self.training = training
+    def __init__(self, judge: Path, training: Training, *, resize_pixels: int | None = None) -> None:
+        self.training, self.resize_pixels = training, resize_pixels
         self.processor = load_processor(judge)
         self.model: Any = load_judge(judge, training.dtype).to(device()).eval()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return the rows with the columns of `items.REFERENCE`, null where a row cannot be trained on."""
         training = self.training
-        encoder = Encoder(self.processor, family_of(self.model), training.batch_tokens, packing=training.packing)
+        encoder = Encoder(
+            self.processor,
+            family_of(self.model),
+            training.batch_tokens,
+            packing=training.packing,
+            resize_pixels=self.resize_pixels,
+        )
         encoded, images, errors = encoder.encode(rows.select(COLUMNS["dpo"]), "dpo")
         items = Items.of(encoded, images)
         values: list[list[float]] = [[]] * len(items)

@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from carevl.data.images import ImageLimits, decode_rgb, identify
+from carevl.data.images import ImageLimits, bound_pixels, decode_rgb, examine, identify
 from carevl.data.rows import RowError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -230,3 +232,53 @@ def test_any_damage_ends_in_facts_or_a_row_error(draw: Callable[..., bytes]) -> 
             except RowError:
                 outcomes["error"] += 1
     assert min(outcomes.values()) > 20
+
+
+@pytest.mark.parametrize(
+    ("size", "pixels", "bounded"),
+    [
+        ((4032, 3024), 1_048_576, (1182, 886)),
+        ((3024, 4032), 1_048_576, (886, 1182)),
+        ((1024, 1024), 1_048_576, (1024, 1024)),
+        ((64, 48), 768, (32, 24)),
+        ((64, 48), 1, (1, 1)),
+        ((5000, 1), 100, (100, 1)),
+        ((1, 5000), 100, (1, 100)),
+        ((4032, 7), 3, (3, 1)),
+    ],
+)
+def test_images_are_resized_to_the_bound_and_keep_their_shape(
+    size: tuple[int, int], pixels: int, bounded: tuple[int, int]
+) -> None:
+    assert bound_pixels(Image.new("RGB", size), pixels).size == bounded
+
+
+@given(width=st.integers(1, 400), height=st.integers(1, 400), pixels=st.integers(1, 2000))
+def test_no_image_is_larger_than_the_bound_and_none_grows(width: int, height: int, pixels: int) -> None:
+    bounded = bound_pixels(Image.new("RGB", (width, height)), pixels)
+    assert 1 <= bounded.width * bounded.height <= max(pixels, 1)
+    assert bounded.width <= width
+    assert bounded.height <= height
+    assert width * height > pixels or bounded.size == (width, height)
+
+
+def test_a_bound_changes_the_pixels_but_not_what_the_image_is() -> None:
+    image = noise((640, 480))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    data = saved(image, "PNG", exif=exif)
+    upright = decode_rgb(data, LIMITS)
+    assert decode_rgb(data, LIMITS, 640 * 480).tobytes() == upright.tobytes()
+    bounded = decode_rgb(data, LIMITS, 10_000)
+    assert bounded.tobytes() == upright.resize((86, 115), Image.Resampling.LANCZOS).tobytes()
+    facts, original = examine(data, LIMITS)
+    assert (facts.width, facts.height, original.size) == (480, 640, (480, 640))
+
+
+def test_photographs_are_bounded(photos: list[bytes]) -> None:
+    originals = [decode_rgb(data, LIMITS) for data in photos]
+    bounded = [decode_rgb(data, LIMITS, 200_000) for data in photos]
+    assert any(image.width * image.height > 200_000 for image in originals)
+    for image, small in zip(originals, bounded, strict=True):
+        assert small.width * small.height <= 200_000
+        assert small.width / small.height == pytest.approx(image.width / image.height, rel=0.01)

@@ -44,7 +44,7 @@ def no_decoding(monkeypatch):
     """From when it is called, no picture can be decoded."""
 
     def forbid():
-        def decode(data, limits):
+        def decode(data, limits, resize_pixels):
             raise AssertionError("decoded again")
 
         monkeypatch.setattr("carevl.data.pictures.decode_rgb", decode)

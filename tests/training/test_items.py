@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -9,8 +10,9 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers as hf
+from PIL import Image
 
-from carevl.data.images import ImageLimits, decode_rgb
+from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.errors import UserError
 from carevl.models.engines.base import chat_prompt
 from carevl.models.families import find_family
@@ -49,6 +51,64 @@ def test_an_image_of_several_rows_is_kept_once(judge, sft_rows):
     twice = pa.concat_tables([sft_rows, sft_rows])
     _, images, _ = Encoder(processor, FAMILY, 4096).encode(twice, "sft")
     assert len(images) == len(set(sft_rows["image"].to_pylist()))
+
+
+def _processor_of_any_size(judge):
+    """The judge's processor without its own bound on pixels."""
+    return hf.AutoProcessor.from_pretrained(judge, size={"shortest_edge": 1, "longest_edge": 16384 * 28**2})
+
+
+def _photographed(row, size):
+    file = io.BytesIO()
+    Image.effect_noise(size, 60).convert("RGB").save(file, "JPEG")
+    return {**row, "image": file.getvalue()}
+
+
+def test_an_image_over_the_bound_is_learned_from_as_the_judge_is_shown_it(judge, sft_rows, tmp_path):
+    processor = _processor_of_any_size(judge)
+    row = _photographed(sft_rows.to_pylist()[0], (400, 300))
+    rows = pa.Table.from_pylist([row, *sft_rows.slice(1, 1).to_pylist()])
+    encoder = Encoder(processor, FAMILY, 4096, resize_pixels=10_000)
+    items, images, errors = encoder.encode(rows, "sft")
+    assert errors == []
+    Items.of(items, images).save(tmp_path)
+    data, model = Items.open(tmp_path), load_skeleton(judge)
+    shown = decode_rgb(row["image"], ImageLimits(), 10_000)
+    expected = processor(text=[chat_prompt(processor, row["prompt"])], images=[[shown]], return_tensors="pt")
+    packed = data.collate([0], processor.image_processor, model, "shared")
+    assert list(data.tree(0).prefix) == expected["input_ids"][0].tolist()
+    assert torch.equal(packed.patches, expected["pixel_values"])
+    original = _processed(processor, row)
+    assert len(original["pixel_values"]) > 5 * len(expected["pixel_values"])
+    assert images[data.tree(1).image] == rows["image"][1].as_py()  # a drawn picture is small: its own file stays
+
+
+def test_a_bound_makes_room_for_what_was_too_long(judge, sft_rows):
+    processor = _processor_of_any_size(judge)
+    rows = pa.Table.from_pylist([_photographed(sft_rows.to_pylist()[0], (640, 480))])
+    [error] = Encoder(processor, FAMILY, 400).encode(rows, "sft")[2]
+    assert error["error"]["kind"] == "too_long"
+    assert Encoder(processor, FAMILY, 400, resize_pixels=20_000).encode(rows, "sft")[2] == []
+
+
+def test_a_photograph_of_12_megapixels_is_1344_tokens_of_qwen2_5_vl_in_place_of_15552():
+    processor = hf.Qwen2VLImageProcessor(min_pixels=4 * 28**2, max_pixels=16384 * 28**2)  # as on the hub
+    family, image = find_family("qwen2_5_vl"), Image.new("RGB", (4032, 3024))
+    for shown, tokens in ((image, 15_552), (bound_pixels(image, 1_048_576), 1_344)):
+        assert family.count_image_tokens(processor, shown.height, shown.width) == tokens
+
+
+def test_no_photograph_is_more_than_1400_tokens_of_qwen2_5_vl(photos):
+    processor = hf.Qwen2VLImageProcessor(min_pixels=4 * 28**2, max_pixels=16384 * 28**2)
+    family = find_family("qwen2_5_vl")
+    counts = []
+    for pixels in (None, 1_048_576):
+        shown = [decode_rgb(data, ImageLimits(), pixels) for data in photos]
+        counts.append([family.count_image_tokens(processor, image.height, image.width) for image in shown])
+    original, bounded = counts
+    assert max(original) > 2000
+    assert max(bounded) < 1400
+    assert all(small == large for large, small in zip(original, bounded, strict=True) if large < 1300)
 
 
 def _with_second_targets(rows):

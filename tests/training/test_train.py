@@ -22,6 +22,7 @@ import pytest
 from safetensors.torch import load_file
 
 from carevl.errors import UserError
+from carevl.models.judge_spec import JudgeSpec
 from carevl.training.driver import TrainingError, _interruptible, prepare_training, train
 from carevl.training.items import Items
 from carevl.training.progress import read_log
@@ -108,17 +109,19 @@ def test_rows_of_an_item_stand_in_one_step(judge, sft_rows, write, quick, tmp_pa
 def test_a_finished_training_is_only_read(ray, judge, sft_rows, write, quick, tmp_path):
     rows, out, said = write(sft_rows), tmp_path / "out", []
     training = quick(epochs=2)
-    first = train("sft", [rows], judge, out, training, on_progress=said.append)
+    first = train("sft", [rows], judge, out, training, on_progress=said.append, resize_pixels=5000)
     assert said[-1].step == said[-1].steps == 4
     assert first.items == 8
+    assert {JudgeSpec.read(directory).resize_pixels for directory in (first.judge, first.adapter)} == {5000}
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    again = train(
-        "sft", [rows], judge, out, training.model_copy(update={"checkpoint_steps": 1}), on_progress=said.append
-    )
+    often = training.model_copy(update={"checkpoint_steps": 1})
+    again = train("sft", [rows], judge, out, often, on_progress=said.append, resize_pixels=5000)
     assert again == first
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == files
     with pytest.raises(UserError, match=r"holds another training \(settings.seed: 0 -> 1\)"):
-        train("sft", [rows], judge, out, training.model_copy(update={"seed": 1}))
+        train("sft", [rows], judge, out, training.model_copy(update={"seed": 1}), resize_pixels=5000)
+    with pytest.raises(UserError, match=r"holds another training \(resize_pixels: 5000 -> null\)"):
+        train("sft", [rows], judge, out, training)
 
 
 def test_two_workers_learn_what_one_learns(ray, begin, judge, sft_rows, write, quick, tmp_path):

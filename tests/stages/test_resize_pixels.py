@@ -1,0 +1,144 @@
+"""`data.resize_pixels`: captioner and judge see images of at most so many pixels, and fingerprints say so."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from carevl.benchmarks.command import PREDICTIONS, EvalRequest, evaluate
+from carevl.benchmarks.data import load
+from carevl.benchmarks.questions import Question
+from carevl.benchmarks.rows import Image as Named
+from carevl.benchmarks.run import AnswerProcessor, _to_questions
+from carevl.data.images import ImageLimits, decode_rgb
+from carevl.models.engines.base import Engine, Generation
+from carevl.models.judge_spec import JudgeSpec
+from carevl.pipeline.keys import stage_keys
+from carevl.settings import load_settings
+from carevl.stages import caption, sample, sampling
+from carevl.stages.base import judge_pixels
+from carevl.store.run import Run
+from carevl.store.schemas import IMAGES, ITEMS, QUESTION_IMAGES
+
+READS_PIXELS = {"caption", "demonstrate", "sft", "sample", "dpo", "evaluate/base", "evaluate/phase1", "evaluate/phase2"}
+
+
+class SizesEngine(Engine):
+    """Writes the size of a picture, and remembers it."""
+
+    name = "sizes"
+
+    def __init__(self):
+        self.shown = []
+
+    def generator(self, model):
+        return self
+
+    def scorer(self, model, *, batch_tokens, parity_tolerance):
+        raise NotImplementedError
+
+    def generate(self, requests, **arguments):
+        self.shown += [request.image for request in requests]
+        return [Generation(f"{request.image.width} x {request.image.height}", 1, False) for request in requests]
+
+
+SIZES = SizesEngine()
+SETTINGS = load_settings("mini", [f"{model}.engine={__name__}:SIZES" for model in ("captioner", "judge")])
+
+
+@pytest.fixture
+def shown():
+    SIZES.shown = []
+    return SIZES.shown
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """An upright picture of 300 x 400 pixels that lies on its side in the file, as phones store it."""
+    file, image = io.BytesIO(), Image.effect_noise((400, 300), 80).convert("RGB")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+def _tables(photograph):
+    image = {"image_id": "a", "bytes": photograph}
+    item = {"item_id": "1", "image_id": "a", "question": "What?", "responses": ["A.", "B."]}
+    route = {"item_id": "1", "first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.5}
+    return {
+        "images": pa.Table.from_pylist([image], IMAGES),
+        "items": pa.Table.from_pylist([item], ITEMS),
+        "routes": pa.Table.from_pylist([route]),
+    }
+
+
+def _questions(photograph):
+    fields = {"benchmark": "vl-rewardbench", "protocol": "strict", "sample": 0, "task": "pairwise", "order": (0, 1)}
+    question = Question(**fields, key="1", prompt="Which?", image=Named("a"), response=None)
+    images = pa.Table.from_pylist([{"name": "a", "bytes": photograph}], QUESTION_IMAGES)
+    return {"questions": _to_questions([question]), "images": images}
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("stage", ["caption", "sample", "evaluate"])
+@pytest.mark.parametrize(("pixels", "size"), [(None, (300, 400)), (120_000, (300, 400)), (30_000, (150, 200))])
+def test_models_are_shown_so_many_pixels(photograph, shown, stage, prepared, pixels, size):
+    tables = _questions(photograph) if stage == "evaluate" else _tables(photograph)
+    processor = {
+        "caption": lambda: caption.CaptionProcessor(SETTINGS.captioner, pixels),
+        "sample": lambda: sampling.JudgeProcessor(SETTINGS.judge, sample.sampling_spec(SETTINGS), pixels),
+        "evaluate": lambda: AnswerProcessor(SETTINGS.judge, "j", {"vl-rewardbench": "vl-rewardbench"}, 0, pixels),
+    }[stage]()
+    if prepared:
+        tables = {**tables, **processor.preprocess(tables)}
+    processor.load().process(tables)
+    expected = decode_rgb(photograph, ImageLimits(), pixels)
+    assert expected.size == size
+    assert shown
+    assert all(image.size == size and image.tobytes() == expected.tobytes() for image in shown)
+
+
+def _fingerprint_inputs(run, *overrides):
+    sources = f"data.sources=[{{path: {run.root}/pairs.jsonl}}]"
+    keys = stage_keys(load_settings("mini", [sources, "benchmarks=[]", *overrides]), run)
+    return {name: key.fingerprint_inputs for name, key in keys.items()}
+
+
+def test_only_stages_that_read_pixels_depend_on_it_themselves(tmp_path):
+    run = Run(tmp_path)
+    (tmp_path / "pairs.jsonl").touch()
+    before, after = _fingerprint_inputs(run), _fingerprint_inputs(run, "data.resize_pixels=5000")
+    assert {name for name, inputs in after.items() if "'resize_pixels': 5000" in str(inputs)} == READS_PIXELS
+    assert not any("resize_pixels" in str(inputs) for inputs in before.values())
+    assert before["ingest"] == after["ingest"]
+
+
+def test_the_presets_for_gpus_bound_photographs():
+    for preset in ("single-gpu", "multi-node"):
+        assert load_settings(preset, ["data.sources.0.path=/x"]).data.resize_pixels == 1_048_576
+
+
+@pytest.mark.ray
+def test_an_evaluation_by_itself_shows_a_judge_what_it_was_trained_to_see(ray, photograph, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    JudgeSpec(resize_pixels=30_000).write(tmp_path)
+    (tmp_path / "1.jpg").write_bytes(photograph)
+    row = {"id": "RLHF-V-1", "query": "q", "response": ["a", "b"], "human_ranking": [0, 1], "image": "1.jpg"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    request = EvalRequest(str(tmp_path), f"{__name__}:SIZES", protocols=["strict"])
+    list(evaluate(load("vl-rewardbench", tmp_path / "rows.jsonl"), request, tmp_path / "out", lambda _: None))
+    assert {row["text"] for row in pq.read_table(tmp_path / "out" / PREDICTIONS).to_pylist()} == {"150 x 200"}
+
+
+def test_a_judge_that_was_trained_with_a_bound_keeps_it_unless_the_run_has_its_own(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    JudgeSpec(resize_pixels=2000).write(tmp_path)
+    assert judge_pixels(load_settings("mini", [f"judge.path={tmp_path}"])) == 2000
+    assert judge_pixels(load_settings("mini", [f"judge.path={tmp_path}", "data.resize_pixels=5000"])) == 5000
+    assert judge_pixels(load_settings("mini")) is None
