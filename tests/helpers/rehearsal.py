@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.helpers.hub import Hub
 
@@ -49,12 +48,15 @@ def words_of(overrides: Sequence[str]) -> list[str]:
     return [word for override in overrides for word in ("--set", override)]
 
 
-def labelled(world: Path) -> list[str]:
-    """What a user with labels and a benchmark adds to a preset."""
+def data_of(world: Path, *, labels: bool) -> list[str]:
+    """What a user says of their data: pairs alone, or labelled pairs and a benchmark besides."""
+    sources = [{"name": "pairs", "path": str(world / "train" / "rlaif_v.parquet")}]
+    if not labels:
+        return [f"data.sources.0.path={sources[0]['path']}"]
+    labelled = {"path": str(world / "calibration" / "rlaif_v.parquet"), "labels": True, "split": "calibration"}
     benchmark = {"name": "vl-rewardbench", "path": str(world / "dev" / "vl_rewardbench.parquet"), "rows": 12}
-    source = {"path": str(world / "calibration" / "rlaif_v.parquet"), "labels": True, "split": "calibration"}
-    fields: list[tuple[str, Any]] = [("data.sources.1", {"name": "labelled", **source}), ("benchmarks", [benchmark])]
-    return [f"{key}={value!r}".replace("True", "true") for key, value in fields]
+    values = {"data.sources": [*sources, {"name": "labelled", **labelled}], "benchmarks": [benchmark]}
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def environment_for(hub: Hub, home: Path) -> dict[str, str]:

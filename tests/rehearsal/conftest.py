@@ -34,5 +34,5 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files as a user has them: pairs without labels, labelled pairs, a benchmark."""
     directory = tmp_path_factory.mktemp("world")
-    publish(directory, ITEMS, seed=7, calibration_images=40)
+    publish(directory, ITEMS, seed=7, calibration_images=150)
     return directory

@@ -16,8 +16,8 @@ from tests.helpers.rehearsal import (
     REPOSITORY,
     Rehearsal,
     check_rehearsal,
+    data_of,
     environment_for,
-    labelled,
     words_of,
 )
 
@@ -76,9 +76,8 @@ def test_everything_that_the_preset_reserves_finds_its_place_and_no_gpu_is_given
 @pytest.fixture(scope="module", params=["as in the preset", "with labels and a benchmark"])
 def rehearsal(request, address, environment, world, tmp_path_factory):
     directory = tmp_path_factory.mktemp("multi")
-    overrides = [f"data.sources.0.path={world / 'train' / 'rlaif_v.parquet'}", f"cluster.address={address}"]
+    overrides = [*data_of(world, labels=request.param.startswith("with")), f"cluster.address={address}"]
     overrides += [*LOWERED, *LEARNED, *FEW_PAIRS]
-    overrides += labelled(world) if request.param.startswith("with") else []
     command = [sys.executable, REPOSITORY / "ray_jobs" / "pipeline.py", "--settings", "multi-node", "--rehearse"]
     rehearsal = Rehearsal([*command, *words_of(overrides)], directory / "run", environment)
     done = rehearsal.run_again()

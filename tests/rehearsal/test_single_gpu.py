@@ -14,8 +14,8 @@ from tests.helpers.rehearsal import (
     LEARNED,
     Rehearsal,
     check_rehearsal,
+    data_of,
     environment_for,
-    labelled,
     words_of,
 )
 
@@ -26,8 +26,7 @@ PRETENDED = ["cluster.num_cpus=16", "cluster.num_gpus=1"]
 @pytest.fixture(scope="module", params=["as in the preset", "with labels and a benchmark"])
 def rehearsal(request, hub, world, tmp_path_factory):
     directory = tmp_path_factory.mktemp("single")
-    overrides = [f"data.sources.0.path={world / 'train' / 'rlaif_v.parquet'}", *PRETENDED, *LEARNED, *FEW_PAIRS]
-    overrides += labelled(world) if request.param.startswith("with") else []
+    overrides = [*data_of(world, labels=request.param.startswith("with")), *PRETENDED, *LEARNED, *FEW_PAIRS]
     command = [CAREVL, "run", "single-gpu", "--rehearse", *words_of(overrides)]
     rehearsal = Rehearsal(command, directory / "run", environment_for(hub, directory / "hf"))
     done = rehearsal.run_again()
