@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from carevl.errors import UserError
+from carevl.models.nvidia import explain_unseen, list_gpus
 
 Device = Literal["cuda", "cpu"]
 
@@ -55,12 +56,7 @@ def _check_seen(gpus: float) -> None:
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen >= math.ceil(gpus):
         return
-    if torch.version.cuda is None:
-        advice = "it is a build without CUDA: install carevl[gpu] there"
-    else:
-        advice = (
-            f"check there that nvidia-smi lists the GPU and that its driver is new enough for CUDA {torch.version.cuda}"
-        )
+    advice = explain_unseen(list_gpus(), torch.version.cuda)
     raise UserError(
         f"node {socket.gethostname()}: {gpus:g} GPU reserved (CUDA_VISIBLE_DEVICES="
         f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}), and torch {torch.__version__} sees {seen}; {advice}; "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from carevl.cluster.connect import is_private, ray_cluster
 from carevl.cluster.resources import Reservation, Supply, card_memory, describe, find_unplaceable, supply
+from carevl.models.nvidia import find_unseen
 from carevl.pipeline import results
 from carevl.pipeline.admission import reservations
 from carevl.pipeline.check import check_record, check_settings
@@ -92,11 +93,21 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
         needs = reservations(settings, pending)
         nodes = supply(settings.cluster, needs)
         yield from _reservation_lines(needs, nodes)
-        problems += find_unplaceable(needs, nodes)
+        problems += _unseen_gpus(settings, needs) + find_unplaceable(needs, nodes)
         if problems:
             raise RunError("\n".join(problems))
         if measured:
             yield from map(str, measure(settings, run, pending, log))
+
+
+def _unseen_gpus(settings: Settings, needs: Sequence[Reservation]) -> list[str]:
+    """Return why GPUs of this machine cannot be used, if a run here needs any; nodes of a cluster are asked later."""
+    cluster = settings.cluster
+    elsewhere = not is_private(cluster) or cluster.launcher is not None
+    if cluster.rehearse or elsewhere or not any(need.resources.get("GPU") for need in needs):
+        return []
+    unseen = find_unseen()
+    return [] if unseen is None else [unseen]
 
 
 def unpinned(settings: Settings) -> list[str]:
