@@ -22,6 +22,7 @@ from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey
 from carevl.store.table import Table, write_atomically
+from carevl.training.adapters import ROUGH, describe_rounding
 
 if TYPE_CHECKING:
     from carevl.settings import Settings
@@ -43,8 +44,16 @@ def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[
             figures["targets"] = _targets(Table(finished["demonstrate"].directory / "targets"))
         if "select" in finished:
             figures["pairs"] = _pairs(finished["select"], items, truths)
+    if rounding := _rounding(finished):
+        figures["rounding"] = rounding
     predictions = {name: finished[f"evaluate/{name}"] for name in evaluate.JUDGES if f"evaluate/{name}" in finished}
     return {**figures, "judges": judges(settings, run, predictions)}
+
+
+def _rounding(finished: Mapping[str, Table]) -> dict[str, Any]:
+    """Return what the format of merged weights lost of each phase's change, where that was measured."""
+    manifests = {phase: finished[phase].manifest or {} for phase in ("sft", "dpo") if phase in finished}
+    return {phase: manifest["rounding"] for phase, manifest in manifests.items() if "rounding" in manifest}
 
 
 def recompute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[str, Any]:
@@ -195,6 +204,9 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
     if pairs := results.get("pairs"):
         right = f", {format_estimate(pairs['right_way'])} the right way" if "right_way" in pairs else ""
         yield f"pairs of phase 2: {pairs['count']} from {pairs['items']} items{right}"
+    for phase, rounding in results.get("rounding", {}).items():
+        if rounding["overall"] > ROUGH:
+            yield f"{phase}: {describe_rounding(rounding)}"
     if judges := results.get("judges"):
         yield ""
         yield from _judge_lines(judges, "")

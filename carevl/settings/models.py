@@ -159,8 +159,9 @@ class Judge(Model):
         description="Directory of a LoRA adapter (PEFT) that is loaded on top of `path`, not merged; not in a run, "
         "which begins with whole weights.",
     )
-    serve: Literal["merged", "adapter"] = Field(
-        "merged",
-        description="How a run loads the judges that it trained with LoRA: merged, or as an adapter on what the phase "
-        "began with, which on a CPU is several times slower.",
+    serve: Literal["auto", "merged", "adapter"] = Field(
+        "auto",
+        description="How a run loads the judges that it trained with LoRA: merged, which is fastest; or as an adapter "
+        "of the base, as they were trained; auto: as an adapter where the base is stored in 16 bits, in which merging "
+        "loses small changes.",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -121,3 +121,9 @@ class Training(Strict):
     checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints, and looks at how good they are.")
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
     tracker: Tracker = Field("none", description="Where steps are also told, through accelerate's tracker classes.")
+
+    def learned(self) -> dict[str, Any]:
+        """Return what the curve depends on, as JSON; without `NOT_LEARNED`."""
+        # An earlier version added gradients up in the format of the numbers.
+        accumulated = {"gradients": "float32"} if self.dtype == "bfloat16" else {}
+        return {**self.model_dump(mode="json", exclude=NOT_LEARNED), **accumulated}

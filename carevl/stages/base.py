@@ -12,6 +12,8 @@ from carevl.cluster.jobs import PoolJob, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.cluster.resources import supply
 from carevl.models.judge_spec import JudgeSpec
+from carevl.models.locate import Weights, locate
+from carevl.models.stored import stored_dtype
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 from carevl.store.table import Table
@@ -101,6 +103,30 @@ def reads(*tables: str, **roles: str) -> Callable[[Settings, str], Mapping[str, 
     return lambda settings, table: inputs
 
 
+def is_16_bit(settings: Settings) -> bool:
+    """Return whether the base judge is stored in 16 bits, or may be: a model that is not here, and trained in 16."""
+    directory = Path(locate(settings.judge.path, settings.judge.revision))
+    stored = stored_dtype(directory) if directory.is_dir() else None
+    return (stored or settings.sft.dtype) in ("bfloat16", "float16")
+
+
+def serves_adapters(settings: Settings) -> bool:
+    """Return whether judges that were trained with LoRA answer as base and adapter, not merged."""
+    return settings.judge.serve == "adapter" or (settings.judge.serve == "auto" and is_16_bit(settings))
+
+
+def serving_inputs(settings: Settings, phase: str | None) -> dict[str, Any]:
+    """Return what the answers of the judge that a phase made depend on: in 16 bits, whether it was merged."""
+    with_lora = phase is not None and getattr(settings, phase).lora is not None
+    return {"serve": "adapter"} if with_lora and is_16_bit(settings) and serves_adapters(settings) else {}
+
+
+def keeps_adapter(settings: Settings) -> bool:
+    """Return whether phase 2 begins with the base and the adapter of phase 1: in 16 bits, merging would round it."""
+    with_lora = settings.sft.lora is not None and settings.dpo.lora is not None
+    return with_lora and (settings.dpo.dtype == "bfloat16" or is_16_bit(settings))
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage: what its tables depend on, what it asks of the cluster, and how they are made.
@@ -171,10 +197,17 @@ class RunContext:
         if phase is None:
             return judge
         adapter = self.table(phase, "adapter").directory.absolute()
-        if judge.serve == "merged" or not adapter.exists():
+        if not serves_adapters(self.settings) or not adapter.exists():
             return judge.model_copy(update={"path": str(self.merged_judge(phase))})
-        base = {"sft": judge.path, "dpo": str(self.merged_judge("sft"))}[phase]
+        base = judge.path if phase == "sft" else self.phase2_start()[0].path
         return judge.model_copy(update={"path": base, "adapter": str(adapter)})
+
+    def phase2_start(self) -> tuple[Weights, Path | None]:
+        """Return the judge that phase 2 begins with, and the adapter on top of it: None where phase 1 is merged."""
+        judge = self.settings.judge
+        if keeps_adapter(self.settings):
+            return Weights(judge.path, judge.revision), self.table("sft", "adapter").directory.absolute()
+        return Weights(str(self.merged_judge("sft"))), None
 
     def merged_judge(self, phase: str) -> Path:
         """Return the directory of the merged weights that a phase made."""
@@ -215,6 +248,10 @@ class RunContext:
     def training_progress(self, stage: str) -> Callable[[Progress], None]:
         """Return what logs a training's steps."""
         return lambda progress: self.log(f"{stage:16s} {progress.line()}")
+
+    def log_for(self, stage: str) -> Callable[[str], None]:
+        """Return what logs lines of a stage."""
+        return lambda line: self.log(f"{stage:16s} {line}")
 
     def _is_too_soon(self, name: str, *, last: bool) -> bool:
         """Return whether progress of this name was written less than a second ago; the last line is always written."""

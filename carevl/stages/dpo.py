@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool, for_workers
+from carevl.models.locate import Weights
 from carevl.stages.base import (
     Counts,
     LoadedModel,
@@ -19,6 +20,7 @@ from carevl.stages.base import (
     in_pool,
     in_training,
     judge_pixels,
+    keeps_adapter,
     pixel_inputs,
     reads,
 )
@@ -50,10 +52,11 @@ def run(context: RunContext) -> Counts:
             "dpo: no pair of judgments was selected, so there is nothing to prefer; lower select.min_gap, or raise "
             "sample.samples or sample.temperature so that judgments differ"
         )
-    judge, pixels = context.merged_judge("sft"), judge_pixels(settings)
+    pixels = judge_pixels(settings)
+    judge, adapter = context.phase2_start()
     job = PoolJob(
         name="reference",
-        processor=ReferenceProcessor(judge, settings.dpo, pixels),
+        processor=ReferenceProcessor(judge, settings.dpo, adapter, pixels),
         sources={"pairs": rows},
         target=referenced,
         pool=settings.judge.pool,
@@ -67,18 +70,23 @@ def run(context: RunContext) -> Counts:
     replay = [targets.part(number) for number in targets.parts()]
     files = [referenced.part(number) for number in filled]
     dev = write_dev_parts(settings, settings.dpo, context.ingested, directory)
-    log = context.training_progress(table)
+    progress, log = context.training_progress(table), context.log_for(table)
     trained = train(
         "dpo",
         files,
-        judge,
+        judge.path,
         directory,
         settings.dpo,
+        revision=judge.revision,
+        adapter=adapter,
         replay=replay,
         dev=dev,
         resize_pixels=pixels,
-        on_progress=log,
+        on_progress=progress,
+        log=log,
     )
+    if trained.rounding is not None:
+        log(trained.rounding.line())
     return {table: training_counts(trained)}
 
 
@@ -86,15 +94,16 @@ def run(context: RunContext) -> Counts:
 class ReferenceProcessor(Processor):
     """Adds the phase-1 judge's log-probabilities to a part of phase 2's rows."""
 
-    judge: Path
+    judge: Weights
     training: Training
+    adapter: Path | None = None
     resize_pixels: int | None = None
     reference: Reference = field(init=False, repr=False)
 
     def setup(self) -> None:
         from carevl.training.reference import Reference
 
-        self.reference = Reference(self.judge, self.training, resize_pixels=self.resize_pixels)
+        self.reference = Reference(self.judge.directory, self.training, self.adapter, resize_pixels=self.resize_pixels)
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows = self.reference(tables["pairs"])
@@ -104,7 +113,8 @@ class ReferenceProcessor(Processor):
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what phase 2 depends on, apart from its pairs and the phase-1 judge."""
     del root, table
-    return {"training": training_inputs(settings.dpo) | pixel_inputs(settings)}
+    start = {"begins_with": "base and adapter"} if keeps_adapter(settings) else {}
+    return {"training": training_inputs(settings.dpo) | pixel_inputs(settings), **start}
 
 
 def reservations(settings: Settings) -> list[Reservation]:

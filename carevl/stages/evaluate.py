@@ -9,7 +9,7 @@ from carevl.benchmarks.run import VERSION, EvalSet, JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot
 from carevl.models.locate import weights_fingerprint
-from carevl.stages.base import Counts, RunContext, Stage, judge_pixels
+from carevl.stages.base import Counts, RunContext, Stage, judge_pixels, serving_inputs
 from carevl.stages.ingest import stamps
 from carevl.stages.sampling import judge_inputs, judge_models, judge_reservations
 from carevl.store.run import Run, RunError
@@ -101,7 +101,8 @@ def inputs(settings: Settings, table: str) -> dict[str, str]:
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what the predictions of a judge depend on, apart from a training."""
     base = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision)}
-    weights = base if JUDGES[_judge(table)] is None else {}
+    phase = JUDGES[_judge(table)]
+    weights = base if phase is None else serving_inputs(settings, phase)
     return {"judge": judge_inputs(settings) | weights, **benchmark_inputs(settings, root)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.base import Counts, RunContext, Stage, reads, serving_inputs
 from carevl.stages.sampling import (
     Item,
     Prompted,
@@ -55,7 +55,8 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     """Return what judgments depend on, apart from items, routes and the phase-1 judge."""
     del root, table
     sample = settings.sample.model_dump()
-    return {"version": VERSION, "seed": settings.seed, "judge": judge_inputs(settings), **sample}
+    judge = {**judge_inputs(settings), **serving_inputs(settings, "sft")}
+    return {"version": VERSION, "seed": settings.seed, "judge": judge, **sample}
 
 
 STAGE = Stage(

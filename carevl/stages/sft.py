@@ -37,19 +37,21 @@ def run(context: RunContext) -> Counts:
 
     files = [rows.part(number) for number in filled]
     dev = write_dev_parts(settings, settings.sft, context.ingested, directory)
-    log = context.training_progress(table)
-    judge, revision = settings.judge.path, settings.judge.revision
+    progress, log = context.training_progress(table), context.log_for(table)
     trained = train(
         "sft",
         files,
-        judge,
+        settings.judge.path,
         directory,
         settings.sft,
-        revision=revision,
+        revision=settings.judge.revision,
         dev=dev,
         resize_pixels=judge_pixels(settings),
-        on_progress=log,
+        on_progress=progress,
+        log=log,
     )
+    if trained.rounding is not None:
+        log(trained.rounding.line())
     return {table: training_counts(trained)}
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
-from carevl.settings.training import NOT_LEARNED
 from carevl.stages.sampling import both_orders
 from carevl.stats.draws import hash_uniform
 from carevl.store.run import RunError
@@ -27,7 +27,7 @@ VERSION = 2
 
 def training_inputs(training: Training) -> dict[str, Any]:
     """Return what a phase depends on, apart from its rows and the judge it begins with."""
-    return {"version": VERSION, **training.model_dump(mode="json", exclude=NOT_LEARNED)}
+    return {"version": VERSION, **training.learned()}
 
 
 def write_rows(learned: Table, columns: Mapping[str, str], ingested: Ingested, target: Table) -> list[int]:
@@ -121,4 +121,5 @@ def training_counts(trained: Trained) -> dict[str, Any]:
         "errors": len(trained.errors),
         "steps": len(trained.curve),
         "last_step": facts,
+        **({} if trained.rounding is None else {"rounding": asdict(trained.rounding)}),
     }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Any
 from carevl.errors import UserError
 from carevl.models.families import family_of
 from carevl.models.judge_spec import JudgeSpec
-from carevl.models.locate import Weights
+from carevl.models.locate import Weights, adapter_fingerprint
 from carevl.models.packing import check_packable
-from carevl.settings.training import NOT_LEARNED, Phase, Training
+from carevl.settings.training import Phase, Training, Workers
 from carevl.store.stage_key import differences
 from carevl.store.table import write_atomically
+from carevl.training.adapters import ROUNDING, Rounding
 from carevl.training.engine import select_backend
 from carevl.training.items import Encoder, Items, read_rows, split_holdout
 from carevl.training.judge import find_lora_modules, load_processor, load_skeleton
@@ -30,6 +32,9 @@ from carevl.training.progress import Progress, follow_log, read_log
 from carevl.training.schedule import Schedule
 from carevl.training.trackers import check_tracker
 from carevl.training.validation import DEV
+
+_GROUP_TIMEOUT = 2 * 3600
+"""Seconds that workers wait in a collective: DeepSpeed lets all wait while one writes a checkpoint of all weights."""
 
 
 class TrainingError(UserError):
@@ -42,7 +47,8 @@ class Trained:
 
     `judge` is a Hugging Face directory with merged weights; `adapter` one for PEFT, None without LoRA. `items` counts
     the rows that were used, replay not among them; `errors` are rows that were left out, as {row, item_id, error}.
-    `curve` has the facts of every step, as `steps.jsonl` holds them.
+    `curve` has the facts of every step, as `steps.jsonl` holds them. `rounding` is what the format of the merged
+    weights loses, None where nothing was merged.
     """
 
     judge: Path
@@ -50,6 +56,7 @@ class Trained:
     items: int
     errors: list[dict[str, Any]]
     curve: list[dict[str, Any]]
+    rounding: Rounding | None = None
 
 
 def train(
@@ -60,10 +67,12 @@ def train(
     training: Training,
     *,
     revision: str | None = None,
+    adapter: Path | None = None,
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
     resize_pixels: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train `judge` on parquet rows.
 
@@ -76,11 +85,13 @@ def train(
         out: directory that all workers see; it receives `judge/`, `adapter/`, `steps.jsonl`, `curve.png`
             and the checkpoints.
         revision: commit of a judge from the hub.
+        adapter: directory of a LoRA adapter that the training begins with, on top of `judge`; with LoRA only.
         replay: rows of phase 1 to mix into every step of dpo.
         dev: labelled pairs: rows with the columns of dpo, whose `chosen` is the right verdict and `rejected` the wrong
             one; a row for each order, with the same `item_id`. The checkpoint that is best there is exported.
         resize_pixels: larger images are resized to so many pixels; `judge/` and `adapter/` keep it for their users.
         on_progress: called with the last steps every few seconds, from a thread of its own.
+        log: called with a line while the workers wait for room on the cluster, from a thread of its own.
 
     Raises:
         UserError: rows, judge or settings cannot be used, or `out` holds another training.
@@ -93,13 +104,17 @@ def train(
         out,
         training,
         revision=revision,
+        adapter=adapter,
         replay=replay,
         dev=dev,
         resize_pixels=resize_pixels,
     )
     out = config.out
     if not (out / "judge").exists():
-        with follow_log(out / "steps.jsonl", config.schedule.steps, training.dpo.beta, on_progress):
+        with (
+            follow_log(out / "steps.jsonl", config.schedule.steps, training.dpo.beta, on_progress),
+            follow_start(training.workers, log),
+        ):
             stopped = _fit(config)
         if curve := read_log(out / "steps.jsonl"):
             from carevl.plots.training_curve import draw_training_curve  # matplotlib is loaded where it is needed
@@ -107,11 +122,11 @@ def train(
             draw_training_curve(out / "curve.png", curve)
         if stopped:
             raise TrainingError(f"{phase} {stopped}; the last good checkpoint is kept in {out}")
-    adapter = None if training.lora is None else out / "adapter"
-    for directory in (out / "judge", adapter):
+    trained = None if training.lora is None else out / "adapter"
+    for directory in (out / "judge", trained):
         if directory is not None:
             JudgeSpec(resize_pixels=resize_pixels).write(directory)
-    return Trained(out / "judge", adapter, used, errors, read_log(out / "steps.jsonl"))
+    return Trained(out / "judge", trained, used, errors, read_log(out / "steps.jsonl"), Rounding.read(out / ROUNDING))
 
 
 def prepare_training(
@@ -122,6 +137,7 @@ def prepare_training(
     training: Training,
     *,
     revision: str | None = None,
+    adapter: Path | None = None,
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
     resize_pixels: int | None = None,
@@ -133,7 +149,8 @@ def prepare_training(
     """
     check_tracker(training.tracker)
     base, out = Weights.of(judge, revision), out.resolve()
-    record, facts = out / "training.json", _facts(phase, rows, base, training, replay, dev, resize_pixels)
+    adapter = None if adapter is None else adapter.resolve()
+    record, facts = out / "training.json", _facts(phase, rows, base, adapter, training, replay, dev, resize_pixels)
     if record.exists():
         stored = json.loads(record.read_text())
         if changed := differences(stored["facts"], facts):
@@ -141,28 +158,32 @@ def prepare_training(
                 raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
         else:
             schedule = Schedule(**{**stored["schedule"], "together": tuple(stored["schedule"].get("together", ()))})
-            return WorkerConfig(base, out / "data", out, schedule, training), stored["rows"], stored["errors"]
+            config = WorkerConfig(base, out / "data", out, schedule, training, adapter)
+            return config, stored["rows"], stored["errors"]
     schedule, used, errors = _encode(phase, rows, base.directory, out / "data", training, replay, dev, resize_pixels)
     stored = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
     write_atomically(record, json.dumps(stored, indent=1).encode())
-    return WorkerConfig(base, out / "data", out, schedule, training), used, errors
+    return WorkerConfig(base, out / "data", out, schedule, training, adapter), used, errors
 
 
 def _facts(
     phase: Phase,
     rows: Sequence[Path],
     base: Weights,
+    adapter: Path | None,
     training: Training,
     replay: Sequence[Path],
     dev: Sequence[Path],
     resize_pixels: int | None,
 ) -> dict[str, Any]:
     """Return what the curve depends on: not the number of workers, nor how often there are checkpoints."""
-    settings = training.model_dump(mode="json", exclude=NOT_LEARNED)
     contents = {"rows": rows, "replay": replay, "dev": dev}
     hashes = {name: [_hash(file) for file in files] for name, files in contents.items()}
+    weights = {"judge": base.fingerprint}
+    if adapter is not None:
+        weights["adapter"] = adapter_fingerprint(str(adapter))
     pixels = {} if resize_pixels is None else {"resize_pixels": resize_pixels}
-    return {"phase": phase, "judge": base.fingerprint, **hashes, "settings": settings, **pixels}
+    return {"phase": phase, **weights, **hashes, "settings": training.learned(), **pixels}
 
 
 def _hash(file: Path) -> str:
@@ -242,7 +263,7 @@ def _check_packable(model: Any, longest: int) -> None:
 
 def _fit(config: WorkerConfig) -> str | None:
     """Run the workers; return why they stopped early, None when they did not."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -252,23 +273,18 @@ def _fit(config: WorkerConfig) -> str | None:
         return run_worker(pickle.loads(loop_config["config"]))
 
     workers = config.training.workers
-    resources = {"CPU": workers.num_cpus, "GPU": workers.num_gpus, **workers.resources}
     trainer = TorchTrainer(
         work,
         # In bytes, which Ray's controller passes on without importing all that they need.
         train_loop_config={"config": pickle.dumps(config)},
-        torch_config=TorchConfig(backend=select_backend(workers)),
+        torch_config=TorchConfig(backend=select_backend(workers), timeout_s=_GROUP_TIMEOUT),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.num_gpus > 0,
-            resources_per_worker={name: amount for name, amount in resources.items() if amount},
+            resources_per_worker=reserved(workers),
             placement_strategy=workers.placement,
         ),
-        run_config=RunConfig(
-            name=".ray",
-            storage_path=str(config.out),
-            failure_config=FailureConfig(max_failures=workers.max_failures),
-        ),
+        run_config=_run_config(config),
     )
     try:
         with _interruptible():
@@ -279,6 +295,85 @@ def _fit(config: WorkerConfig) -> str | None:
             f"the last good checkpoint is kept in {config.out}"
         ) from error
     return stopped
+
+
+def _run_config(config: WorkerConfig) -> Any:
+    """Return how Ray runs the workers: where it keeps its files, how often it begins again, and their environment."""
+    from ray.train import FailureConfig, RunConfig
+
+    workers = config.training.workers
+    environment: dict[str, str] = {}
+    if workers.num_gpus and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        # Rows of ever other lengths would leave the GPU's memory in pieces.
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return RunConfig(
+        name=".ray",
+        storage_path=str(config.out),
+        failure_config=FailureConfig(max_failures=workers.max_failures),
+        worker_runtime_env={"env_vars": environment} if environment else None,
+    )
+
+
+def reserved(workers: Workers) -> dict[str, float]:
+    """Return what every worker reserves, by the name of the resource."""
+    resources = {"CPU": workers.num_cpus, "GPU": workers.num_gpus, **workers.resources}
+    return {name: amount for name, amount in resources.items() if amount}
+
+
+@contextmanager
+def follow_start(workers: Workers, log: Callable[[str], None] | None, every: float = 20.0) -> Iterator[None]:
+    """Say what the workers of a training wait for, as long as they do: Ray tries again without a word.
+
+    Args:
+        every: seconds between looks; a line that says what the last one said is written once a minute.
+    """
+    if log is None:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        last, since = "", 0.0
+        while not over.wait(every):
+            since += every
+            line = describe_wait(workers)
+            if line is not None and (line != last or since >= 60):
+                log(line)
+                last, since = line, 0.0
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def describe_wait(workers: Workers) -> str | None:
+    """Return a line about what workers ask for and what there is; None when none are waiting for a place."""
+    import ray
+    from ray.util import placement_group_table
+
+    bundles = [reserved(workers)] * workers.count
+    waiting = [
+        group
+        for group in placement_group_table().values()
+        if group["state"] in ("PENDING", "RESCHEDULING") and list(group["bundles"].values()) == bundles
+    ]
+    if not waiting:
+        return None
+    there, free = ray.cluster_resources(), ray.available_resources()
+    has = ", ".join(f"{there.get(name, 0.0):g} {name} ({free.get(name, 0.0):g} free)" for name in bundles[0])
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return (
+        f"waits for room: {workers.count} x {_amounts(bundles[0])} have to start together, and the "
+        f"{nodes} node{'s' * (nodes != 1)} of the cluster have {has}; it begins when there is room"
+    )
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
 @contextmanager

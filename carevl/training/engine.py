@@ -17,6 +17,15 @@ def select_backend(workers: Workers) -> Literal["nccl", "gloo"]:
     return "nccl" if workers.num_gpus else "gloo"
 
 
+def zero_stage(training: Training) -> int:
+    """Return the stage of ZeRO that is used: in bfloat16 never less than 1.
+
+    Gradients of several micro-batches have to be added up in float32, which DeepSpeed does not do at stage 0. On one
+    worker stage 1 spreads nothing.
+    """
+    return max(training.zero.stage, 1 if training.dtype == "bfloat16" else 0)
+
+
 def is_bare(training: Training) -> bool:
     """Whether DeepSpeed neither spreads nor scales anything; the worker loop clips gradients then."""
     return training.zero.stage == 0 and training.dtype == "float32"
@@ -30,7 +39,7 @@ def deepspeed_config(training: Training, hidden_size: int) -> dict[str, Any]:
             DeepSpeed's own size, up to 5e8 numbers, can take more memory than spreading saves.
     """
     zero: dict[str, Any] = {
-        "stage": training.zero.stage,
+        "stage": zero_stage(training),
         "reduce_bucket_size": hidden_size**2,
         "allgather_bucket_size": hidden_size**2,
         "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
@@ -45,5 +54,7 @@ def deepspeed_config(training: Training, hidden_size: int) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW serves offloaded optimisers too
         "bf16": {"enabled": training.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",  # else sums over micro-batches and workers are rounded on their way
         "steps_per_print": 2**62,
     }

@@ -18,9 +18,16 @@ from carevl.models.device import device
 from carevl.models.locate import Weights
 from carevl.models.packing import Packed
 from carevl.settings.training import Training
-from carevl.training.engine import deepspeed_config, is_bare
+from carevl.training.engine import deepspeed_config, is_bare, zero_stage
 from carevl.training.items import Items
-from carevl.training.judge import TrainedJudge, export, load_judge, load_processor, make_trainable
+from carevl.training.judge import (
+    TrainedJudge,
+    export,
+    load_judge,
+    load_processor,
+    make_trainable,
+    restore_positions,
+)
 from carevl.training.plain import Plain
 from carevl.training.schedule import MicroBatch, Schedule, micro_batches
 from carevl.training.steps import Objective, all_gather, sum_shares
@@ -39,6 +46,8 @@ class WorkerConfig:
     out: Path
     schedule: Schedule
     training: Training
+    adapter: Path | None = None
+    """An adapter that the judge begins with, besides the one that is trained."""
 
     @property
     def judge(self) -> Path:
@@ -68,14 +77,17 @@ class Loop:
         spread = HfDeepSpeedConfig(configuration) if training.zero.stage == 3 else None
         torch.manual_seed(training.seed)
         model = load_judge(self.config.judge, training.dtype)
-        del spread  # the merged judge of `export` is loaded whole
-        self.trained = make_trainable(model, training)
+        del spread  # adapters are not spread before `initialize`
+        if training.zero.stage == 3:
+            restore_positions(model)
+        self.trained = make_trainable(model, training, self.config.adapter)
         self.judge = TrainedJudge(model).train()
         self.weights = [weight for weight in self.judge.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             self.weights, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
         steps = self.config.schedule.steps
+        all_gather(None, self.world)  # loading takes one worker longer than another, and NCCL does not wait for ever
         name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
         rates = get_scheduler(name, optimizer, math.ceil(training.warmup * steps), steps)
         engine, *_ = deepspeed.initialize(
@@ -183,7 +195,7 @@ class Loop:
         Raises:
             UserError: another number of workers made it under ZeRO 3, where weights were spread, too.
         """
-        stage = self.config.training.zero.stage
+        stage = zero_stage(self.config.training)
         workers = json.loads((Path(directory) / _ABOUT).read_text())["workers"]
         if workers != self.world and stage == 3:
             raise UserError(
@@ -196,7 +208,7 @@ class Loop:
         return int(state["steps_done"])
 
     def export(self) -> None:
-        """Write what was learned below `out`; every worker has to call it."""
+        """Write what was learned below `out`; every worker has to call it, and nobody waits for worker 0 to write."""
         state = None
         # Under ZeRO 3 no worker has all weights: they are gathered under the names that save_pretrained uses.
         if self.config.training.zero.stage == 3:
@@ -205,8 +217,7 @@ class Loop:
             prefix = "base_model.model." if adapters else ""
             state = {prefix + name.removeprefix("model."): weight for name, weight in gathered.items()}
         if self.rank == 0:
-            export(self.trained, state, self.config.judge, self.config.out)
-        all_gather(None, self.world)
+            export(self.trained, state, self.config.base, self.config.out, self.config.adapter)
 
 
 class _Clock:

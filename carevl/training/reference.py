@@ -12,7 +12,7 @@ from carevl.models.device import device
 from carevl.models.families import family_of
 from carevl.settings.training import Training
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
-from carevl.training.judge import load_judge, load_processor, log_probabilities
+from carevl.training.judge import add_adapter, load_judge, load_processor, log_probabilities
 from carevl.training.schedule import micro_batches
 
 
@@ -22,13 +22,19 @@ class Reference:
     Args:
         judge: the directory that phase 2 will begin with.
         training: the settings of phase 2; rows are packed and computed as they will be there.
+        adapter: directory of the adapter that phase 2 will begin with on top of it.
         resize_pixels: as for `Encoder`.
     """
 
-    def __init__(self, judge: Path, training: Training, *, resize_pixels: int | None = None) -> None:
+    def __init__(
+        self, judge: Path, training: Training, adapter: Path | None = None, *, resize_pixels: int | None = None
+    ) -> None:
         self.training, self.resize_pixels = training, resize_pixels
         self.processor = load_processor(judge)
-        self.model: Any = load_judge(judge, training.dtype).to(device()).eval()
+        self.model: Any = load_judge(judge, training.dtype)
+        if adapter is not None:
+            add_adapter(self.model, adapter)
+        self.model.to(device()).eval()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return the rows with the columns of `items.REFERENCE`, null where a row cannot be trained on."""

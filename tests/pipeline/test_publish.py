@@ -1,13 +1,67 @@
-"""What a published judge tells those who use it."""
+"""What a run publishes: weights, a card, and one adapter for both phases."""
 
-from carevl.models.judge_spec import JudgeSpec
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from carevl.pipeline import results
 from carevl.pipeline.publish import publish
+from carevl.training.adapters import Adapter, Rounding
 
 
-def test_the_published_judge_keeps_the_bound_that_it_was_trained_with(tmp_path):
-    phases = [tmp_path / phase for phase in ("sft", "dpo")]
-    for phase in phases:
-        (phase / "judge").mkdir(parents=True)
-        JudgeSpec(resize_pixels=2000).write(phase / "judge")
-    publish(phases, "base", tmp_path / "judge", "fingerprint", [])
-    assert JudgeSpec.read(tmp_path / "judge").resize_pixels == 2000
+@pytest.fixture
+def phases(tmp_path):
+    """Training directories of both phases, whose adapters have rank 2 and 3; `base` is what the second one is of."""
+
+    def make(base: str, lost: float):
+        torch.manual_seed(0)
+        for phase, rank, of in (("sft", 2, "org/base"), ("dpo", 3, base)):
+            (tmp_path / phase / "judge").mkdir(parents=True)
+            (tmp_path / phase / "judge" / "config.json").write_text("{}")
+            tensors = {
+                "base_model.model.q.lora_A.weight": torch.randn(rank, 8),
+                "base_model.model.q.lora_B.weight": torch.randn(4, rank),
+            }
+            config = {"r": rank, "lora_alpha": 2 * rank, "target_modules": ["q"], "base_model_name_or_path": of}
+            Adapter(config, tensors).write(tmp_path / phase / "adapter")
+            Rounding(lost, lost, "q", "bfloat16").write(tmp_path / phase / "rounding.json")
+        return [tmp_path / "sft", tmp_path / "dpo"]
+
+    return make
+
+
+def _change(directory):
+    adapter = Adapter.read(directory)
+    a, b = adapter.factors("q")
+    return adapter.scale * b @ a
+
+
+def test_an_adapter_of_merged_weights_is_joined_with_the_one_before_it(phases, tmp_path):
+    directories = phases(base=str(tmp_path / "sft" / "judge"), lost=0.01)
+    publish(directories, "org/base", tmp_path / "judge", "f", [])
+    published = Adapter.read(tmp_path / "judge" / "adapter")
+    assert (published.config["r"], published.config["base_model_name_or_path"]) == (5, "org/base")
+    expected = sum(_change(directory / "adapter") for directory in directories)
+    assert torch.allclose(_change(tmp_path / "judge" / "adapter"), expected, atol=1e-5)
+    card = (tmp_path / "judge" / "README.md").read_text()
+    assert "Merging into bfloat16 lost 0.01 of what was learned (0.01 in q)." in card
+    assert "judge.serve" not in card
+
+
+def test_one_that_holds_both_phases_is_published_as_it_is(phases, tmp_path):
+    directories = phases(base="org/base", lost=0.4)
+    publish(directories, "org/base", tmp_path / "judge", "f", [])
+    assert torch.equal(_change(tmp_path / "judge" / "adapter"), _change(directories[1] / "adapter"))
+    card = (tmp_path / "judge" / "README.md").read_text()
+    assert "Warning: merging into bfloat16 lost 0.4" in card
+    assert "use judge.serve: adapter." in card
+    assert json.loads((tmp_path / "judge" / "judge.json").read_text())["base"] == "org/base"
+
+
+def test_results_warn_of_a_merged_judge_that_is_not_the_trained_one():
+    rounding = {"overall": 0.4, "largest": 0.9, "weight": "q", "dtype": "bfloat16"}
+    [line] = results.table({"rounding": {"dpo": rounding, "sft": rounding | {"overall": 0.02}}})
+    assert line.startswith("dpo: warning: merging into bfloat16 lost 0.4 of what was learned (0.9 in q)")

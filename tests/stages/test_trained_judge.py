@@ -1,8 +1,13 @@
-"""How the stages load a judge that a phase trained."""
+"""How the stages load a judge that a phase trained, and what phase 2 begins with."""
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from carevl.data.drawn import DataRoot
+from carevl.models.locate import Weights
 from carevl.settings import load_settings
+from carevl.stages import dpo, evaluate, sample, sft
 from carevl.stages.base import RunContext
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
@@ -12,8 +17,8 @@ from carevl.store.stage_key import StageKey
 def trained(tmp_path):
     """Context of a run whose named phases have left an adapter beside their judge."""
 
-    def make(serve, *phases):
-        settings = load_settings("mini", [f"judge.serve={serve}"])
+    def make(serve, *phases, changes=()):
+        settings = load_settings("mini", [f"judge.serve={serve}", *changes])
         context = RunContext(settings, Run(tmp_path), {name: StageKey(name, {}) for name in ("sft", "dpo")}, print)
         for phase in phases:
             context.table(phase, "adapter").directory.mkdir(parents=True)
@@ -22,25 +27,93 @@ def trained(tmp_path):
     return make
 
 
+@pytest.fixture
+def halved(tmp_path):
+    """A judge's directory, stored in 16 bits as far as the headers of its weights say."""
+    directory = tmp_path / "halved"
+    directory.mkdir()
+    save_file({"weight": np.zeros(2, np.float16)}, directory / "model.safetensors")
+    (directory / "config.json").write_text("{}")
+    return str(directory)
+
+
 def _is(judge, path, adapter):
     return judge.path == str(path) and judge.adapter == (None if adapter is None else str(adapter))
 
 
-def test_trained_judges_are_merged_by_default(trained):
-    context = trained("merged", "sft", "dpo")
+@pytest.mark.parametrize("serve", ["auto", "merged"])
+def test_trained_judges_are_merged_where_the_base_is_stored_in_float32(trained, serve):
+    context = trained(serve, "sft", "dpo")
     assert context.trained_judge(None) == context.settings.judge
     for phase in ("sft", "dpo"):
         assert _is(context.trained_judge(phase), context.table(phase, "judge").directory, None)
+    assert context.phase2_start() == (Weights(str(context.merged_judge("sft"))), None)
 
 
 def test_or_an_adapter_of_what_their_phase_began_with(trained):
     context = trained("adapter", "sft", "dpo")
-    sft, dpo = (context.table(phase).directory for phase in ("sft", "dpo"))
+    first, second = (context.table(phase).directory for phase in ("sft", "dpo"))
     assert _is(context.trained_judge(None), "miniworld:judge", None)
-    assert _is(context.trained_judge("sft"), "miniworld:judge", sft / "adapter")
-    assert _is(context.trained_judge("dpo"), sft / "judge", dpo / "adapter")
+    assert _is(context.trained_judge("sft"), "miniworld:judge", first / "adapter")
+    assert _is(context.trained_judge("dpo"), first / "judge", second / "adapter")
+
+
+@pytest.mark.parametrize("serve", ["auto", "adapter"])
+def test_in_16_bits_nothing_is_merged_on_the_way(trained, halved, serve):
+    context = trained(serve, "sft", "dpo", changes=[f"judge.path={halved}"])
+    first, second = (context.table(phase).directory for phase in ("sft", "dpo"))
+    assert _is(context.trained_judge("sft"), halved, first / "adapter")
+    assert _is(context.trained_judge("dpo"), halved, second / "adapter")
+    assert context.phase2_start() == (Weights(halved), first / "adapter")
+
+
+def test_unless_the_settings_say_so(trained, halved):
+    context = trained("merged", "sft", "dpo", changes=[f"judge.path={halved}"])
+    for phase in ("sft", "dpo"):
+        assert _is(context.trained_judge(phase), context.table(phase, "judge").directory, None)
+    assert context.phase2_start()[1] is not None
+
+
+def test_what_is_trained_in_bfloat16_is_not_merged_before_phase_2(trained):
+    context = trained("auto", "sft", "dpo", changes=["dpo.dtype=bfloat16"])
+    assert context.phase2_start() == (Weights("miniworld:judge"), context.table("sft", "adapter").directory)
+
+
+@pytest.mark.parametrize("phase", ["sft", "dpo"])
+def test_with_all_weights_trained_phase_2_begins_with_whole_weights(trained, halved, phase):
+    context = trained("auto", "sft", changes=[f"judge.path={halved}", f"{phase}.lora=null"])
+    assert context.phase2_start() == (Weights(str(context.merged_judge("sft"))), None)
 
 
 def test_a_judge_whose_weights_were_all_trained_has_no_adapter(trained):
     context = trained("adapter", "dpo")
     assert _is(context.trained_judge("sft"), context.table("sft", "judge").directory, None)
+
+
+def _inputs(settings, run):
+    root = DataRoot.of(settings.model_copy(update={"benchmarks": []}), run)
+    without = settings.model_copy(update={"benchmarks": []})
+    stages = (sft.STAGE, sample.STAGE, dpo.STAGE, evaluate.STAGE)
+    return {
+        table: stage.fingerprint_inputs(without, root, table) for stage in stages for table in stage.tables(without)
+    }
+
+
+def test_how_a_judge_is_served_matters_to_its_answers_in_16_bits_alone(trained, halved):
+    context = trained("auto")
+    run, exact = context.run, _inputs(context.settings, context.run)
+    assert all(_inputs(trained(serve).settings, run) == exact for serve in ("merged", "adapter"))
+    path = f"judge.path={halved}"
+    merged, adapter = (_inputs(trained(serve, changes=[path]).settings, run) for serve in ("merged", "adapter"))
+    changed = {table for table in merged if merged[table] != adapter[table]}
+    assert changed == {"sample", "evaluate/phase1", "evaluate/phase2"}
+    assert _inputs(trained("auto", changes=[path]).settings, run) == adapter
+    assert "begins_with" in adapter["dpo"]
+    assert "begins_with" not in exact["dpo"]
+
+
+def test_sums_of_gradients_are_part_of_what_bfloat16_learns(trained):
+    settings = trained("auto").settings
+    assert "gradients" not in settings.sft.learned()
+    halved = settings.sft.model_copy(update={"dtype": "bfloat16"})
+    assert halved.learned() == {**settings.sft.learned(), "dtype": "bfloat16", "gradients": "float32"}

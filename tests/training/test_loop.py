@@ -99,7 +99,7 @@ def test_trained_adapter_and_merged_judge_agree(begin, judge, sft_rows, quick):
         assert len({file.stat().st_mode for file in (out / name).iterdir()}) == 1
     processor = hf.AutoProcessor.from_pretrained(out / "judge")
     assert processor.chat_template == hf.AutoProcessor.from_pretrained(judge).chat_template
-    assert sorted(path.name for path in out.iterdir()) == ["adapter", "data", "judge", "training.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["adapter", "data", "judge", "rounding.json", "training.json"]
 
 
 def test_all_weights_but_those_of_the_vision_tower_are_trained(begin, judge, sft_rows, quick):
