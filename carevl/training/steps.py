@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,9 @@ from carevl.training.objectives import preference_loss, token_loss
 if TYPE_CHECKING:
     from carevl.settings.training import Dpo
     from carevl.training.items import Items
+
+_PATIENCE = timedelta(hours=12)
+"""How long workers wait for each other where one writes, or loads: a lost one is noticed at once all the same."""
 
 
 @dataclass
@@ -104,12 +109,25 @@ class Objective:
 
 
 def all_gather(value: Any, world: int) -> list[Any]:
-    """Return the value of every worker, by rank; every worker has to call it."""
+    """Return the value of every worker, by rank; every worker has to call it, and waits for the others for hours.
+
+    It goes through gloo whatever gradients go through: a wait in NCCL ends after the time that NCCL has, while worker 0
+    writes what the others need not wait for.
+    """
     import torch.distributed as dist
 
     values: list[Any] = [None] * world
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_host_group(dist.group.WORLD))
     return values
+
+
+@cache
+def _host_group(workers: Any) -> Any:
+    """Return the group through which the workers of a process group exchange facts; all of them have to call it."""
+    import torch.distributed as dist
+
+    del workers
+    return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 def sum_shares(parts: Sequence[Sums]) -> Mapping[str, Any]:
