@@ -55,6 +55,7 @@ def judge_fingerprint_inputs(judge: Judge) -> dict[str, Any]:
         "weights": weights_fingerprint(judge.path, judge.revision),
         **({} if judge.adapter is None else {"adapter": adapter_fingerprint(judge.adapter)}),
         **judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"}),
+        **judge.computation,
     }
 
 

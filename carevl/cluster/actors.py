@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import os
 import pickle
+import sys
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +22,15 @@ import pyarrow.compute as pc
 from carevl.cluster.jobs import PoolJob, Processor, Tally, check_keys
 from carevl.errors import UserError
 from carevl.models.device import reserve_device
-from carevl.models.row_errors import BROKEN
+from carevl.models.engines import close_engines
+from carevl.models.row_errors import BROKEN, EngineLostError, first_line, is_lost, is_out_of_memory, mark_lost_rows
 from carevl.store.schemas import failures
+from carevl.store.table import write_atomically
 
 _log = logging.getLogger(__name__)
+
+_MOST_ENDS = 2
+"""Times that a part may end the process of its actor; the next time, its rows carry the error."""
 
 _MAX_PREPARED = 2**30
 """Bytes of a part that a preparer hands over at most; the actors make larger ones ready themselves."""
@@ -58,33 +67,78 @@ class Preparer:
 class PoolActor:
     """A job's processor inside a Ray Data actor; it loads nothing before the first part that needs it.
 
-    What a person has to mend, such as a full disk, stops the actor: it reports why and makes no further part.
+    What a person has to mend, such as a full disk, or a model that cannot be loaded, stops the actor: it reports why
+    and makes no further part. An engine that is beyond repair in this process ends it; Ray starts another, which makes
+    the part again.
     """
 
     def __init__(self, job: PoolJob) -> None:
-        self.job, self.name = job, uuid.uuid4().hex
+        self.job, self.name = job, _actor_id()
+        self.process = uuid.uuid4().hex
         self.loaded: Processor | None = None
-        self.proven = False
+        self.proven, self.is_lost = False, False
         self.load_seconds = 0.0
         self.stopped = ""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         [number] = batch["part"].tolist()
         [prepared], [prepare_seconds] = batch.get("prepared", [b""]), batch.get("prepare_seconds", [0.0])
-        tally = Tally()
+        tally, ended = Tally(), self._ended(number)
+        if self.is_lost:
+            self._end_process()
         if not self.stopped:
             try:
-                tally = self._process_part(number, pickle.loads(prepared) if prepared else None)
+                rows_in = pickle.loads(prepared) if prepared else None
+                tally = self._process_part(number, rows_in, final=len(ended) >= _MOST_ENDS)
                 tally.prepare_seconds = float(prepare_seconds)
+            except EngineLostError as error:
+                _log.error("%s: part %d: %s", self.job.name, number, error)
+                if len(ended) < _MOST_ENDS:
+                    write_atomically(self._note(number), "\n".join([*ended, self.process]).encode())
+                    self._end_process()
+                self.stopped = f"{error}; {len(ended)} processes in a row ended at part {number}"
             except (OSError, UserError) as error:
                 self.stopped = " ".join(str(error).split())
-        report = {"job": self.job.name, "actor": self.name, "tally": json.dumps(asdict(tally))}
+            self._note(number).unlink(missing_ok=True)
+        report = {"job": self.job.name, "actor": self.name, "processes": " ".join([*ended, self.process])}
+        report |= {"tally": json.dumps(asdict(tally))}
         return {name: np.array([value]) for name, value in {**report, "stopped": self.stopped}.items()}
 
-    def _process_part(self, number: int, prepared: Mapping[str, pa.Table] | None) -> Tally:
+    def __del__(self) -> None:
+        """Close the engine: Ray drops an actor that has no more parts before it ends its process."""
+        self.close()
+
+    def close(self) -> None:
+        """Close and drop what was loaded, and give its memory back."""
+        close_engines()
+        self.loaded, self.proven = None, False
+        gc.collect()
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
+
+    def _end_process(self) -> NoReturn:
+        """End this process at once: its engine is lost, and what it holds goes with it."""
+        logging.shutdown()
+        os._exit(1)
+
+    def _note(self, number: int) -> Path:
+        """Return the file that names the processes that ended at a part."""
+        return self.job.target.directory / f".ends-{number:05d}"
+
+    def _ended(self, number: int) -> list[str]:
+        note = self._note(number)
+        return note.read_text().split() if note.exists() else []
+
+    def _process_part(self, number: int, prepared: Mapping[str, pa.Table] | None, *, final: bool) -> Tally:
+        """Make a part; the last time that it may be tried, rows carry the error of an engine that is lost."""
         started, self.load_seconds = time.monotonic(), 0.0
         rows_in = prepared or {name: table.read(number) for name, table in self.job.sources.items()}
-        rows_out = self._ensure_part(number, rows_in)
+        if not final:
+            rows_out = self._ensure_part(number, rows_in)
+        else:
+            with mark_lost_rows() as lost:
+                rows_out = self._ensure_part(number, rows_in)
+            self.is_lost = lost.is_lost
         errors = failures(rows_out["error"])
         busy = time.monotonic() - started - self.load_seconds
         return Tally(1, next(iter(rows_in.values())).num_rows, len(rows_out), errors, busy, self.load_seconds)
@@ -114,7 +168,7 @@ class PoolActor:
         if self.proven and _all_broken(rows_out):
             _log.warning("%s: every row of a part failed; loading the engine anew", self.job.name)
             # The old engine has to be gone before the new one loads: a GPU need not hold both.
-            self.loaded, self.proven = None, False
+            self.close()
             rows_out = self._load().process(rows_in)
         check_keys(self.job, rows_in, rows_out)
         self.proven = self.proven or bool(rows_out["error"].null_count)
@@ -126,11 +180,33 @@ class PoolActor:
             reserve_device(self.job.pool.num_gpus)
             try:
                 self.loaded = self.job.processor.load()
-            except ValueError as error:  # so engines refuse settings that do not suit a model
+            except Exception as error:
                 _log.warning("%s cannot be loaded", self.job.name, exc_info=True)
-                raise UserError(f"cannot be loaded: {error}") from error
+                raise _load_error(error) from error
             self.load_seconds += time.monotonic() - started
         return self.loaded
+
+
+def _actor_id() -> str:
+    """Return the name of the actor that this process is; Ray starts another process under it when one ends."""
+    import ray
+
+    return str(ray.get_runtime_context().get_actor_id())
+
+
+def _load_error(error: Exception) -> Exception:
+    """Return what stops an actor whose model cannot be loaded: what happened, and the likely way out."""
+    if is_lost(error):
+        return EngineLostError(f"cannot be loaded: {first_line(error)}")
+    if isinstance(error, (OSError, UserError)):
+        return error
+    text = str(error) if isinstance(error, ValueError) else first_line(error)  # so engines refuse settings
+    advice = ""
+    if is_out_of_memory(error) or "cache blocks" in text or "ree memory" in text:
+        advice = "; it lacks memory: lower max_num_seqs or max_model_len, or reserve more of a GPU (pool.num_gpus)"
+    elif isinstance(error, ImportError):
+        advice = "; install it on every node"
+    return UserError(f"cannot be loaded: {text.strip().rstrip('.')}{advice}")
 
 
 def _failed_keys(job: PoolJob, rows_in: Mapping[str, pa.Table], stored: pa.Table) -> pa.Array:

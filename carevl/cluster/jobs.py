@@ -85,6 +85,7 @@ class Tally:
     `busy_seconds`: of its actors at work, without `load_seconds`, in which they loaded what they work with.
     `prepare_seconds`: of its preparers.
     `actors`: how many it has had. `actor_seconds`: of all its actors since its first part was begun.
+    `restarts`: processes of its actors that ended before their time and were started again.
     """
 
     parts: int = 0
@@ -96,6 +97,7 @@ class Tally:
     prepare_seconds: float = 0.0
     actors: int = 0
     actor_seconds: float = 0.0
+    restarts: int = 0
     trouble: str = ""
 
     def add(self, other: Tally) -> None:

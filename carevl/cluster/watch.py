@@ -24,7 +24,8 @@ class PoolWatch:
     def __init__(self, pool: Pool, n_parts: int) -> None:
         self.tally, self.n_parts = Tally(), n_parts
         self.min_actors = min(pool.bounds[0], n_parts)
-        self.actors: set[str] = set()
+        self.actors: dict[str, set[str]] = {}
+        """Each actor, with the processes that it has had."""
         self.last_report = time.monotonic()
         self.longest_part = 0.0
         self.first_start: float | None = None
@@ -35,12 +36,14 @@ class PoolWatch:
         seconds = tally.busy_seconds + tally.load_seconds
         self.first_start = now - seconds if self.first_start is None else min(self.first_start, now - seconds)
         self.longest_part = max(self.longest_part, seconds)
-        self.actors.add(report["actor"])
+        self.actors.setdefault(report["actor"], set()).update(report["processes"].split())
         self.last_report = now
         self.tally.add(tally)
         self.tally.actors = max(len(self.actors), self.min_actors)
         self.tally.actor_seconds = self.tally.actors * (now - self.first_start)
-        self.tally.trouble = self._starvation()
+        self.tally.restarts = sum(len(processes) - 1 for processes in self.actors.values())
+        restarts = f"{self.tally.restarts} restarts of its actors" if self.tally.restarts else ""
+        self.tally.trouble = "; ".join(filter(None, (restarts, self._starvation())))
 
     def check_silence(self) -> bool:
         """Return whether no part has come for far longer than any took so far, or for a minute before the first."""

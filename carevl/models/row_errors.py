@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +16,8 @@ _log = logging.getLogger(__name__)
 
 BROKEN = "engine"
 """The kind of failure of a row that an engine failed at, twice and alone."""
+LOST = "engine lost"
+"""The kind of failure of the rows whose part broke the engine beyond repair, in one process after the other."""
 TOO_LONG = "too long"
 """The kind of failure of a row of more tokens than the engine reads."""
 
@@ -26,6 +31,51 @@ class Failure:
 
     kind: str
     message: str
+
+
+class EngineLostError(Exception):
+    """An engine that this process cannot mend: on a GPU, every later call fails too."""
+
+
+_LOST_PATTERN = re.compile(
+    r"illegal memory access|device-side assert|illegal instruction|misaligned address|illegal address|"
+    r"unspecified launch failure|hardware stack error|uncorrectable (ecc|nvlink) error|"
+    r"(cublas|cudnn)_status_(internal_error|execution_failed|not_initialized|mapping_error)",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class LostRows:
+    """Whether an engine was lost while its rows were marked."""
+
+    is_lost: bool = False
+
+
+_marking: ContextVar[LostRows | None] = ContextVar("marking", default=None)
+
+
+@contextmanager
+def mark_lost_rows() -> Iterator[LostRows]:
+    """Let rows carry the error when their engine is lost, in place of `EngineLostError`."""
+    lost = LostRows()
+    token = _marking.set(lost)
+    try:
+        yield lost
+    finally:
+        _marking.reset(token)
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that it came from, left the engine beyond repair, as a broken CUDA context does."""
+    while error is not None:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names & {"AcceleratorError", "EngineDeadError"} and not is_out_of_memory(error):
+            return True
+        if isinstance(error, EngineLostError) or _LOST_PATTERN.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class SomeRowsError(Exception, Generic[Out]):
@@ -56,6 +106,7 @@ def retry_and_bisect(
 
     Raises:
         UserError: the engine says that its settings are wrong: no row is to blame.
+        EngineLostError: it is beyond repair; inside `mark_lost_rows`, all rows carry that.
     """
     if not rows:
         return []
@@ -70,16 +121,26 @@ def retry_and_bisect(
             raise
         except Exception as raised:
             error = raised
-            if not (_out_of_memory(raised) and reduce_batch_size()):
+            if is_lost(raised):
+                return _lose(rows, raised)
+            if not (is_out_of_memory(raised) and reduce_batch_size()):
                 tries -= 1
     assert error is not None
     if len(rows) == 1:
-        return [Failure("out of memory" if _out_of_memory(error) else BROKEN, _first_line(error))]
-    _log.warning("a batch of %d rows failed twice (%s); trying its halves", len(rows), _first_line(error))
+        return [Failure("out of memory" if is_out_of_memory(error) else BROKEN, first_line(error))]
+    _log.warning("a batch of %d rows failed twice (%s); trying its halves", len(rows), first_line(error))
     half = len(rows) // 2
     return retry_and_bisect(call, rows[:half], reduce_batch_size) + retry_and_bisect(
         call, rows[half:], reduce_batch_size
     )
+
+
+def _lose(rows: Sequence[In], error: Exception) -> list[Any]:
+    lost = _marking.get()
+    if lost is None:
+        raise EngineLostError(first_line(error)) from error
+    lost.is_lost = True
+    return [Failure(LOST, first_line(error)) for _ in rows]
 
 
 def _whole(results: Sequence[Out], n_rows: int) -> list[Out | Failure]:
@@ -92,12 +153,14 @@ def _merged(partial: SomeRowsError[Any]) -> list[Any]:
     return [partial.failures.get(i, result) for i, result in enumerate(partial.results)]
 
 
-def _out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory ran out, in Python, in torch on a GPU or in torch's allocator on a CPU."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    signs = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the error's type and the first line of its message."""
     first = next(iter(str(error).splitlines()), "")[:300]
     return f"{type(error).__name__}: {first}"

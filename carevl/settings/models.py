@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,6 +56,31 @@ def _bounds(value: int | str) -> tuple[int, int]:
     return (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
 
 
+SCHEDULING = {
+    "async_scheduling",
+    "block_size",
+    "cpu_offload_gb",
+    "cudagraph_capture_sizes",
+    "disable_log_stats",
+    "distributed_executor_backend",
+    "enable_chunked_prefill",
+    "enable_prefix_caching",
+    "enforce_eager",
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "load_format",
+    "long_prefill_token_threshold",
+    "max_cudagraph_capture_size",
+    "max_num_batched_tokens",
+    "max_parallel_loading_workers",
+    "mm_encoder_tp_mode",
+    "mm_processor_cache_gb",
+    "scheduling_policy",
+    "use_tqdm_on_load",
+}
+"""Arguments of vLLM's engine that say how much is done at a time and where, not what is computed."""
+
+
 class Model(Strict):
     """A model, the engine that runs it, and the pool of actors that holds it."""
 
@@ -71,12 +96,38 @@ class Model(Strict):
     tensor_parallel: int = Field(
         1, ge=1, description="On vllm: GPUs of one node that an engine is spread over; pool.num_gpus is as many."
     )
+    max_num_seqs: int | None = Field(
+        None,
+        ge=1,
+        description="On vllm: most texts in flight; null: vLLM's own number on a GPU, pool.batch_size on a CPU.",
+    )
+    max_image_tiles: int | None = Field(
+        None,
+        ge=1,
+        description="Tiles that an image is cut into at most, by models whose processors do that (InternVL: 12 and the "
+        "whole, 256 tokens each, if this is null).",
+    )
+    engine_args: dict[str, Any] = Field(
+        {}, description="On vllm: further arguments of its engine (EngineArgs), such as {quantization: fp8}."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     pool: Pool = Field(Pool(), description="The actors that hold it.")
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """What changes a model's numbers, of the settings that are usually left alone; empty if they are.
+
+        Stages add it to their fingerprints. How much an engine does at a time, and where, is left out.
+        """
+        arguments = {name: value for name, value in self.engine_args.items() if name not in SCHEDULING}
+        tiles = {} if self.max_image_tiles is None else {"max_image_tiles": self.max_image_tiles}
+        return tiles | ({"engine_args": arguments} if arguments else {})
 
     @model_validator(mode="after")
     def _uses_its_gpus(self) -> Self:
         spread, reserved = self.tensor_parallel, self.pool.num_gpus
+        if self.engine == "transformers" and (self.engine_args or self.max_num_seqs):
+            raise ValueError("engine_args and max_num_seqs are for engine: vllm")
         if spread > 1 and self.engine == "transformers":  # a user's own engine may spread
             raise ValueError(f"tensor_parallel: {spread} needs engine: vllm")
         if spread > 1 and reserved not in (0, spread):  # without GPUs an engine is spread over processes

@@ -38,6 +38,7 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
         "weights": weights_fingerprint(captioner.path, captioner.revision),
         **captioner.model_dump(include={"engine", "dtype", "max_model_len", "prompt", "max_tokens"}),
         **pixel_inputs(settings),
+        **captioner.computation,
     }
     return {"caption": model}
 

@@ -190,7 +190,7 @@ def choose_rows(context: RunContext, choose: Choose, judged: Table, target: Tabl
 def judge_inputs(settings: Settings) -> dict[str, Any]:
     """Return what judgments depend on of the judge and of how it sees images, apart from its weights."""
     judge = settings.judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"})
-    return judge | pixel_inputs(settings)
+    return judge | settings.judge.computation | pixel_inputs(settings)
 
 
 def judge_models(settings: Settings, table: str) -> list[LoadedModel]:

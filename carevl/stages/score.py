@@ -47,6 +47,7 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
         "version": VERSION,
         "weights": EXPERT_KINDS[expert.kind].fingerprint(expert),
         **expert.model_dump(include={"name", "kind", "engine", "dtype", "max_model_len", "template", "too_long"}),
+        **expert.computation,
     }
     return {"expert": facts}
 

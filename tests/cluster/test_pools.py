@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from ray import cloudpickle
 
+from carevl.cluster.actors import _load_error
 from carevl.cluster.jobs import PoolJob, Processor, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.cluster.watch import PoolWatch
-from carevl.settings.models import Pool
+from carevl.errors import UserError
+from carevl.models.engines import generate_with_row_errors, generator
+from carevl.models.engines.base import GenerationRequest
+from carevl.models.row_errors import EngineLostError, Failure
+from carevl.settings.models import Judge, Pool
 from carevl.store.run import RunError
 from carevl.store.schemas import ERROR, row_error
 from carevl.store.table import Table
@@ -108,10 +114,62 @@ class Prepared(Waiting):
 
 
 class Unloadable(Waiting):
-    """Cannot be loaded, for a reason that no person can mend."""
+    """Cannot be loaded."""
 
     def setup(self):
-        raise TypeError("unexpected keyword")
+        raise AssertionError("Error in memory profiling. Initial free memory 2 GiB")
+
+
+LOSING = """
+import os
+from pathlib import Path
+import torch
+from carevl.models.engines.base import Engine, Generation
+
+class Losing:
+    def __init__(self, directory, times):
+        self.directory, self.times = Path(directory), times
+    def generate(self, requests, **arguments):
+        with (self.directory / "calls").open("a") as calls:
+            calls.write(f"{os.getpid()} ")
+        lost = self.directory / "lost"
+        if any(request.prompt == "3-1" for request in requests) and len(list(lost.iterdir())) < self.times:
+            (lost / str(os.getpid())).touch()
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        return [Generation(request.prompt, 1, False) for request in requests]
+    def close(self):
+        (self.directory / "closed" / str(os.getpid())).touch()
+
+class LosingEngine(Engine):
+    name = "losing"
+    def generator(self, model):
+        return Losing(model.path, model.max_tokens)
+    def scorer(self, model, **arguments):
+        raise NotImplementedError
+
+ENGINE = LosingEngine()
+"""
+
+
+@dataclass
+class Asking(Processor):
+    """Asks an engine that is imported by its path; it is lost so many times at the rows of part 3."""
+
+    directory: Path
+    times: int
+
+    def setup(self):
+        sys.path.insert(0, str(self.directory))
+        judge = Judge(path=str(self.directory), engine="losing_engine:ENGINE", max_tokens=self.times)
+        self.engine = generator(judge)
+
+    def process(self, tables):
+        rows = tables["rows"].to_pylist()
+        requests = [GenerationRequest(None, row["key"]) for row in rows]
+        for row, written in zip(rows, generate_with_row_errors(self.engine, requests, max_tokens=1), strict=True):
+            if isinstance(written, Failure):
+                row["error"] = row_error("test", written.kind, written.message)
+        return pa.Table.from_pylist(rows, SCHEMA)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -217,9 +275,73 @@ def test_an_engine_that_broke_is_loaded_anew(ray, source, tmp_path):
     assert loads.read_text() == "xxx"
 
 
-def test_a_pool_whose_work_cannot_be_made_stops_the_run(ray, source):
-    with pytest.raises(Exception, match="unexpected keyword"):
-        run_jobs([job(source, processor=Unloadable)], range(6), 0.0, silent)
+def test_a_pool_that_cannot_load_stops_the_run_with_one_line_after_the_others(ray, source):
+    with pytest.raises(
+        RunError, match=r"^bad: cannot be loaded: AssertionError: Error in memory .*pool\.num_gpus"
+    ) as bad:
+        run_jobs([job(source, "bad", processor=Unloadable), job(source, "good")], range(6), 0.0, silent)
+    assert len(str(bad.value).splitlines()) == 1
+    assert Table(source.directory.parent / "good").parts() == [*range(6)]
+
+
+@pytest.fixture
+def losing(tmp_path):
+    """The directory of an engine that loses itself: who called it, was lost, and was closed."""
+    for name in ("lost", "closed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "losing_engine.py").write_text(LOSING)
+    return tmp_path
+
+
+@pytest.mark.fault
+def test_a_lost_engine_ends_its_process_and_another_makes_the_part_again(ray, source, losing):
+    tally = run_jobs([job(source, processor=Asking, directory=losing, times=1)], range(6), 0.0, silent)["pool"]
+    assert (tally.parts, tally.errors, tally.restarts) == (6, 0, 1)
+    assert Table(losing / "pool").read()["key"].to_pylist() == source.read()["key"].to_pylist()
+    first, last = sorted(set((losing / "calls").read_text().split()), key=(losing / "calls").read_text().index)
+    assert [file.name for file in (losing / "lost").iterdir()] == [first]
+    assert not list((losing / "pool").glob(".ends-*"))
+    end = time.monotonic() + 60
+    while not (closed := [file.name for file in (losing / "closed").iterdir()]):
+        assert time.monotonic() < end, "the engine of the last process is not closed"
+        time.sleep(0.1)
+    assert closed == [last]
+
+
+@pytest.mark.fault
+def test_rows_that_lose_every_engine_carry_the_error_in_the_end(ray, source, losing):
+    tally = run_jobs([job(source, processor=Asking, directory=losing, times=9)], range(6), 0.2, silent)["pool"]
+    assert (tally.parts, tally.errors) == (6, 3)
+    assert tally.restarts in (2, 3)  # the process that marked them ends before its next part, if there is one
+    assert tally.actors == 1
+    assert len(list((losing / "lost").iterdir())) == 3
+    errors = {row["key"]: row["error"] for row in Table(losing / "pool").read().to_pylist() if row["error"]}
+    assert sorted(errors) == ["3-0", "3-1", "3-2"]
+    assert {error["kind"] for error in errors.values()} == {"engine lost"}
+    assert "device-side assert" in errors["3-1"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("No available memory for the cache blocks."), "cache blocks; it lacks memory: lower max_num_seqs"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nand failed"), "OutOfMemoryError: CUDA out of memory"),
+        (ImportError("No module named 'vllm'"), "ImportError: No module named 'vllm'; install it on every node"),
+        (KeyError("visual"), "KeyError: 'visual'"),
+        (RuntimeError("Could not find nvcc"), "RuntimeError: Could not find nvcc"),
+        (UserError("no such model"), "no such model"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_a_sentence(error, message):
+    stated = _load_error(error)
+    assert isinstance(stated, UserError)
+    assert message in str(stated)
+
+
+def test_a_broken_context_at_loading_is_told_from_lack_of_memory():
+    assert isinstance(_load_error(torch.AcceleratorError("CUDA error: illegal memory access")), EngineLostError)
+    assert isinstance(_load_error(RuntimeError("CUBLAS_STATUS_INTERNAL_ERROR when calling")), EngineLostError)
+    assert isinstance(_load_error(torch.AcceleratorError("CUDA error: out of memory")), UserError)
 
 
 @pytest.mark.fault
@@ -239,7 +361,13 @@ def test_a_full_disk_stops_the_run_with_one_line_and_the_next_goes_on(ray, sourc
 
 
 def report(actor, seconds):
-    return {"job": "pool", "actor": actor, "stopped": "", "tally": f'{{"parts": 1, "busy_seconds": {seconds}}}'}
+    return {
+        "job": "pool",
+        "actor": actor,
+        "processes": actor,
+        "stopped": "",
+        "tally": f'{{"parts": 1, "busy_seconds": {seconds}}}',
+    }
 
 
 def test_a_pool_that_waits_for_its_parts_says_that_it_starves(monkeypatch):

@@ -7,6 +7,7 @@ from functools import cache
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models.engines.transformers import ImageTextGenerator
 from carevl.models.engines.vllm import VllmGenerator
+from carevl.settings.models import Judge, Pool
 
 
 @cache
@@ -18,4 +19,4 @@ def transformers_engine(name: str) -> ImageTextGenerator:
 @cache
 def vllm_engine(name: str) -> VllmGenerator:
     """Return the shipped model of this name under vLLM, as long as the model reads at most."""
-    return VllmGenerator(WEIGHTS / name, batch_size=16, max_model_len=4096)
+    return VllmGenerator(Judge(path=f"miniworld:{name}", max_model_len=4096, pool=Pool(batch_size=16)))

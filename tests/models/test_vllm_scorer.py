@@ -14,6 +14,7 @@ from carevl.miniworld.weights import WEIGHTS
 from carevl.models.engines.vllm import VllmScorer, _check_parity
 from carevl.models.reward_scorer import RewardScorer
 from carevl.models.row_errors import SomeRowsError
+from carevl.settings.models import Expert, Pool
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,8 @@ def conversations():
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_scores_are_those_of_transformers(name, conversations):
     expected = RewardScorer(WEIGHTS / f"expert-{name}").score(conversations)
-    scorer = VllmScorer(WEIGHTS / f"expert-{name}", batch_size=16, max_model_len=512, parity_tolerance=0.01)
+    expert = Expert(name=name, path=f"miniworld:expert-{name}", max_model_len=512, pool=Pool(batch_size=16))
+    scorer = VllmScorer(expert, parity_tolerance=0.01)
     assert scorer.score(conversations) == pytest.approx(expected, abs=5e-4)
     assert max(expected) - min(expected) > 0.1
     with pytest.raises(SomeRowsError, match="and the expert reads 512") as caught:

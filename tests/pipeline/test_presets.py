@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from carevl.cluster import resources
-from carevl.models.engines.vllm import engine_arguments
+from carevl.models.engines.vllm_arguments import card_share
 from carevl.pipeline.admission import reservations
 from carevl.pipeline.plan import plan_run, unpinned
 from carevl.settings import SettingsError, load_settings
@@ -64,6 +64,6 @@ def test_the_data_has_to_be_named(preset, tmp_path):
 
 def test_experts_that_share_a_gpu_share_its_memory():
     settings = load_settings("multi-node")
-    assert {engine_arguments(expert)["gpu_share"] for expert in settings.experts} == {0.5}
-    assert engine_arguments(settings.captioner)["gpu_share"] == 1
-    assert engine_arguments(load_settings("mini", ["captioner.engine=vllm"]).captioner)["gpu_share"] == 1
+    assert {card_share(expert) for expert in settings.experts} == {0.5}
+    assert card_share(settings.captioner) == 1
+    assert card_share(load_settings("mini", ["captioner.engine=vllm"]).captioner) == 1

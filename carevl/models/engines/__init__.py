@@ -5,28 +5,63 @@ A user's own is `engine: package.module:NAME`, an instance of `carevl.models.eng
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from carevl.models.engines import transformers, vllm
 from carevl.models.engines.base import Engine, Generation, GenerationRequest, Generator, Scorer
+from carevl.models.engines.card import device_names, start_alone
 from carevl.models.row_errors import Failure, retry_and_bisect
 from carevl.settings.registry import Registry
 
 if TYPE_CHECKING:
     from carevl.settings.models import Captioner, Judge, Model
 
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 ENGINES: Registry[Engine] = Registry("engine", Engine, (vllm.ENGINE, transformers.ENGINE))
 
 
+_LOADED: list[weakref.ref[Any]] = []
+"""What this process has loaded and has to close; dropping an engine drops it from here too."""
+
+
 def generator(model: Captioner | Judge) -> Generator:
-    """Load a vision-language model into the engine that its settings name."""
-    return ENGINES[model.engine].generator(model)
+    """Load a vision-language model into the engine that its settings name; alone on its device while it loads."""
+    engine = ENGINES[model.engine]
+    with start_alone(device_names()):
+        return _note(engine.generator(model))
 
 
 def scorer(model: Model, batch_tokens: int = 8192, parity_tolerance: float | None = None) -> Scorer:
-    """Load a text reward model into the engine that its settings name; the two numbers as in `settings.Expert`."""
-    return ENGINES[model.engine].scorer(model, batch_tokens=batch_tokens, parity_tolerance=parity_tolerance)
+    """Load a text reward model into the engine that its settings name, alone on its device while it loads.
+
+    The two numbers are as in `settings.Expert`.
+    """
+    engine = ENGINES[model.engine]
+    with start_alone(device_names()):
+        return _note(engine.scorer(model, batch_tokens=batch_tokens, parity_tolerance=parity_tolerance))
+
+
+def _note(loaded: T) -> T:
+    if hasattr(loaded, "close") and hasattr(loaded, "__weakref__"):
+        _LOADED.append(weakref.ref(loaded))
+    return loaded
+
+
+def close_engines() -> None:
+    """Close what this process has loaded and still holds; an engine that cannot be closed is left to its end."""
+    while _LOADED:
+        loaded = _LOADED.pop()()
+        if loaded is not None:
+            try:
+                loaded.close()
+            except Exception:
+                _log.warning("an engine cannot be closed", exc_info=True)
 
 
 def generate_with_row_errors(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from carevl.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,6 +78,7 @@ class Engine(ABC):
     """Loads models that settings describe. Its heavy imports stay inside its methods: settings are checked without it.
 
     What it loads may have a method `reduce_batch_size() -> bool`, called when memory runs out; False when it cannot.
+    It may have a method `close()`, called once when the actor has no more parts, which gives its memory back.
     """
 
     name: str
@@ -90,6 +94,19 @@ class Engine(ABC):
         Raises:
             UserError: it is no reward model, or its scores differ from the reference's by more than the tolerance.
         """
+
+
+def limit_tiles(processor: Any, path: str | Path, most: int | None) -> None:
+    """Let a processor cut an image into so many tiles at most; None leaves it alone.
+
+    Raises:
+        UserError: it cuts no tiles.
+    """
+    if most is None:
+        return
+    if not hasattr(processor.image_processor, "max_patches"):
+        raise UserError(f"{path} cuts no image into tiles (max_patches); leave max_image_tiles out")
+    processor.image_processor.max_patches = most
 
 
 def write_prompt(processor: Any, request: GenerationRequest) -> str:

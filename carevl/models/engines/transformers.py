@@ -17,6 +17,7 @@ from carevl.models.engines.base import (
     Generator,
     Scorer,
     first_tokens,
+    limit_tiles,
     write_prompt,
 )
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
@@ -35,11 +36,13 @@ class ImageTextGenerator:
         model: a Hugging Face directory or hub id with safetensors and a processor.
         dtype: a torch dtype by name, or `auto` for the one that the weights are stored in.
         batch_size: texts that are written at a time.
+        max_image_tiles: tiles that an image is cut into at most, where the processor cuts them; None: its own number.
         adapter: directory of a LoRA adapter on top of it, which is not merged.
         loading: `trust_remote_code`, handed to transformers.
 
     Raises:
         OSError: the directory lacks weights, configuration or processor.
+        UserError: `max_image_tiles` is set, and the processor cuts no tiles.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class ImageTextGenerator:
         dtype: str = "auto",
         *,
         batch_size: int = 64,
+        max_image_tiles: int | None = None,
         adapter: Path | None = None,
         **loading: Any,
     ) -> None:
@@ -56,6 +60,7 @@ class ImageTextGenerator:
         self.batch_size = batch_size
         self.device = device()
         self.processor: Any = AutoProcessor.from_pretrained(model, **loading)
+        limit_tiles(self.processor, model, max_image_tiles)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, use_safetensors=True, **loading
         )
@@ -168,6 +173,7 @@ class TransformersEngine(Engine):
             path,
             model.dtype,
             batch_size=model.pool.batch_size,
+            max_image_tiles=model.max_image_tiles,
             adapter=None if adapter is None else locate_adapter(adapter),
             **loading_arguments(model),
         )

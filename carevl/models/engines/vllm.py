@@ -8,14 +8,14 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
-from carevl.models.device import check_vllm_build, device
+from carevl.models.device import check_vllm_build
 from carevl.models.engines.base import (
     Engine,
     Generation,
@@ -23,8 +23,11 @@ from carevl.models.engines.base import (
     Generator,
     Scorer,
     first_tokens,
+    limit_tiles,
     write_prompt,
 )
+from carevl.models.engines.card import find_card, free_bytes, wait_for_room
+from carevl.models.engines.vllm_arguments import check_engine_args, needed_bytes, read_shape, vllm_arguments
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.row_errors import SomeRowsError
 
@@ -37,47 +40,45 @@ _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # compiled with nvcc at its first use; requests with seeds pass it by
 }
 
 
 _SITE = str(Path(__file__).parents[2] / "_site")
 
 
-def _room(model: str | Path, max_model_len: int, loading: Mapping[str, Any]) -> int:
-    """Return `max_model_len`, or what the model reads at most where that is less: vLLM refuses more."""
-    from transformers import AutoConfig
+def _engine(model: Model, runner: Literal["generate", "pooling"], **arguments: Any) -> Any:
+    """Build a vLLM engine in this process; settings already in the environment win over ours.
 
-    config = AutoConfig.from_pretrained(model, **loading)
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(max_model_len, most or max_model_len)
-
-
-def _engine(
-    model: str | Path, gpu_share: float, tensor_parallel: int, dtype: str, loading: Mapping[str, Any], **arguments: Any
-) -> Any:
-    """Build a vLLM engine in this process; settings already in the environment win over ours."""
-    if dtype == "auto":
-        # Left to itself, vLLM computes float32 weights in float16: scores move in their third digit.
-        from transformers import AutoConfig
-
-        stored = AutoConfig.from_pretrained(model, **loading).dtype
-        dtype = "auto" if stored is None else str(stored).removeprefix("torch.")
-    if gpu_share < 1:
-        # By itself it takes nearly all of the memory, whoever else is on the GPU.
-        arguments["gpu_memory_utilization"] = 0.9 * gpu_share
+    Raises:
+        UserError: see `vllm_arguments`, `check_engine_args` and `wait_for_room`.
+    """
     environment = dict(_ENVIRONMENT)
-    if tensor_parallel > 1:
-        # In processes of its own: inside an actor it would else ask Ray for GPUs that the actor has reserved already.
-        arguments |= {"tensor_parallel_size": tensor_parallel, "distributed_executor_backend": "mp"}
+    if model.tensor_parallel > 1:
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # by itself it wants a NUMA node for each process
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([_SITE, *filter(None, paths)]))
     check_vllm_build()
+    check_engine_args(model)
+    path, card = model_directory(model), find_card()
+    shape = read_shape(path, model.dtype, loading_arguments(model))
+    arguments = vllm_arguments(model, path, shape, card, runner) | arguments
+    if card is not None:
+        wait_for_room(needed_bytes(arguments, card), lambda: free_bytes(model.tensor_parallel))
     from vllm import LLM
 
-    return LLM(model=str(model), dtype=dtype, enforce_eager=True, disable_log_stats=True, **loading, **arguments)
+    return LLM(**arguments)
+
+
+def _shut_down(engine: Any) -> None:
+    """End an engine and its processes, and give its memory back."""
+    import torch
+
+    engine.llm_engine.engine_core.shutdown()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -91,13 +92,6 @@ def _nothing_left(engine: Any) -> Iterator[None]:
         raise
 
 
-def _whole_prompts(max_model_len: int) -> dict[str, Any]:
-    """Read prompts in one piece on a CPU: vLLM cannot set back a seeded CPU generator after part of a prompt."""
-    if device() == "cuda":
-        return {}
-    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}
-
-
 def _slot(adapter: Path) -> int:
     """Return the smallest rank that vLLM has room for and the adapter fits in; above them all vLLM refuses."""
     rank: int = json.loads((adapter / "adapter_config.json").read_text())["r"]
@@ -107,45 +101,20 @@ def _slot(adapter: Path) -> int:
 class VllmGenerator:
     """A vision-language model that answers prompts about images; the same calls as `ImageTextGenerator`.
 
-    Args:
-        model: a Hugging Face directory or hub id.
-        max_model_len: most tokens of prompt and answer together, if the model reads so many.
-        batch_size: most sequences in flight.
-        gpu_share: share of a GPU that the engine has to itself, and so of its memory.
-        tensor_parallel: GPUs that the engine is spread over; on a CPU, processes.
-        adapter: directory of a LoRA adapter on top of it, which is not merged.
-        loading: `trust_remote_code`, handed to vLLM and transformers.
+    Raises:
+        UserError: the settings do not suit the model or the card.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        dtype: str = "auto",
-        *,
-        max_model_len: int = 1024,
-        batch_size: int = 64,
-        gpu_share: float = 1.0,
-        tensor_parallel: int = 1,
-        adapter: Path | None = None,
-        **loading: Any,
-    ) -> None:
-        max_model_len = _room(model, max_model_len, loading)
-        self.adapter = adapter
-        self.engine = _engine(
-            model,
-            gpu_share,
-            tensor_parallel,
-            dtype,
-            loading,
-            max_model_len=max_model_len,
-            max_num_seqs=batch_size,
-            limit_mm_per_prompt={"image": 1, "video": 0},
-            **_whole_prompts(max_model_len),
-            **({} if adapter is None else {"enable_lora": True, "max_lora_rank": _slot(adapter)}),
-        )
+    def __init__(self, model: Captioner | Judge) -> None:
         from transformers import AutoProcessor
 
-        self.processor: Any = AutoProcessor.from_pretrained(model, **loading)
+        adapter = getattr(model, "adapter", None)
+        self.adapter = None if adapter is None else locate_adapter(adapter)
+        lora = {} if self.adapter is None else {"enable_lora": True, "max_lora_rank": _slot(self.adapter)}
+        path = model_directory(model)
+        self.processor: Any = AutoProcessor.from_pretrained(path, **loading_arguments(model))
+        limit_tiles(self.processor, path, model.max_image_tiles)
+        self.engine = _engine(model, "generate", **lora)
 
     def generate(
         self,
@@ -181,6 +150,10 @@ class VllmGenerator:
             outputs = self.engine.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
         return [_generation(output.outputs[0], self.processor.tokenizer, logprob_ids) for output in outputs]
 
+    def close(self) -> None:
+        """End the engine; nothing can be generated after it."""
+        _shut_down(self.engine)
+
 
 def _generation(completion: Any, tokenizer: Any, logprob_ids: Sequence[int]) -> Generation:
     # vLLM does not write tokens out (`detokenize`): it would write those of `logprob_ids` too, at every token, which
@@ -195,45 +168,24 @@ class VllmScorer:
     """A text reward model; the same calls as `RewardScorer`.
 
     Args:
-        max_model_len: longest conversation in tokens, if the model reads so many.
-        batch_size: most conversations in flight.
         parity_tolerance: largest difference from the scores of `RewardScorer` on a small sample, as a share of the
             largest of them; None: not checked.
 
     Raises:
-        UserError: the scores of the sample differ by more.
+        UserError: the scores of the sample differ by more; or the settings do not suit the model or the card.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        dtype: str = "auto",
-        *,
-        max_model_len: int = 1024,
-        batch_size: int = 64,
-        gpu_share: float = 1.0,
-        tensor_parallel: int = 1,
-        parity_tolerance: float | None = None,
-        **loading: Any,
-    ) -> None:
+    def __init__(self, model: Model, parity_tolerance: float | None = None) -> None:
         from transformers import AutoTokenizer
 
+        loading = loading_arguments(model)
         # The reference goes first, so that the engine finds the memory free.
-        expected = None if parity_tolerance is None else _reference(model, dtype, loading)
-        self.limit = max_model_len = _room(model, max_model_len, loading)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **loading)
-        self.engine = _engine(
-            model,
-            gpu_share,
-            tensor_parallel,
-            dtype,
-            loading,
-            runner="pooling",
-            max_model_len=max_model_len,
-            max_num_seqs=batch_size,
-        )
+        expected = None if parity_tolerance is None else _reference(model_directory(model), model.dtype, loading)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model_directory(model), **loading)
+        self.engine = _engine(model, "pooling")
+        self.limit: int = self.engine.llm_engine.vllm_config.model_config.max_model_len
         if expected is not None and parity_tolerance is not None:
-            _check_parity(model, expected, self.score(_SAMPLE), parity_tolerance)
+            _check_parity(model.path, expected, self.score(_SAMPLE), parity_tolerance)
 
     def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
         """Return the raw score (logit) of each (user turn, response), in their order.
@@ -257,6 +209,10 @@ class VllmScorer:
             raise SomeRowsError([scores.get(i) for i in range(len(encoded))], failures)
         return [scores[i] for i in range(len(encoded))]
 
+    def close(self) -> None:
+        """End the engine; nothing can be scored after it."""
+        _shut_down(self.engine)
+
 
 _SAMPLE: list[Conversation] = [
     (f"{caption}\nHow many circles are there?", response)
@@ -266,7 +222,7 @@ _SAMPLE: list[Conversation] = [
 """What engine and reference both score before work begins; short enough for any expert."""
 
 
-def _reference(model: str | Path, dtype: str, loading: Mapping[str, Any]) -> list[float]:
+def _reference(model: str, dtype: str, loading: dict[str, Any]) -> list[float]:
     import torch
 
     from carevl.models.reward_scorer import RewardScorer
@@ -277,7 +233,7 @@ def _reference(model: str | Path, dtype: str, loading: Mapping[str, Any]) -> lis
     return scores
 
 
-def _check_parity(model: str | Path, expected: Sequence[float], scores: Sequence[float], tolerance: float) -> None:
+def _check_parity(model: str, expected: Sequence[float], scores: Sequence[float], tolerance: float) -> None:
     off = max(abs(a - b) for a, b in zip(expected, scores, strict=True))
     allowed = tolerance * max(map(abs, expected))
     if not off <= allowed:
@@ -299,27 +255,12 @@ class VllmEngine(Engine):
 
     def generator(self, model: Captioner | Judge) -> Generator:
         """Load a vision-language model."""
-        arguments, adapter = engine_arguments(model), getattr(model, "adapter", None)
-        return VllmGenerator(
-            model_directory(model), **arguments, adapter=None if adapter is None else locate_adapter(adapter)
-        )
+        return VllmGenerator(model)
 
     def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:
         """Load a text reward model; vLLM itself shares out tokens, by the sequences that are in flight."""
         del batch_tokens
-        return VllmScorer(model_directory(model), **engine_arguments(model), parity_tolerance=parity_tolerance)
-
-
-def engine_arguments(model: Model) -> dict[str, Any]:
-    """Return the arguments that `VllmGenerator` and `VllmScorer` have in common."""
-    return {
-        "dtype": model.dtype,
-        "batch_size": model.pool.batch_size,
-        "max_model_len": model.max_model_len,
-        "gpu_share": min(model.pool.num_gpus, 1.0) or 1.0,
-        "tensor_parallel": model.tensor_parallel,
-        **loading_arguments(model),
-    }
+        return VllmScorer(model, parity_tolerance)
 
 
 ENGINE = VllmEngine()
