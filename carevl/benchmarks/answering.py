@@ -15,8 +15,9 @@ from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.suite import Suite
 from carevl.judging.prompts import VERDICT_PREFIX, Task, write_judgment
 from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
-from carevl.models.engines import generator
+from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
+from carevl.models.row_errors import Failure
 from carevl.stats.draws import rng_for
 from carevl.store.schemas import row_error
 
@@ -65,27 +66,15 @@ class EngineJudge:
         self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
     ) -> list[Answer]:
         """Return one answer per request; one that the model refuses (over its length, an odd image) fails alone."""
-        try:
-            return [*self._generate(requests, decoding, logprob_texts)]
-        except ValueError:
-            return [self._generate_alone(request, decoding, logprob_texts) for request in requests]
-
-    def _generate_alone(self, request: GenerationRequest, decoding: Decoding, logprob_texts: Sequence[str]) -> Answer:
-        try:
-            return self._generate([request], decoding, logprob_texts)[0]
-        except ValueError as error:
-            return " ".join(str(error).split()) or type(error).__name__
-
-    def _generate(
-        self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
-    ) -> list[Generation]:
-        return self.engine.generate(
+        answers = generate_with_row_errors(
+            self.engine,
             [replace(request, image_first=decoding.image_first) for request in requests],
             max_tokens=decoding.max_tokens or self.max_tokens,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
             logprob_texts=logprob_texts,
         )
+        return [answer.message if isinstance(answer, Failure) else answer for answer in answers]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import torch
 from transformers import TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
+from carevl.models.noise import exponential_noise
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,9 +25,9 @@ _ROOM = 64
 class Texts:
     """Texts in the making: how each draws its tokens, and what it has so far.
 
-    Sampling is greedy decoding with Gumbel noise from a generator per text: the token with the largest
-    logit / temperature + noise is a draw from the softmax (Gumbel 1954), so that a text's draws depend on its own seed
-    alone. Noise cannot raise a token that is outside the nucleus of `top_p`.
+    Sampling is greedy decoding with Gumbel noise: the token with the largest logit / temperature + noise is a draw from
+    the softmax (Gumbel 1954). The noise is a function of the text's own seed, the position and the token, so that
+    a text depends neither on the batch nor on the device. Noise cannot raise a token outside the nucleus of `top_p`.
 
     Args:
         prompts: the number of the prompt in the batch that each text goes on from.
@@ -38,7 +40,7 @@ class Texts:
     ) -> None:
         self.prompts, self.temperature, self.logprob_ids = prompts, temperature, list(logprob_ids)
         self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.seeds = seeds
         self.tokens: list[list[int]] = [[] for _ in seeds]
         self.logprobs: list[list[tuple[float, ...]]] = [[] for _ in seeds]
 
@@ -58,12 +60,12 @@ class Texts:
             for text, row in zip(texts, seen, strict=True):
                 self.logprobs[text].append(tuple(row))
         if self.temperature:
-            size = logits.shape[1]
-            noise = torch.stack([torch.empty(size).exponential_(generator=self.generators[text]) for text in texts])
+            seeds, positions = [self.seeds[text] for text in texts], [len(self.tokens[text]) for text in texts]
+            noise = exponential_noise(seeds, positions, logits.shape[1], logits.device)
             logits = logits / self.temperature
             if self.nucleus is not None:
                 logits = self.nucleus(ids, logits)
-            logits = logits - noise.log().to(logits.device)
+            logits = logits - noise.log_()
         drawn = logits.argmax(-1)
         for text, token in zip(texts, drawn.tolist(), strict=True):
             self.tokens[text].append(token)

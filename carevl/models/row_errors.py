@@ -18,6 +18,8 @@ BROKEN = "engine"
 """The kind of failure of a row that an engine failed at, twice and alone."""
 LOST = "engine lost"
 """The kind of failure of the rows whose part broke the engine beyond repair, in one process after the other."""
+REFUSED = "refused"
+"""The kind of failure of a row that the engine does not take, such as an image that it cannot read."""
 TOO_LONG = "too long"
 """The kind of failure of a row of more tokens than the engine reads."""
 

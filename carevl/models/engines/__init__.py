@@ -72,7 +72,7 @@ def generate_with_row_errors(
     An engine that fails is tried as in `retry_and_bisect`.
 
     Args:
-        arguments: `max_tokens`, `temperature` and `logprob_texts`, as `Generator.generate` takes them.
+        arguments: `max_tokens`, `temperature`, `top_p` and `logprob_texts`, as `Generator.generate` takes them.
     """
     reduce_batch_size = getattr(engine, "reduce_batch_size", lambda: False)
     return retry_and_bisect(lambda batch: engine.generate(batch, **arguments), requests, reduce_batch_size)

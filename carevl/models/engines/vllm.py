@@ -8,8 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,8 +27,9 @@ from carevl.models.engines.base import (
 )
 from carevl.models.engines.card import find_card, free_bytes, wait_for_room
 from carevl.models.engines.vllm_arguments import check_engine_args, needed_bytes, read_shape, vllm_arguments
+from carevl.models.engines.vllm_window import nothing_left, run_in_window
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
-from carevl.models.row_errors import SomeRowsError
+from carevl.models.row_errors import REFUSED, Failure, SomeRowsError
 
 if TYPE_CHECKING:
     from carevl.settings.models import Captioner, Judge, Model
@@ -81,17 +81,6 @@ def _shut_down(engine: Any) -> None:
     torch.cuda.empty_cache()
 
 
-@contextmanager
-def _nothing_left(engine: Any) -> Iterator[None]:
-    """Take back the requests of a call that failed: vLLM keeps them, and would mix them into the next call."""
-    try:
-        yield
-    except Exception:
-        inside = engine.llm_engine
-        inside.abort_request(list(inside.output_processor.request_states), internal=True)
-        raise
-
-
 def _slot(adapter: Path) -> int:
     """Return the smallest rank that vLLM has room for and the adapter fits in; above them all vLLM refuses."""
     rank: int = json.loads((adapter / "adapter_config.json").read_text())["r"]
@@ -125,9 +114,15 @@ class VllmGenerator:
         top_p: float = 1.0,
         logprob_texts: Sequence[str] = (),
     ) -> list[Generation]:
-        """Return one text per request, in their order; greedy at temperature 0."""
+        """Return one text per request, in their order; greedy at temperature 0.
+
+        Raises:
+            SomeRowsError: the engine refuses requests, such as longer ones than `max_model_len`; the others have their
+                text in it.
+        """
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
+        from vllm.sampling_params import RequestOutputKind
 
         prompts = [
             {"prompt": write_prompt(self.processor, request), "multi_modal_data": {"image": request.image}}
@@ -142,13 +137,19 @@ class VllmGenerator:
                 seed=request.seed if temperature else None,
                 logprob_token_ids=sorted(set(logprob_ids)) if logprob_ids else None,
                 detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
             for request in requests
         ]
-        with _nothing_left(self.engine):
-            lora = None if self.adapter is None else LoRARequest("adapter", 1, str(self.adapter))
-            outputs = self.engine.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
-        return [_generation(output.outputs[0], self.processor.tokenizer, logprob_ids) for output in outputs]
+        lora = None if self.adapter is None else LoRARequest("adapter", 1, str(self.adapter))
+        outputs, refused = run_in_window(self.engine, prompts, sampling, lora)
+        texts = [
+            None if output is None else _generation(output.outputs[0], self.processor.tokenizer, logprob_ids)
+            for output in outputs
+        ]
+        if refused:
+            raise SomeRowsError(texts, {i: Failure(REFUSED, message) for i, message in refused.items()})
+        return [text for text in texts if text is not None]
 
     def close(self) -> None:
         """End the engine; nothing can be generated after it."""
@@ -202,7 +203,7 @@ class VllmScorer:
         good = [i for i in range(len(encoded)) if i not in failures]
         prompts = [{"prompt_token_ids": list(encoded[i].ids)} for i in good]
         raw = PoolingParams(use_activation=False)
-        with _nothing_left(self.engine):
+        with nothing_left(self.engine):
             outputs = self.engine.classify(prompts, pooling_params=raw, use_tqdm=False) if prompts else []
         scores = {i: float(output.outputs.probs[0]) for i, output in zip(good, outputs, strict=True)}
         if failures:
