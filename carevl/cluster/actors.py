@@ -23,6 +23,7 @@ from carevl.cluster.jobs import PoolJob, Processor, Tally, check_keys
 from carevl.errors import UserError
 from carevl.models.device import reserve_device
 from carevl.models.engines import close_engines
+from carevl.models.engines.parity import keep_references
 from carevl.models.row_errors import BROKEN, EngineLostError, first_line, is_lost, is_out_of_memory, mark_lost_rows
 from carevl.store.schemas import failures
 from carevl.store.table import write_atomically
@@ -179,7 +180,8 @@ class PoolActor:
             started = time.monotonic()
             reserve_device(self.job.pool.num_gpus)
             try:
-                self.loaded = self.job.processor.load()
+                with keep_references(self.job.target.directory):
+                    self.loaded = self.job.processor.load()
             except Exception as error:
                 _log.warning("%s cannot be loaded", self.job.name, exc_info=True)
                 raise _load_error(error) from error

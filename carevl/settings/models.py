@@ -176,7 +176,7 @@ class Expert(Model):
         0.05,
         gt=0,
         description="On vllm: largest difference from transformers' scores on a sample, as a share of their size, "
-        "checked when an actor starts; null: no check.",
+        "checked when an actor starts (in 16 bits, up to four times their own noise is allowed); null: no check.",
     )
     template: str = Field(
         "Image description: {caption}\n\n{question}",

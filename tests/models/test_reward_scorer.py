@@ -17,7 +17,7 @@ from carevl.miniworld.questions import caption
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models.conversations import encode
 from carevl.models.packing import Tree
-from carevl.models.reward_scorer import RewardScorer, _alike, _groups
+from carevl.models.reward_scorer import RewardScorer, _alike, _groups, allowed_distance
 from carevl.models.row_errors import SomeRowsError
 
 pytestmark = pytest.mark.vllm
@@ -137,6 +137,34 @@ def test_a_window_shorter_than_a_conversation_shares_nothing_there(save, convers
     assert scorer.shareable == 48
     long = [conversation for conversation in conversations if len(encode(scorer.tokenizer, [conversation])[0].ids) > 48]
     assert 0 < len(long) < len(conversations)
+
+
+def test_bfloat16_shares_beginnings_although_its_scores_are_coarse(save, conversations):
+    """Scores of a size at which rounding moves them by more than 0.05: what is compared are states, not scores."""
+    directory = save("llama")
+    weights = load_file(directory / "model.safetensors")
+    weights["score.weight"] *= 100
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    scorer = RewardScorer(directory, "bfloat16")
+    assert scorer.shareable > 0
+    apart = [abs(a - b) for a, b in zip(scorer.score(conversations), _alone(directory, conversations), strict=True)]
+    assert max(apart) > 0.05 * 10
+
+
+@pytest.mark.parametrize(
+    ("off", "noise", "leak", "least", "passes"),
+    [
+        (1e-6, 0.0, 0.1, 1e-4, True),
+        (1e-3, 0.0, 0.1, 1e-4, False),  # float32 has no such noise
+        (0.034, 0.0, 0.97, 0.05, True),  # 32 layers in bfloat16
+        (0.12, 0.04, 0.97, 0.05, True),  # a noisy GPU
+        (0.12, 0.02, 0.97, 0.05, False),
+        (0.06, 0.04, 0.07, 0.05, False),  # as far off as a text that sees another's tokens
+        (float("nan"), 0.04, 0.97, 0.05, False),
+    ],
+)
+def test_what_is_off_by_more_than_noise_or_as_much_as_a_leak_is_refused(off, noise, leak, least, passes):
+    assert (off <= allowed_distance(noise, leak, least)) == passes
 
 
 def test_capped_attention_takes_the_model_s_own_way(save, conversations, caplog):

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
 from carevl.models.device import check_vllm_build
 from carevl.models.engines.base import (
@@ -26,6 +25,7 @@ from carevl.models.engines.base import (
     write_prompt,
 )
 from carevl.models.engines.card import find_card, free_bytes, wait_for_room
+from carevl.models.engines.parity import SAMPLE, check_parity, find_reference
 from carevl.models.engines.vllm_arguments import check_engine_args, needed_bytes, read_shape, vllm_arguments
 from carevl.models.engines.vllm_window import nothing_left, run_in_window
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
@@ -181,12 +181,13 @@ class VllmScorer:
 
         loading = loading_arguments(model)
         # The reference goes first, so that the engine finds the memory free.
-        expected = None if parity_tolerance is None else _reference(model_directory(model), model.dtype, loading)
+        card = find_card()
+        reference = None if parity_tolerance is None else find_reference(model, card.name if card else "CPU")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model_directory(model), **loading)
         self.engine = _engine(model, "pooling")
         self.limit: int = self.engine.llm_engine.vllm_config.model_config.max_model_len
-        if expected is not None and parity_tolerance is not None:
-            _check_parity(model.path, expected, self.score(_SAMPLE), parity_tolerance)
+        if reference is not None and parity_tolerance is not None:
+            check_parity(model.path, reference, self.score(SAMPLE), parity_tolerance)
 
     def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
         """Return the raw score (logit) of each (user turn, response), in their order.
@@ -213,40 +214,6 @@ class VllmScorer:
     def close(self) -> None:
         """End the engine; nothing can be scored after it."""
         _shut_down(self.engine)
-
-
-_SAMPLE: list[Conversation] = [
-    (f"{caption}\nHow many circles are there?", response)
-    for caption in ("A blue square.", "Two red circles are to the left of a green triangle, above a yellow cross.")
-    for response in ("None.", "There are two circles, and both of them are red.", "I see 7 circles, I think.")
-]
-"""What engine and reference both score before work begins; short enough for any expert."""
-
-
-def _reference(model: str, dtype: str, loading: dict[str, Any]) -> list[float]:
-    import torch
-
-    from carevl.models.reward_scorer import RewardScorer
-
-    scores = RewardScorer(model, dtype, **loading).score(_SAMPLE)
-    gc.collect()
-    torch.cuda.empty_cache()
-    return scores
-
-
-def _check_parity(model: str, expected: Sequence[float], scores: Sequence[float], tolerance: float) -> None:
-    off = max(abs(a - b) for a, b in zip(expected, scores, strict=True))
-    allowed = tolerance * max(map(abs, expected))
-    if not off <= allowed:
-        raise UserError(
-            f"{model}: vllm and transformers disagree by up to {off:.4g}, and parity_tolerance {tolerance} allows "
-            f"{allowed:.4g}: vllm gives {_short(scores)} and transformers {_short(expected)} for the same texts; "
-            "use engine: transformers for this expert"
-        )
-
-
-def _short(scores: Sequence[float]) -> str:
-    return ", ".join(f"{score:.4g}" for score in scores)
 
 
 class VllmEngine(Engine):
