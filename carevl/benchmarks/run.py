@@ -6,6 +6,7 @@ judges are asked side by side, each in one pool, whatever the number of benchmar
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from carevl.models.locate import adapter_fingerprint, weights_fingerprint
 from carevl.settings.data import ProtocolName
 from carevl.store.run import RunError
 from carevl.store.schemas import QUESTION_IMAGES, QUESTIONS
-from carevl.store.table import Table
+from carevl.store.table import Table, write_atomically
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from carevl.settings.models import Judge
 
 VERSION = 3
-PART_QUESTIONS = 256
+PART_QUESTIONS, MOST_PART_QUESTIONS = 256, 4096
+"""Questions of a part; on GPUs up to so many, because an engine drains at the end of each."""
 _LIMITS = ImageLimits()
 
 
@@ -119,7 +121,7 @@ def predict(
     *,
     seed: int = 0,
     max_error_fraction: float = 0.05,
-    part_questions: int = PART_QUESTIONS,
+    part_questions: int | None = None,
     retry: bool = False,
 ) -> dict[str, dict[str, int]]:
     """Ask every judge every question, and write the parts of `predictions` that are missing.
@@ -128,7 +130,7 @@ def predict(
 
     Args:
         max_error_fraction: share of a judge's questions that may fail.
-        part_questions: questions per part; more where one image has more.
+        part_questions: questions per part, more where one image has more; None: as `size_parts` finds.
         retry: ask those questions once more that failed in the parts that exist, and no others.
 
     Returns:
@@ -138,13 +140,17 @@ def predict(
         UserError: a row has no image although the judge needs one, or two benchmarks have one name.
         RunError: more questions failed than allowed; what is done stays.
     """
-    blocks = [block for eval_set in eval_sets for block in eval_set.blocks(seed, part_questions)]
     suites = _import_names(eval_sets)
-    if not blocks:
+    total = sum(1 for eval_set in eval_sets for _ in eval_set.questions())
+    if not total:
         for judge in judges:
             judge.target.write(0, to_table([]))  # a table without parts has no columns to read
         return {judge.name: {"rows_in": 0, "rows_out": 0, "errors": 0} for judge in judges}
-    passes = [_Pass.of(judge, blocks, suites, seed, retry) for judge in judges]
+    sizes = [part_questions or size_parts(judge, total) for judge in judges]
+    blocks_of = {
+        size: [block for eval_set in eval_sets for block in eval_set.blocks(seed, size)] for size in set(sizes)
+    }
+    passes = [_Pass.of(judge, blocks_of[size], suites, seed, retry) for judge, size in zip(judges, sizes, strict=True)]
     for each in passes:
         _refuse_without_image(question for block in each.pending.values() for question in block)
     for each in passes:
@@ -157,8 +163,23 @@ def predict(
             _run_here(each.job, on_progress)
     if pooled:
         run_jobs([each.job for each in pooled], [], 1.0, on_progress)
-    total = sum(map(len, blocks))
     return {each.name: each.finish(total, max_error_fraction) for each in passes}
+
+
+def size_parts(run: JudgeRun, total: int) -> int:
+    """Return the questions of a part: as many as the parts have that are there, else enough for every actor on a GPU.
+
+    Args:
+        total: questions in all.
+    """
+    note, pool = run.target.directory / ".part_questions", run.judge.pool
+    if note.exists():
+        return int(note.read_text())
+    if run.target.parts() or not pool.num_gpus:
+        return PART_QUESTIONS
+    size = min(max(math.ceil(total / pool.bounds[1]), PART_QUESTIONS), MOST_PART_QUESTIONS)
+    write_atomically(note, str(size).encode())
+    return size
 
 
 @dataclass(frozen=True)

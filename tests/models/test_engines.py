@@ -1,6 +1,6 @@
 """vLLM, the real engine, against transformers: same greedy texts, same scores.
 
-The engine spread over two processes is nightly: it starts vLLM twice, and nothing but vLLM itself is spread.
+The engine spread over two processes is nightly, it starts vLLM twice, and so is the closed one, which starts it thrice.
 """
 
 import itertools
@@ -64,6 +64,17 @@ def test_an_engine_spread_over_two_processes_writes_the_same_texts(drawn):
     requests = [GenerationRequest(image, CAPTION_PROMPT) for image, _ in drawn[:8]]
     expected = transformers_engine("captioner").generate(requests, max_tokens=40)
     assert printed == {"processes": 2, "texts": [g.text for g in expected]}
+
+
+@pytest.mark.nightly
+def test_an_engine_that_is_closed_gives_its_memory_to_the_next():
+    script = Path(__file__).with_name("closed_engine.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [printed] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"same"')]
+    assert printed["same"]
+    first, *later = printed["held"]
+    assert max(later) < first + 2**28  # an engine that is only dropped keeps over a gigabyte
 
 
 @pytest.fixture(scope="module")

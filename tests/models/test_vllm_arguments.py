@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,7 +50,13 @@ TABLE: dict[str, tuple[Model, ModelShape, Card | None, dict[str, Any]]] = {
         H100,
         {"enforce_eager": True, "gpu_memory_utilization": 0.5},
     ),
-    "tiles": (_judge(max_image_tiles=6), QWEN, None, {"mm_processor_kwargs": {"max_patches": 6}}),
+    "tiles": (
+        _judge(max_image_tiles=6),
+        replace(QWEN, cuts_tiles=True),
+        None,
+        {"mm_processor_kwargs": {"max_patches": 6}},
+    ),
+    "a processor that cuts none": (_judge(max_image_tiles=6), QWEN, None, {"mm_processor_kwargs": ABSENT}),
     "a CPU": (_judge(pool=Pool(batch_size=64)), QWEN, None, CPU),
     "a CPU, texts in flight as set": (_judge(max_num_seqs=5), QWEN, None, {"max_num_seqs": 5}),
     "a CPU and longer prompts": (

@@ -15,15 +15,15 @@ from dataclasses import replace
 import pytest
 
 from carevl.benchmarks.answering import EngineJudge, judge_questions
-from carevl.benchmarks.predictions import from_table
+from carevl.benchmarks.predictions import from_table, to_table
 from carevl.benchmarks.results import score_judge, summarize
 from carevl.benchmarks.rows import Image
-from carevl.benchmarks.run import EvalSet, JudgeRun, predict
+from carevl.benchmarks.run import EvalSet, JudgeRun, predict, size_parts
 from carevl.benchmarks.suites import SUITES
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
 from carevl.models.engines.base import GenerationRequest
-from carevl.settings.models import Judge
+from carevl.settings.models import Judge, Pool
 from carevl.store.run import RunError
 from carevl.store.table import Table
 
@@ -94,6 +94,30 @@ def test_every_question_has_one_prediction(first, pairs):
     assert counts == {"rows_in": len(asked), "rows_out": len(asked), "errors": 0}
     assert len(told) == len(target.parts()) > 1
     assert {path.name for path in target.directory.iterdir()} == {target.part(number).name for number in target.parts()}
+
+
+@pytest.mark.parametrize(
+    ("pool", "total", "size"),
+    [
+        ({}, 9000, 256),
+        ({"num_gpus": 1}, 9000, 4096),
+        ({"num_gpus": 1}, 900, 900),
+        ({"num_gpus": 1, "concurrency": "1..16"}, 9000, 563),
+        ({"num_gpus": 1, "concurrency": "auto"}, 9000, 256),
+    ],
+)
+def test_parts_are_large_on_a_gpu_and_enough_for_every_actor(pool, total, size, tmp_path):
+    run = JudgeRun(Judge(path="x", pool=Pool(**pool)), "base", Table(tmp_path))
+    assert size_parts(run, total) == size
+
+
+def test_an_evaluation_goes_on_in_parts_of_the_size_that_it_began_with(tmp_path):
+    alone, many = (Judge(path="x", pool=Pool(num_gpus=1, concurrency=concurrency)) for concurrency in (1, 9))
+    begun = JudgeRun(alone, "base", Table(tmp_path / "new"))
+    assert [size_parts(begun, 4000), size_parts(replace(begun, judge=many), 4000)] == [4000, 4000]
+    earlier = Table(tmp_path / "earlier")
+    earlier.write(0, to_table([]))
+    assert size_parts(JudgeRun(alone, "base", earlier), 4000) == 256
 
 
 def test_questions_about_an_image_share_a_part(first):

@@ -5,10 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-from carevl.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,17 +93,12 @@ class Engine(ABC):
         """
 
 
-def limit_tiles(processor: Any, path: str | Path, most: int | None) -> None:
-    """Let a processor cut an image into so many tiles at most; None leaves it alone.
-
-    Raises:
-        UserError: it cuts no tiles.
-    """
-    if most is None:
-        return
-    if not hasattr(processor.image_processor, "max_patches"):
-        raise UserError(f"{path} cuts no image into tiles (max_patches); leave max_image_tiles out")
-    processor.image_processor.max_patches = most
+def limit_tiles(processor: Any, most: int | None) -> bool:
+    """Let a processor cut an image into so many tiles at most; return whether it cuts any. None leaves it alone."""
+    cuts = hasattr(processor.image_processor, "max_patches")
+    if cuts and most is not None:
+        processor.image_processor.max_patches = most
+    return cuts
 
 
 def write_prompt(processor: Any, request: GenerationRequest) -> str:

@@ -42,7 +42,6 @@ class ImageTextGenerator:
 
     Raises:
         OSError: the directory lacks weights, configuration or processor.
-        UserError: `max_image_tiles` is set, and the processor cuts no tiles.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class ImageTextGenerator:
         self.batch_size = batch_size
         self.device = device()
         self.processor: Any = AutoProcessor.from_pretrained(model, **loading)
-        limit_tiles(self.processor, model, max_image_tiles)
+        limit_tiles(self.processor, max_image_tiles)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, use_safetensors=True, **loading
         )

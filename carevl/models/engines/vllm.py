@@ -9,6 +9,7 @@ import gc
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +48,7 @@ _ENVIRONMENT = {
 _SITE = str(Path(__file__).parents[2] / "_site")
 
 
-def _engine(model: Model, runner: Literal["generate", "pooling"], **arguments: Any) -> Any:
+def _engine(model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles: bool = False, **arguments: Any) -> Any:
     """Build a vLLM engine in this process; settings already in the environment win over ours.
 
     Raises:
@@ -63,7 +64,7 @@ def _engine(model: Model, runner: Literal["generate", "pooling"], **arguments: A
     check_vllm_build()
     check_engine_args(model)
     path, card = model_directory(model), find_card()
-    shape = read_shape(path, model.dtype, loading_arguments(model))
+    shape = replace(read_shape(path, model.dtype, loading_arguments(model)), cuts_tiles=cuts_tiles)
     arguments = vllm_arguments(model, path, shape, card, runner) | arguments
     if card is not None:
         wait_for_room(needed_bytes(arguments, card), lambda: free_bytes(model.tensor_parallel))
@@ -100,10 +101,9 @@ class VllmGenerator:
         adapter = getattr(model, "adapter", None)
         self.adapter = None if adapter is None else locate_adapter(adapter)
         lora = {} if self.adapter is None else {"enable_lora": True, "max_lora_rank": _slot(self.adapter)}
-        path = model_directory(model)
-        self.processor: Any = AutoProcessor.from_pretrained(path, **loading_arguments(model))
-        limit_tiles(self.processor, path, model.max_image_tiles)
-        self.engine = _engine(model, "generate", **lora)
+        self.processor: Any = AutoProcessor.from_pretrained(model_directory(model), **loading_arguments(model))
+        tiles = limit_tiles(self.processor, model.max_image_tiles)
+        self.engine = _engine(model, "generate", cuts_tiles=tiles, **lora)
 
     def generate(
         self,

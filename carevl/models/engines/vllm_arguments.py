@@ -43,7 +43,7 @@ class ModelShape:
     """Facts of a model that memory is counted by.
 
     `dtype`: what it is computed in. `weight_bytes`: of its weights in that format; None where its directory lacks them.
-    `longest`: tokens that it reads at most, None when it does not say.
+    `longest`: tokens that it reads at most, None when it does not say. `cuts_tiles`: whether its processor does.
     """
 
     dtype: str
@@ -56,6 +56,7 @@ class ModelShape:
     intermediate: int = 0
     vocabulary: int = 0
     has_images: bool = False
+    cuts_tiles: bool = False
 
     @property
     def value_bytes(self) -> int:
@@ -156,7 +157,7 @@ def vllm_arguments(
         arguments["limit_mm_per_prompt"] = {"image": 1, "video": 0}
         if card is None:
             arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, length)}
-    if model.max_image_tiles is not None:
+    if shape.cuts_tiles and model.max_image_tiles is not None:
         arguments["mm_processor_kwargs"] = {"max_patches": model.max_image_tiles}
     if model.tensor_parallel > 1:
         # In processes of its own: inside an actor it would else ask Ray for GPUs that the actor has reserved already.
