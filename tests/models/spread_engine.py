@@ -15,7 +15,7 @@ def main() -> None:
     requests = [
         GenerationRequest(image, CAPTION_PROMPT) for image, _ in itertools.islice(draw_items("test", "engines"), 8)
     ]
-    engine: Any = generator(load_settings("mini", ["captioner.tensor_parallel=2"]).captioner)
+    engine: Any = generator(load_settings("mini", ["captioner.engine=vllm", "captioner.tensor_parallel=2"]).captioner)
     texts = [generation.text for generation in engine.generate(requests, max_tokens=40)]
     parallel = engine.engine.llm_engine.vllm_config.parallel_config.tensor_parallel_size
     print(json.dumps({"processes": parallel, "texts": texts}), flush=True)
