@@ -23,6 +23,7 @@ from carevl.models.locate import locate, own_directory
 from carevl.settings.base import SettingsError
 from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
+from carevl.stages.base import adapts_vision
 from carevl.stages.selection import RULES
 from carevl.store.run import Run, RunError
 
@@ -202,6 +203,11 @@ def _check_training(settings: Settings) -> Iterator[str]:
     yield from _check_processor(settings.judge)
     if not list(_check_weights("judge", settings.judge)):  # told of with the weights
         yield from _refusal("judge.path", lambda judge: judge_family(judge.path, judge.revision), settings.judge)
+    if settings.judge.serve == "adapter" and settings.judge.engine == "vllm" and adapts_vision(settings):
+        yield (
+            "judge.serve: vllm leaves out the adapters of a vision tower, which freeze_vision: false may train; use "
+            "judge.serve: merged, judge.engine: transformers, or freeze_vision: true"
+        )
     phases: dict[str, Training] = {"sft": settings.sft, "dpo": settings.dpo}
     for phase, training in phases.items():
         if training.dev_pairs and not _has_labels(settings):

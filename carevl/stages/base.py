@@ -110,9 +110,16 @@ def is_16_bit(settings: Settings) -> bool:
     return (stored or settings.sft.dtype) in ("bfloat16", "float16")
 
 
+def adapts_vision(settings: Settings) -> bool:
+    """Return whether a phase may train adapters of the vision tower, which vLLM leaves out without an error."""
+    return any(phase.lora is not None and not phase.freeze_vision for phase in (settings.sft, settings.dpo))
+
+
 def serves_adapters(settings: Settings) -> bool:
     """Return whether judges that were trained with LoRA answer as base and adapter, not merged."""
-    return settings.judge.serve == "adapter" or (settings.judge.serve == "auto" and is_16_bit(settings))
+    if settings.judge.serve != "auto":
+        return settings.judge.serve == "adapter"
+    return is_16_bit(settings) and not (settings.judge.engine == "vllm" and adapts_vision(settings))
 
 
 def serving_inputs(settings: Settings, phase: str | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from carevl.models.engines.base import GenerationRequest, write_prompt
 from carevl.models.engines.transformers import ImageTextGenerator
 from carevl.settings.models import Judge, Pool
 from carevl.store.run import RunError
+from carevl.training.adapters import Adapter, compose
 from tests.helpers.engines import transformers_engine, vllm_engine
 
 pytestmark = pytest.mark.vllm
@@ -79,19 +80,24 @@ def test_an_engine_that_is_closed_gives_its_memory_to_the_next():
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
-    """(adapter, the judge merged with it): random, and large enough that texts change."""
+    """(adapter composed of two, the judge merged with both): random, and large enough that texts change."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     directory = tmp_path_factory.mktemp("adapted")
     torch.manual_seed(0)
     judge = AutoModelForImageTextToText.from_pretrained(WEIGHTS / "judge")
-    adapted = get_peft_model(judge, LoraConfig(r=12, lora_alpha=24, target_modules=["q_proj", "down_proj"]))
+    language = r"model\.language_model\..*"
+    adapted = get_peft_model(judge, LoraConfig(r=12, lora_alpha=24, target_modules=language + r"(q|down)_proj"))
+    adapted.add_adapter("second", LoraConfig(r=8, lora_alpha=8, target_modules=language + r"(q|v)_proj"))
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    adapted.save_pretrained(directory / "adapter")
-    adapted.merge_and_unload().save_pretrained(directory / "judge")
+    adapted.save_pretrained(directory / "both")
+    parts = [Adapter.read(place) for place in (directory / "both", directory / "both" / "second")]
+    parts = [Adapter({**part.config, "target_modules": part.modules}, part.tensors) for part in parts]
+    compose(parts, "miniworld:judge").write(directory / "adapter")
+    adapted.merge_and_unload(adapter_names=["default", "second"]).save_pretrained(directory / "judge")
     AutoProcessor.from_pretrained(WEIGHTS / "judge").save_pretrained(directory / "judge")
     return directory / "adapter", directory / "judge"
 

@@ -6,9 +6,11 @@ from safetensors.numpy import save_file
 
 from carevl.data.drawn import DataRoot
 from carevl.models.locate import Weights
+from carevl.pipeline.check import check_settings
 from carevl.settings import load_settings
+from carevl.settings.base import SettingsError
 from carevl.stages import dpo, evaluate, sample, sft
-from carevl.stages.base import RunContext
+from carevl.stages.base import RunContext, serves_adapters
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
 
@@ -72,6 +74,15 @@ def test_unless_the_settings_say_so(trained, halved):
     for phase in ("sft", "dpo"):
         assert _is(context.trained_judge(phase), context.table(phase, "judge").directory, None)
     assert context.phase2_start()[1] is not None
+
+
+def test_vllm_gets_merged_weights_where_the_vision_tower_has_adapters(trained, halved):
+    changes = [f"judge.path={halved}", "dpo.freeze_vision=false"]
+    for engine, adapter in (("vllm", False), ("transformers", True)):
+        settings = trained("auto", changes=[*changes, f"judge.engine={engine}"]).settings
+        assert serves_adapters(settings) == adapter
+    with pytest.raises(SettingsError, match="vllm leaves out the adapters of a vision tower"):
+        check_settings(load_settings("mini", ["judge.serve=adapter", "judge.engine=vllm", "sft.freeze_vision=false"]))
 
 
 def test_what_is_trained_in_bfloat16_is_not_merged_before_phase_2(trained):
