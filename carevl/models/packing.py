@@ -90,8 +90,9 @@ class Packed:
     """Trees in a row, ready for a forward pass.
 
     `ids` int64 [1, T]; `owner` and `side` int64 [1, T], the tree of a token and 0 for its prefix or 1, 2, … for its
-    branches; `positions` int64 [3, 1, T], or [1, T] for a text model; `patches` and `grids` of the I distinct images;
-    `picture` int64, for every use of an image, in the order of the row, which of the I it is.
+    branches; `positions` int64 [3, 1, T], or [1, T] for a text model; `picture` int64, for
+    every use of an image, in the order of the row, which of the I distinct images it is. `features` of the I images,
+    [tokens, size], None where the vision tower has to make them; `patches` and `grids` of these, in their order.
     `column`, `target`, `branch` int64 [A]: answer token a belongs to `branch[a]`, is `target[a]` and is predicted at
     `column[a]`; `weight` float32 [A] is what it counts. `places` has one entry per tree, in their order.
     """
@@ -108,6 +109,7 @@ class Packed:
     branch: Tensor
     weight: Tensor
     places: tuple[Place, ...]
+    features: tuple[Tensor | None, ...]
 
     @property
     def mask(self) -> Tensor:
@@ -135,7 +137,8 @@ class Packed:
         """Return a copy on a device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        features = tuple(value if value is None else value.to(device) for value in self.features)
+        return replace(self, features=features, **moved)
 
 
 def sliding_window(model: Any) -> int | None:
@@ -202,6 +205,7 @@ def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any) -> 
         model: its family says where tokens are.
     """
     names = list(dict.fromkeys(tree.image for tree in trees if tree.image is not None))
+    unseen = [pictures[name] for name in names if pictures[name].features is None]
     ids: list[int] = []
     owner: list[int] = []
     side: list[int] = []
@@ -229,14 +233,15 @@ def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any) -> 
         owner=torch.tensor([owner]),
         side=torch.tensor([side]),
         positions=torch.cat([_positions(tree, pictures, model) for tree in trees], dim=-1).unsqueeze(-2),
-        patches=torch.cat([pictures[name].patches for name in names]) if names else None,
-        grids=torch.stack([pictures[name].grid for name in names]) if names else None,
+        patches=torch.cat([picture.patches for picture in unseen]) if unseen else None,
+        grids=torch.stack([picture.grid for picture in unseen]) if unseen else None,
         picture=torch.tensor([names.index(tree.image) for tree in trees if tree.image is not None], dtype=torch.long),
         column=located[0],
         target=located[1],
         branch=located[2],
         weight=torch.tensor(weights, dtype=torch.float32),
         places=tuple(places),
+        features=tuple(pictures[name].features for name in names),
     )
 
 

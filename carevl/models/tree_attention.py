@@ -123,15 +123,19 @@ def tree_attention(
     return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
 
 
+def attention_of(model: Any) -> str:
+    """Return the name of the attention that the text model of `model` is set to."""
+    return str(model.config.get_text_config()._attn_implementation)
+
+
 def lay_out(model: Any, packed: Packed) -> Packed:
     """Return the row as the attention of a text model wants it: in whole blocks of FlexAttention, else as it is."""
-    flex = model.config.get_text_config()._attn_implementation == FLEX
-    return packed.padded(BLOCK) if flex else packed
+    return packed.padded(BLOCK) if attention_of(model) == FLEX else packed
 
 
 def seen(model: Any, packed: Packed) -> dict[str, Any]:
     """Return who sees whom in a row, as arguments of the attention that a text model is set to."""
-    kind = model.config.get_text_config()._attn_implementation
+    kind = attention_of(model)
     already = packed.ids.new_ones((1, 1, 1, 1), dtype=torch.bool)  # a 4-D mask: transformers makes none
     if kind == TREES:
         return {"attention_mask": already, "blocks": blocks(packed)}
@@ -197,13 +201,10 @@ def branch_log_probabilities(model: Any, packed: Packed) -> Tensor:
     """
     packed = lay_out(model, packed)
     embedded = model.get_input_embeddings()(packed.ids)
-    if packed.patches is not None:
-        assert packed.grids is not None
-        family = family_of(model)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and family.trains_vision(model)):
-            features = family.features(model, packed.patches.to(embedded.dtype), packed.grids)
+    if packed.features:
+        features = _image_features(model, packed, embedded.dtype)
         used = torch.cat([features[i] for i in packed.picture.tolist()]).to(embedded.dtype)
-        places = packed.ids.eq(family.image_token(model.config)).unsqueeze(-1)
+        places = packed.ids.eq(family_of(model).image_token(model.config)).unsqueeze(-1)
         embedded = embedded.masked_scatter(places, used)
     with _read_at(model, torch.unique(packed.column)):
         hidden = model.base_model(
@@ -211,6 +212,17 @@ def branch_log_probabilities(model: Any, packed: Packed) -> Tensor:
         ).last_hidden_state
     tokens = token_log_probabilities(model, hidden[0, packed.column], packed.target)
     return tokens.new_zeros(int(packed.branch.max()) + 1).index_add(0, packed.branch, tokens * packed.weight)
+
+
+def _image_features(model: Any, packed: Packed, dtype: torch.dtype) -> list[Tensor]:
+    """Return the features of a row's distinct images, [tokens, size] each; those of a frozen tower are constants."""
+    computed: Iterator[Tensor] = iter(())
+    if packed.patches is not None:
+        assert packed.grids is not None
+        family = family_of(model)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and family.trains_vision(model)):
+            computed = iter(family.features(model, packed.patches.to(dtype), packed.grids))
+    return [next(computed) if known is None else known for known in packed.features]
 
 
 ALL_ATTENTION_FUNCTIONS.register(TREES, tree_attention)

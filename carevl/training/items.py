@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,6 +33,9 @@ from carevl.settings.training import Packing, Phase
 from carevl.store.schemas import TRAINING_IMAGES, TRAINING_ITEMS, row_error
 from carevl.training.plain import Plain, separate
 from carevl.training.schedule import MicroBatch
+
+if TYPE_CHECKING:
+    from carevl.training.features import FeatureTable
 
 COLUMNS: dict[Phase, list[str]] = {
     "sft": ["item_id", "image", "prompt", "target"],
@@ -321,33 +324,47 @@ class Items:
     def _image_rows(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.images["image"].to_pylist())}
 
-    def collate(self, batch: Sequence[int], image_processor: Any, model: Any, packing: Packing) -> Packed | Plain:
-        """Lay items out for a forward pass, each distinct image decoded once."""
+    def collate(
+        self,
+        batch: Sequence[int],
+        image_processor: Any,
+        model: Any,
+        packing: Packing,
+        features: FeatureTable | None = None,
+    ) -> Packed | Plain:
+        """Lay items out for a forward pass, each distinct image decoded once, or read with its features."""
         trees = [self.tree(i) for i in batch]
-        pictures = self.pictures(trees, image_processor, family_of(model))
+        names = {tree.image for tree in trees if tree.image is not None}
+        known = {name: features.picture(name) for name in names if name in features} if features is not None else {}
+        pictures = known | self.load_pictures(names - known.keys(), image_processor, family_of(model))
         return pack(trees, pictures, model) if packing == "shared" else separate(trees, pictures, model)
 
     def prefetch(
-        self, batches: Sequence[MicroBatch], image_processor: Any, model: Any, packing: Packing
+        self,
+        batches: Sequence[MicroBatch],
+        image_processor: Any,
+        model: Any,
+        packing: Packing,
+        features: FeatureTable | None = None,
     ) -> Iterator[tuple[MicroBatch, Packed | Plain]]:
         """Collate micro-batches; the next ones are read and decoded while one is computed."""
         left, pending = iter(batches), deque[tuple[MicroBatch, Future[Packed | Plain]]]()
 
         def submit(count: int) -> None:
             for batch in islice(left, count):
-                pending.append((batch, reader.submit(self.collate, batch.items, image_processor, model, packing)))
+                collated = reader.submit(self.collate, batch.items, image_processor, model, packing, features)
+                pending.append((batch, collated))
 
         with ThreadPoolExecutor(1) as reader:
             submit(_AHEAD)
             while pending:
-                batch, collated = pending.popleft()
+                batch, reading = pending.popleft()
                 submit(1)
-                yield batch, collated.result()
+                yield batch, reading.result()
 
-    def pictures(self, trees: Iterable[Tree], image_processor: Any, family: Family) -> dict[str, Picture]:
-        """Load the images that trees name."""
-        names = sorted({tree.image for tree in trees if tree.image is not None})
-        return {name: self._load_picture(name, image_processor, family) for name in names}
+    def load_pictures(self, names: Iterable[str], image_processor: Any, family: Family) -> dict[str, Picture]:
+        """Decode and prepare images."""
+        return {name: self._load_picture(name, image_processor, family) for name in sorted(set(names))}
 
     def _load_picture(self, image: str, image_processor: Any, family: Family) -> Picture:
         data = self.images["bytes"][self._image_rows[image]].as_py()

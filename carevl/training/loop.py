@@ -15,10 +15,14 @@ import torch
 
 from carevl.errors import UserError
 from carevl.models.device import device
+from carevl.models.flex_attention import FLEX
 from carevl.models.locate import Weights
 from carevl.models.packing import Packed
+from carevl.models.tree_attention import TREES, attention_of
 from carevl.settings.training import Training
+from carevl.training.attention import find_flaw
 from carevl.training.engine import deepspeed_config, is_bare, zero_stage
+from carevl.training.features import FeatureTable, compute_features
 from carevl.training.items import Items
 from carevl.training.judge import (
     TrainedJudge,
@@ -64,6 +68,11 @@ class Loop:
         processor = load_processor(config.judge)
         self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
         self.engine = self._build_engine()
+        self.features: FeatureTable | None = None
+        self.features = compute_features(self, config.data / "features")
+        flaw = self._check_attention()
+        self.remarks = {} if flaw is None else {"fallback": flaw}
+        """What the log says of every step."""
 
     def _build_engine(self) -> Any:
         import deepspeed
@@ -89,7 +98,8 @@ class Loop:
         steps = self.config.schedule.steps
         all_gather(None, self.world)  # loading takes one worker longer than another, and NCCL does not wait for ever
         name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
-        rates = get_scheduler(name, optimizer, math.ceil(training.warmup * steps), steps)
+        # The first step of a warm-up has a rate of zero, so that one of a single step would teach nothing.
+        rates = get_scheduler(name, optimizer, min(math.ceil(training.warmup * steps), steps - 1), steps)
         engine, *_ = deepspeed.initialize(
             model=self.judge, optimizer=optimizer, lr_scheduler=rates, config=configuration
         )
@@ -97,6 +107,18 @@ class Loop:
             # There is nobody to add up with, and it copies every gradient twice.
             engine.enable_backward_allreduce = False
         return engine
+
+    def _check_attention(self) -> str | None:
+        """Try FlexAttention on the first micro-batch; go back to attention block by block where it fails."""
+        [(_, packed)] = self.prefetch(self.shard(self.config.schedule.step(0))[:1])
+        if attention_of(self.judge.model) != FLEX or isinstance(packed, Plain):
+            return None
+        flaws = all_gather(find_flaw(self.judge.model, packed), self.world)
+        flaw = next((flaw for flaw in flaws if flaw is not None), None)
+        if flaw is not None:
+            self.judge.model.set_attn_implementation({"text_config": TREES})
+            flaw = f"FlexAttention does not serve here, so attention goes block by block: {flaw}"
+        return flaw
 
     def step(self, number: int) -> Mapping[str, Any]:
         """Take a step and return its facts, the same on every worker but for times.
@@ -177,7 +199,8 @@ class Loop:
     def prefetch(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Packed | Plain]]:
         """Yield collated micro-batches on the device; the next ones are read ahead."""
         packing = self.config.training.packing
-        for batch, packed in self.items.prefetch(batches, self.image_processor, self.judge.model, packing):
+        model = self.judge.model
+        for batch, packed in self.items.prefetch(batches, self.image_processor, model, packing, self.features):
             yield batch, packed.to(self.engine.device)
 
     def save(self, directory: str, steps_done: int) -> None:

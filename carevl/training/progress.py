@@ -73,10 +73,12 @@ def _mean(curve: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def _warning(recent: Sequence[Mapping[str, Any]], beta: float) -> str | None:
-    """Warn when both sides of the pairs are less probable than under the reference.
+    """Warn of a worker's remark, or when both sides of the pairs are less probable than under the reference.
 
     The margin may grow all the same, but DPO then unlearns the judgments themselves.
     """
+    if fallback := recent[-1].get("fallback"):
+        return str(fallback)
     if len(recent) < _RECENT or "rewards/chosen" not in recent[-1]:
         return None
     chosen, rejected = (_mean(recent, f"rewards/{side}") / beta for side in ("chosen", "rejected"))

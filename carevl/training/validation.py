@@ -85,7 +85,8 @@ def _write(loop: Loop, trees: Sequence[Tree], max_tokens: int) -> list[list[int]
     """Let the judge write after prefixes, greedily; return its tokens."""
     model = loop.judge.model
     prefixes = [Tree(tree.prefix, [[]], tree.image) for tree in trees]
-    pictures = loop.items.pictures(prefixes, loop.image_processor, family_of(model))
+    names = [tree.image for tree in trees if tree.image is not None]
+    pictures = loop.items.load_pictures(names, loop.image_processor, family_of(model))
     plain = separate(prefixes, pictures, model, left=True).to(loop.engine.device)
     end = trees[0].branches[0][-1]
     sequences = model.generate(

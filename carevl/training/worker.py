@@ -64,7 +64,7 @@ def run_loop(loop: Loop) -> str | None:
     # Worker 0 alone has the log; all have to select the same checkpoint and to end at the same step.
     selector = CheckpointSelector(training.patience, all_gather(log and log.validations(), loop.world)[0])
     while done < steps and not selector.exhausted:
-        facts = {"step": done + 1, "epoch": done // per_epoch, **loop.step(done)}
+        facts = {"step": done + 1, "epoch": done // per_epoch, **loop.step(done), **loop.remarks}
         if problem := _find_problem(loop, done, facts):
             tracker.finish()
             return f"stopped at step {done + 1}: {problem}"

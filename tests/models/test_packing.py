@@ -10,6 +10,8 @@ import torch
 import transformers as hf
 
 from carevl.errors import UserError
+from carevl.models import vocabulary
+from carevl.models.families import family_of
 from carevl.models.families.base import Picture
 from carevl.models.flex_attention import FLEX, block_mask
 from carevl.models.packing import Shape, Tree, check_packable, computed_tokens, fill_rows, pack
@@ -275,3 +277,49 @@ def test_another_vision_architecture_is_refused():
     with pytest.raises(UserError, match="llava is no vision architecture"):
         check_packable(model, 10)
     check_packable(_vision("qwen2_5_vl"), 10_000)
+
+
+def test_a_row_in_whole_blocks_gives_what_it_gives_as_it_is():
+    model = _vision("qwen2_5_vl")
+    packed = pack(TREES, PICTURES, model)
+    filled = packed.padded(128)
+    assert filled.ids.shape[1] % 128 == 0
+    assert filled.ids.shape[1] > packed.ids.shape[1]
+    assert not filled.mask[0, 0, : packed.ids.shape[1], packed.ids.shape[1] :].any()
+    assert not filled.mask[0, 0, packed.ids.shape[1] :, : packed.ids.shape[1]].any()
+    values, expected = branch_log_probabilities(model, filled), branch_log_probabilities(model, packed)
+    assert (values - expected).abs().max() < 1e-5
+    gradients, right = _gradients(model, values), _gradients(model, expected)
+    assert max(float((gradients[name] - right[name]).abs().max()) for name in right) < 1e-5
+
+
+def test_known_features_stand_in_for_the_images_that_they_are_of():
+    model = _vision("qwen2_5_vl")
+    expected = branch_log_probabilities(model, pack(TREES, PICTURES, model))
+    wide = PICTURES["wide"]
+    with torch.no_grad():
+        [features] = family_of(model).features(model, wide.patches, wide.grid.unsqueeze(0))
+    known = PICTURES | {"wide": Picture(torch.empty(0), wide.grid, features)}
+    seen = []
+    model.model.visual.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    assert (branch_log_probabilities(model, pack(TREES, known, model)) - expected).abs().max() < 1e-5
+    assert seen == [len(PICTURES["tall"].patches)]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_many_answers_meet_the_vocabulary_in_chunks(monkeypatch, grad):
+    model = _vision("qwen2_vl")
+    packed = pack(TREES, PICTURES, model)
+    values = branch_log_probabilities(model, packed)
+    expected = _gradients(model, values)
+    monkeypatch.setattr(vocabulary, "_LOGITS", 7 * VOCABULARY)
+    sizes = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    with torch.set_grad_enabled(grad):
+        chunked = branch_log_probabilities(model, packed)
+    assert sum(sizes) == len(packed.target)
+    assert max(sizes) == 7
+    assert torch.allclose(chunked, values, atol=1e-5)
+    if grad:
+        actual = _gradients(model, chunked)
+        assert max(float((actual[name] - expected[name]).abs().max()) for name in expected) < 1e-5

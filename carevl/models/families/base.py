@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 class Picture:
     """An image as the processor prepares it.
 
-    `patches` float32 [n_patches, d]; `grid` int64 [3]: frames, rows and columns of patches.
+    `patches` float32 [n_patches, d]; `grid` int64 [3]: frames, rows and columns of patches. `features` [tokens, size]
+    are what the vision tower makes of them, where that is known already; `patches` is empty then.
     """
 
     patches: Tensor
     grid: Tensor
+    features: Tensor | None = None
 
 
 class Family(ABC):
@@ -34,6 +36,9 @@ class Family(ABC):
     """Full name of the module that sees; `freeze_vision` freezes it and keeps adapters out of it."""
     shares_prefixes: bool
     """Whether branches give the same log-probabilities behind a shared prefix as behind one of their own."""
+
+    images_are_embeddings: bool = True
+    """Whether an image enters the language model as embeddings alone, so that they can be kept in its place."""
 
     @abstractmethod
     def image_token(self, config: Any) -> int:
