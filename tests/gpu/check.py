@@ -9,6 +9,7 @@ with `most` have a bound. A step that fails is named, the others run all the sam
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import sys
 import time
 import traceback
@@ -19,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import carevl  # noqa: F401  before transformers: it declares what torchvision may lack
 
-STEPS = ("shipped", "step", "attention", "reward", "decoding", "merging", "sharing", "optimisers")
+STEPS = ("shipped", "training", "step", "reward", "decoding", "merging", "sharing", "optimisers", "attention")
 """In the order that loses least if the time ends."""
+_PATIENCE = 100
+"""Seconds after which a step says where it is."""
 
 
 def main() -> int:
@@ -44,11 +47,13 @@ def main() -> int:
     check.figure("start", None, card=card, small=check.small, **versions)
     for name in arguments.steps or STEPS:
         started = time.monotonic()
+        faulthandler.dump_traceback_later(_PATIENCE)
         try:
             import_module(f"tests.gpu.{name}").run(check)
         except Exception as problem:
             traceback.print_exc()
             check.failures.append(f"{name}: {type(problem).__name__}: {' '.join(str(problem).split())[:300]}")
+        faulthandler.cancel_dump_traceback_later()
         check.free()
         check.figure("step_of_the_check_seconds", time.monotonic() - started, step=name)
     for failure in check.failures:

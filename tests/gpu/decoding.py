@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from carevl.models.decoding import Texts
+from carevl.models.noise import exponential_noise
 from tests.gpu.figures import Check
 
 
@@ -17,3 +18,6 @@ def run(check: Check) -> None:
         ids = torch.zeros(rows, 4, dtype=torch.long, device=check.device)
         seconds = check.seconds(lambda: texts.draw(range(rows), ids, logits))  # noqa: B023
         check.figure("noise_ms", 1e3 * seconds, rows=rows, vocabulary=vocabulary)
+    here = exponential_noise([1, 2], [0, 7], vocabulary, torch.device(check.device)).cpu()
+    off = float((here / exponential_noise([1, 2], [0, 7], vocabulary, torch.device("cpu")) - 1).abs().max())
+    check.figure("noise_from_cpu", off, most=1e-5)

@@ -9,13 +9,14 @@ import tempfile
 from tests.gpu.figures import Check
 
 _LOADS = """
-import fcntl, sys, time, torch
+import sys, time, torch
+from contextlib import nullcontext
+from pathlib import Path
+from carevl.models.engines.card import start_alone
 number, share, gib, lock = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 torch.cuda.init()
 time.sleep(0.1 * number)
-with open(lock or "/dev/null", "w") as file:
-    if lock:
-        fcntl.flock(file, fcntl.LOCK_EX)
+with start_alone(["0"], Path(lock)) if lock else nullcontext():
     def weights():
         parts = []
         for _ in range(gib):
@@ -37,8 +38,8 @@ def run(check: Check) -> None:
     if not check.on_gpu:
         return
     for way in ("side by side", "in turns"):
-        with tempfile.NamedTemporaryFile() as lock:
-            arguments = ["0.297", "14", lock.name if way == "in turns" else ""]
+        with tempfile.TemporaryDirectory() as locks:
+            arguments = ["0.297", "14", locks if way == "in turns" else ""]
             loads = [
                 subprocess.Popen([sys.executable, "-c", _LOADS, str(n), *arguments], stdout=subprocess.PIPE, text=True)
                 for n in range(3)

@@ -6,6 +6,7 @@ import io
 import itertools
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from carevl.judging.prompts import judge_prompt, write_judgment
@@ -32,11 +33,10 @@ def run(check: Check) -> None:
     _compare_texts(check)
 
 
-def _compare_training(check: Check) -> None:
-    import pyarrow as pa
-
-    judge, rows = WEIGHTS / "judge", []
-    for n, (image, items) in enumerate(itertools.islice(draw_items("test", "gpu"), 8)):
+def training_rows(count: int) -> pa.Table:
+    """Return drawn pairs with a right and a wrong judgment, as phase 2 trains on them."""
+    rows = []
+    for n, (image, items) in enumerate(itertools.islice(draw_items("test", "gpu"), count)):
         question, data = items[0].question, io.BytesIO()
         image.save(data, "PNG")
         texts = [response.text for response in items[0].responses[:2]]
@@ -49,6 +49,11 @@ def _compare_training(check: Check) -> None:
                 "rejected": write_judgment(question.evidence, winner=2 - n % 2),
             }
         )
+    return pa.Table.from_pylist(rows)
+
+
+def _compare_training(check: Check) -> None:
+    judge, rows = WEIGHTS / "judge", training_rows(8)
     processor, expected = load_processor(judge), None
     for device, dtype, kind in [
         ("cpu", "float32", TREES),
@@ -57,7 +62,7 @@ def _compare_training(check: Check) -> None:
         model = load_judge(judge, dtype).to(device)
         model.set_attn_implementation({"text_config": kind})
         family = family_of(model)
-        encoded, images, _ = Encoder(processor, family, 8192).encode(pa.Table.from_pylist(rows), "dpo")
+        encoded, images, _ = Encoder(processor, family, 8192).encode(rows, "dpo")
         packed = Items.of(encoded, images).collate(range(8), processor.image_processor, model, "shared").to(device)
         values = log_probabilities(model, packed)
         weights = [weight for name, weight in model.named_parameters() if "layers" in name and "visual" not in name]

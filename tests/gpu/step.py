@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from carevl.models.families import family_of
 from carevl.models.flex_attention import FLEX
 from carevl.models.packing import Packed
 from carevl.models.tree_attention import TREES, branch_log_probabilities
+from carevl.training.attention import find_flaw
 from carevl.training.judge import make_trainable
 from tests.gpu.figures import Check, relative
 from tests.gpu.models import judge_row, make_judge
@@ -38,7 +40,7 @@ def run(check: Check) -> None:
     """Write seconds, peak memory and agreement of a step, by kind of attention and by saving."""
     model = make_judge(check)
     make_trainable(model, _Training)
-    model.train()
+    model.to(torch.bfloat16).train()  # adapters too, as DeepSpeed makes them
     row = judge_row(model, check, 2 if check.small else 10)
     tokens = row.ids.numel()
     kinds = [FLEX, TREES] if check.on_gpu else [TREES]
@@ -62,6 +64,8 @@ def run(check: Check) -> None:
     with patch.object(type(family), "features", lambda *_: features):
         _measure(check, model, row, kinds[0], "features from a table")
     _agree(check, model, kinds)
+    if check.on_gpu:
+        _try_flex(check, model, row)
     check.free()
 
 
@@ -92,6 +96,14 @@ def _differentiated_vision(model: Any) -> Iterator[None]:
             yield
     finally:
         model.disable_input_require_grads()
+
+
+def _try_flex(check: Check, model: Any, row: Packed) -> None:
+    """Write what a training finds before it trusts FlexAttention."""
+    model.set_attn_implementation({"text_config": FLEX})
+    started = time.monotonic()
+    flaw = find_flaw(model, row)
+    check.figure("flex_flaws", float(flaw is not None), most=0, flaw=flaw, took=round(time.monotonic() - started, 2))
 
 
 def _agree(check: Check, model: Any, kinds: list[str]) -> None:
