@@ -47,6 +47,7 @@ def test_a_pool_waits_for_room_but_training_workers_start_together():
 
 def test_every_stage_that_can_never_start_is_named_with_what_to_change():
     overrides = [
+        "captioner.engine=vllm",
         "captioner.tensor_parallel=4",
         "captioner.pool.num_gpus=4",
         "experts.2.pool.resources={tpu: 1}",
@@ -66,7 +67,10 @@ def test_every_stage_that_can_never_start_is_named_with_what_to_change():
 
 
 def test_stages_that_need_not_run_reserve_nothing():
-    settings = load_settings("mini", ["captioner.tensor_parallel=4", "captioner.pool.num_gpus=4", "cluster.num_cpus=2"])
+    settings = load_settings(
+        "mini",
+        ["captioner.engine=vllm", "captioner.tensor_parallel=4", "captioner.pool.num_gpus=4", "cluster.num_cpus=2"],
+    )
     assert [need.stage for need in reservations(settings, ["route", "sft", "evaluate/base"])] == ["sft", "evaluate"]
     admit(settings, ["route", "sft"])
     with pytest.raises(RunError, match="caption: needs 1 CPU, 4 GPU"):

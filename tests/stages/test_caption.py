@@ -25,7 +25,7 @@ class Engine:
         if len(requests) > self.room:
             raise MemoryError
         if any(request.image.getpixel((0, 0)) == (0, 0, 0) for request in requests):
-            raise RuntimeError("illegal memory access")
+            raise RuntimeError("no kernel for this image")
         return [Generation(self.text, 4, False) for _ in requests]
 
     def reduce_batch_size(self):
@@ -54,7 +54,7 @@ def test_one_image_that_kills_the_captioner_is_an_error_of_its_row(engine):
     rows = {row["image_id"]: row for row in made.to_pylist()}
     assert {key for key, row in rows.items() if row["error"]} == {"0"}
     assert rows["0"]["text"] is None
-    assert rows["0"]["error"]["message"] == "RuntimeError: illegal memory access"
+    assert rows["0"]["error"]["message"] == "RuntimeError: no kernel for this image"
     assert rows["1"]["text"] == engine.text
 
 
