@@ -1,14 +1,18 @@
-"""What a model's weights take up: as they are stored, and in the numbers that they are loaded as."""
+"""A model's weights as they are stored: their files, their format, and what they take up as loaded."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+INDEX = "model.safetensors.index.json"
+_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _LOADED = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -34,12 +38,36 @@ class StoredWeights:
 
 def read_stored_weights(directory: Path) -> StoredWeights:
     """Return what a model's safetensors files say at their beginning; they are not loaded."""
-    size, parameters = 0, Counter[str]()
+    parameters = Counter[str]()
+    for tensor in _tensors(directory):
+        parameters[tensor["dtype"]] += math.prod(tensor["shape"])
+    return StoredWeights(sum(file.stat().st_size for file in directory.glob("*.safetensors")), parameters)
+
+
+@cache
+def stored_dtype(directory: Path) -> str | None:
+    """Return the torch format that most bytes of a model's weights have, such as `bfloat16`; None without weights."""
+    sizes = Counter[str]()
+    for tensor in _tensors(directory):
+        start, end = tensor["data_offsets"]
+        sizes[tensor["dtype"]] += end - start
+    if not sizes:
+        return None
+    most = sizes.most_common(1)[0][0]
+    return _NAMES.get(most, most)
+
+
+def _tensors(directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield what the headers of the safetensors files say of every tensor."""
     for file in directory.glob("*.safetensors"):
-        size += file.stat().st_size
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                parameters[tensor["dtype"]] += math.prod(tensor["shape"])
-    return StoredWeights(size, parameters)
+        yield from (tensor for name, tensor in header.items() if name != "__metadata__")
+
+
+def indexed_files(directory: Path) -> list[Path] | None:
+    """Return the files that a model's index names; None where it has no index, and so one file."""
+    index = directory / INDEX
+    if not index.is_file():
+        return None
+    return [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]

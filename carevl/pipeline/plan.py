@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from carevl.cluster.connect import is_private, ray_cluster
 from carevl.cluster.resources import Reservation, Supply, card_memory, describe, find_unplaceable, supply
+from carevl.models.hub import COMMIT
 from carevl.models.nvidia import find_unseen
 from carevl.pipeline import results
 from carevl.pipeline.admission import reservations
@@ -33,8 +33,6 @@ from carevl.store.table import Table
 if TYPE_CHECKING:
     from carevl.settings import Settings
     from carevl.settings.models import Model
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def unpinned(settings: Settings) -> list[str]:
         f"{place}: {model.path} may change between two runs; pin {place}.revision to a commit of 40 hex digits"
         for place, model in models.items()
         if split_scheme(model.path) is None and not Path(model.path).is_dir()
-        if not _COMMIT.fullmatch(model.revision or "")
+        if not COMMIT.fullmatch(model.revision or "")
     ]
 
 

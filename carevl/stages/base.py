@@ -13,7 +13,7 @@ from carevl.cluster.pools import run_jobs
 from carevl.cluster.resources import supply
 from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights, locate
-from carevl.models.stored import stored_dtype
+from carevl.models.stored_weights import stored_dtype
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 from carevl.store.table import Table

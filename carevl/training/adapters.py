@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
+from carevl.models.stored_weights import INDEX, indexed_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-INDEX = "model.safetensors.index.json"
 ROUNDING = "rounding.json"
 """In a training's directory, what the format of the merged weights lost."""
 ROUGH = 0.1
@@ -189,10 +189,7 @@ class _Norms:
 
 def weight_files(model: Path) -> list[Path]:
     """Return the files that hold a model's weights: those of its index, or the only one."""
-    index = model / INDEX
-    if not index.exists():
-        return [model / "model.safetensors"]
-    return [model / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return indexed_files(model) or [model / "model.safetensors"]
 
 
 def _stored_names(base: Path, adapter: Adapter) -> dict[str, str]:

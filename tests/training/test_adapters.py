@@ -9,8 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from carevl.errors import UserError
-from carevl.models.stored import stored_dtype
-from carevl.training.adapters import INDEX, Adapter, Rounding, compose, merge, weight_files
+from carevl.models.stored_weights import INDEX, stored_dtype
+from carevl.training.adapters import Adapter, Rounding, compose, merge, weight_files
 
 pytestmark = pytest.mark.train
 

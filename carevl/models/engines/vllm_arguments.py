@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from carevl.errors import UserError, suggest
 from carevl.models.engines.card import GIB, Card
 from carevl.models.locate import loading_arguments
+from carevl.models.stored_weights import indexed_files
 
 if TYPE_CHECKING:
     from carevl.settings.models import Model
@@ -106,12 +106,7 @@ def read_shape(path: str, dtype: str, loading: Mapping[str, Any]) -> ModelShape:
 
 
 def _weight_bytes(directory: Path, halvings: int) -> int | None:
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [directory / name for name in names]
-    else:
-        files = sorted(directory.glob("*.safetensors"))
+    files = indexed_files(directory) or sorted(directory.glob("*.safetensors"))
     if not files or not all(file.is_file() for file in files):
         return None
     return int(sum(file.stat().st_size for file in files) * 0.5**halvings)
