@@ -6,10 +6,10 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.jobs import Tally
+from carevl.periodic import call_every
 
 if TYPE_CHECKING:
     from carevl.settings.models import Pool
@@ -66,18 +66,11 @@ class PoolWatch:
 @contextmanager
 def watch_silence(on_silence: Callable[[str], None], pools: Mapping[str, PoolWatch]) -> Iterator[None]:
     """Look at the pools now and then; call `on_silence` with the name of each of which nothing has come for long."""
-    ended = Event()
 
-    def watch() -> None:
-        while not ended.wait(_INTERVAL):
-            for name, pool in pools.items():
-                if pool.check_silence():
-                    on_silence(name)
+    def look() -> None:
+        for name, pool in pools.items():
+            if pool.check_silence():
+                on_silence(name)
 
-    watcher = Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    with call_every(_INTERVAL, look):
         yield
-    finally:
-        ended.set()
-        watcher.join()

@@ -20,6 +20,7 @@ from carevl.models.families import family_of
 from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights, adapter_fingerprint
 from carevl.models.packing import check_packable
+from carevl.periodic import call_every
 from carevl.settings.training import Phase, Training, Workers
 from carevl.store.stage_key import differences
 from carevl.store.table import write_atomically
@@ -330,24 +331,18 @@ def follow_start(workers: Workers, log: Callable[[str], None] | None, every: flo
     if log is None:
         yield
         return
-    over = threading.Event()
+    last, since = "", 0.0
 
-    def watch() -> None:
-        last, since = "", 0.0
-        while not over.wait(every):
-            since += every
-            line = describe_wait(workers)
-            if line is not None and (line != last or since >= 60):
-                log(line)
-                last, since = line, 0.0
+    def look() -> None:
+        nonlocal last, since
+        since += every
+        line = describe_wait(workers)
+        if line is not None and (line != last or since >= 60):
+            log(line)
+            last, since = line, 0.0
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with call_every(every, look):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def describe_wait(workers: Workers) -> str | None:
@@ -363,8 +358,8 @@ def describe_wait(workers: Workers) -> str | None:
     ]
     if not waiting:
         return None
-    there, free = ray.cluster_resources(), ray.available_resources()
-    has = ", ".join(f"{there.get(name, 0.0):g} {name} ({free.get(name, 0.0):g} free)" for name in bundles[0])
+    total, free = ray.cluster_resources(), ray.available_resources()
+    has = ", ".join(f"{total.get(name, 0.0):g} {name} ({free.get(name, 0.0):g} free)" for name in bundles[0])
     nodes = sum(node["Alive"] for node in ray.nodes())
     return (
         f"waits for room: {workers.count} x {_amounts(bundles[0])} have to start together, and the "

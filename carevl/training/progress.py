@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from carevl.periodic import call_every
 from carevl.store.table import write_atomically
 
 VALIDATION = ("held_out", "dev_accuracy")
@@ -128,7 +128,7 @@ def follow_log(
     if on_progress is None:
         yield
         return
-    over, reported = threading.Event(), len(read_log(file))
+    reported = len(read_log(file))
 
     def report() -> None:
         nonlocal reported
@@ -137,15 +137,8 @@ def follow_log(
             reported = len(curve)
             on_progress(Progress.of(curve, steps, beta))
 
-    def watch() -> None:
-        while not over.wait(every):
-            report()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
-        yield
+        with call_every(every, report):
+            yield
     finally:
-        over.set()
-        thread.join()
         report()
