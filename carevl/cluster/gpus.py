@@ -31,14 +31,14 @@ def check_gpus() -> None:
 
     # max_calls=1 ends the process with the task, so that it holds nothing on the GPU.
     task = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(ask)
-    asked = [
+    answers = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
     ]
-    if not asked:
+    if not answers:
         return
-    answered, waiting = ray.wait(asked, num_returns=len(asked), timeout=_TIMEOUT)
+    answered, waiting = ray.wait(answers, num_returns=len(answers), timeout=_TIMEOUT)
     for task_of_busy_node in waiting:
         ray.cancel(task_of_busy_node)
     if problems := [problem for problem in ray.get(answered) if problem]:

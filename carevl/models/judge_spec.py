@@ -50,9 +50,9 @@ class JudgeSpec(Strict):
             return cls.model_validate_json(file.read_bytes())
         except ValidationError as error:
             [first, *_] = error.errors()
-            where = ".".join(map(str, first["loc"]))
+            field = ".".join(map(str, first["loc"]))
             raise UserError(
-                f"{file}: {where + ': ' if where else ''}{first['msg']}; it was damaged, or written by a later version"
+                f"{file}: {field + ': ' if field else ''}{first['msg']}; it was damaged, or written by a later version"
             ) from None
 
     def write(self, directory: Path) -> None:

@@ -68,9 +68,9 @@ def find_unseen() -> str | None:
     if torch.cuda.is_available():
         return None
     first = gpus[0]
-    found = f"nvidia-smi lists {len(gpus)} GPU ({first.name}, {first.memory}, driver {first.driver})"
+    listed = f"nvidia-smi lists {len(gpus)} GPU ({first.name}, {first.memory}, driver {first.driver})"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     advice = explain_unseen(gpus, torch.version.cuda)
     if torch.version.cuda is not None and hidden in ("", "-1"):
         advice = f"CUDA_VISIBLE_DEVICES={hidden!r} hides them: unset it"
-    return f"this machine: {found}, and torch {torch.__version__} sees none; {advice}"
+    return f"this machine: {listed}, and torch {torch.__version__} sees none; {advice}"

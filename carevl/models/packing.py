@@ -90,9 +90,9 @@ class Packed:
     """Trees in a row, ready for a forward pass.
 
     `ids` int64 [1, T]; `owner` and `side` int64 [1, T], the tree of a token and 0 for its prefix or 1, 2, … for its
-    branches; `positions` int64 [3, 1, T], or [1, T] for a text model; `picture` int64, for
-    every use of an image, in the order of the row, which of the I distinct images it is. `features` of the I images,
-    [tokens, size], None where the vision tower has to make them; `patches` and `grids` of these, in their order.
+    branches; `positions` int64 [3, 1, T], or [1, T] for a text model; `picture` int64, for every use of
+    an image, in the order of the row, which of the I distinct images it is. `features` of the I images, [tokens, size],
+    None where the vision tower has to make them; `patches` and `grids` of these, in their order.
     `column`, `target`, `branch` int64 [A]: answer token a belongs to `branch[a]`, is `target[a]` and is predicted at
     `column[a]`; `weight` float32 [A] is what it counts. `places` has one entry per tree, in their order.
     """
@@ -123,11 +123,10 @@ class Packed:
         n = -self.ids.shape[1] % multiple
         if not n:
             return self
+        last = self.ids[:, -1:].expand(-1, n)  # a row ends with an answer, never in an image
         return replace(
             self,
-            ids=torch.cat(
-                [self.ids, self.ids[:, -1:].expand(-1, n)], 1
-            ),  # a row ends with an answer, never in an image
+            ids=torch.cat([self.ids, last], 1),
             owner=pad(self.owner, (0, n), value=len(self.places)),
             side=pad(self.side, (0, n)),
             positions=pad(self.positions, (0, n)),

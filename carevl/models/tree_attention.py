@@ -222,7 +222,7 @@ def _image_features(model: Any, packed: Packed, dtype: torch.dtype) -> list[Tens
         family = family_of(model)
         with torch.set_grad_enabled(torch.is_grad_enabled() and family.trains_vision(model)):
             computed = iter(family.features(model, packed.patches.to(dtype), packed.grids))
-    return [next(computed) if known is None else known for known in packed.features]
+    return [next(computed) if features is None else features for features in packed.features]
 
 
 ALL_ATTENTION_FUNCTIONS.register(TREES, tree_attention)

@@ -90,8 +90,8 @@ def find_models(models: Mapping[str, Model]) -> dict[str, ModelState]:
         state = ModelState(model, True, snapshot)
         if not silent:
             try:
-                asked = (model.path, model.revision, model.trust_remote_code)
-                listing = find_missing(asked, lambda _: None, timeout=_ASK_SECONDS)
+                hub_model = (model.path, model.revision, model.trust_remote_code)
+                listing = find_missing(hub_model, lambda _: None, timeout=_ASK_SECONDS)
                 state = ModelState(model, True, snapshot if listing is None else None, listing)
             except HubError as error:
                 silent = not error.reached

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from carevl.models.flex_attention import FLEX
 from carevl.models.packing import Packed
-from carevl.models.tree_attention import TREES, attention_of, branch_log_probabilities
+from carevl.models.tree_attention import TREES, branch_log_probabilities
 
 _PROBED = 2**27
 """Most numbers of a weight whose gradient is compared."""
@@ -31,8 +31,6 @@ def find_flaw(model: Any, packed: Packed) -> str | None:
     Args:
         packed: a row on the model's device.
     """
-    if attention_of(model) != FLEX:
-        return None
     try:
         flex = _compute(model, packed)
     except Exception as error:  # the compiler raises anything: no valid configuration, no compiler, out of memory

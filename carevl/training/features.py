@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
-from carevl.models.families.base import Picture
+from carevl.models.families import family_of
+from carevl.models.families.base import Family, Picture
+from carevl.training.steps import all_gather
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,9 +60,6 @@ def compute_features(loop: Loop, directory: Path) -> FeatureTable | None:
         None where features are no constants, images enter a model otherwise than as embeddings, no image is used
         twice, or the disk has no room: then the vision tower runs in every step.
     """
-    from carevl.models.families import family_of
-    from carevl.training.steps import all_gather
-
     model, training = loop.judge.model, loop.config.training
     family = family_of(model)
     images = _used_more_than_once(loop)
@@ -96,10 +95,10 @@ def _used_more_than_once(loop: Loop) -> list[str]:
 
 
 def _count_tokens(loop: Loop, images: Sequence[str], token: int) -> Mapping[str, int]:
-    wanted, counts = set(images), dict[str, int]()
+    counted, counts = set(images), dict[str, int]()
     for image, prefix in zip(loop.items.items["image"], loop.items.items["prefix"], strict=True):
         name = image.as_py()
-        if name in wanted and name not in counts:
+        if name in counted and name not in counts:
             counts[name] = prefix.as_py().count(token)
     return counts
 
@@ -111,7 +110,7 @@ def _batches(images: Sequence[str], most: int) -> Iterator[Sequence[str]]:
 
 
 @torch.no_grad()
-def _compute(loop: Loop, family: Any, images: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _compute(loop: Loop, family: Family, images: Sequence[str]) -> Iterator[dict[str, Any]]:
     model, device = loop.judge.model, loop.engine.device
     pictures = loop.items.load_pictures(images, loop.image_processor, family)
     patches = torch.cat([pictures[name].patches for name in images]).to(device, model.dtype)

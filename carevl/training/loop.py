@@ -22,7 +22,7 @@ from carevl.models.tree_attention import TREES, attention_of
 from carevl.settings.training import Training
 from carevl.training.attention import find_flaw
 from carevl.training.engine import deepspeed_config, is_bare, zero_stage
-from carevl.training.features import FeatureTable, compute_features
+from carevl.training.features import compute_features
 from carevl.training.items import Items
 from carevl.training.judge import (
     TrainedJudge,
@@ -68,7 +68,6 @@ class Loop:
         processor = load_processor(config.judge)
         self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
         self.engine = self._build_engine()
-        self.features: FeatureTable | None = None
         self.features = compute_features(self, config.data / "features")
         flaw = self._check_attention()
         self.remarks = {} if flaw is None else {"fallback": flaw}
@@ -110,8 +109,10 @@ class Loop:
 
     def _check_attention(self) -> str | None:
         """Try FlexAttention on the first micro-batch; go back to attention block by block where it fails."""
+        if attention_of(self.judge.model) != FLEX:
+            return None
         [(_, packed)] = self.prefetch(self.shard(self.config.schedule.step(0))[:1])
-        if attention_of(self.judge.model) != FLEX or isinstance(packed, Plain):
+        if isinstance(packed, Plain):
             return None
         flaws = all_gather(find_flaw(self.judge.model, packed), self.world)
         flaw = next((flaw for flaw in flaws if flaw is not None), None)

@@ -65,6 +65,14 @@ def environment_for(hub: Hub, home: Path) -> dict[str, str]:
     return kept | hub.environment(home) | {"PYTHONPATH": str(REPOSITORY)}
 
 
+def check_offline(rehearsal: Rehearsal) -> None:
+    """Check that the same command makes nothing again without a network."""
+    done = rehearsal.run_again(HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = json.loads((rehearsal.run / "results.json").read_text())["stages"]
+    assert {stage["action"] for stage in stages} == {"skipped"}
+
+
 def check_rehearsal(run: Path) -> None:
     """Check that a run directory has all that a run makes, without an error, and that all of it says what it is."""
     assert list((run / "judge").glob("model*.safetensors"))

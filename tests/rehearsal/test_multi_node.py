@@ -15,6 +15,7 @@ from tests.helpers.rehearsal import (
     LEARNED,
     REPOSITORY,
     Rehearsal,
+    check_offline,
     check_rehearsal,
     data_of,
     environment_for,
@@ -91,8 +92,5 @@ def test_it_ends_in_a_judge_and_says_everywhere_that_it_is_a_rehearsal(rehearsal
 
 def test_offline_the_same_command_makes_nothing_again(rehearsal, hub):
     hub.forget()
-    done = rehearsal.run_again(HF_HUB_OFFLINE="1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    stages = json.loads((rehearsal.run / "results.json").read_text())["stages"]
-    assert {stage["action"] for stage in stages} == {"skipped"}
+    check_offline(rehearsal)
     assert not hub.requests

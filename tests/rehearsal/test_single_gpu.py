@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -13,6 +12,7 @@ from tests.helpers.rehearsal import (
     FEW_PAIRS,
     LEARNED,
     Rehearsal,
+    check_offline,
     check_rehearsal,
     data_of,
     environment_for,
@@ -41,10 +41,7 @@ def test_it_ends_in_a_judge_and_says_everywhere_that_it_is_a_rehearsal(rehearsal
 
 def test_offline_the_same_command_makes_nothing_again_and_goes_on_where_something_is_missing(rehearsal, hub):
     hub.forget()
-    done = rehearsal.run_again(HF_HUB_OFFLINE="1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    stages = json.loads((rehearsal.run / "results.json").read_text())["stages"]
-    assert {stage["action"] for stage in stages} == {"skipped"}
+    check_offline(rehearsal)
     [before] = [Table(directory).read() for directory in rehearsal.run.glob("score/skywork-llama/*")]
     shutil.rmtree(rehearsal.run / "score" / "skywork-llama")
     done = rehearsal.run_again("--until", "score", HF_HUB_OFFLINE="1")

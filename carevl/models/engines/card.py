@@ -84,8 +84,8 @@ def start_alone(devices: Sequence[str], directory: Path | None = None) -> Iterat
 def _private_directory() -> Path:
     directory = Path(tempfile.gettempdir()) / f"carevl-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
-    found = directory.lstat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+    status = directory.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise UserError(f"{directory} belongs to somebody else, or others may write there; remove it, or set TMPDIR")
     return directory
 
