@@ -1,4 +1,4 @@
-"""The one kind of exception whose message is for the person at the command line, and how a name is suggested in it."""
+"""The exceptions whose message is for the person at the command line, and how a name is suggested in it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """Something that a person can mend: the message says what was found, where, and what to do."""
+
+
+class SettingsError(UserError):
+    """A setting that cannot be used."""
 
 
 def suggest(name: str, names: Iterable[str], otherwise: str, *, kind: str = "", cutoff: float = 0.6) -> str:

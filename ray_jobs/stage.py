@@ -55,7 +55,7 @@ def _run(source: str, overrides: Sequence[str], run_dir: Path, last: str | None,
     from carevl.pipeline.check import check_settings
     from carevl.pipeline.final import evaluate_final
     from carevl.pipeline.run import run_pipeline
-    from carevl.settings import load_settings
+    from carevl.settings.loader import load_settings
     from carevl.store.run import Run
 
     settings, run = load_settings(source, overrides), Run.at(run_dir)

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
     from carevl.store.run import Run
 
 SettingsName = Annotated[str, typer.Argument(metavar="SETTINGS", help="A preset's name or a YAML file.")]
@@ -33,7 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def load_tree(settings: str, overrides: Sequence[str] | None, *, rehearse: bool = False) -> Settings:
     """Return the settings that a command line names, changed as it says."""
-    from carevl.settings import load_settings
+    from carevl.settings.loader import load_settings
 
     return load_settings(settings, [*(overrides or ()), *(["cluster.rehearse=true"] if rehearse else [])])
 

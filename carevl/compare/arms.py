@@ -12,7 +12,7 @@ from carevl.settings.stages import Select
 from carevl.stages.selection import RULES
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 RATES = (1.0, 0.5, 2.0, 0.25)
 """What the learning rates of both phases are multiplied by; an arm tries the first few on the first seed."""

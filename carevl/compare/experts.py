@@ -21,7 +21,7 @@ from carevl.store.schemas import IMAGES, ITEMS, row_error
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
     from carevl.data.drawn import DataRoot
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 
 def probabilities(context: RunContext, tests: Settings, rows: Sequence[Row]) -> dict[str, float | None]:

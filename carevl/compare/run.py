@@ -28,7 +28,7 @@ from carevl.store.run import Run, RunError
 from carevl.store.table import write_atomically
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from carevl.compare.labels import Labels
     from carevl.data.drawn import DataRoot
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 VERSION = 1
 BENCHMARK = "vl-rewardbench"

@@ -22,8 +22,8 @@ from carevl.training.progress import read_log
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
-    from carevl.settings import Settings
     from carevl.settings.data import Benchmark
+    from carevl.settings.tree import Settings
     from carevl.stages.base import Stage
     from carevl.store.stage_key import StageKey
 

@@ -16,7 +16,7 @@ from carevl.settings.schemes import DRAWN_PREFIX, Scheme, split_scheme
 from carevl.store.run import Run
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from carevl.settings.schemes import DRAWN_PREFIX, Scheme
 from carevl.store.run import RunError
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 
 class _Miniworld(Scheme):

@@ -10,7 +10,7 @@ from carevl.cluster.resources import Reservation, check, supply
 from carevl.stages import STAGES
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
     from carevl.stages.base import Stage
 
 

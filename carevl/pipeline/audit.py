@@ -21,7 +21,7 @@ from carevl.store.run import Run, RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 
 def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:

@@ -14,13 +14,12 @@ from carevl.benchmarks.answering import is_endpoint
 from carevl.benchmarks.suites import SUITES
 from carevl.cluster.connect import is_private
 from carevl.data.formats import FORMATS
-from carevl.errors import UserError, suggest
+from carevl.errors import SettingsError, UserError, suggest
 from carevl.models.chat_client import ChatClient
 from carevl.models.engines import ENGINES
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.families import judge_family
 from carevl.models.locate import locate, own_directory
-from carevl.settings.base import SettingsError
 from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
 from carevl.stages.base import adapts_vision
@@ -28,9 +27,9 @@ from carevl.stages.selection import RULES
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
     from carevl.settings.models import Captioner, Expert, Judge, Model
     from carevl.settings.training import Training
+    from carevl.settings.tree import Settings
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _BEFORE_ROUTE = ("ingest", "caption", "score")

@@ -15,8 +15,8 @@ from carevl.models.stored_weights import StoredWeights, read_stored_weights
 from carevl.stages import STAGES
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
     from carevl.settings.models import Model
+    from carevl.settings.tree import Settings
     from carevl.stages.base import LoadedModel, Stage
 
 _ASK_SECONDS = 5.0

@@ -18,7 +18,7 @@ from carevl.stages.base import RunContext
 from carevl.store.run import Run
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 
 def evaluate_final(settings: Settings, run: Run, log: Callable[[str], None]) -> dict[str, Any]:

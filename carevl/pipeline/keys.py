@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carevl.data.drawn import data_root
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages import STAGES
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
     from carevl.stages.base import Stage
 
 

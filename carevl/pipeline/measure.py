@@ -22,7 +22,7 @@ from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from carevl.store.run import Run, RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
     from carevl.settings.models import Model
+    from carevl.settings.tree import Settings
 
 
 @dataclass(frozen=True)

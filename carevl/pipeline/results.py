@@ -25,7 +25,7 @@ from carevl.store.table import Table, write_atomically
 from carevl.training.adapters import ROUGH, describe_rounding
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 RESULTS = "results.json"
 REHEARSAL = "a rehearsal: reserved GPUs that torch does not see are CPUs here; nothing of it is a result"
@@ -80,7 +80,7 @@ def recompute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dic
 
 
 def _final_judges(entry: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
     predictions = {
         name: run.table_of(f"final/{name}", fingerprint) for name, fingerprint in entry["fingerprints"].items()

@@ -18,7 +18,7 @@ from carevl.store.run import Run
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 Tally = dict[str, Mapping[str, Any]]
 """Table to `rows_out`, how many rows had failed, and `errors`, how many of them still do."""

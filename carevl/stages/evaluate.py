@@ -16,8 +16,8 @@ from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
-    from carevl.settings import Settings
     from carevl.settings.data import Benchmark
+    from carevl.settings.tree import Settings
 
 JUDGES: dict[str, str | None] = {"base": None, "phase1": "sft", "phase2": "dpo"}
 """Judge to the stage that makes it."""

@@ -32,7 +32,7 @@ from carevl.store.schemas import IMAGES, ITEMS, failures
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 VERSION = 2
 _EXAMPLES = 10

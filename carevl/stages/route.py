@@ -25,8 +25,8 @@ from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.data.drawn import DataRoot
-    from carevl.settings import Settings
     from carevl.settings.router import RouterSettings
+    from carevl.settings.tree import Settings
 
 VERSION = 2
 SAMPLE = 100_000

@@ -22,7 +22,7 @@ from carevl.stages.sampling import (
 
 if TYPE_CHECKING:
     from carevl.data.drawn import DataRoot
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 VERSION = 2
 

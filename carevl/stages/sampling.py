@@ -23,8 +23,8 @@ from carevl.store.schemas import JUDGMENTS, row_error
 if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.models.engines.base import Generator
-    from carevl.settings import Settings
     from carevl.settings.models import Judge
+    from carevl.settings.tree import Settings
     from carevl.stages.base import Counts, RunContext
     from carevl.store.table import Table
 

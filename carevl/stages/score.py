@@ -31,8 +31,8 @@ from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
 if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
-    from carevl.settings import Settings
     from carevl.settings.models import Expert
+    from carevl.settings.tree import Settings
 
 VERSION = 3
 

@@ -25,8 +25,8 @@ from carevl.store.schemas import PAIRS
 
 if TYPE_CHECKING:
     from carevl.data.drawn import DataRoot
-    from carevl.settings import Settings
     from carevl.settings.stages import Select
+    from carevl.settings.tree import Settings
 
 VERSION = 6
 

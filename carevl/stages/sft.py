@@ -14,7 +14,7 @@ from carevl.store.table import Table
 if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
-    from carevl.settings import Settings
+    from carevl.settings.tree import Settings
 
 
 def run(context: RunContext) -> Counts:

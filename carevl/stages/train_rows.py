@@ -17,8 +17,8 @@ from carevl.store.run import RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.settings import Settings
     from carevl.settings.training import Training
+    from carevl.settings.tree import Settings
     from carevl.store.ingested import Ingested
     from carevl.training.driver import Trained
 

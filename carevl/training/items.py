@@ -29,12 +29,12 @@ from carevl.models.engines.base import chat_prompt
 from carevl.models.families import family_of
 from carevl.models.families.base import Family, Picture
 from carevl.models.packing import Packed, Shape, Tree, computed_tokens, pack
-from carevl.settings.training import Packing, Phase
 from carevl.store.schemas import TRAINING_IMAGES, TRAINING_ITEMS, row_error
 from carevl.training.plain import Plain, separate
 from carevl.training.schedule import MicroBatch
 
 if TYPE_CHECKING:
+    from carevl.settings.training import Packing, Phase
     from carevl.training.features import FeatureTable
 
 COLUMNS: dict[Phase, list[str]] = {

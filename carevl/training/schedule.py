@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, islice
+from typing import TYPE_CHECKING
 
 from carevl.models.packing import Shape, computed_tokens
-from carevl.settings.training import Packing
+
+if TYPE_CHECKING:
+    from carevl.settings.training import Packing
 
 
 @dataclass(frozen=True)

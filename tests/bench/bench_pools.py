@@ -36,7 +36,7 @@ from carevl.cluster.pools import run_jobs
 from carevl.data.pictures import decode_images
 from carevl.miniworld.items import draw_items
 from carevl.models.engines.base import Generation, chat_prompt
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.settings.models import Pool
 from carevl.stages import sample
 from carevl.stages.caption import CaptionProcessor

@@ -35,9 +35,9 @@ from carevl.cluster.pools import run_jobs
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.experts.base import score_by_row
 from carevl.pipeline.plan import plan_run
-from carevl.settings import Settings, load_settings
+from carevl.settings.loader import load_settings
 from carevl.settings.models import Pool
-from carevl.settings.tree import Cluster
+from carevl.settings.tree import Cluster, Settings
 from carevl.stages import route, score
 from carevl.store.run import Run
 from carevl.store.schemas import CAPTIONS, ITEMS, SCORES, failures

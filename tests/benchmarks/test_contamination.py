@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from carevl.data.drawn import DataRoot, draw
-from carevl.settings import Settings, load_settings
-from carevl.settings.base import SettingsError
+from carevl.errors import SettingsError
 from carevl.settings.data import Benchmark
 from carevl.settings.data import Source as SettingsSource
+from carevl.settings.loader import load_settings
+from carevl.settings.tree import Settings
 from carevl.stages import ingest
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run

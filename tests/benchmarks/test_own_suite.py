@@ -19,8 +19,8 @@ from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites import SUITES, describe_suites
 from carevl.errors import UserError
 from carevl.pipeline.results import judges
-from carevl.settings import load_settings
 from carevl.settings.data import Benchmark
+from carevl.settings.loader import load_settings
 from carevl.settings.models import Judge
 from carevl.store.run import Run
 from carevl.store.table import Table

@@ -4,7 +4,7 @@ import pytest
 
 from carevl.cluster.resources import Reservation, Supply, check, supply
 from carevl.pipeline.admission import admit, reservations
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.store.run import RunError
 
 NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0}, {"CPU": 8.0, "GPU": 1.0, "disk": 1.0}]

@@ -9,7 +9,7 @@ from carevl.compare.arms import ARMS, OURS, Budget, with_seed
 from carevl.compare.stages import DATA_STAGES, arm_stages, on_benchmark, run_tables
 from carevl.data.drawn import draw
 from carevl.pipeline.keys import stage_keys
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages.base import RunContext, Stage, reads
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey

@@ -5,7 +5,7 @@ import pytest
 from carevl.compare.arms import ARMS, OURS, RATES, Budget, at_threshold, chosen, with_seed
 from carevl.compare.guarantee import to_train
 from carevl.errors import UserError
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 
 BUDGET = Budget(phase1=900, phase2=100)
 

@@ -8,7 +8,7 @@ import pytest
 
 from carevl.compare.run import Final, Plan, check
 from carevl.errors import UserError
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 
 CAREVL = Path(sys.executable).with_name("carevl")
 

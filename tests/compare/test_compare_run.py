@@ -12,7 +12,7 @@ import pytest
 
 from carevl.compare import report
 from carevl.compare.run import Final, Plan, compare
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.store.run import Run, RunError
 
 SMALL = [

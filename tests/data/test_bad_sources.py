@@ -15,8 +15,8 @@ import pytest
 
 from carevl.data.formats import FORMATS
 from carevl.data.reading import Source
-from carevl.settings import load_settings
 from carevl.settings.data import Source as SettingsSource
+from carevl.settings.loader import load_settings
 from carevl.stages import ingest
 from carevl.store.run import Run
 from carevl.store.schemas import ITEMS

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from carevl.data.drawn import DataRoot, data_root, draw
+from carevl.errors import SettingsError
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.plan import plan_run
-from carevl.settings import Settings, SettingsError, load_settings
 from carevl.settings.data import Source
+from carevl.settings.loader import load_settings
+from carevl.settings.tree import Settings
 from carevl.stages import ingest
 from carevl.store.run import Run
 

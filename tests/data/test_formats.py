@@ -16,7 +16,7 @@ from carevl.data.formats import FORMATS
 from carevl.data.formats.detection import UnknownFormatError, columns_of, detect
 from carevl.data.reading import Source, detect_formats, read_source
 from carevl.data.rows import RowError
-from carevl.settings.base import SettingsError
+from carevl.errors import SettingsError
 
 IMAGE = "a.png"
 ASKED, GOOD, BAD = "What is it?", "A cat.", "A dog."

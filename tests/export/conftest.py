@@ -12,7 +12,7 @@ import pytest
 from carevl.data.drawn import draw
 from carevl.judging.prompts import judge_prompt, write_judgment
 from carevl.pipeline.keys import stage_keys
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages import ingest
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run

@@ -12,8 +12,8 @@ import pytest
 
 from carevl.cluster.connect import ray_cluster
 from carevl.pipeline.run import StageReport, run_pipeline
-from carevl.settings import Settings, load_settings
-from carevl.settings.tree import Cluster
+from carevl.settings.loader import load_settings
+from carevl.settings.tree import Cluster, Settings
 from carevl.store.run import Run
 
 SMALL = [

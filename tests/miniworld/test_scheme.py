@@ -6,7 +6,7 @@ import pytest
 
 from carevl.errors import UserError
 from carevl.miniworld.scheme import MINIWORLD
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 
 
 def test_test_scenes_are_drawn_once_and_anew_after_an_interruption(tmp_path: Path) -> None:

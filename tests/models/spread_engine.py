@@ -8,7 +8,7 @@ from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import CAPTION_PROMPT
 from carevl.models.engines import generator
 from carevl.models.engines.base import GenerationRequest
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 
 
 def main() -> None:

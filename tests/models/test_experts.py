@@ -13,7 +13,7 @@ from carevl.data.drawn import DataRoot
 from carevl.errors import UserError
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.row_errors import Failure
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.settings.models import Endpoint, Expert
 from carevl.stages import score
 from carevl.store.schemas import CAPTIONS, ITEMS

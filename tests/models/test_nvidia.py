@@ -7,7 +7,7 @@ import torch
 
 from carevl.models.nvidia import Gpu, explain_unseen, find_unseen, list_gpus
 from carevl.pipeline.plan import plan_lines
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.store.run import Run, RunError
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "535.183.01", "81559 MiB")

@@ -15,7 +15,7 @@ from carevl.data.drawn import draw
 from carevl.data.truth import read_truth
 from carevl.pipeline.audit import audit
 from carevl.pipeline.keys import keys_until, stage_keys
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages import ingest
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from carevl import cli
+from carevl.errors import SettingsError
 from carevl.models.locate import locate
 from carevl.pipeline.check import check_settings
-from carevl.settings import SettingsError, load_settings
-from carevl.settings.loader import presets
+from carevl.settings.loader import load_settings, presets
 
 CAREVL = Path(sys.executable).with_name("carevl")
 NO_LABELS = "data.sources=[{name: pairs, path: 'miniworld:train/rlaif_v.parquet'}]"

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models.download import fetch_model
 from carevl.pipeline.plan import plan_lines
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.store.run import Run, RunError
 
 CAREVL = Path(sys.executable).with_name("carevl")

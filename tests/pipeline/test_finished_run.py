@@ -13,7 +13,7 @@ import pytest
 
 from carevl.pipeline import results
 from carevl.pipeline.run import run_pipeline
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages import STAGES
 from carevl.store.run import Run
 

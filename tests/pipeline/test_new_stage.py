@@ -9,7 +9,7 @@ import pytest
 from carevl.data.drawn import draw
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.run import run_stage
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages import STAGES
 from carevl.stages.base import RunContext, Stage, reads
 from carevl.store.run import Run

@@ -26,7 +26,7 @@ from carevl.pipeline.plan import plan_run
 from carevl.pipeline.retry import retry_failed_rows
 from carevl.pipeline.run import run_pipeline
 from carevl.pipeline.status import status_lines
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.schemas import row_error

@@ -12,7 +12,7 @@ from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.measure import Estimate
 from carevl.pipeline.plan import _rows_line, plan_lines, plan_run, unpinned
 from carevl.pipeline.run import run_pipeline
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.store.run import Run, RunError
 
 CAREVL = Path(sys.executable).with_name("carevl")

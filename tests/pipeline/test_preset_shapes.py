@@ -16,8 +16,8 @@ from carevl.pipeline import results
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.plan import plan_run
 from carevl.pipeline.run import run_pipeline
-from carevl.settings import Settings, load_settings
-from carevl.settings.loader import presets
+from carevl.settings.loader import load_settings, presets
+from carevl.settings.tree import Settings
 from carevl.store.run import Run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from carevl.cluster import resources
+from carevl.errors import SettingsError
 from carevl.models.engines.vllm_arguments import card_share
 from carevl.pipeline.admission import reservations
 from carevl.pipeline.plan import plan_run, unpinned
-from carevl.settings import SettingsError, load_settings
+from carevl.settings.loader import load_settings
 from carevl.store.run import Run, RunError
 
 LAUNCHER = str(Path(__file__).parents[2] / "cluster.yaml")

@@ -10,7 +10,7 @@ import pytest
 
 from carevl.miniworld.publish import publish
 from carevl.miniworld.weights import WEIGHTS
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from tests.helpers.hub import Hub, serve_hub
 from tests.helpers.rehearsal import ITEMS, STANDING_IN
 

@@ -24,7 +24,7 @@ from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.pools import run_jobs
 from carevl.pipeline.admission import admit, reservations
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.settings.tree import Cluster
 from carevl.stages import STAGES
 from carevl.store.schemas import ITEMS

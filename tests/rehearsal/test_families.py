@@ -18,7 +18,7 @@ from carevl.judging.prompts import judge_prompt, write_judgment
 from carevl.miniworld.items import draw_items
 from carevl.models.engines import generator
 from carevl.models.engines.base import GenerationRequest
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages.caption import CaptionProcessor
 from carevl.stages.score import ScoreProcessor
 from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from carevl.settings import SettingsError
+from carevl.errors import SettingsError
 from carevl.settings.registry import Registry
 
 

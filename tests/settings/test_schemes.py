@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from carevl.errors import UserError
-from carevl.settings import SettingsError
+from carevl.errors import SettingsError, UserError
 from carevl.settings.schemes import SCHEMES, Scheme, split_scheme
 
 

@@ -2,8 +2,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from carevl.settings import Settings, SettingsError, load_settings, loader
-from carevl.settings.loader import presets, reference
+from carevl.errors import SettingsError
+from carevl.settings import loader
+from carevl.settings.loader import load_settings, presets, reference
+from carevl.settings.tree import Settings
 
 
 def test_every_preset_loads_and_its_reference_loads_to_the_same_settings(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from carevl.models.engines.base import Generation
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages import caption, sample, sampling, select
 from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS, JUDGMENTS
 

@@ -12,7 +12,7 @@ from carevl.benchmarks.rows import Image as Named
 from carevl.data.pictures import decode_images, picture
 from carevl.miniworld.items import draw_items
 from carevl.models.conversations import Encoded, encode
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.settings.models import Expert
 from carevl.stages import caption, sample, sampling, score
 from carevl.store.schemas import CAPTIONS, EXPERT_TOKENS, IMAGES, ITEMS, QUESTION_IMAGES

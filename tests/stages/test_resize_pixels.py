@@ -17,7 +17,7 @@ from carevl.data.images import ImageLimits, decode_rgb
 from carevl.models.engines.base import Engine, Generation
 from carevl.models.judge_spec import JudgeSpec
 from carevl.pipeline.keys import stage_keys
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages import caption, sample, sampling
 from carevl.stages.base import judge_pixels
 from carevl.store.run import Run

@@ -7,7 +7,7 @@ import pytest
 
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.policies import fit_router
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages import route
 from carevl.store.run import RunError
 from carevl.store.schemas import ITEMS, SCORES

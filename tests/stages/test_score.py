@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.settings.models import Expert
 from carevl.stages import score
 from carevl.store.schemas import CAPTIONS, ITEMS

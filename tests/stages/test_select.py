@@ -3,8 +3,9 @@
 import pyarrow as pa
 import pytest
 
+from carevl.errors import SettingsError
 from carevl.judging.prompts import parse_judgment, write_judgment
-from carevl.settings import SettingsError, load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages import select
 from carevl.stages.selection.witness import Witness
 from carevl.store.schemas import ITEMS, JUDGMENTS

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from carevl.judging.prompts import parse_judgment, write_judgment
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages import demonstrate, train_rows
 from carevl.store.ingested import Ingested
 from carevl.store.run import RunError

@@ -5,10 +5,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from carevl.data.drawn import DataRoot
+from carevl.errors import SettingsError
 from carevl.models.locate import Weights
 from carevl.pipeline.check import check_settings
-from carevl.settings import load_settings
-from carevl.settings.base import SettingsError
+from carevl.settings.loader import load_settings
 from carevl.stages import dpo, evaluate, sample, sft
 from carevl.stages.base import RunContext, serves_adapters
 from carevl.store.run import Run

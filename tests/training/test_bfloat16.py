@@ -11,7 +11,7 @@ from deepspeed.utils import safe_get_full_grad
 from peft import PeftModel
 
 from carevl.models.locate import locate
-from carevl.settings import load_settings
+from carevl.settings.loader import load_settings
 from carevl.stages.base import RunContext
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey

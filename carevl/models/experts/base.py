@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from carevl.errors import SettingsError
 from carevl.models.conversations import Conversation, Encoded
 from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
-from carevl.settings.base import SettingsError
 
 if TYPE_CHECKING:
     from carevl.settings.models import Expert

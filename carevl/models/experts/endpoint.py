@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
+from carevl.errors import SettingsError
 from carevl.models.chat_client import ChatClient, NoAnswerError, check_encrypted
 from carevl.models.experts.base import ExpertKind, RowScorer, TextRow
 from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
-from carevl.settings.base import SettingsError
 
 if TYPE_CHECKING:
     from carevl.settings.models import Endpoint, Expert
