@@ -39,7 +39,7 @@ class StoredWeights:
 def read_stored_weights(directory: Path) -> StoredWeights:
     """Return what a model's safetensors files say at their beginning; they are not loaded."""
     parameters = Counter[str]()
-    for tensor in _tensors(directory):
+    for _, tensor in _tensors(directory):
         parameters[tensor["dtype"]] += math.prod(tensor["shape"])
     return StoredWeights(sum(file.stat().st_size for file in directory.glob("*.safetensors")), parameters)
 
@@ -48,7 +48,7 @@ def read_stored_weights(directory: Path) -> StoredWeights:
 def stored_dtype(directory: Path) -> str | None:
     """Return the torch format that most bytes of a model's weights have, such as `bfloat16`; None without weights."""
     sizes = Counter[str]()
-    for tensor in _tensors(directory):
+    for _, tensor in _tensors(directory):
         start, end = tensor["data_offsets"]
         sizes[tensor["dtype"]] += end - start
     if not sizes:
@@ -57,12 +57,21 @@ def stored_dtype(directory: Path) -> str | None:
     return _NAMES.get(most, most)
 
 
-def _tensors(directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield what the headers of the safetensors files say of every tensor."""
+def tensor_names(directory: Path) -> list[str]:
+    """Return the names of all tensors.
+
+    Raises:
+        ValueError: a file is no safetensors file.
+    """
+    return [name for name, _ in _tensors(directory)]
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of every tensor, and what the headers of the safetensors files say of it."""
     for file in directory.glob("*.safetensors"):
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        yield from (tensor for name, tensor in header.items() if name != "__metadata__")
+        yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
 
 
 def indexed_files(directory: Path) -> list[Path] | None:

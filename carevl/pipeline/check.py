@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,8 +17,8 @@ from carevl.errors import SettingsError, UserError, suggest
 from carevl.models.chat_client import ChatClient
 from carevl.models.engines import ENGINES
 from carevl.models.experts import EXPERT_KINDS
-from carevl.models.families import judge_family
-from carevl.models.locate import locate, own_directory
+from carevl.models.judge_files import check_judge
+from carevl.models.locate import own_directory
 from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
 from carevl.stages.base import adapts_vision
@@ -58,6 +57,17 @@ def check_settings(settings: Settings, until: str | None = None, *, final: bool 
         problems += _check_router(settings)
     if stage not in _BEFORE_TRAINING:
         problems += _check_training(settings)
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+def check_training(settings: Settings) -> None:
+    """Check what a training of both phases can tell from its settings and the files of the judge.
+
+    Raises:
+        SettingsError: as `check_settings`.
+    """
+    problems = [*_check_weights("judge", settings.judge), *_check_judge(settings), *_check_phases(settings)]
     if problems:
         raise SettingsError("\n".join(problems))
 
@@ -199,14 +209,25 @@ def _check_router(settings: Settings) -> Iterator[str]:
 def _check_training(settings: Settings) -> Iterator[str]:
     if all(source.labels for source in settings.data.sources):
         yield "data.sources: every source has labels, so there is nothing to learn from; add one without"
-    yield from _check_processor(settings.judge)
-    if not list(_check_weights("judge", settings.judge)):  # told of with the weights
-        yield from _refusal("judge.path", lambda judge: judge_family(judge.path, judge.revision), settings.judge)
-    if settings.judge.serve == "adapter" and settings.judge.engine == "vllm" and adapts_vision(settings):
+    yield from _check_judge(settings)
+    yield from _check_phases(settings)
+    for name in settings.select.rules:
+        yield from _refusal("select.rules", RULES.__getitem__, name)
+
+
+def _check_judge(settings: Settings) -> Iterator[str]:
+    """Yield why the judge cannot be trained or served; one of the hub that is not here is looked at when it is."""
+    judge = settings.judge
+    if not list(_check_weights("judge", judge)):  # told of with the weights
+        yield from _refusal("judge.path", lambda judge: check_judge(judge.path, judge.revision), judge)
+    if judge.serve == "adapter" and judge.engine == "vllm" and adapts_vision(settings):
         yield (
             "judge.serve: vllm leaves out the adapters of a vision tower, which freeze_vision: false may train; use "
             "judge.serve: merged, judge.engine: transformers, or freeze_vision: true"
         )
+
+
+def _check_phases(settings: Settings) -> Iterator[str]:
     phases: dict[str, Training] = {"sft": settings.sft, "dpo": settings.dpo}
     for phase, training in phases.items():
         if training.dev_pairs and not _has_labels(settings):
@@ -217,32 +238,6 @@ def _check_training(settings: Settings) -> Iterator[str]:
             yield f"{phase}.zero.offload_optimizer: needs {phase}.zero.stage 1 or more"
         if training.tracker != "none":
             yield from _refusal(f"{phase}.tracker", _check_tracker, training)
-    for name in settings.select.rules:
-        yield from _refusal("select.rules", RULES.__getitem__, name)
-
-
-def _check_processor(judge: Judge) -> Iterator[str]:
-    """A judge in a directory has what makes a prompt of image and words; one of the hub is looked at when it loads."""
-    if is_endpoint(judge.path):
-        return
-    try:
-        directory = Path(locate(judge.path, judge.revision))
-    except UserError:
-        return  # told of with the weights
-    if not directory.is_dir():
-        return
-    if not _has_entry(directory, "chat_template", "chat_template.jinja", "tokenizer_config.json", "chat_template.json"):
-        yield f"judge.path: {directory} has no chat template; a judge needs its chat_template.jinja"
-    if not _has_entry(directory, "image_processor", "preprocessor_config.json", "processor_config.json"):
-        yield f"judge.path: {directory} has no image processor; a judge needs its preprocessor_config.json"
-
-
-def _has_entry(directory: Path, entry: str, own: str, *shared: str) -> bool:
-    """Return whether a model directory has a file `own`, or `entry` in one of the JSON files of several things."""
-    if (directory / own).is_file():
-        return True
-    files = [directory / name for name in shared]
-    return any(entry in json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file())
 
 
 def _check_tracker(training: Training) -> None:

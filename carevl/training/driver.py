@@ -17,6 +17,7 @@ from typing import Any
 
 from carevl.errors import UserError
 from carevl.models.families import family_of
+from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights, adapter_fingerprint
 from carevl.models.packing import check_packable
@@ -27,7 +28,7 @@ from carevl.store.table import write_atomically
 from carevl.training.adapters import ROUNDING, Rounding
 from carevl.training.engine import select_backend
 from carevl.training.items import Encoder, Items, read_rows, split_holdout
-from carevl.training.judge import find_lora_modules, load_processor, load_skeleton
+from carevl.training.judge import find_lora_modules, load_skeleton
 from carevl.training.loop import WorkerConfig
 from carevl.training.progress import Progress, follow_log, read_log
 from carevl.training.schedule import Schedule

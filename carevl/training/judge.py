@@ -15,6 +15,7 @@ from carevl.errors import UserError
 from carevl.models.device import device
 from carevl.models.families import family_of
 from carevl.models.flex_attention import FLEX
+from carevl.models.judge_files import load_processor
 from carevl.models.packing import Packed
 from carevl.models.tree_attention import TREES, branch_log_probabilities
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose, merge
@@ -44,25 +45,6 @@ class TrainedJudge(torch.nn.Module):
 
     def forward(self, batch: Packed | Plain) -> torch.Tensor:
         return log_probabilities(self.model, batch)
-
-
-def load_processor(judge: Path) -> Any:
-    """Load a judge's processor.
-
-    Raises:
-        UserError: the directory has none, or one without images or without a chat template.
-    """
-    from transformers import AutoProcessor
-
-    try:
-        processor = AutoProcessor.from_pretrained(judge)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{judge} has no processor that loads: {' '.join(str(error).split())[:200]}") from None
-    if not hasattr(processor, "image_processor"):
-        raise UserError(f"{judge} has a tokenizer but no image processor; a judge needs its preprocessor_config.json")
-    if not processor.chat_template:
-        raise UserError(f"{judge} has no chat template; a judge needs its chat_template.jinja")
-    return processor
 
 
 def load_skeleton(judge: Path) -> Any:

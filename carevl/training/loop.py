@@ -16,6 +16,7 @@ import torch
 from carevl.errors import UserError
 from carevl.models.device import device
 from carevl.models.flex_attention import FLEX
+from carevl.models.judge_files import load_processor
 from carevl.models.locate import Weights
 from carevl.models.packing import Packed
 from carevl.models.tree_attention import TREES, attention_of
@@ -28,7 +29,6 @@ from carevl.training.judge import (
     TrainedJudge,
     export,
     load_judge,
-    load_processor,
     make_trainable,
     restore_positions,
 )

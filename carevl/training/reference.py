@@ -10,9 +10,10 @@ import torch
 
 from carevl.models.device import device
 from carevl.models.families import family_of
+from carevl.models.judge_files import load_processor
 from carevl.settings.training import Training
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
-from carevl.training.judge import add_adapter, load_judge, load_processor, log_probabilities
+from carevl.training.judge import add_adapter, load_judge, log_probabilities
 from carevl.training.schedule import micro_batches
 
 

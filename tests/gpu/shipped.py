@@ -16,10 +16,11 @@ from carevl.models.engines.base import GenerationRequest
 from carevl.models.engines.transformers import ImageTextGenerator
 from carevl.models.families import family_of
 from carevl.models.flex_attention import FLEX
+from carevl.models.judge_files import load_processor
 from carevl.models.reward_scorer import RewardScorer
 from carevl.models.tree_attention import TREES
 from carevl.training.items import Encoder, Items
-from carevl.training.judge import load_judge, load_processor, log_probabilities
+from carevl.training.judge import load_judge, log_probabilities
 from tests.gpu.figures import Check, relative
 
 _BOUNDS = {"float32": (2e-3, 2e-2), "bfloat16": (0.5, 0.15)}

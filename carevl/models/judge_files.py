@@ -1,0 +1,209 @@
+"""What a judge's directory has to hold: refused with one sentence before anything is paid for, whoever loads it.
+
+The files are read, and the model's modules are made without memory (on the meta device); no weight is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from carevl.errors import UserError
+from carevl.models.families import judge_family
+from carevl.models.hub import find_snapshot
+from carevl.models.locate import own_directory
+from carevl.models.stored_weights import indexed_files, tensor_names
+
+ADAPTER = "adapter_config.json"
+_OF_PEFT = (".lora_A.", ".lora_B.", ".lora_embedding_", ".base_layer.", "base_model.model.")
+"""What names of tensors hold that PEFT has stored, or a wrapper of PEFT that was not unwrapped."""
+_OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.gguf")
+
+
+def check_judge(path: str, revision: str | None = None) -> None:
+    """Refuse a model that cannot be trained and asked as a judge.
+
+    A hub model that does not lie whole on this machine is not fetched; of it nothing is told but its architecture.
+
+    Args:
+        path: as in the settings: a directory, a hub id, or a path with a scheme.
+
+    Raises:
+        UserError: a sentence: what the directory lacks or has too much of, and what to do.
+    """
+    judge_family(path, revision)
+    directory = own_directory(path) or find_snapshot(path, revision)
+    if directory is not None:
+        check_directory(directory)
+
+
+def check_directory(directory: Path, *, weights: bool = True) -> None:
+    """Refuse a directory that holds no judge.
+
+    Args:
+        weights: whether its weights have to be there.
+
+    Raises:
+        UserError: as `check_judge`.
+    """
+    if "model_type" not in _read_json(directory / "config.json"):
+        raise UserError(f"{directory / 'config.json'} names no model_type: it is no configuration of a model")
+    _check_architecture(directory)
+    if (directory / ADAPTER).is_file():
+        raise UserError(
+            f"{directory} carries an adapter ({ADAPTER}), which would be loaded into the judge unseen; merge it first, "
+            "or move its files to a directory of their own"
+        )
+    if weights:
+        _check_weight_files(directory)
+    _check_reader(directory)
+    _load_reader(directory)
+    if weights:
+        _check_tensors(directory)
+
+
+def has_weights(directory: Path) -> bool:
+    """Return whether a directory holds weights, whole or not."""
+    return any(directory.glob("*.safetensors"))
+
+
+def _check_weight_files(directory: Path) -> None:
+    if not has_weights(directory):
+        others = [file.name for pattern in _OTHER_FORMATS for file in sorted(directory.glob(pattern))]
+        stored = f", only {others[0]}" if others else ""
+        raise UserError(f"{directory} has no safetensors weights{stored}; convert them with save_pretrained")
+    missing = [file.name for file in indexed_files(directory) or () if not file.is_file()]
+    if missing:
+        raise UserError(f"{directory} lacks {missing[0]}, which its index of weights names; copy the model again")
+    try:
+        names = tensor_names(directory)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{directory}: a file of its weights is damaged ({error}); copy the model again") from None
+    if adapted := [name for name in names if any(mark in name for mark in _OF_PEFT)]:
+        raise UserError(
+            f"{directory} stores weights of adapters ({adapted[0]}); merge them (merge_and_unload) before the model is "
+            "saved"
+        )
+
+
+def _check_reader(directory: Path) -> None:
+    """Refuse a directory without the files that make a prompt of image and words."""
+    if not _has_entry(directory, "chat_template", "chat_template.jinja", "tokenizer_config.json", "chat_template.json"):
+        raise UserError(f"{directory} has no chat template; a judge needs its chat_template.jinja")
+    if not _has_entry(directory, "image_processor", "preprocessor_config.json", "processor_config.json"):
+        raise UserError(f"{directory} has no image processor; a judge needs its preprocessor_config.json")
+    if (directory / "tekken.json").is_file() and not (directory / "tokenizer.json").is_file():
+        raise UserError(
+            f"{directory} has a tokenizer of mistral-common only (tekken.json); a judge needs a tokenizer.json, as "
+            "conversions for transformers have it"
+        )
+
+
+def _has_entry(directory: Path, entry: str, own: str, *shared: str) -> bool:
+    """Return whether a model directory has a file `own`, or `entry` in one of the JSON files of several things."""
+    if (directory / own).is_file():
+        return True
+    files = [directory / name for name in shared]
+    return any(entry in _read_json(file) for file in files if file.is_file())
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); copy the model again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no JSON object; copy the model again")
+    return content
+
+
+@cache
+def _load_reader(directory: Path) -> None:
+    """Load the processor, once in a process."""
+    load_processor(directory)
+
+
+def load_processor(judge: Path) -> Any:
+    """Load a judge's processor.
+
+    Raises:
+        UserError: the directory has none, or one without images, without a chat template, or with a slow tokenizer.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(judge)
+    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+        raise UserError(f"{judge} has no processor that loads: {_one_line(error)}") from None
+    if not hasattr(processor, "image_processor"):
+        raise UserError(f"{judge} has a tokenizer but no image processor; a judge needs its preprocessor_config.json")
+    if not processor.chat_template:
+        raise UserError(f"{judge} has no chat template; a judge needs its chat_template.jinja")
+    if not getattr(processor.tokenizer, "is_fast", False):
+        raise UserError(
+            f"{judge} has a slow tokenizer only ({type(processor.tokenizer).__name__}), which does not tell where its "
+            "tokens stand in the text; a judge needs a tokenizer.json"
+        )
+    return processor
+
+
+@cache
+def _check_architecture(directory: Path) -> None:
+    """Refuse a configuration that transformers does not know, or of a model that does not read images."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    kind = _read_json(directory / "config.json")["model_type"]
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except Exception as error:  # each architecture checks its fields in its own way
+        raise UserError(f"{directory / 'config.json'} is refused by transformers: {_one_line(error)}") from None
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise UserError(
+            f"{directory} is a {kind} model, which does not read images; a judge is a vision-language model"
+        )
+
+
+@cache
+def _check_tensors(directory: Path) -> None:
+    """Compare the names and shapes of the stored tensors with those of the model that the configuration describes.
+
+    transformers would fill in what is missing with random numbers.
+    """
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    shown, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        _, loaded = AutoModelForImageTextToText.from_pretrained(
+            directory,
+            device_map={"": "meta"},
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # whatever an architecture makes of a configuration that it cannot build
+        raise UserError(f"{directory}: its model cannot be built: {_one_line(error)}") from None
+    finally:
+        logging.set_verbosity(shown)
+        if bar:
+            logging.enable_progress_bar()
+    problems = [f"{name} is not stored" for name in sorted(loaded["missing_keys"])]
+    problems += [
+        f"{name} is stored as {list(stored)}, not {list(expected)}"
+        for name, stored, expected in sorted(loaded["mismatched_keys"])
+    ]
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise UserError(
+            f"{directory} holds the weights of another architecture than its config.json describes: {problems[0]}{more}"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
