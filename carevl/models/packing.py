@@ -9,7 +9,9 @@ Shapes: a row of T tokens, M branches, A answer tokens (all tokens of all branch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,14 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from carevl.errors import UserError
 from carevl.models.families import family_of
-from carevl.models.families.base import Picture
+from carevl.models.families.base import Family, Picture
 
 if TYPE_CHECKING:
     from carevl.settings.training import Packing
 
-_ATTENTION = ("full_attention", "sliding_attention")
+_ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 class Shape(NamedTuple):
@@ -90,9 +91,11 @@ class Packed:
     """Trees in a row, ready for a forward pass.
 
     `ids` int64 [1, T]; `owner` and `side` int64 [1, T], the tree of a token and 0 for its prefix or 1, 2, … for its
-    branches; `positions` int64 [3, 1, T], or [1, T] for a text model; `picture` int64, for every use of
-    an image, in the order of the row, which of the I distinct images it is. `features` of the I images, [tokens, size],
-    None where the vision tower has to make them; `patches` and `grids` of these, in their order.
+    branches; `place` int64 [1, T], the column at which a token would stand if its branch came right after its prefix;
+    `positions` int64 [axes, 1, T] or [1, T]. `images` and `per_token` are the model's other inputs, those per token
+    [1, T, ...]. Where images enter as embeddings, `features` of the I distinct images are [tokens, size], or None
+    where the vision tower has to make them: `images` are those of these, and `unseen` their tokens. `picture` int64,
+    for every use of an image, in the order of the row, which of the I it is.
     `column`, `target`, `branch` int64 [A]: answer token a belongs to `branch[a]`, is `target[a]` and is predicted at
     `column[a]`; `weight` float32 [A] is what it counts. `places` has one entry per tree, in their order.
     """
@@ -100,81 +103,104 @@ class Packed:
     ids: Tensor
     owner: Tensor
     side: Tensor
+    place: Tensor
     positions: Tensor
-    patches: Tensor | None
-    grids: Tensor | None
+    images: dict[str, Tensor]
+    per_token: dict[str, Tensor]
     picture: Tensor
+    unseen: tuple[int, ...]
+    features: tuple[Tensor | None, ...]
     column: Tensor
     target: Tensor
     branch: Tensor
     weight: Tensor
     places: tuple[Place, ...]
-    features: tuple[Tensor | None, ...]
-
-    @property
-    def mask(self) -> Tensor:
-        """bool [1, 1, T, T], True where query sees key."""
-        owner, side = self.owner, self.side
-        seen = side.unsqueeze(1).eq(0) | side.unsqueeze(1).eq(side.unsqueeze(2))
-        return (seen & owner.unsqueeze(1).eq(owner.unsqueeze(2))).tril().unsqueeze(1)
 
     def padded(self, multiple: int) -> Packed:
         """Return the row filled up to a multiple of tokens: the padding is a tree of its own, in no one's sight."""
-        n = -self.ids.shape[1] % multiple
+        n, length = -self.ids.shape[1] % multiple, self.ids.shape[1]
         if not n:
             return self
-        last = self.ids[:, -1:].expand(-1, n)  # a row ends with an answer, never in an image
+
+        def repeat_last(values: Tensor) -> Tensor:  # a row ends with an answer, never in an image
+            return torch.cat([values, values[:, -1:].expand(-1, n, *values.shape[2:])], 1)
+
         return replace(
             self,
-            ids=torch.cat([self.ids, last], 1),
+            ids=repeat_last(self.ids),
             owner=pad(self.owner, (0, n), value=len(self.places)),
             side=pad(self.side, (0, n)),
+            place=torch.cat([self.place, torch.arange(length, length + n, device=self.place.device)[None]], 1),
             positions=pad(self.positions, (0, n)),
+            per_token={name: repeat_last(values) for name, values in self.per_token.items()},
         )
 
     def to(self, device: torch.device | str) -> Packed:
         """Return a copy on a device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        for name in ("images", "per_token"):
+            moved[name] = {key: value.to(device) for key, value in values[name].items()}
         features = tuple(value if value is None else value.to(device) for value in self.features)
         return replace(self, features=features, **moved)
 
 
-def sliding_window(model: Any) -> int | None:
-    """Return the tokens that a layer of the model looks back on; None where every layer sees everything."""
-    text = model.config.get_text_config()
-    layers = getattr(text, "layer_types", None) or ()
-    window: int | None = getattr(text, "sliding_window", None)
-    return window if not layers or "sliding_attention" in layers else None
+Rule = Callable[..., Any]
+"""Who sees whom by column: `rule(batch, head, query, key)`, as transformers' mask functions are given it."""
+
+_row: ContextVar[Packed | None] = ContextVar("row", default=None)
 
 
-def check_packable(model: Any, longest: int) -> None:
-    """Check that packing is exact for a model's architecture; the model may lie on the meta device.
+@contextmanager
+def laid_out(packed: Packed) -> Iterator[None]:
+    """Let masks that are made inside be those of a row of trees."""
+    before = _row.set(packed)
+    try:
+        yield
+    finally:
+        _row.reset(before)
 
-    Args:
-        longest: tokens of the longest sequence `[prefix | branch]`.
 
-    Raises:
-        UserError: it has a state that runs over the tokens (linear attention, convolutions), a sliding window shorter
-            than `longest`, or a vision architecture that no family serves, or whose family cannot share.
+def row_of(batch_size: int, q_length: int, kv_length: int) -> Packed | None:
+    """Return the row that a mask of this size is asked for; None where it is another one's mask."""
+    packed = _row.get()
+    if packed is None or (batch_size, q_length, kv_length) != (1, packed.ids.shape[1], packed.ids.shape[1]):
+        return None
+    return packed
+
+
+def find_state(model: Any) -> str | None:
+    """Return what a model carries from token to token besides keys and values; None where prefixes can be shared.
+
+    The model may lie on the meta device.
     """
-    config, name = model.config, model.config.model_type
-    text = config.get_text_config()
-    layers = set(getattr(text, "layer_types", None) or ())
-    if model._is_stateful or not layers.issubset(_ATTENTION):
-        other = ", ".join(sorted(layers.difference(_ATTENTION))) or "a recurrent state"
-        raise UserError(
-            f"{name} cannot share prefixes: it has {other}, which runs over the tokens from left to right and "
-            "would carry one judgment into the next"
-        )
-    window = sliding_window(model)
-    if window is not None and window < longest:
-        raise UserError(
-            f"{name} cannot share prefixes of this length: its sliding window is {window} tokens, and a prompt with "
-            f"its judgment has {longest}"
-        )
-    if hasattr(config, "vision_config") and not family_of(model).shares_prefixes:
-        raise UserError(f"{name} cannot share prefixes: with one, its images and positions come out differently")
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if other := sorted(layers.difference(_ATTENTION)):
+        return ", ".join(other)
+    return "a recurrent state" if model._is_stateful else None
+
+
+def usable_packing(model: Any, packing: Packing) -> tuple[Packing, str | None]:
+    """Return how items of a model can be computed where `packing` is wanted, and why it is not that.
+
+    The model may lie on the meta device.
+    """
+    state = find_state(model)
+    if packing == "plain" or state is None:
+        return packing, None
+    return "plain", (
+        f"{model.config.model_type} cannot share prefixes: it has {state}, which runs over the tokens from left to "
+        "right and would carry one judgment into the next; so every judgment is computed with a prompt of its own"
+    )
+
+
+def row_tokens(model: Any, packing: Packing, batch_tokens: int) -> int:
+    """Return the tokens up to which items share a micro-batch; an item that is longer has one of its own.
+
+    Where trees cannot lie in one row, every item is longer.
+    """
+    joins = packing == "plain" or family_of(model).joins
+    return batch_tokens if joins else 1
 
 
 def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
@@ -196,18 +222,18 @@ def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any) -> Packed:
+def pack(trees: Sequence[Tree], model: Any, pictures: Sequence[Picture | None] = ()) -> Packed:
     """Lay trees out in a row.
 
     Args:
-        pictures: the images that the trees name.
         model: its family says where tokens are.
+        pictures: one for every tree, none at all for texts. Where images enter as embeddings, trees about one image may
+            have one picture in common, and a tree without an image has None.
     """
-    names = list(dict.fromkeys(tree.image for tree in trees if tree.image is not None))
-    unseen = [pictures[name] for name in names if pictures[name].features is None]
     ids: list[int] = []
     owner: list[int] = []
     side: list[int] = []
+    place: list[int] = []
     answers: list[tuple[int, int, int]] = []
     weights: list[float] = []
     places = []
@@ -216,6 +242,7 @@ def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any) -> 
         start, prefix_end = len(ids), len(ids) + len(tree.prefix)
         ids += tree.prefix
         side += [0] * len(tree.prefix)
+        place += range(start, prefix_end)
         ends = [prefix_end + tokens for tokens in accumulate(map(len, tree.branches))]
         for b, branch in enumerate(tree.branches):
             columns = [prefix_end - 1, *range(len(ids), len(ids) + len(branch) - 1)][: len(branch)]
@@ -223,34 +250,66 @@ def pack(trees: Sequence[Tree], pictures: Mapping[str, Picture], model: Any) -> 
             weights += [1.0] * len(branch) if tree.weights is None else tree.weights[b]
             ids += branch
             side += [b + 1] * len(branch)
+            place += range(prefix_end, prefix_end + len(branch))
         owner += [i] * tree.tokens
         places.append(Place(start, prefix_end, tuple(ends)))
         n_branches += len(tree.branches)
     located = torch.tensor(answers, dtype=torch.long).reshape(-1, 3).unbind(1)
+    shown = pictures or [None] * len(trees)
+    positions = [_positions(tree, picture, model) for tree, picture in zip(trees, shown, strict=True)]
     return Packed(
         ids=torch.tensor([ids]),
         owner=torch.tensor([owner]),
         side=torch.tensor([side]),
-        positions=torch.cat([_positions(tree, pictures, model) for tree in trees], dim=-1).unsqueeze(-2),
-        patches=torch.cat([picture.patches for picture in unseen]) if unseen else None,
-        grids=torch.stack([picture.grid for picture in unseen]) if unseen else None,
-        picture=torch.tensor([names.index(tree.image) for tree in trees if tree.image is not None], dtype=torch.long),
+        place=torch.tensor([place]),
+        positions=torch.cat(positions, dim=-1).unsqueeze(-2),
+        **_images(trees, pictures, model),
         column=located[0],
         target=located[1],
         branch=located[2],
         weight=torch.tensor(weights, dtype=torch.float32),
         places=tuple(places),
-        features=tuple(pictures[name].features for name in names),
     )
 
 
-def _positions(tree: Tree, pictures: Mapping[str, Picture], model: Any) -> Tensor:
-    """Return positions [3, tokens], or [tokens] for a text model: each branch counts on from the prefix's end."""
+def _images(trees: Sequence[Tree], pictures: Sequence[Picture | None], model: Any) -> dict[str, Any]:
+    """Return the fields of `Packed` that images fill."""
+    nothing = {"images": {}, "per_token": {}, "picture": torch.empty(0, dtype=torch.long), "unseen": (), "features": ()}
+    shown = [picture for picture in pictures if picture is not None]
+    if not shown:
+        return nothing
+    family = family_of(model)
+    if not family.embeds:
+        named = [_per_token(tree, picture, family) for tree, picture in zip(trees, shown, strict=True)]
+        per_token = {name: torch.cat([own[name] for own in named])[None] for name in named[0]}
+        return nothing | {"images": family.join(shown), "per_token": per_token}
+    distinct = list(dict.fromkeys(shown))
+    unseen = [picture for picture in distinct if picture.features is None]
+    token = family.image_token(model.config)
+    return nothing | {
+        "images": family.join(unseen) if unseen else {},
+        "picture": torch.tensor([distinct.index(picture) for picture in shown], dtype=torch.long),
+        "unseen": tuple(list(trees[pictures.index(picture)].prefix).count(token) for picture in unseen),
+        "features": tuple(picture.features for picture in distinct),
+    }
+
+
+def _per_token(tree: Tree, picture: Picture, family: Family) -> dict[str, Tensor]:
+    """Return the inputs per token of a tree, [tokens, ...]."""
+    more = tree.tokens - len(tree.prefix)
+    return {
+        name: torch.cat([values, family.continue_inputs(name, values, more)])
+        for name, values in picture.per_token.items()
+    }
+
+
+def _positions(tree: Tree, picture: Picture | None, model: Any) -> Tensor:
+    """Return positions [axes, tokens], or [tokens]: each branch counts on from the prefix's end."""
     n = len(tree.prefix)
     longest = max(tree.branches, key=len)
+    sequence = torch.tensor([[*tree.prefix, *longest]])
     if hasattr(model.config, "vision_config"):
-        grid = None if tree.image is None else pictures[tree.image].grid.unsqueeze(0)
-        whole = family_of(model).positions(model, torch.tensor([[*tree.prefix, *longest]]), grid)
+        whole = family_of(model).positions(model, sequence, {} if picture is None else picture.images)
     else:
         whole = torch.arange(tree.shape.longest)
     return torch.cat([whole[..., :n], *(whole[..., n : n + len(branch)] for branch in tree.branches)], dim=-1)

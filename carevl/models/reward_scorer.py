@@ -19,10 +19,10 @@ import torch
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
 from carevl.models.device import device
-from carevl.models.packing import Tree, check_packable, fill_rows, pack, sliding_window
+from carevl.models.packing import Tree, fill_rows, find_state, pack
 from carevl.models.reward_head import head, is_bidirectional, load_reward_model, probe_ids
 from carevl.models.row_errors import Failure, SomeRowsError
-from carevl.models.tree_attention import TREES, branch_states
+from carevl.models.tree_attention import TREES, NotSharedError, branch_states
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class RewardScorer:
 
     def _trees(self, trees: Sequence[Tree]) -> list[float]:
         assert self.head is not None
-        packed = pack(trees, {}, self.model).to(self.model.device)
+        packed = pack(trees, self.model).to(self.model.device)
         values: list[float] = self.head(branch_states(self.model, packed))[:, 0].float().tolist()
         return values
 
@@ -161,7 +161,10 @@ class RewardScorer:
         """
         before = self.model.config._attn_implementation
         try:
-            check_packable(self.model, 0)
+            if state := find_state(self.model):
+                raise NotImplementedError(f"it has {state}, which runs over the tokens from left to right")
+            if "chunked_attention" in (getattr(self.model.config, "layer_types", None) or ()):
+                raise NotImplementedError("its attention goes by chunks, which are counted from the start of a row")
             ids = probe_ids(self.model, 24, 3)
             ids[1, :12] = ids[0, :12]
             tree = Tree(ids[0, :12].tolist(), [ids[0, 12:].tolist(), ids[1, 12:].tolist()])
@@ -170,14 +173,14 @@ class RewardScorer:
                 expected, leaked = self._last_states(ids[:2]), self._last_states(*both)
                 alone = torch.cat([self._last_states(row[None]) for row in ids[:2]])
                 self.model.set_attn_implementation(TREES)
-                packed = pack([tree, Tree(ids[2].tolist(), [[]])], {}, self.model).to(self.model.device)
+                packed = pack([tree, Tree(ids[2].tolist(), [[]])], self.model).to(self.model.device)
                 shared = branch_states(self.model, packed)[:2]
             off, noise = relative_distance(shared, expected), relative_distance(alone, expected)
             least = _EXACT if self.model.dtype == torch.float32 else _ROUNDED
             if off <= allowed_distance(noise, relative_distance(leaked, expected[1:]), least):
-                return sliding_window(self.model) or 2**31
+                return 2**31
             reason = f"states with and without sharing are {off:.3g} of their norm apart"
-        except (UserError, NotImplementedError, TypeError) as error:
+        except (NotImplementedError, NotSharedError, TypeError) as error:
             reason = str(error)
         self.model.set_attn_implementation(before)
         _log.warning("no prefixes are shared: %s", reason)

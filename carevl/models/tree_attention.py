@@ -3,11 +3,15 @@
 `carevl.models.packing` lays trees out; here each prefix attends to itself, and branches attend to their prefix and to
 themselves. Costs grow with the trees, not with the square of the row: no mask over a whole row is made, and nothing is
 computed between trees. Of what the last layer makes, only what is read afterwards is computed.
+
+Every architecture makes its masks by calling transformers' mask functions with a rule of its own (causal, sliding,
+chunked, both ways within an image), and those call what is registered here. The rule is asked not at the columns of the
+row but where the tokens would stand in `[prefix | branch]`, so that no mask is known here and all are exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +20,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from carevl.models.families import family_of
-from carevl.models.flex_attention import BLOCK, FLEX, block_mask
-from carevl.models.packing import Packed, Place
+from carevl.models.families.base import Family
+from carevl.models.flex_attention import BLOCK, FLEX
+from carevl.models.packing import Packed, Place, Rule, laid_out, row_of
 from carevl.models.vocabulary import token_log_probabilities
 
 TREES = "carevl_trees"
-"""Name of this attention in transformers; without `blocks` it is the ordinary `sdpa`."""
+"""Name of this attention in transformers; outside `laid_out` it is the ordinary `sdpa`."""
+MASKED = "carevl_masked"
+"""Name of the attention under one mask over the whole row, which the others are held against."""
 
 _TOGETHER = 256
 """A short tree, or short branches of one, attend in one call up to so many tokens: few calls, little in vain."""
+
+
+class NotSharedError(Exception):
+    """A rule by which a prefix sees what follows it, so that it cannot be computed once for several branches."""
 
 
 @dataclass(frozen=True)
@@ -43,44 +54,137 @@ class Block:
     mask: Tensor | None = None
 
 
-def blocks(packed: Packed) -> list[Block]:
-    """Return who attends to whom, from left to right; every token is in one block."""
+class TreeMask(Tensor):
+    """What stands for a mask: who attends to whom in a row, from left to right; every token is in one block.
+
+    To transformers it is a mask that somebody made beforehand, bool [1, 1, 1, 1]: those it hands on as they are.
+    """
+
+    blocks: Sequence[Block]
+
+    @classmethod
+    def of(cls, blocks: Sequence[Block], device: torch.device) -> TreeMask:
+        """Return the mask of these blocks."""
+        mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device).as_subclass(cls)
+        mask.blocks = blocks
+        return mask
+
+
+def blocks(packed: Packed, rule: Rule | None = None) -> list[Block]:
+    """Return the blocks of a row.
+
+    Args:
+        rule: of the architecture; None: causal.
+
+    Raises:
+        NotSharedError: see there.
+    """
     row: list[Block] = []
     for place in packed.places:
+        seen = None if rule is None else _seen_in_sequence(place, rule, packed)
         if place.ends[-1] - place.start <= _TOGETHER:
-            row.append(_whole(place, packed.ids.device))
+            row.append(_whole(place, seen, packed))
             continue
-        prefix = len(row)
-        row.append(Block(place.prefix_end - place.start))
+        prefix, n = len(row), place.prefix_end - place.start
+        within = None if seen is None else seen[:n, :n]
+        row.append(Block(n, None, None if within is None or _is_causal(within) else within))
         starts = (place.prefix_end, *place.ends[:-1])
         together: list[tuple[int, int]] = []
         for start, end in zip(starts, place.ends, strict=True):
             if together and end - together[0][0] > _TOGETHER:
-                row.append(_branches(place, prefix, together, packed.ids.device))
+                row.append(_branches(place, prefix, together, seen, packed.ids.device))
                 together = []
             if end > start:
                 together.append((start, end))
         if together:
-            row.append(_branches(place, prefix, together, packed.ids.device))
+            row.append(_branches(place, prefix, together, seen, packed.ids.device))
+    if padding := packed.ids.shape[1] - sum(block.tokens for block in row):
+        row.append(Block(padding))
     return row
 
 
-def _whole(place: Place, device: torch.device) -> Block:
-    # Causal, but the tokens after the end of a branch do not see it: `tril` cuts the future, the loop the siblings.
-    mask = torch.ones(place.ends[-1] - place.start, place.ends[-1] - place.start, dtype=torch.bool)
-    for end in place.ends:
-        mask[end - place.start :, place.prefix_end - place.start : end - place.start] = False
-    return Block(len(mask), None, mask.tril().to(device))
+def _seen_in_sequence(place: Place, rule: Rule, packed: Packed) -> Tensor | None:
+    """Return who sees whom in `[prefix | longest branch]`, bool [n, n]; None where that is causal."""
+    starts = (place.prefix_end, *place.ends[:-1])
+    n = place.prefix_end - place.start
+    longest = n + max(end - start for start, end in zip(starts, place.ends, strict=True))
+    seen = _ask(rule, torch.arange(place.start, place.start + longest, device=packed.ids.device))
+    if bool(seen[:n, n:].any()):
+        raise NotSharedError("a prompt sees the response to it")
+    return None if _is_causal(seen) else seen
 
 
-def _branches(place: Place, prefix: int, spans: Sequence[tuple[int, int]], device: torch.device) -> Block:
+def _ask(rule: Rule, columns: Tensor) -> Tensor:
+    """Return what a rule says of every pair of columns, bool [n, n]."""
+    zero = columns.new_zeros((1, 1, 1, 1))
+    seen: Tensor = rule(zero, zero, columns.view(1, 1, -1, 1), columns.view(1, 1, 1, -1))
+    return seen.expand(1, 1, len(columns), len(columns))[0, 0]
+
+
+def _is_causal(seen: Tensor) -> bool:
+    return bool(seen.equal(torch.ones_like(seen).tril()))
+
+
+def _whole(place: Place, seen: Tensor | None, packed: Packed) -> Block:
+    span = slice(place.start, place.ends[-1])
+    side, column = packed.side[0, span], packed.place[0, span] - place.start
+    together = side.eq(0) | side.eq(side[:, None])
+    # A branch sees no later token of its own, and stands behind the prefix, so that columns tell what is causal.
+    return Block(len(side), None, together.tril() if seen is None else together & seen[column[:, None], column])
+
+
+def _branches(
+    place: Place, prefix: int, spans: Sequence[tuple[int, int]], seen: Tensor | None, device: torch.device
+) -> Block:
     # Keys are the prefix's, then the branches' own: `tril(before)` makes the second part causal and leaves the first.
     start, end, before = spans[0][0], spans[-1][1], place.prefix_end - place.start
     mask = torch.zeros(end - start, before + end - start, dtype=torch.bool)
     mask[:, :before] = True
     for a, b in spans:
         mask[a - start : b - start, before + a - start : before + b - start] = True
-    return Block(end - start, prefix, mask.tril(before).to(device))
+    if seen is None:
+        return Block(end - start, prefix, mask.tril(before).to(device))
+    mask = mask.to(device)
+    for a, b in spans:
+        rows = slice(before, before + b - a)
+        mask[a - start : b - start, :before] = seen[rows, :before]
+        mask[a - start : b - start, before + a - start : before + b - start] = seen[rows, rows]
+    return Block(end - start, prefix, mask)
+
+
+def masks_of_trees(
+    batch_size: int, q_length: int, kv_length: int, *, mask_function: Rule = causal_mask_function, **more: Any
+) -> Any:
+    """Return a `TreeMask` for the row at hand, as transformers asks for a mask; without a row, its own mask."""
+    packed = row_of(batch_size, q_length, kv_length)
+    if packed is None:
+        return sdpa_mask(
+            batch_size=batch_size, q_length=q_length, kv_length=kv_length, mask_function=mask_function, **more
+        )
+    rule = None if mask_function is causal_mask_function else mask_function
+    return TreeMask.of(blocks(packed, rule), packed.ids.device)
+
+
+def whole_masks(
+    batch_size: int, q_length: int, kv_length: int, *, mask_function: Rule = causal_mask_function, **more: Any
+) -> Any:
+    """Return the mask of the row at hand as one, bool [1, 1, T, T]; without a row, transformers' own."""
+    packed = row_of(batch_size, q_length, kv_length)
+    if packed is None:
+        return sdpa_mask(
+            batch_size=batch_size, q_length=q_length, kv_length=kv_length, mask_function=mask_function, **more
+        )
+    return dense_mask(packed, mask_function)
+
+
+def dense_mask(packed: Packed, rule: Rule = causal_mask_function) -> Tensor:
+    """Return who sees whom in a row, bool [1, 1, T, T], True where query sees key."""
+    owner, side = packed.owner, packed.side
+    together = side.unsqueeze(1).eq(0) | side.unsqueeze(1).eq(side.unsqueeze(2))
+    together = together & owner.unsqueeze(1).eq(owner.unsqueeze(2))
+    # Padding sees itself: a row that sees nothing gives no numbers.
+    itself = torch.eye(packed.ids.shape[1], dtype=torch.bool, device=owner.device)
+    return ((together[0] & _ask(rule, packed.place[0])) | itself)[None, None]
 
 
 def tree_attention(
@@ -88,10 +192,9 @@ def tree_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | TreeMask | None,
     *,
     scaling: float | None = None,
-    blocks: Sequence[Block] | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **kwargs: Any,
@@ -103,11 +206,12 @@ def tree_attention(
     """
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("capped attention scores and attention sinks are not computed here")
-    if blocks is None:
+    if not isinstance(attention_mask, TreeMask):
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return plain
+    blocks = attention_mask.blocks
     groups = query.shape[1] // key.shape[1]
     sizes = [block.tokens for block in blocks]
     queries = torch.split(query, sizes, dim=2)
@@ -128,20 +232,25 @@ def attention_of(model: Any) -> str:
     return str(model.config.get_text_config()._attn_implementation)
 
 
+def set_attention(model: Any, name: str) -> None:
+    """Set the attention of a model's language model; what sees keeps its own.
+
+    Some architectures make their masks by the configuration of the whole model.
+    """
+    towers = [key for key in model.config.sub_configs if key != "text_config" and getattr(model.config, key, None)]
+    model.set_attn_implementation({"": name, "text_config": name, **dict.fromkeys(towers, "sdpa")})
+
+
 def lay_out(model: Any, packed: Packed) -> Packed:
-    """Return the row as the attention of a text model wants it: in whole blocks of FlexAttention, else as it is."""
-    return packed.padded(BLOCK) if attention_of(model) == FLEX else packed
+    """Return the row as the attention of a text model wants it: in whole blocks of FlexAttention, else as it is.
 
-
-def seen(model: Any, packed: Packed) -> dict[str, Any]:
-    """Return who sees whom in a row, as arguments of the attention that a text model is set to."""
+    Raises:
+        RuntimeError: the attention is another's, by which branches would see each other.
+    """
     kind = attention_of(model)
-    already = packed.ids.new_ones((1, 1, 1, 1), dtype=torch.bool)  # a 4-D mask: transformers makes none
-    if kind == TREES:
-        return {"attention_mask": already, "blocks": blocks(packed)}
-    if kind == FLEX:
-        return {"attention_mask": already, "block_mask": block_mask(packed)}
-    return {"attention_mask": packed.mask}
+    if kind not in (TREES, MASKED, FLEX):
+        raise RuntimeError(f"attention {kind} knows no trees; call set_attention first")
+    return packed.padded(BLOCK) if kind == FLEX else packed
 
 
 @contextmanager
@@ -184,46 +293,74 @@ def branch_states(model: Any, packed: Packed) -> Tensor:
     packed = lay_out(model, packed)
     ends = torch.tensor([end - 1 for place in packed.places for end in place.ends], device=packed.ids.device)
     with _read_at(model, torch.unique(ends)):
-        hidden: Tensor = model.base_model(
-            input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **seen(model, packed)
-        ).last_hidden_state
+        hidden = _hidden_states(model, packed, Family(""), input_ids=packed.ids)
     return hidden[0, ends]
 
 
 def branch_log_probabilities(model: Any, packed: Packed) -> Tensor:
     """Return the log-probability of every branch given its prefix, float32 [M], trees and their branches in order.
 
-    Tokens count by their weights: the sum of w log p. The vision tower runs once for every distinct image, and only
-    the answer positions meet the vocabulary.
+    Tokens count by their weights: the sum of w log p. Where images enter as embeddings the vision tower runs once for
+    every distinct image, else once for every tree; and only the answer positions meet the vocabulary.
 
     Args:
         model: a causal model of transformers with a head, or the model inside a PEFT wrapper.
     """
-    packed = lay_out(model, packed)
-    embedded = model.get_input_embeddings()(packed.ids)
+    packed, family = lay_out(model, packed), family_of(model)
+    inputs: dict[str, Any] = {"input_ids": packed.ids}
     if packed.features:
-        features = _image_features(model, packed, embedded.dtype)
+        embedded = model.get_input_embeddings()(packed.ids)
+        features = _image_features(model, packed, family)
         used = torch.cat([features[i] for i in packed.picture.tolist()]).to(embedded.dtype)
-        places = packed.ids.eq(family_of(model).image_token(model.config)).unsqueeze(-1)
-        embedded = embedded.masked_scatter(places, used)
+        places = packed.ids.eq(family.image_token(model.config)).unsqueeze(-1)
+        inputs = {"inputs_embeds": embedded.masked_scatter(places, used)}
+    else:
+        inputs |= packed.per_token | cast_floats(packed.images, model.dtype)
     with _read_at(model, torch.unique(packed.column)):
-        hidden = model.base_model(
-            inputs_embeds=embedded, position_ids=packed.positions, use_cache=False, **seen(model, packed)
-        ).last_hidden_state
+        hidden = _hidden_states(model, packed, family, **inputs)
     tokens = token_log_probabilities(model, hidden[0, packed.column], packed.target)
     return tokens.new_zeros(int(packed.branch.max()) + 1).index_add(0, packed.branch, tokens * packed.weight)
 
 
-def _image_features(model: Any, packed: Packed, dtype: torch.dtype) -> list[Tensor]:
+def _hidden_states(model: Any, packed: Packed, family: Family, **inputs: Any) -> Tensor:
+    """Return the last hidden states of a row, [1, T, size]."""
+    # Without a mask, positions that begin anew would be taken for texts that do not see each other.
+    present = torch.ones_like(packed.ids)
+    with laid_out(packed):
+        return family.hidden_states(model, attention_mask=present, position_ids=packed.positions, **inputs)
+
+
+def cast_floats(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Return inputs with their floating numbers in the format of the model, which not every processor knows."""
+    return {
+        name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+def _image_features(model: Any, packed: Packed, family: Family) -> list[Tensor]:
     """Return the features of a row's distinct images, [tokens, size] each; those of a frozen tower are constants."""
     computed: Iterator[Tensor] = iter(())
-    if packed.patches is not None:
-        assert packed.grids is not None
-        family = family_of(model)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and family.trains_vision(model)):
-            computed = iter(family.features(model, packed.patches.to(dtype), packed.grids))
+    if packed.images:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains_vision(model)):
+            features = family.features(model, cast_floats(packed.images, model.dtype))
+        computed = iter(torch.split(features, list(packed.unseen)))
     return [next(computed) if features is None else features for features in packed.features]
 
 
+def language_weights(model: Any) -> set[int]:
+    """Return the ids of the weights of a model's language model, output matrix included."""
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    return {id(weight) for module in parts for weight in module.parameters()}
+
+
+def trains_vision(model: Any) -> bool:
+    """Tell whether anything of a vision-language model is trained besides its language model."""
+    language = language_weights(model)
+    return any(weight.requires_grad and id(weight) not in language for weight in model.parameters())
+
+
 ALL_ATTENTION_FUNCTIONS.register(TREES, tree_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(TREES, sdpa_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(TREES, masks_of_trees)
+ALL_ATTENTION_FUNCTIONS.register(MASKED, sdpa_attention_forward)
+ALL_MASK_ATTENTION_FUNCTIONS.register(MASKED, whole_masks)

@@ -24,17 +24,21 @@ def token_log_probabilities(model: Any, hidden: Tensor, target: Tensor) -> Tenso
         hidden: the last hidden states that the tokens are predicted from, [A, size].
         target: int64 [A].
     """
-    head = model.get_output_embeddings()
-    chunk = max(1, _LOGITS // model.config.get_text_config().vocab_size)
+    head, text = model.get_output_embeddings(), model.config.get_text_config()
+    cap: float | None = getattr(text, "final_logit_softcapping", None)
+    chunk = max(1, _LOGITS // text.vocab_size)
     if len(target) <= chunk:
-        return _log_probabilities(head, hidden, target)
+        return _log_probabilities(head, hidden, target, cap)
     chunks = zip(torch.split(hidden, chunk), torch.split(target, chunk), strict=True)
     if not torch.is_grad_enabled():
-        return torch.cat([_log_probabilities(head, states, tokens) for states, tokens in chunks])
+        return torch.cat([_log_probabilities(head, states, tokens, cap) for states, tokens in chunks])
     return torch.cat(
-        [checkpoint(_log_probabilities, head, states, tokens, use_reentrant=False) for states, tokens in chunks]
+        [checkpoint(_log_probabilities, head, states, tokens, cap, use_reentrant=False) for states, tokens in chunks]
     )
 
 
-def _log_probabilities(head: Any, hidden: Tensor, target: Tensor) -> Tensor:
-    return -cross_entropy(head(hidden).float(), target, reduction="none")
+def _log_probabilities(head: Any, hidden: Tensor, target: Tensor, cap: float | None) -> Tensor:
+    logits = head(hidden)
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return -cross_entropy(logits.float(), target, reduction="none")

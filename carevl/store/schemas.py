@@ -152,6 +152,7 @@ TRAINING_ITEMS = pa.schema(
         ("item_id", pa.string()),
         ("phase", pa.string()),
         ("image", pa.string()),
+        ("prompt", pa.string()),
         ("prefix", pa.list_(pa.int32())),
         ("branches", pa.list_(pa.list_(pa.int32()))),
         ("weights", pa.list_(pa.list_(pa.float32()))),

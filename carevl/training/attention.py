@@ -9,7 +9,7 @@ from torch import Tensor
 
 from carevl.models.flex_attention import FLEX
 from carevl.models.packing import Packed
-from carevl.models.tree_attention import TREES, branch_log_probabilities
+from carevl.models.tree_attention import MASKED, TREES, branch_log_probabilities, set_attention
 
 _PROBED = 2**27
 """Most numbers of a weight whose gradient is compared."""
@@ -36,12 +36,12 @@ def find_flaw(model: Any, packed: Packed) -> str | None:
     except Exception as error:  # the compiler raises anything: no valid configuration, no compiler, out of memory
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     try:
-        model.set_attn_implementation({"text_config": TREES})
+        set_attention(model, TREES)
         blocks = _compute(model, packed)
-        model.set_attn_implementation({"text_config": "sdpa"})
+        set_attention(model, MASKED)
         mask = _compute(model, packed)
     finally:
-        model.set_attn_implementation({"text_config": FLEX})
+        set_attention(model, FLEX)
     (off, turned), noise = _difference(flex, blocks), _difference(mask, blocks)
     if off <= _FLOOR + _NOISE * noise[0] and turned <= _FLOOR + _NOISE * noise[1]:
         return None

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from carevl.errors import UserError
-from carevl.models.families import family_of
 from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights, adapter_fingerprint
-from carevl.models.packing import check_packable
+from carevl.models.packing import usable_packing
 from carevl.periodic import call_every
 from carevl.settings.training import Phase, Training, Workers
 from carevl.store.stage_key import differences
@@ -211,9 +210,8 @@ def _encode(
         find_lora_modules(model, training.lora, training.freeze_vision)
     encoder = Encoder(
         processor,
-        family_of(model),
         training.batch_tokens,
-        packing=training.packing,
+        packing=usable_packing(model, training.packing)[0],
         verdict_weight=training.verdict_weight,
         resize_pixels=resize_pixels,
     )
@@ -237,8 +235,6 @@ def _encode(
         errors += failed
     labelled = [item | {"phase": DEV} for item in labelled]
     encoded = Items.of([*items, *replayed, *held_out, *labelled], images)
-    if training.packing == "shared":
-        _check_packable(model, max(shape.longest for shape in encoded.shapes))
     encoded.save(data)
     schedule = Schedule(
         len(items),
@@ -252,15 +248,6 @@ def _encode(
     if training.tokens is not None:
         schedule = schedule.for_tokens(training.tokens, encoded.lengths)
     return schedule, used, errors
-
-
-def _check_packable(model: Any, longest: int) -> None:
-    try:
-        check_packable(model, longest)
-    except UserError as error:
-        raise UserError(
-            f"{error}; set packing to plain, which computes every judgment with its own prompt, or choose another judge"
-        ) from None
 
 
 def _fit(config: WorkerConfig) -> str | None:

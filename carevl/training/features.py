@@ -6,6 +6,7 @@ the images before the first step, and each writes what it computed into a file o
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 
 from carevl.models.families import family_of
 from carevl.models.families.base import Family, Picture
+from carevl.models.tree_attention import cast_floats, trains_vision
 from carevl.training.steps import all_gather
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from carevl.training.loop import Loop
 
 _SCHEMA = pa.schema(
-    [("image", pa.string()), ("grid", pa.list_(pa.int64())), ("tokens", pa.int64()), ("features", pa.large_binary())]
+    [("image", pa.string()), ("inputs", pa.string()), ("tokens", pa.int64()), ("features", pa.large_binary())]
 )
 _SHARE_OF_DISK = 0.5
 """Most of the free disk that features may take."""
@@ -48,9 +50,9 @@ class FeatureTable:
     def picture(self, image: str) -> Picture:
         """Return an image with its features, [tokens, size]."""
         row = self._places[image]
-        grid = torch.tensor(self._rows["grid"][row].as_py())
+        inputs = {name: torch.tensor(v) for name, v in json.loads(self._rows["inputs"][row].as_py()).items()}
         data = torch.frombuffer(bytearray(self._rows["features"][row].as_buffer()), dtype=self.dtype)
-        return Picture(torch.empty(0), grid, data.view(self._rows["tokens"][row].as_py(), -1))
+        return Picture(inputs, features=data.view(self._rows["tokens"][row].as_py(), -1))
 
 
 def compute_features(loop: Loop, directory: Path) -> FeatureTable | None:
@@ -60,14 +62,15 @@ def compute_features(loop: Loop, directory: Path) -> FeatureTable | None:
         None where features are no constants, images enter a model otherwise than as embeddings, no image is used
         twice, or the disk has no room: then the vision tower runs in every step.
     """
-    model, training = loop.judge.model, loop.config.training
+    model = loop.judge.model
     family = family_of(model)
     images = _used_more_than_once(loop)
-    if training.packing == "plain" or not family.images_are_embeddings or family.trains_vision(model) or not images:
+    if loop.packing == "plain" or not family.embeds or trains_vision(model) or not images:
         return None
     directory.mkdir(exist_ok=True, parents=True)
     size = model.get_input_embeddings().embedding_dim * model.dtype.itemsize
-    needed = size * sum(_count_tokens(loop, images, family.image_token(model.config)).values())
+    counts = _count_tokens(loop, images, family.image_token(model.config))
+    needed = size * sum(counts.values())
     [fits, *_] = all_gather(needed <= _SHARE_OF_DISK * shutil.disk_usage(directory).free, loop.world)
     if not fits:
         return None
@@ -78,7 +81,7 @@ def compute_features(loop: Loop, directory: Path) -> FeatureTable | None:
             # Under ZeRO 3 the weights of the tower are gathered for every batch: all workers have as many.
             share = images[loop.rank :: loop.world] or images[:1]
             for batch in _batches(share, -(-len(images) // loop.world)):
-                for row in _compute(loop, family, batch):
+                for row in _compute(loop, family, batch, counts):
                     writer.write_table(pa.Table.from_pylist([row], _SCHEMA))
         unfinished.replace(file)
     all_gather(None, loop.world)
@@ -110,17 +113,18 @@ def _batches(images: Sequence[str], most: int) -> Iterator[Sequence[str]]:
 
 
 @torch.no_grad()
-def _compute(loop: Loop, family: Family, images: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _compute(loop: Loop, family: Family, images: Sequence[str], counts: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     model, device = loop.judge.model, loop.engine.device
-    pictures = loop.items.load_pictures(images, loop.image_processor, family)
-    patches = torch.cat([pictures[name].patches for name in images]).to(device, model.dtype)
-    grids = torch.stack([pictures[name].grid for name in images])
-    for name, features in zip(images, family.features(model, patches, grids.to(device)), strict=True):
+    pictures = [loop.items.picture(loop.items.first_with(name), loop.processor) for name in images]
+    joined = cast_floats({name: value.to(device) for name, value in family.join(pictures).items()}, model.dtype)
+    features = torch.split(family.features(model, joined), [counts[name] for name in images])
+    for name, picture, own in zip(images, pictures, features, strict=True):
+        inputs = family.position_inputs(model, picture.images)
         yield {
             "image": name,
-            "grid": pictures[name].grid.tolist(),
-            "tokens": len(features),
-            "features": _bytes(features.to(model.dtype)),
+            "inputs": json.dumps({key: value.tolist() for key, value in inputs.items()}),
+            "tokens": len(own),
+            "features": _bytes(own.to(model.dtype)),
         }
 
 

@@ -11,7 +11,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,16 +20,18 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
 from carevl.judging.prompts import VERDICT_PREFIX
-from carevl.models.engines.base import chat_prompt
 from carevl.models.families import family_of
-from carevl.models.families.base import Family, Picture
+from carevl.models.families.base import Picture
 from carevl.models.packing import Packed, Shape, Tree, computed_tokens, pack
+from carevl.models.prompts import EncodedPrompts, Prompt, encode_prompts
 from carevl.store.schemas import TRAINING_IMAGES, TRAINING_ITEMS, row_error
+from carevl.training.image_sizes import by_size
 from carevl.training.plain import Plain, separate
 from carevl.training.schedule import MicroBatch
 
@@ -100,7 +102,6 @@ class Encoder:
     """Turns rows into items with a judge's processor.
 
     Args:
-        family: of the judge.
         max_tokens: most tokens that an item may cost.
         packing: how it will be computed.
         verdict_weight: how often the tokens of a target's verdict count.
@@ -110,14 +111,13 @@ class Encoder:
     def __init__(
         self,
         processor: Any,
-        family: Family,
         max_tokens: int,
         *,
         packing: Packing = "shared",
         verdict_weight: float = 1.0,
         resize_pixels: int | None = None,
     ) -> None:
-        self.processor, self.family = processor, family
+        self.processor = by_size(processor)
         self.max_tokens, self.packing = max_tokens, packing
         self.verdict_weight, self.resize_pixels = verdict_weight, resize_pixels
         self._shown: dict[str, _Shown] = {}
@@ -135,7 +135,7 @@ class Encoder:
         image = hashlib.sha256(row["image"]).hexdigest()
         if image not in self._shown:
             self._shown[image] = _Shown.of(row["image"], self.resize_pixels)
-        prefix = self._prefix(row["prompt"], self._shown[image].height, self._shown[image].width)
+        prefix = self._prefix(row["prompt"], self._shown[image].width, self._shown[image].height)
         tokenizer = self.processor.tokenizer
         branches = [[*tokenizer(t, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for t in texts]
         weighted = phase == "sft" and self.verdict_weight != 1.0
@@ -153,16 +153,14 @@ class Encoder:
         heavy = [0 <= verdict < end for _, end in encoded["offset_mapping"]]
         return [*(self.verdict_weight if of_verdict else 1.0 for of_verdict in heavy), 1.0]
 
-    def _prefix(self, prompt: str, height: int, width: int) -> list[int]:
-        ids: list[int] = self.processor.tokenizer(chat_prompt(self.processor, prompt), add_special_tokens=False)[
-            "input_ids"
-        ]
-        token = self.processor.image_token_id
-        if ids.count(token) != 1:
-            raise ItemError("image_token", f"the prompt names {ids.count(token) - 1} images in its text; remove them")
-        n_tokens = self.family.count_image_tokens(self.processor.image_processor, height, width)
-        at = ids.index(token)
-        return [*ids[:at], *[token] * n_tokens, *ids[at + 1 :]]
+    def _prefix(self, prompt: str, width: int, height: int) -> list[int]:
+        blank = Image.new("RGB", (width, height))
+        try:
+            return encode_prompts(self.processor, [Prompt(prompt)], [blank]).ids[0]
+        except Exception as error:  # processors refuse images and texts by whatever they stumble over
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            message = f"the processor refuses an image of {width} x {height}, or its prompt: {reason}"
+            raise ItemError("refused", message) from error
 
     def encode(
         self, rows: pa.Table, phase: Phase
@@ -192,6 +190,7 @@ class Encoder:
                     "item_id": row["item_id"],
                     "phase": phase,
                     "image": tree.image,
+                    "prompt": row["prompt"],
                     "prefix": tree.prefix,
                     "branches": tree.branches,
                     "weights": tree.weights,
@@ -324,25 +323,47 @@ class Items:
     def _image_rows(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.images["image"].to_pylist())}
 
+    @cached_property
+    def _first_items(self) -> dict[str, int]:
+        first: dict[str, int] = {}
+        for i, image in enumerate(self.items["image"].to_pylist()):
+            first.setdefault(image, i)
+        return first
+
+    def first_with(self, image: str) -> int:
+        """Return the first item about an image."""
+        return self._first_items[image]
+
     def collate(
         self,
         batch: Sequence[int],
-        image_processor: Any,
+        processor: Any,
         model: Any,
         packing: Packing,
         features: FeatureTable | None = None,
     ) -> Packed | Plain:
-        """Lay items out for a forward pass, each distinct image decoded once, or read with its features."""
+        """Lay items out for a forward pass.
+
+        Where images enter as embeddings each distinct one is decoded once, or read with its features.
+        """
         trees = [self.tree(i) for i in batch]
-        names = {tree.image for tree in trees if tree.image is not None}
-        known = {name: features.picture(name) for name in names if name in features} if features is not None else {}
-        pictures = known | self.load_pictures(names - known.keys(), image_processor, family_of(model))
-        return pack(trees, pictures, model) if packing == "shared" else separate(trees, pictures, model)
+        if packing == "plain":
+            every = [i for i, tree in zip(batch, trees, strict=True) for _ in tree.branches]
+            return separate(trees, model, self._encode(every, processor))
+        if not family_of(model).embeds:
+            return pack(trees, model, [self.picture(i, processor) for i in batch])
+        pictures: dict[str, Picture] = {}
+        for i, tree in zip(batch, trees, strict=True):
+            name = str(tree.image)
+            if name not in pictures:
+                known = features is not None and name in features
+                pictures[name] = features.picture(name) if known and features else self.picture(i, processor)
+        return pack(trees, model, [pictures[str(tree.image)] for tree in trees])
 
     def prefetch(
         self,
         batches: Sequence[MicroBatch],
-        image_processor: Any,
+        processor: Any,
         model: Any,
         packing: Packing,
         features: FeatureTable | None = None,
@@ -352,7 +373,7 @@ class Items:
 
         def submit(count: int) -> None:
             for batch in islice(left, count):
-                collated = reader.submit(self.collate, batch.items, image_processor, model, packing, features)
+                collated = reader.submit(self.collate, batch.items, processor, model, packing, features)
                 pending.append((batch, collated))
 
         with ThreadPoolExecutor(1) as reader:
@@ -362,13 +383,31 @@ class Items:
                 submit(1)
                 yield batch, reading.result()
 
-    def load_pictures(self, names: Iterable[str], image_processor: Any, family: Family) -> dict[str, Picture]:
-        """Decode and prepare images."""
-        return {name: self._load_picture(name, image_processor, family) for name in sorted(set(names))}
+    def picture(self, i: int, processor: Any) -> Picture:
+        """Decode and prepare the image of an item, for its prompt."""
+        written = self._encode([i], processor)
+        return Picture(written.images, {name: values[0] for name, values in written.per_token.items()})
 
-    def _load_picture(self, image: str, image_processor: Any, family: Family) -> Picture:
-        data = self.images["bytes"][self._image_rows[image]].as_py()
-        return family.prepare(image_processor, decode_rgb(data, _LIMITS))
+    def write_prompts(self, batch: Sequence[int], processor: Any, model: Any) -> Plain:
+        """Lay prompts out as generation wants them: padded at the left, without judgments."""
+        trees = [replace(self.tree(i), branches=[[]], weights=None) for i in batch]
+        return separate(trees, model, self._encode(batch, processor), left=True)
+
+    def _encode(self, batch: Sequence[int], processor: Any) -> EncodedPrompts:
+        """Let the processor write prompts with their images, again: the driver kept the tokens alone."""
+        prompts = [Prompt(self.items["prompt"][i].as_py()) for i in batch]
+        written = encode_prompts(processor, prompts, [self._image(i) for i in batch])
+        for i, ids in zip(batch, written.ids, strict=True):
+            if ids != self.items["prefix"][i].as_py():
+                raise RuntimeError(
+                    f"item {self.ids[i]}: the processor writes {len(ids)} tokens for its prompt and image, and "
+                    f"{self.shapes[i].prefix} for another image of that size"
+                )
+        return written
+
+    def _image(self, i: int) -> Image.Image:
+        row = self._image_rows[self.items["image"][i].as_py()]
+        return decode_rgb(self.images["bytes"][row].as_py(), _LIMITS)
 
 
 _AHEAD = 2

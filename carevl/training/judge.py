@@ -13,11 +13,10 @@ import torch
 
 from carevl.errors import UserError
 from carevl.models.device import device
-from carevl.models.families import family_of
 from carevl.models.flex_attention import FLEX
 from carevl.models.judge_files import load_processor
 from carevl.models.packing import Packed
-from carevl.models.tree_attention import TREES, branch_log_probabilities
+from carevl.models.tree_attention import TREES, branch_log_probabilities, language_weights, set_attention
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose, merge
 from carevl.training.plain import Plain, plain_log_probabilities
 
@@ -62,7 +61,7 @@ def load_judge(judge: Path, dtype: str) -> Any:
     model = AutoModelForImageTextToText.from_pretrained(
         judge, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
     )
-    model.set_attn_implementation({"text_config": FLEX if device() == "cuda" else TREES})
+    set_attention(model, FLEX if device() == "cuda" else TREES)
     return model
 
 
@@ -99,13 +98,13 @@ def find_lora_modules(model: Any, lora: Lora, freeze_vision: bool) -> list[str]:
     Raises:
         UserError: a target matches none.
     """
-    tower = f"{family_of(model).vision_tower}."
+    language = language_weights(model)
     linear = [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and module is not model.get_output_embeddings()
-        and not (freeze_vision and name.startswith(tower))
+        and not (freeze_vision and id(module.weight) not in language)
     ]
     for target in lora.targets:
         if not any(_matches(name, target) for name in linear):
@@ -131,9 +130,9 @@ def make_trainable(model: Any, training: Training, adapter: Path | None = None) 
         adapter: what the training begins with on top of the model; it stays as it is.
     """
     if training.lora is None:
-        tower = f"{family_of(model).vision_tower}."
-        for name, weight in model.named_parameters():
-            weight.requires_grad = not (training.freeze_vision and name.startswith(tower))
+        language = language_weights(model)
+        for weight in model.parameters():
+            weight.requires_grad = not (training.freeze_vision and id(weight) not in language)
         trained = model
     else:
         from peft import LoraConfig

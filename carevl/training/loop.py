@@ -18,9 +18,9 @@ from carevl.models.device import device
 from carevl.models.flex_attention import FLEX
 from carevl.models.judge_files import load_processor
 from carevl.models.locate import Weights
-from carevl.models.packing import Packed
-from carevl.models.tree_attention import TREES, attention_of
-from carevl.settings.training import Training
+from carevl.models.packing import Packed, row_tokens, usable_packing
+from carevl.models.tree_attention import TREES, attention_of, set_attention
+from carevl.settings.training import Packing, Training
 from carevl.training.attention import find_flaw
 from carevl.training.engine import deepspeed_config, is_bare, zero_stage
 from carevl.training.features import compute_features
@@ -35,6 +35,7 @@ from carevl.training.judge import (
 from carevl.training.plain import Plain
 from carevl.training.schedule import MicroBatch, Schedule, micro_batches
 from carevl.training.steps import Objective, all_gather, sum_shares
+from carevl.training.trial import try_packing
 from carevl.training.validation import DEV
 
 _TAG = "state"
@@ -65,12 +66,12 @@ class Loop:
     def __init__(self, config: WorkerConfig, rank: int, world: int) -> None:
         self.config, self.rank, self.world = config, rank, world
         self.items = Items.open(config.data)
-        processor = load_processor(config.judge)
-        self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
+        self.processor = load_processor(config.judge)
         self.engine = self._build_engine()
+        self.packing, reason = self._choose_packing()
         self.features = compute_features(self, config.data / "features")
-        flaw = self._check_attention()
-        self.remarks = {} if flaw is None else {"fallback": flaw}
+        reason = reason or self._check_attention()
+        self.remarks = {} if reason is None else {"fallback": reason}
         """What the log says of every step."""
 
     def _build_engine(self) -> Any:
@@ -107,6 +108,18 @@ class Loop:
             engine.enable_backward_allreduce = False
         return engine
 
+    def _choose_packing(self) -> tuple[Packing, str | None]:
+        """Try the judge's packing on two short items; return how items are computed, and why not as was wanted."""
+        model = self.judge.model
+        packing, reason = usable_packing(model, self.config.training.packing)
+        if packing == "plain":
+            return packing, reason
+        self.engine.eval()
+        flaws = all_gather(try_packing(model, self.processor).reason, self.world)
+        self.engine.train()
+        flaw = next((flaw for flaw in flaws if flaw is not None), None)
+        return ("shared", None) if flaw is None else ("plain", flaw)
+
     def _check_attention(self) -> str | None:
         """Try FlexAttention on the first micro-batch; go back to attention block by block where it fails."""
         if attention_of(self.judge.model) != FLEX:
@@ -117,7 +130,7 @@ class Loop:
         flaws = all_gather(find_flaw(self.judge.model, packed), self.world)
         flaw = next((flaw for flaw in flaws if flaw is not None), None)
         if flaw is not None:
-            self.judge.model.set_attn_implementation({"text_config": TREES})
+            set_attention(self.judge.model, TREES)
             flaw = f"FlexAttention does not serve here, so attention goes block by block: {flaw}"
         return flaw
 
@@ -193,15 +206,13 @@ class Loop:
 
     def shard(self, items: Sequence[int]) -> list[MicroBatch]:
         """Return this worker's micro-batches of items."""
-        training = self.config.training
-        workers = micro_batches(items, self.items.shapes, self.world, training.batch_tokens, training.packing)
-        return workers[self.rank]
+        most = row_tokens(self.judge.model, self.packing, self.config.training.batch_tokens)
+        return micro_batches(items, self.items.shapes, self.world, most, self.packing)[self.rank]
 
     def prefetch(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Packed | Plain]]:
         """Yield collated micro-batches on the device; the next ones are read ahead."""
-        packing = self.config.training.packing
         model = self.judge.model
-        for batch, packed in self.items.prefetch(batches, self.image_processor, model, packing, self.features):
+        for batch, packed in self.items.prefetch(batches, self.processor, model, self.packing, self.features):
             yield batch, packed.to(self.engine.device)
 
     def save(self, directory: str, steps_done: int) -> None:

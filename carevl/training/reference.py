@@ -9,8 +9,8 @@ import pyarrow as pa
 import torch
 
 from carevl.models.device import device
-from carevl.models.families import family_of
 from carevl.models.judge_files import load_processor
+from carevl.models.packing import row_tokens, usable_packing
 from carevl.settings.training import Training
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
 from carevl.training.judge import add_adapter, load_judge, log_probabilities
@@ -40,19 +40,20 @@ class Reference:
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return the rows with the columns of `items.REFERENCE`, null where a row cannot be trained on."""
         training = self.training
+        packing, _ = usable_packing(self.model, training.packing)
         encoder = Encoder(
             self.processor,
-            family_of(self.model),
             training.batch_tokens,
-            packing=training.packing,
+            packing=packing,
             resize_pixels=self.resize_pixels,
         )
         encoded, images, errors = encoder.encode(rows.select(COLUMNS["dpo"]), "dpo")
         items = Items.of(encoded, images)
         values: list[list[float]] = [[]] * len(items)
         everything = list(range(len(items)))
-        [batches] = micro_batches(everything, items.shapes, 1, training.batch_tokens, training.packing)
-        reading = items.prefetch(batches, self.processor.image_processor, self.model, training.packing)
+        most = row_tokens(self.model, packing, training.batch_tokens)
+        [batches] = micro_batches(everything, items.shapes, 1, most, packing)
+        reading = items.prefetch(batches, self.processor, self.model, packing)
         for batch, loaded in reading:
             with torch.inference_mode():
                 pairs = log_probabilities(self.model, loaded.to(self.model.device)).view(-1, 2).tolist()

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from carevl.judging.prompts import Task, parse_judgment
-from carevl.models.families import family_of
-from carevl.models.packing import Tree
-from carevl.training.plain import separate
+from carevl.models.tree_attention import cast_floats
 from carevl.training.steps import Objective, all_gather, sum_shares
 
 if TYPE_CHECKING:
@@ -72,27 +70,24 @@ def _measure_parse_rate(loop: Loop) -> float:
     written: dict[int, bool] = {}
     max_tokens = 2 * max(max(loop.items.shapes[i].branches) for i in loop.held_out)
     for batch in loop.shard(loop.held_out[:_N_WRITTEN]):
-        trees = [loop.items.tree(i) for i in batch.items]
-        texts = [loop.tokenizer.decode(ids, skip_special_tokens=True) for ids in _write(loop, trees, max_tokens)]
-        for i, tree, text in zip(batch.items, trees, texts, strict=True):
-            expected = loop.tokenizer.decode(tree.branches[0], skip_special_tokens=True)
+        tokenizer = loop.processor.tokenizer
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in _write(loop, batch.items, max_tokens)]
+        for i, text in zip(batch.items, texts, strict=True):
+            expected = tokenizer.decode(loop.items.tree(i).branches[0], skip_special_tokens=True)
             written[i] = detect_task(text) is not None and detect_task(text) == detect_task(expected)
     everyone = {i: good for worker in all_gather(written, loop.world) for i, good in worker.items()}
     return statistics.fmean(everyone.values())
 
 
-def _write(loop: Loop, trees: Sequence[Tree], max_tokens: int) -> list[list[int]]:
-    """Let the judge write after prefixes, greedily; return its tokens."""
+def _write(loop: Loop, batch: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Let the judge answer the prompts of items, greedily; return its tokens."""
     model = loop.judge.model
-    prefixes = [Tree(tree.prefix, [[]], tree.image) for tree in trees]
-    names = [tree.image for tree in trees if tree.image is not None]
-    pictures = loop.items.load_pictures(names, loop.image_processor, family_of(model))
-    plain = separate(prefixes, pictures, model, left=True).to(loop.engine.device)
-    end = trees[0].branches[0][-1]
+    plain = loop.items.write_prompts(batch, loop.processor, model).to(loop.engine.device)
+    end = loop.items.tree(batch[0]).branches[0][-1]
     sequences = model.generate(
         input_ids=plain.ids,
         attention_mask=plain.attention,
-        **plain.images(model),
+        **cast_floats(plain.inputs, model.dtype),
         max_new_tokens=max_tokens,
         do_sample=False,
         repetition_penalty=1.0,

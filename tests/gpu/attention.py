@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from carevl.models import flex_attention
 from carevl.models.flex_attention import BLOCK, block_mask
 from carevl.models.packing import pack
+from carevl.models.tree_attention import dense_mask
 from tests.gpu.figures import Check, relative
 from tests.gpu.models import TextModel, text_trees
 
@@ -25,7 +26,7 @@ def run(check: Check) -> None:
             dtype = torch.float32 if n % 2 else torch.bfloat16
             _compare(check, length, n, dtype, filled_up=filled_up)
         check.figure("flex_graphs", compiled(), lengths=len(lengths), filled_up=filled_up)
-    packed = pack(text_trees(lengths[-1], 3), {}, TextModel).padded(BLOCK).to(check.device)
+    packed = pack(text_trees(lengths[-1], 3), TextModel).padded(BLOCK).to(check.device)
     check.free()
     seconds = check.seconds(lambda: block_mask(packed))
     check.figure("block_mask_ms", 1e3 * seconds, tokens=packed.ids.shape[1], peak_gib=check.peak_gib())
@@ -41,7 +42,7 @@ def _compile_afresh() -> Any:
 
 
 def _compare(check: Check, length: int, seed: int, dtype: torch.dtype, *, filled_up: bool) -> None:
-    packed = pack(text_trees(length, seed), {}, TextModel).to(check.device)
+    packed = pack(text_trees(length, seed), TextModel).to(check.device)
     packed = packed.padded(BLOCK) if filled_up else packed
     tokens, size = packed.ids.shape[1], 64 if check.small else 128
     torch.manual_seed(seed)
@@ -49,11 +50,9 @@ def _compare(check: Check, length: int, seed: int, dtype: torch.dtype, *, filled
         torch.randn(1, heads, tokens, size, device=check.device, dtype=dtype, requires_grad=check.on_gpu)
         for heads in (14, 2, 2)
     )
-    attended, _ = flex_attention.attend(
-        torch.nn.Identity(), query, key, value, None, scaling=None, block_mask=block_mask(packed)
-    )
+    attended, _ = flex_attention.attend(torch.nn.Identity(), query, key, value, block_mask(packed), scaling=None)
     expected = scaled_dot_product_attention(
-        query.double(), key.double(), value.double(), attn_mask=packed.mask, enable_gqa=True
+        query.double(), key.double(), value.double(), attn_mask=dense_mask(packed), enable_gqa=True
     ).transpose(1, 2)
     facts = {"tokens": tokens, "dtype": str(dtype).removeprefix("torch."), "filled_up": filled_up}
     most = _BOUNDS[dtype] if filled_up else None

@@ -91,7 +91,7 @@ def judge_row(model: Any, check: Check, pairs: int, seed: int = 0) -> Packed:
     """Return pairs of judgments of 70 tokens, each about an image of 640 x 480 pixels: some 780 tokens a pair."""
     rows, columns = (8, 8) if check.small else (34, 46)
     rng = torch.Generator().manual_seed(seed)
-    config, trees, pictures = model.config, [], {}
+    config, trees, pictures = model.config, [], []
 
     def words(n: int) -> list[int]:
         return torch.randint(5, config.vision_end_token_id, (n,), generator=rng).tolist()
@@ -99,8 +99,8 @@ def judge_row(model: Any, check: Check, pairs: int, seed: int = 0) -> Packed:
     for n in range(pairs):
         name = f"{seed}-{n}"
         patches = torch.randn(rows * columns, _PATCH_NUMBERS, generator=rng)
-        pictures[name] = Picture(patches, torch.tensor([1, rows, columns]))
+        pictures.append(Picture({"pixel_values": patches, "image_grid_thw": torch.tensor([[1, rows, columns]])}))
         image = [config.image_token_id] * (rows * columns // 4)
         prefix = [*words(20), config.vision_start_token_id, *image, config.vision_end_token_id, *words(230)]
         trees.append(Tree(prefix, [words(70), words(70)], name))
-    return pack(trees, pictures, model).to(check.device)
+    return pack(trees, model, pictures).to(check.device)

@@ -22,7 +22,7 @@ def run(check: Check) -> None:
     together = model(input_ids=ids).logits[:, 0].float()
     noise = float((alone - together).abs().max())
     check.figure("scorer_noise", noise, spread=round(float(alone.std()), 4), largest=round(float(alone.abs().max()), 4))
-    packed = pack(text_trees(600 if check.small else 8192, 5, 900), {}, TextModel).to(check.device)
+    packed = pack(text_trees(600 if check.small else 8192, 5, 900), TextModel).to(check.device)
     for kind in [FLEX, TREES] if check.on_gpu else [TREES]:
         model.set_attn_implementation(kind)
         seconds = check.seconds(lambda: branch_states(model, packed))

@@ -14,11 +14,10 @@ from carevl.miniworld.items import draw_items
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models.engines.base import GenerationRequest
 from carevl.models.engines.transformers import ImageTextGenerator
-from carevl.models.families import family_of
 from carevl.models.flex_attention import FLEX
 from carevl.models.judge_files import load_processor
 from carevl.models.reward_scorer import RewardScorer
-from carevl.models.tree_attention import TREES
+from carevl.models.tree_attention import TREES, set_attention
 from carevl.training.items import Encoder, Items
 from carevl.training.judge import load_judge, log_probabilities
 from tests.gpu.figures import Check, relative
@@ -61,10 +60,9 @@ def _compare_training(check: Check) -> None:
         *((check.device, dtype, kind) for dtype in _BOUNDS for kind in ([FLEX, TREES] if check.on_gpu else [TREES])),
     ]:
         model = load_judge(judge, dtype).to(device)
-        model.set_attn_implementation({"text_config": kind})
-        family = family_of(model)
-        encoded, images, _ = Encoder(processor, family, 8192).encode(rows, "dpo")
-        packed = Items.of(encoded, images).collate(range(8), processor.image_processor, model, "shared").to(device)
+        set_attention(model, kind)
+        encoded, images, _ = Encoder(processor, 8192).encode(rows, "dpo")
+        packed = Items.of(encoded, images).collate(range(8), processor, model, "shared").to(device)
         values = log_probabilities(model, packed)
         weights = [weight for name, weight in model.named_parameters() if "layers" in name and "visual" not in name]
         values_of_pairs = values.view(-1, 2)

@@ -10,11 +10,11 @@ from unittest.mock import patch
 
 import torch
 
-from carevl.models import vocabulary
+from carevl.models import tree_attention, vocabulary
 from carevl.models.families import family_of
 from carevl.models.flex_attention import FLEX
 from carevl.models.packing import Packed
-from carevl.models.tree_attention import TREES, branch_log_probabilities
+from carevl.models.tree_attention import MASKED, TREES, branch_log_probabilities, cast_floats, set_attention
 from carevl.training.attention import find_flaw
 from carevl.training.judge import make_trainable
 from tests.gpu.figures import Check, relative
@@ -48,19 +48,17 @@ def run(check: Check) -> None:
     for kind, seconds in steps.items():
         share = 6 * _language_weights(model) * tokens / seconds / _H100_FLOPS
         check.figure("step_useful_mfu", share if check.on_gpu else None, attention=kind, tokens=tokens)
-    model.set_attn_implementation({"text_config": kinds[0]})
+    set_attention(model, kinds[0])
     with _differentiated_vision(model):
         _measure(check, model, row, kinds[0], "vision differentiated")
     with patch.object(vocabulary, "_LOGITS", 2**60):
         _measure(check, model, row, kinds[0], "logits of all answers at once")
     family = family_of(model)
     with torch.no_grad():
-        assert row.patches is not None
-        assert row.grids is not None
-        patches, grids = row.patches.to(torch.bfloat16), row.grids
-        features = family.features(model, patches, grids)
-        seconds = check.seconds(lambda: family.features(model, patches, grids), 2)
-        check.figure("vision_forward_seconds", seconds, images=len(features))
+        images = cast_floats(row.images, torch.bfloat16)
+        features = family.features(model, images)
+        seconds = check.seconds(lambda: family.features(model, images), 2)
+        check.figure("vision_forward_seconds", seconds, images=len(row.unseen))
     with patch.object(type(family), "features", lambda *_: features):
         _measure(check, model, row, kinds[0], "features from a table")
     _agree(check, model, kinds)
@@ -80,7 +78,7 @@ def _step(model: Any, row: Packed) -> None:
 
 
 def _measure(check: Check, model: Any, row: Packed, kind: str, way: str) -> float:
-    model.set_attn_implementation({"text_config": kind})
+    set_attention(model, kind)
     check.free()
     seconds = check.seconds(lambda: _step(model, row), 2)
     check.figure("step_seconds", seconds, attention=kind, way=way, peak_gib=check.peak_gib())
@@ -92,7 +90,7 @@ def _differentiated_vision(model: Any) -> Iterator[None]:
     """As it was before: the hook of transformers lies on the vision tower's embedding too."""
     model.enable_input_require_grads()
     try:
-        with patch.object(type(family_of(model)), "trains_vision", lambda *_: True):
+        with patch.object(tree_attention, "trains_vision", lambda *_: True):
             yield
     finally:
         model.disable_input_require_grads()
@@ -100,7 +98,7 @@ def _differentiated_vision(model: Any) -> Iterator[None]:
 
 def _try_flex(check: Check, model: Any, row: Packed) -> None:
     """Write what a training finds before it trusts FlexAttention."""
-    model.set_attn_implementation({"text_config": FLEX})
+    set_attention(model, FLEX)
     started = time.monotonic()
     flaw = find_flaw(model, row)
     check.figure("flex_flaws", float(flaw is not None), most=0, flaw=flaw, took=round(time.monotonic() - started, 2))
@@ -117,12 +115,12 @@ def _agree(check: Check, model: Any, kinds: list[str]) -> None:
                 weight.normal_(std=0.01)
 
     def compute(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-        model.set_attn_implementation({"text_config": kind})
+        set_attention(model, kind)
         values = branch_log_probabilities(model, row)
         gradients = torch.autograd.grad(values.sum(), trained)
         return values.detach(), torch.cat([gradient.flatten().float() for gradient in gradients])
 
-    values, gradients = compute("sdpa")
+    values, gradients = compute(MASKED)
     size = float(values.abs().mean())
     for kind in kinds:
         other, moved = compute(kind)

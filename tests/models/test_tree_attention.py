@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 
 from carevl.models.packing import Tree, pack
-from carevl.models.tree_attention import TREES, blocks, branch_states
+from carevl.models.tree_attention import TREES, blocks, branch_states, dense_mask
 
 SHAPE = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "pad_token_id": 0}
 
@@ -30,9 +30,9 @@ TREES_OF_ALL_SHAPES = [_tree(1, 40, 200, 180, 3), _tree(2, 1, 5), _tree(3, 30, 0
 
 @torch.inference_mode()
 def test_states_are_those_under_the_mask(model):
-    packed = pack(TREES_OF_ALL_SHAPES, {}, model)
+    packed = pack(TREES_OF_ALL_SHAPES, model)
     model.set_attn_implementation("sdpa")
-    hidden = model.model(input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions)[0]
+    hidden = model.model(input_ids=packed.ids, attention_mask=dense_mask(packed), position_ids=packed.positions)[0]
     ends = [end - 1 for place in packed.places for end in place.ends]
     model.set_attn_implementation(TREES)
     actual = branch_states(model, packed)
@@ -53,7 +53,7 @@ def test_without_blocks_it_is_ordinary_attention(model):
 
 
 def test_long_branches_do_not_meet_each_other_and_every_token_is_there_once(model):
-    packed = pack(TREES_OF_ALL_SHAPES, {}, model)
+    packed = pack(TREES_OF_ALL_SHAPES, model)
     row = blocks(packed)
     assert sum(block.tokens for block in row) == sum(tree.tokens for tree in TREES_OF_ALL_SHAPES)
     assert [block.tokens for block in row if block.mask is not None] == [200, 183, 6, 30, 300, 4]

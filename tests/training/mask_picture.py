@@ -8,6 +8,7 @@ from __future__ import annotations
 import transformers as hf
 
 from carevl.models.packing import Tree, pack
+from carevl.models.tree_attention import dense_mask
 
 _TREES = (("P", 4, {"a": 2, "b": 3}), ("Q", 3, {"c": 2}))
 
@@ -19,8 +20,8 @@ def picture() -> str:
     config = hf.LlamaConfig(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, pad_token_id=0
     )
-    packed = pack(trees, {}, hf.LlamaForCausalLM(config))
-    seen, positions = packed.mask[0, 0].tolist(), packed.positions[0].tolist()
+    packed = pack(trees, hf.LlamaForCausalLM(config))
+    seen, positions = dense_mask(packed)[0, 0].tolist(), packed.positions[0].tolist()
     lines = [
         f"{name} {position:8d}   {' '.join('#' if cell else '.' for cell in row)}"
         for name, position, row in zip(names, positions, seen, strict=True)

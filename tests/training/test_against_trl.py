@@ -105,7 +105,7 @@ def test_gradients_of_dpo_are_those_of_trl(begin, qwen_2_5, dpo_rows, quick, tmp
         weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
     [batch] = trainer.get_train_dataloader()
     trainer.compute_loss(theirs.train(), batch).backward()
-    packed = loop.items.collate(range(8), loop.image_processor, mine, training.packing)
+    packed = loop.items.collate(range(8), loop.processor, mine, training.packing)
     objective = Objective.of(training.dpo, loop.items, range(8))
     share, sums = objective.compute_share(loop.judge(packed), loop.items, range(8))
     share.backward()

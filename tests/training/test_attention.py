@@ -8,7 +8,7 @@ import torch
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models import flex_attention
 from carevl.models.flex_attention import FLEX
-from carevl.models.tree_attention import TREES, attention_of
+from carevl.models.tree_attention import TREES, attention_of, set_attention
 from carevl.training.attention import find_flaw
 from carevl.training.progress import Progress
 
@@ -39,7 +39,7 @@ def row(begin, sft_rows, quick, request):
 def test_a_right_kernel_is_kept(row, monkeypatch):
     loop, packed = row
     monkeypatch.setattr(flex_attention, "_compiled", _attend)
-    loop.judge.model.set_attn_implementation({"text_config": FLEX})
+    set_attention(loop.judge.model, FLEX)
     assert find_flaw(loop.judge.model, packed) is None
     assert attention_of(loop.judge.model) == FLEX
 
@@ -48,7 +48,7 @@ def test_a_right_kernel_is_kept(row, monkeypatch):
 def test_a_wrong_kernel_is_found(row, monkeypatch, factor):
     loop, packed = row
     monkeypatch.setattr(flex_attention, "_compiled", lambda: _attend(factor))
-    loop.judge.model.set_attn_implementation({"text_config": FLEX})
+    set_attention(loop.judge.model, FLEX)
     flaw = find_flaw(loop.judge.model, packed)
     assert flaw is not None
     assert "log-probabilities are off by" in flaw

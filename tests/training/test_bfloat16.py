@@ -43,7 +43,7 @@ def _losses(curve):
 
 def _values(model, loop):
     """Log-probabilities of every item's judgments."""
-    batch = loop.items.collate(range(len(loop.items)), loop.image_processor, model, "shared")
+    batch = loop.items.collate(range(len(loop.items)), loop.processor, model, "shared")
     with torch.no_grad():
         return log_probabilities(model, batch)
 

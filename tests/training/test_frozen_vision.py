@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from carevl.models.families.qwen2_vl import Qwen2VL
+from carevl.models.families.base import Family
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def test_no_gradient_passes_it(begin, sft_rows, quick, monkeypatch, packing):
     assert calls == []
     # As transformers and PEFT leave a model that checkpoints: the inputs of every embedding require gradients.
     loop.judge.model.enable_input_require_grads()
-    monkeypatch.setattr(Qwen2VL, "trains_vision", lambda *_: True)
+    monkeypatch.setattr("carevl.models.tree_attention.trains_vision", lambda *_: True)
     with _backward_calls(loop) as calls:
         loop.step(1)
     assert calls
@@ -39,25 +39,26 @@ def test_no_gradient_passes_it(begin, sft_rows, quick, monkeypatch, packing):
 
 def test_it_sees_an_image_once_in_a_phase_of_several_epochs(begin, sft_rows, quick, monkeypatch, tmp_path):
     seen = []
-    features = Qwen2VL.features
+    features = Family.features
 
-    def count(family, model, patches, grids):
-        seen.append(len(grids))
-        return features(family, model, patches, grids)
+    def count(family, model, images):
+        seen.append(len(images["image_grid_thw"]))
+        return features(family, model, images)
 
-    monkeypatch.setattr(Qwen2VL, "features", count)
+    monkeypatch.setattr(Family, "features", count)
     settings = quick(epochs=3, gradient_checkpointing=True)
     loop, _ = begin("sft", sft_rows, settings)
     curve = [loop.step(n) for n in range(6)]
-    assert sum(seen) == 8
+    tried = 2  # when a judge is loaded
+    assert sum(seen) == tried + 8
     with monkeypatch.context() as patch:
         patch.setattr("carevl.training.loop.compute_features", lambda *_: None)
         every_step, _ = begin("sft", sft_rows, settings, out=tmp_path / "every")
     assert [facts["loss"] for facts in curve] == pytest.approx([every_step.step(n)["loss"] for n in range(6)], rel=1e-4)
-    assert sum(seen) == 8 + 24
+    assert sum(seen) == 2 * tried + 8 + 24
     again, _ = begin("sft", sft_rows, settings)
     assert [again.step(0)["loss"]] == pytest.approx([curve[0]["loss"]], rel=1e-5)
-    assert sum(seen) == 8 + 24  # what is stored is not computed again
+    assert sum(seen) == 3 * tried + 8 + 24  # what is stored is not computed again
 
 
 def test_it_is_asked_in_every_step_where_nothing_can_be_kept(begin, sft_rows, quick, monkeypatch, tmp_path):

@@ -14,42 +14,40 @@ from PIL import Image
 
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.errors import UserError
-from carevl.models.engines.base import chat_prompt
-from carevl.models.families import find_family
+from carevl.models.prompts import Prompt, encode_prompts, render_prompt
 from carevl.settings.training import Lora
 from carevl.training.driver import prepare_training
+from carevl.training.image_sizes import by_size
 from carevl.training.items import Encoder, Items, split_holdout
 from carevl.training.judge import find_lora_modules, load_skeleton
 from carevl.training.reference import Reference
 
-FAMILY = find_family("qwen2_vl")
-
 
 def _processed(processor, row):
     image = decode_rgb(row["image"], ImageLimits())
-    return processor(text=[chat_prompt(processor, row["prompt"])], images=[[image]], return_tensors="pt")
+    return processor(text=[render_prompt(processor, Prompt(row["prompt"]))], images=[[image]], return_tensors="pt")
 
 
 def test_prefix_and_pixels_are_those_of_the_stock_processor(judge, sft_rows, tmp_path):
     processor = hf.AutoProcessor.from_pretrained(judge)
-    items, images, errors = Encoder(processor, FAMILY, 4096).encode(sft_rows, "sft")
+    items, images, errors = Encoder(processor, 4096).encode(sft_rows, "sft")
     assert errors == []
     Items.of(items, images).save(tmp_path)
     data = Items.open(tmp_path)
     model = load_skeleton(judge)
     for i, row in enumerate(sft_rows.to_pylist()):
-        expected, packed = _processed(processor, row), data.collate([i], processor.image_processor, model, "shared")
+        expected, packed = _processed(processor, row), data.collate([i], processor, model, "shared")
         tree = data.tree(i)
         assert list(tree.prefix) == expected["input_ids"][0].tolist()
-        assert torch.equal(packed.patches, expected["pixel_values"])
-        assert torch.equal(packed.grids, expected["image_grid_thw"])
+        assert torch.equal(packed.images["pixel_values"], expected["pixel_values"])
+        assert torch.equal(packed.images["image_grid_thw"], expected["image_grid_thw"])
         assert processor.tokenizer.decode(tree.branches[0]) == f"{row['target']}{processor.tokenizer.eos_token}"
 
 
 def test_an_image_of_several_rows_is_kept_once(judge, sft_rows):
     processor = hf.AutoProcessor.from_pretrained(judge)
     twice = pa.concat_tables([sft_rows, sft_rows])
-    _, images, _ = Encoder(processor, FAMILY, 4096).encode(twice, "sft")
+    _, images, _ = Encoder(processor, 4096).encode(twice, "sft")
     assert len(images) == len(set(sft_rows["image"].to_pylist()))
 
 
@@ -68,16 +66,16 @@ def test_an_image_over_the_bound_is_learned_from_as_the_judge_is_shown_it(judge,
     processor = _processor_of_any_size(judge)
     row = _photographed(sft_rows.to_pylist()[0], (400, 300))
     rows = pa.Table.from_pylist([row, *sft_rows.slice(1, 1).to_pylist()])
-    encoder = Encoder(processor, FAMILY, 4096, resize_pixels=10_000)
+    encoder = Encoder(processor, 4096, resize_pixels=10_000)
     items, images, errors = encoder.encode(rows, "sft")
     assert errors == []
     Items.of(items, images).save(tmp_path)
     data, model = Items.open(tmp_path), load_skeleton(judge)
     shown = decode_rgb(row["image"], ImageLimits(), 10_000)
-    expected = processor(text=[chat_prompt(processor, row["prompt"])], images=[[shown]], return_tensors="pt")
-    packed = data.collate([0], processor.image_processor, model, "shared")
+    expected = processor(text=[render_prompt(processor, Prompt(row["prompt"]))], images=[[shown]], return_tensors="pt")
+    packed = data.collate([0], processor, model, "shared")
     assert list(data.tree(0).prefix) == expected["input_ids"][0].tolist()
-    assert torch.equal(packed.patches, expected["pixel_values"])
+    assert torch.equal(packed.images["pixel_values"], expected["pixel_values"])
     original = _processed(processor, row)
     assert len(original["pixel_values"]) > 5 * len(expected["pixel_values"])
     assert images[data.tree(1).image] == rows["image"][1].as_py()  # a drawn picture is small: its own file stays
@@ -86,26 +84,28 @@ def test_an_image_over_the_bound_is_learned_from_as_the_judge_is_shown_it(judge,
 def test_a_bound_makes_room_for_what_was_too_long(judge, sft_rows):
     processor = _processor_of_any_size(judge)
     rows = pa.Table.from_pylist([_photographed(sft_rows.to_pylist()[0], (640, 480))])
-    [error] = Encoder(processor, FAMILY, 400).encode(rows, "sft")[2]
+    [error] = Encoder(processor, 400).encode(rows, "sft")[2]
     assert error["error"]["kind"] == "too_long"
-    assert Encoder(processor, FAMILY, 400, resize_pixels=20_000).encode(rows, "sft")[2] == []
+    assert Encoder(processor, 400, resize_pixels=20_000).encode(rows, "sft")[2] == []
 
 
-def test_a_photograph_of_12_megapixels_is_1344_tokens_of_qwen2_5_vl_in_place_of_15552():
-    processor = hf.Qwen2VLImageProcessor(min_pixels=4 * 28**2, max_pixels=16384 * 28**2)  # as on the hub
-    family, image = find_family("qwen2_5_vl"), Image.new("RGB", (4032, 3024))
-    for shown, tokens in ((image, 15_552), (bound_pixels(image, 1_048_576), 1_344)):
-        assert family.count_image_tokens(processor, shown.height, shown.width) == tokens
+def _count_image_tokens(judge, images):
+    size = {"shortest_edge": 4 * 28**2, "longest_edge": 16384 * 28**2}  # as on the hub
+    processor = hf.AutoProcessor.from_pretrained(judge, size=size, patch_size=14)
+    written = encode_prompts(by_size(processor), [Prompt("What is it?")] * len(images), images)
+    return [ids.count(processor.image_token_id) for ids in written.ids]
 
 
-def test_no_photograph_is_more_than_1400_tokens_of_qwen2_5_vl(photos):
-    processor = hf.Qwen2VLImageProcessor(min_pixels=4 * 28**2, max_pixels=16384 * 28**2)
-    family = find_family("qwen2_5_vl")
-    counts = []
-    for pixels in (None, 1_048_576):
-        shown = [decode_rgb(data, ImageLimits(), pixels) for data in photos]
-        counts.append([family.count_image_tokens(processor, image.height, image.width) for image in shown])
-    original, bounded = counts
+def test_a_photograph_of_12_megapixels_is_1344_tokens_of_qwen2_5_vl_in_place_of_15552(judge):
+    image = Image.new("RGB", (4032, 3024))
+    assert _count_image_tokens(judge, [image, bound_pixels(image, 1_048_576)]) == [15_552, 1_344]
+
+
+def test_no_photograph_is_more_than_1400_tokens_of_qwen2_5_vl(judge, photos):
+    original, bounded = (
+        _count_image_tokens(judge, [decode_rgb(data, ImageLimits(), pixels) for data in photos])
+        for pixels in (None, 1_048_576)
+    )
     assert max(original) > 2000
     assert max(bounded) < 1400
     assert all(small == large for large, small in zip(original, bounded, strict=True) if large < 1300)
@@ -119,13 +119,13 @@ def _with_second_targets(rows):
 
 def test_targets_of_one_prompt_become_one_item(judge, sft_rows):
     rows = _with_second_targets(sft_rows.to_pylist())
-    encoder = Encoder(hf.AutoProcessor.from_pretrained(judge), FAMILY, 4096)
+    encoder = Encoder(hf.AutoProcessor.from_pretrained(judge), 4096)
     items, _, errors = encoder.encode(rows, "sft")
     assert errors == []
     assert [item["item_id"] for item in items] == [f"item-{n} and second-item-{n}" for n in range(8)]
     trees = [encoder.tree(row, "sft") for row in rows.to_pylist()]
     assert [item["branches"] for item in items] == [trees[n].branches + trees[n + 8].branches for n in range(8)]
-    tight = Encoder(encoder.processor, FAMILY, max(tree.tokens for tree in trees))
+    tight = Encoder(encoder.processor, max(tree.tokens for tree in trees))
     apart, _, _ = tight.encode(rows, "sft")
     assert len(apart) > 8
     assert sum(len(item["branches"]) for item in apart) == 16
@@ -135,11 +135,11 @@ def test_targets_of_one_prompt_become_one_item(judge, sft_rows):
 def test_targets_that_share_a_prompt_have_the_loss_and_gradient_of_separate_ones(begin, sft_rows, quick):
     rows = _with_second_targets(sft_rows.to_pylist())
     loop, _ = begin("sft", rows, quick(lora=None, batch_size=8))
-    model, encoder = loop.judge.model, Encoder(hf.AutoProcessor.from_pretrained(loop.config.judge), FAMILY, 4096)
+    model, encoder = loop.judge.model, Encoder(hf.AutoProcessor.from_pretrained(loop.config.judge), 4096)
     encoded = [encoder.encode(rows.slice(n, 1), "sft") for n in range(16)]
     pictures = {name: data for _, images, _ in encoded for name, data in images.items()}
     separate = Items.of([items[0] for items, _, _ in encoded], pictures)
-    batch = separate.collate(range(16), encoder.processor.image_processor, model, "shared")
+    batch = separate.collate(range(16), loop.processor, model, "shared")
     loss = -loop.judge(batch).sum() / sum(separate.answer_tokens)
     loss.backward()
     norm = torch.nn.utils.get_total_norm([weight.grad for weight in loop.weights if weight.grad is not None])
@@ -167,7 +167,7 @@ def test_the_verdict_weighs_what_the_settings_say(begin, sft_rows, quick):
 
 
 def test_a_target_without_a_verdict_weighs_one(judge, sft_rows):
-    encoder = Encoder(hf.AutoProcessor.from_pretrained(judge), FAMILY, 4096, verdict_weight=3.0)
+    encoder = Encoder(hf.AutoProcessor.from_pretrained(judge), 4096, verdict_weight=3.0)
     row = sft_rows.to_pylist()[0]
     assert set(encoder.tree(row | {"target": "No verdict."}, "sft").weights[0]) == {1.0}
     assert set(encoder.tree(row, "sft").weights[0]) == {1.0, 3.0}
@@ -190,17 +190,18 @@ def test_rows_that_cannot_be_used_keep_their_reason(judge, sft_rows):
     rows[1]["image"] = rows[1]["image"][:60]
     rows[2]["target"] = ""
     rows[3]["prompt"] = "word " * 3000
-    rows[4]["prompt"] += "<|image_pad|>"
+    rows[4] = _photographed(rows[4], (900, 4))
     table = pa.Table.from_pylist(rows)
-    items, _, errors = Encoder(hf.AutoProcessor.from_pretrained(judge), FAMILY, 600).encode(table, "sft")
+    items, _, errors = Encoder(hf.AutoProcessor.from_pretrained(judge), 600).encode(table, "sft")
     assert [item["item_id"] for item in items] == ["item-0"]
     assert [(error["row"], error["item_id"], error["error"]["kind"]) for error in errors] == [
         (1, "item-1", "image_broken"),
         (2, "item-2", "incomplete"),
         (3, "item-3", "too_long"),
-        (4, "item-4", "image_token"),
+        (4, "item-4", "refused"),
     ]
     assert "over batch_tokens 600" in errors[2]["error"]["message"]
+    assert "refuses an image of 900 x 4, or its prompt: absolute aspect ratio" in errors[3]["error"]["message"]
 
 
 def test_reference_log_probabilities_are_those_of_separate_sequences(judge, dpo_rows, quick):
@@ -258,21 +259,20 @@ def test_a_judge_without_a_processor_is_refused(judge, sft_rows, write, quick, t
         prepare_training("sft", [write(sft_rows)], tmp_path / "bare", tmp_path / "out", quick())
 
 
-def test_a_judge_that_cannot_share_prefixes_is_trained_on_the_plain_path(begin, judge, sft_rows, quick, tmp_path):
+@pytest.mark.parametrize("packing", ["shared", "plain"])
+def test_a_sliding_window_shorter_than_a_prompt_is_exact(begin, judge, sft_rows, quick, tmp_path, packing):
     short = shutil.copytree(judge, tmp_path / "short")
     config = json.loads((short / "config.json").read_text())
     layers = config["text_config"]["num_hidden_layers"]
     window = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 0}
     config["text_config"] |= window | {"layer_types": ["sliding_attention"] * layers}
     (short / "config.json").write_text(json.dumps(config))
-    training = quick(lora=None, batch_size=8)
-    with pytest.raises(UserError, match=r"sliding window is 24 tokens, .*; set packing to plain, which computes"):
-        begin("sft", sft_rows, training, judge=short)
-    loop, _ = begin("sft", sft_rows, quick(lora=None, batch_size=8, packing="plain"), judge=short)
+    loop, _ = begin("sft", sft_rows, quick(lora=None, batch_size=8, packing=packing), judge=short)
     model, processor = hf.AutoModelForImageTextToText.from_pretrained(short), hf.AutoProcessor.from_pretrained(short)
     found = [_token_log_probabilities(model, processor, row, row["target"]) for row in sft_rows.to_pylist()]
     expected = -torch.cat(found).mean().item()
     facts = loop.step(0)
+    assert loop.packing == packing
     assert facts["loss"] == pytest.approx(expected, abs=1e-4)
     assert facts["padded_tokens"] >= facts["tokens"]
 

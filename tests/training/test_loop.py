@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from peft import PeftModel
 
+from carevl.models.tree_attention import TREES, set_attention
 from carevl.training.judge import log_probabilities
 from carevl.training.reference import Reference
 
@@ -24,7 +25,8 @@ def _losses(curve):
 
 
 def _log_probabilities(model, loop):
-    batch = loop.items.collate(range(len(loop.items)), loop.image_processor, model, "shared")
+    set_attention(model, TREES)
+    batch = loop.items.collate(range(len(loop.items)), loop.processor, model, "shared")
     with torch.no_grad():
         return log_probabilities(model, batch)
 

@@ -1,4 +1,7 @@
-"""The vision-language architectures that training serves, by the `model_type` of their models."""
+"""The vision-language architectures that have been tried, by the `model_type` of their models.
+
+One class serves all. What a row says of an architecture is measured by tests/models/test_families.py.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,60 @@ from pathlib import Path
 from typing import Any
 
 from carevl.errors import UserError
-from carevl.models.families import qwen2_vl
+from carevl.models.families import paligemma
 from carevl.models.families.base import Family
 from carevl.models.locate import locate
 from carevl.settings.registry import Registry
 
-FAMILIES: Registry[Family] = Registry("vision family", Family, qwen2_vl.FAMILIES)
+_EMBEDDED = (
+    "aya_vision",
+    "cohere2_vision",
+    "glm46v",
+    "glm4v",
+    "glm4v_moe",
+    "idefics3",
+    "internvl",
+    "llava",  # Pixtral among them
+    "llava_next",
+    "llava_onevision",
+    "mistral3",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "smolvlm",
+    "vipllava",
+)
+_MORE_THAN_EMBEDDED = (
+    "gemma3",  # image tokens see each other
+    "gemma4",  # so do these, and every layer has inputs of its own
+    "ovis2",  # its indicator tokens have embeddings of the vision tower
+    "qwen3_vl",  # the first layers get features of their own
+    "qwen3_vl_moe",
+)
+_ALONE = (
+    "llama4",  # chunks of attention are counted from the row's beginning
+    "mllama",  # its layers attend to the images of the whole row
+)
+_WITH_STATE = ("lfm2_vl", "minicpmv4_6", "qwen3_5", "qwen3_5_moe")
+
+FAMILIES: Registry[Family] = Registry(
+    "vision family",
+    Family,
+    (
+        *(Family(name, joins=True, embeds=True) for name in _EMBEDDED),
+        *(Family(name, joins=True) for name in _MORE_THAN_EMBEDDED),
+        *(Family(name) for name in (*_ALONE, *_WITH_STATE)),
+        *paligemma.FAMILIES,
+    ),
+)
 
 
 def find_family(model_type: str) -> Family:
-    """Return the family of an architecture.
-
-    Raises:
-        UserError: none serves it.
-    """
-    if model_type not in FAMILIES:
-        raise UserError(f"{model_type} is no vision architecture that can be trained: those are {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
+    """Return the family of an architecture; one that nobody has tried is taken for the most difficult there is."""
+    return FAMILIES[model_type] if model_type in FAMILIES else Family(model_type)
 
 
 def family_of(model: Any) -> Family:
-    """Return the family of a model of transformers; errors as for `find_family`."""
+    """Return the family of a model of transformers."""
     return find_family(model.config.model_type)
 
 
