@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 pytest_plugins = [
+    "tests.helpers.families.fixture",
     "tests.helpers.hub",
     "tests.helpers.pairs",
     "tests.helpers.own_suite",
