@@ -1,17 +1,35 @@
 """The tokens of a prompt: one place that makes them for engines, references, training and serving.
 
-The processor writes them from the model's own chat template, as its `apply_chat_template(tokenize=True)` does.
+The processor writes them from the model's own chat template, as its `apply_chat_template(tokenize=True)` does. A text
+that names control tokens (`<|im_end|>`, `<image>`) is read as it is written, letter by letter: it can neither end a
+turn nor stand for an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from carevl.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+Span = tuple[int, int]
+"""Begin and end of a part of a text, in characters."""
+
+_SENTINELS = range(0x100000, 0x10FFFE)
+"""Characters for private use, of Unicode's last plane."""
+_BLANK = "\u2581 \t\r\n"
+"""Characters of added tokens that stand for blank space; there are such tokens, and they control nothing."""
+_control_ids: WeakKeyDictionary[Any, tuple[int, frozenset[int]]] = WeakKeyDictionary()
+"""Size of a tokenizer and the ids of its control tokens, which thousands of added ones make slow to list."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,41 @@ class EncodedPrompts:
     images: dict[str, Any]
 
 
+def load_processor(path: str, **loading: Any) -> Any:
+    """Load the processor of a vision-language model.
+
+    Args:
+        path: a directory, or a hub id.
+        loading: `revision` and `trust_remote_code`, handed to transformers.
+
+    Raises:
+        UserError: its tokenizer does not tell which characters a token stands for, as slow ones do not.
+    """
+    from transformers import AutoProcessor
+
+    processor: Any = AutoProcessor.from_pretrained(path, **loading)
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None:
+        return processor
+    check_tokenizer(tokenizer, path)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # the attention mask tells which of them fill a row up
+    return processor
+
+
+def check_tokenizer(tokenizer: Any, path: str) -> None:
+    """Check that a tokenizer is a fast one.
+
+    Raises:
+        UserError: it is a slow one, or mistral-common's.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"{path} has a slow tokenizer only ({type(tokenizer).__name__}), which cannot tell the characters of a "
+            "token; add the tokenizer.json of a fast one, as `AutoTokenizer.from_pretrained(…).save_pretrained` writes"
+        )
+
+
 def render_prompt(processor: Any, prompt: Prompt) -> str:
     """Return all that stands before the reply's new words, in the model's own chat template."""
     return _render_turn(processor, prompt) + prompt.response_prefix
@@ -56,9 +109,9 @@ def encode_prompts(processor: Any, prompts: Sequence[Prompt], images: Sequence[I
     Raises:
         Exception: of any kind, where the processor refuses an image or a text.
     """
-    turns = [_render_turn(processor, prompt) for prompt in prompts]
+    guarded, turns = _guard(processor, prompts)
     written = dict(
-        processor(
+        guarded(
             text=turns,
             images=[[image] for image in images],
             return_tensors="pt",
@@ -77,7 +130,7 @@ def encode_prompts(processor: Any, prompts: Sequence[Prompt], images: Sequence[I
     encoded = [row[seen].tolist() for row, seen in zip(ids, present, strict=True)]
     for number, prompt in enumerate(prompts):
         if prompt.response_prefix:
-            begun = processor.tokenizer(prompt.response_prefix, add_special_tokens=False)["input_ids"]
+            begun = encode_text(processor.tokenizer, prompt.response_prefix)
             encoded[number] += begun
             for values in per_token.values():
                 values[number] = continue_inputs(values[number], len(begun))
@@ -88,11 +141,236 @@ def encode_prompts(processor: Any, prompts: Sequence[Prompt], images: Sequence[I
     )
 
 
+def encode_turns(processor: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Return the token ids of prompts in which one placeholder stands for the image, without a reply's first words."""
+    guarded, turns = _guard(processor, prompts)
+    ids: list[list[int]] = guarded.tokenizer(turns, **_special_tokens(processor.tokenizer, turns))["input_ids"]
+    return ids
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a text without any control token, such as a reply."""
+    return encode_text_with_offsets(tokenizer, text)[0]
+
+
+def encode_text_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
+    """Return the token ids of a text without any control token, and the characters that each stands for."""
+    written = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = written["input_ids"], written["offset_mapping"]
+    control = control_ids(tokenizer)
+    if control.isdisjoint(ids):
+        return ids, offsets
+    plain = _PlainStrings(tokenizer, control)
+    replacements = {i: plain(text[slice(*offsets[i])]) for i, token in enumerate(ids) if token in control}
+    spliced = _splice({"ids": ids, "offsets": offsets}, "ids", replacements)
+    return spliced["ids"], spliced["offsets"]
+
+
 def continue_inputs(values: Tensor, n_tokens: int) -> Tensor:
     """Return an input per token, [n, ...], for so many tokens of a reply more, as it is at the last one."""
     import torch
 
     return torch.cat([values, values[-1:].expand(n_tokens, *values.shape[1:])])
+
+
+def control_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the tokens that no text may become: special ones, and added ones that are not blank space."""
+    known = _control_ids.get(tokenizer)
+    if known is None or known[0] != len(tokenizer):
+        added = tokenizer.added_tokens_decoder.items()
+        ids = frozenset(i for i, token in added if token.special or token.content.strip(_BLANK))
+        known = _control_ids[tokenizer] = len(tokenizer), ids
+    return known[1]
+
+
+def find_control_strings(tokenizer: Any, texts: Sequence[str], placeholders: Iterable[str] = ()) -> list[list[Span]]:
+    """Return the parts of texts that would be read as control tokens, or as one of the placeholders, in their order.
+
+    Blank space around them that the tokenizer counts in is not among them.
+    """
+    if not texts:
+        return []
+    written = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    control = control_ids(tokenizer)
+    pattern = re.compile("|".join(map(re.escape, sorted(placeholders, key=len, reverse=True))) or r"(?!)")
+    found = []
+    for text, ids, offsets in zip(texts, written["input_ids"], written["offset_mapping"], strict=True):
+        spans = [span for i, span in zip(ids, offsets, strict=True) if i in control and span[0] < span[1]]
+        if pattern.search(text):
+            spans += [match.span() for match in pattern.finditer(text)]
+        found.append(_disjoint(_trim(text, span) for span in spans))
+    return found
+
+
+class RestoringTokenizer:
+    """A tokenizer that reads characters as the strings that they stand for, and encodes these as plain text.
+
+    It has all attributes of the tokenizer that it wraps, and is called with a list of texts.
+
+    Args:
+        tokenizer: a fast one.
+        strings: the string of every character.
+    """
+
+    def __init__(self, tokenizer: Any, strings: Mapping[str, str]) -> None:
+        self._inner, self._strings = tokenizer, strings
+        self._pattern = re.compile("|".join(map(re.escape, strings)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __call__(
+        self,
+        text: Sequence[str],
+        *,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Encode texts; arguments and result as the wrapped tokenizer's, `char_to_token` the one of its methods."""
+        restored, spans = zip(*map(self._restore, text), strict=True)
+        written = self._inner(list(restored), return_offsets_mapping=True, **options)
+        control = control_ids(self._inner)
+        plain = _PlainStrings(self._inner, control)
+        rows = []
+        for number, (words, own) in enumerate(zip(restored, spans, strict=True)):
+            fields = {name: values[number] for name, values in written.items()}
+            ids, offsets = fields["input_ids"], fields["offset_mapping"]
+            rows.append(
+                _splice(
+                    fields,
+                    "input_ids",
+                    {
+                        i: plain(words[begin:end])
+                        for i, (begin, end) in enumerate(offsets)
+                        if ids[i] in control and any(begin < last and first < end for first, last in own)
+                    },
+                )
+            )
+        places = [row.pop("offset_mapping") for row in rows]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        padded = self._inner.pad(columns, padding=padding, padding_side=padding_side, return_tensors=return_tensors)
+
+        def char_to_token(number: int, char: int) -> int | None:
+            at = len(self._restore(text[number][:char])[0])
+            present = [column for column, seen in enumerate(padded["attention_mask"][number]) if seen]
+            covers = (begin <= at < end for begin, end in places[number])
+            return next((column for column, covered in zip(present, covers, strict=True) if covered), None)
+
+        padded.char_to_token = char_to_token
+        return padded
+
+    def _restore(self, text: str) -> tuple[str, list[Span]]:
+        """Return the text with its strings, and where these are in it."""
+        parts, spans, at, length = [], [], 0, 0
+        for match in self._pattern.finditer(text):
+            before, string = text[at : match.start()], self._strings[match.group()]
+            length += len(before)
+            spans.append((length, length + len(string)))
+            length += len(string)
+            parts += [before, string]
+            at = match.end()
+        return "".join([*parts, text[at:]]), spans
+
+
+def replace_control_strings(
+    tokenizer: Any, texts: Sequence[str], placeholders: Iterable[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Return texts with a character for private use in place of every control string, and the string of each.
+
+    The texts may then go through a template; a `RestoringTokenizer` encodes what comes of it.
+    """
+    spans = find_control_strings(tokenizer, texts, placeholders)
+    found = [text[slice(*span)] for text, own in zip(texts, spans, strict=True) for span in own]
+    if not found:
+        return list(texts), {}
+    present = set("".join(texts))
+    free = (chr(code) for code in _SENTINELS if chr(code) not in present)
+    sentinels = dict(zip(dict.fromkeys(found), free, strict=False))
+    replaced = []
+    for text, own in zip(texts, spans, strict=True):
+        bounds = [0, *itertools.chain.from_iterable(own), len(text)]
+        pieces = [text[begin:end] for begin, end in itertools.pairwise(bounds)]
+        replaced.append("".join(sentinels[piece] if n % 2 else piece for n, piece in enumerate(pieces)))
+    return replaced, {sentinel: string for string, sentinel in sentinels.items()}
+
+
+class _PlainStrings:
+    """Token ids of strings as plain text, each encoded once."""
+
+    def __init__(self, tokenizer: Any, control: frozenset[int]) -> None:
+        self.tokenizer, self.control = tokenizer, control
+        self._known: dict[str, list[int]] = {}
+
+    def __call__(self, text: str) -> list[int]:
+        if text not in self._known:
+            self._known[text] = self._encode(text)
+        return self._known[text]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if len(text) < 2 or self.control.isdisjoint(ids):
+            return ids
+        # Added tokens that are not special are found all the same, but not in parts of them.
+        return self._encode(text[:1]) + self._encode(text[1:])
+
+
+def _splice(
+    fields: Mapping[str, Sequence[Any]], ids: str, replacements: Mapping[int, list[int]]
+) -> dict[str, list[Any]]:
+    """Return columns with an entry per token, some tokens replaced by several; all columns but `ids` repeat theirs."""
+    return {
+        name: [
+            entry
+            for i, value in enumerate(values)
+            for entry in (
+                [value] if i not in replacements else replacements[i] if name == ids else [value] * len(replacements[i])
+            )
+        ]
+        for name, values in fields.items()
+    }
+
+
+def _trim(text: str, span: Span) -> Span:
+    begin, end = span
+    words = text[begin:end]
+    return begin + len(words) - len(words.lstrip()), end - len(words) + len(words.rstrip())
+
+
+def _disjoint(spans: Iterable[Span]) -> list[Span]:
+    """Return spans in order, without those that overlap an earlier one."""
+    kept: list[Span] = []
+    for begin, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if begin < end and (not kept or begin >= kept[-1][1]):
+            kept.append((begin, end))
+    return kept
+
+
+def _guard(processor: Any, prompts: Sequence[Prompt]) -> tuple[Any, list[str]]:
+    """Return the rendered turns of prompts, and a processor that reads their texts as plain text."""
+    texts, strings = replace_control_strings(
+        processor.tokenizer, [prompt.text for prompt in prompts], _placeholders(processor)
+    )
+    turns = [
+        _render_turn(processor, Prompt(text, image_first=prompt.image_first))
+        for text, prompt in zip(texts, prompts, strict=True)
+    ]
+    if not strings:
+        return processor, turns
+    guarded = copy.copy(processor)
+    guarded.tokenizer = RestoringTokenizer(processor.tokenizer, strings)
+    return guarded, turns
+
+
+def _placeholders(processor: Any) -> set[str]:
+    """Return the strings that a processor reads or writes around an image; they need not be added tokens."""
+    names = {name for name in vars(processor) if name.endswith("_token")} | {"image_token", "video_token"}
+    values = (getattr(processor, name, None) for name in names)
+    return {value for value in values if isinstance(value, str) and value.strip()}
 
 
 def _render_turn(processor: Any, prompt: Prompt) -> str:
