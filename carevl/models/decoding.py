@@ -119,7 +119,9 @@ class _Batch:
         """Return the logits of the token after each row, float32 [n_rows, vocabulary]."""
         output = self.model(**self.model.prepare_inputs_for_generation(self.ids, **which, **self.inputs))
         # There is no public way to the next inputs; loops given to `generate` are meant to go this one.
-        self.inputs = self.model._update_model_kwargs_for_generation(output, self.inputs)
+        self.inputs = self.model._update_model_kwargs_for_generation(
+            output, self.inputs, is_encoder_decoder=self.model.config.is_encoder_decoder
+        )
         logits: Tensor = output.logits[:, -1].float()
         return logits
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from carevl.errors import UserError
+from carevl.models.row_errors import REFUSED, Failure, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -141,6 +142,33 @@ def encode_prompts(processor: Any, prompts: Sequence[Prompt], images: Sequence[I
     )
 
 
+def encode_with_row_errors(
+    processor: Any, prompts: Sequence[Prompt], images: Sequence[Image]
+) -> tuple[EncodedPrompts | None, dict[int, Failure]]:
+    """Encode prompts as `encode_prompts`, but for those whose text or image the processor refuses.
+
+    Returns:
+        The others, None where there are none; and why each of those is refused, by its position.
+    """
+    try:
+        return encode_prompts(processor, prompts, images), {}
+    except Exception as error:
+        refused = {}
+        for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+            try:
+                encode_prompts(processor, [prompt], [image])
+            except Exception as own:
+                if isinstance(own, UserError) or is_out_of_memory(own):
+                    raise
+                refused[number] = Failure(REFUSED, f"the processor does not take it: {first_line(own)}")
+        if not refused:
+            raise error from None
+    kept = [number for number in range(len(prompts)) if number not in refused]
+    if not kept:
+        return None, refused
+    return encode_prompts(processor, [prompts[i] for i in kept], [images[i] for i in kept]), refused
+
+
 def encode_turns(processor: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Return the token ids of prompts in which one placeholder stands for the image, without a reply's first words."""
     guarded, turns = _guard(processor, prompts)
@@ -171,6 +199,16 @@ def continue_inputs(values: Tensor, n_tokens: int) -> Tensor:
     import torch
 
     return torch.cat([values, values[-1:].expand(n_tokens, *values.shape[1:])])
+
+
+def end_ids(generation: Any, tokenizer: Any) -> set[int]:
+    """Return the ids of the tokens that end a reply: those of `generation_config`, and the tokenizer's own.
+
+    Args:
+        generation: `eos_token_id` of the generation settings: an id, several, or None.
+    """
+    several = generation if isinstance(generation, list) else [generation]
+    return {*several, tokenizer.eos_token_id} - {None}
 
 
 def control_ids(tokenizer: Any) -> frozenset[int]:

@@ -30,8 +30,8 @@ from carevl.benchmarks.run import PART_QUESTIONS
 from carevl.benchmarks.suites import SUITES
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.miniworld.publish import publish
-from carevl.models.engines.base import chat_prompt
 from carevl.models.locate import locate
+from carevl.models.prompts import Prompt, render_prompt
 from carevl.settings.models import Judge
 
 BENCHMARK = SUITES["vl-rewardbench"]
@@ -53,7 +53,7 @@ class OneByOne:
         pictures = {name: decode_rgb(data, ImageLimits()) for name, data in images.items()}
         texts = []
         for question in questions:
-            prompt = chat_prompt(self.processor, question.prompt)
+            prompt = render_prompt(self.processor, Prompt(question.prompt))
             inputs = self.processor(text=[prompt], images=[[pictures[question.image.name]]], return_tensors="pt")
             with torch.inference_mode():
                 output = self.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)

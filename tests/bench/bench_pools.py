@@ -35,7 +35,8 @@ from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.pools import run_jobs
 from carevl.data.pictures import decode_images
 from carevl.miniworld.items import draw_items
-from carevl.models.engines.base import Generation, chat_prompt
+from carevl.models.engines.base import Generation
+from carevl.models.prompts import render_prompt
 from carevl.settings.loader import load_settings
 from carevl.settings.models import Pool
 from carevl.stages import sample
@@ -121,7 +122,7 @@ def prompts(engine: Engine) -> tuple[list[Any], list[Any]]:
 
     heat = engine.how.get("temperature", 0.0)
     texts = [
-        {"prompt": chat_prompt(engine.inner.processor, request.prompt), "multi_modal_data": {"image": request.image}}
+        {"prompt": render_prompt(engine.inner.processor, request.turn), "multi_modal_data": {"image": request.image}}
         for request in engine.requests
     ]
     most = engine.how["max_tokens"]

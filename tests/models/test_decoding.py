@@ -11,8 +11,9 @@ from carevl.judging.prompts import judge_prompt
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models.decoding import RoomyLayer, Texts, decode
-from carevl.models.engines.base import GenerationRequest, write_prompt
+from carevl.models.engines.base import GenerationRequest
 from carevl.models.engines.transformers import ImageTextGenerator
+from carevl.models.prompts import render_prompt
 
 pytestmark = pytest.mark.vllm
 
@@ -42,7 +43,7 @@ def test_greedy_texts_are_those_of_a_plain_loop_over_prompts():
     assert generations[-3:] == generations[:3]
     for request, ours in zip(requests, generations, strict=False):
         inputs = engine.processor(
-            text=[write_prompt(engine.processor, request)], images=[[request.image]], return_tensors="pt"
+            text=[render_prompt(engine.processor, request.turn)], images=[[request.image]], return_tensors="pt"
         )
         plain = engine.model.generate(**inputs, max_new_tokens=60, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert ours.text == engine.processor.tokenizer.decode(plain, skip_special_tokens=True)

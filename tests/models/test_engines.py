@@ -19,8 +19,9 @@ from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import CAPTION_PROMPT
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models.engines import generator
-from carevl.models.engines.base import GenerationRequest, write_prompt
+from carevl.models.engines.base import GenerationRequest
 from carevl.models.engines.transformers import ImageTextGenerator
+from carevl.models.prompts import render_prompt
 from carevl.settings.models import Judge, Pool
 from carevl.store.run import RunError
 from carevl.training.adapters import Adapter, compose
@@ -156,7 +157,7 @@ def test_a_small_nucleus_leaves_the_likeliest_token_and_images_may_come_last(dra
     first = [GenerationRequest(image, _ask(item), seed=n) for n, (image, item) in enumerate(drawn[:4])]
     last = [replace(request, image_first=False) for request in first]
     reference = transformers_engine("judge")
-    begun = write_prompt(reference.processor, last[0]), write_prompt(reference.processor, first[0])
+    begun = [render_prompt(reference.processor, asked[0].turn) for asked in (last, first)]
     assert [text.index("<|image_pad|>") > text.index("Question") for text in begun] == [True, False]
     greedy = [[g.text for g in reference.generate(requests, max_tokens=40)] for requests in (first, last)]
     assert greedy[0] != greedy[1]

@@ -9,8 +9,9 @@ import pytest
 
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import CAPTION_PROMPT
-from carevl.models.engines.base import GenerationRequest, write_prompt
+from carevl.models.engines.base import GenerationRequest
 from carevl.models.engines.vllm_window import run_in_window
+from carevl.models.prompts import Prompt, render_prompt
 from carevl.models.row_errors import SomeRowsError
 from tests.helpers.engines import vllm_engine
 
@@ -32,7 +33,7 @@ def _requests(images, seed=0):
 def _prompts(requests):
     processor = vllm_engine("captioner").processor
     return [
-        {"prompt": write_prompt(processor, request), "multi_modal_data": {"image": request.image}}
+        {"prompt": render_prompt(processor, request.turn), "multi_modal_data": {"image": request.image}}
         for request in requests
     ]
 
@@ -85,7 +86,7 @@ def test_the_engine_holds_twice_what_is_in_flight_and_no_more(images):
 
 def _tokens(text):
     engine = vllm_engine("captioner")
-    return len(engine.processor.tokenizer(write_prompt(engine.processor, GenerationRequest(None, text))).input_ids)
+    return len(engine.processor.tokenizer(render_prompt(engine.processor, Prompt(text))).input_ids)
 
 
 def test_a_refused_request_fails_alone_and_its_image_is_not_lost(images):

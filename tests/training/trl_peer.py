@@ -13,7 +13,7 @@ from datasets import Dataset, disable_progress_bars
 from PIL import Image
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # its imports are lazy
 
-from carevl.models.engines.base import chat_prompt
+from carevl.models.prompts import Prompt, render_prompt
 from carevl.settings.training import Phase, Training
 
 
@@ -40,7 +40,7 @@ def make_trainer(
         [
             {
                 "images": [Image.open(io.BytesIO(listed[i]["image"])).convert("RGB")],
-                "prompt": chat_prompt(processor, listed[i]["prompt"]),
+                "prompt": render_prompt(processor, Prompt(listed[i]["prompt"])),
                 **{theirs: listed[i][ours] + processor.tokenizer.eos_token for ours, theirs in columns.items()},
             }
             for i in order

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from carevl.models.prompts import Prompt, encode_text
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -26,6 +28,11 @@ class GenerationRequest:
     response_prefix: str = ""
     seed: int = 0
     image_first: bool = True
+
+    @property
+    def turn(self) -> Prompt:
+        """All of it that is text."""
+        return Prompt(self.prompt, self.response_prefix, self.image_first)
 
 
 @dataclass(frozen=True)
@@ -101,19 +108,6 @@ def limit_tiles(processor: Any, most: int | None) -> bool:
     return cuts
 
 
-def write_prompt(processor: Any, request: GenerationRequest) -> str:
-    """Return all that stands before the reply's new words."""
-    return chat_prompt(processor, request.prompt, image_first=request.image_first) + request.response_prefix
-
-
-def chat_prompt(processor: Any, text: str, *, image_first: bool = True) -> str:
-    """Return a user turn with one image before (or else after) `text`, in the model's own chat template."""
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    messages = [{"role": "user", "content": content if image_first else content[::-1]}]
-    written: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return written
-
-
 def first_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """Return the id of each text's first token."""
-    return [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts]
+    return [encode_text(tokenizer, text)[0] for text in texts]

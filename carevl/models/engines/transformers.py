@@ -18,11 +18,14 @@ from carevl.models.engines.base import (
     Scorer,
     first_tokens,
     limit_tiles,
-    write_prompt,
 )
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
+from carevl.models.prompts import EncodedPrompts, encode_with_row_errors, end_ids, load_processor
+from carevl.models.row_errors import Failure, SomeRowsError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from carevl.models.decoding import Texts
     from carevl.settings.models import Captioner, Judge, Model
 
@@ -42,6 +45,7 @@ class ImageTextGenerator:
 
     Raises:
         OSError: the directory lacks weights, configuration or processor.
+        UserError: its tokenizer is a slow one.
     """
 
     def __init__(
@@ -54,11 +58,11 @@ class ImageTextGenerator:
         adapter: Path | None = None,
         **loading: Any,
     ) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
         self.batch_size = batch_size
         self.device = device()
-        self.processor: Any = AutoProcessor.from_pretrained(model, **loading)
+        self.processor: Any = load_processor(str(model), **loading)
         limit_tiles(self.processor, max_image_tiles)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, use_safetensors=True, **loading
@@ -68,8 +72,7 @@ class ImageTextGenerator:
 
             self.model = PeftModel.from_pretrained(self.model, adapter).get_base_model()
         self.model.to(self.device).eval()
-        ends = self.model.generation_config.eos_token_id
-        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.processor.tokenizer.eos_token_id} - {None}
+        self.ends = end_ids(self.model.generation_config.eos_token_id, self.processor.tokenizer)
 
     def generate(
         self,
@@ -83,12 +86,25 @@ class ImageTextGenerator:
         """Return one text per request, in their order; greedy at temperature 0.
 
         A prompt that several requests have about one image is read once.
+
+        Raises:
+            SomeRowsError: the processor refuses requests, such as one about an image of one row of pixels; the others
+                have their text in it.
         """
         from carevl.models.decoding import Texts
 
         logprob_ids = first_tokens(self.processor.tokenizer, logprob_texts)
         generations: dict[int, Generation] = {}
-        for batch in self._batches(requests):
+        failures: dict[int, Failure] = {}
+        for batched in self._batches(requests):
+            first = [requests[same[0]] for same in batched]
+            encoded, refused = encode_with_row_errors(
+                self.processor, [request.turn for request in first], [request.image for request in first]
+            )
+            failures |= {i: failure for number, failure in refused.items() for i in batched[number]}
+            if encoded is None:
+                continue
+            batch = [same for number, same in enumerate(batched) if number not in refused]
             texts = Texts(
                 prompts=[number for number, same in enumerate(batch) for _ in same],
                 seeds=[requests[i].seed for same in batch for i in same],
@@ -96,8 +112,10 @@ class ImageTextGenerator:
                 top_p=top_p,
                 logprob_ids=logprob_ids,
             )
-            self._write([requests[same[0]] for same in batch], texts, max_tokens)
+            self._write(encoded, texts, max_tokens)
             generations.update(zip(itertools.chain.from_iterable(batch), self._read(texts), strict=True))
+        if failures:
+            raise SomeRowsError([generations.get(i) for i in range(len(requests))], failures)
         return [generations[i] for i in range(len(requests))]
 
     def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[list[list[int]]]:
@@ -129,18 +147,15 @@ class ImageTextGenerator:
         torch.cuda.empty_cache()
         return True
 
-    def _write(self, prompts: Sequence[GenerationRequest], texts: Texts, max_tokens: int) -> None:
+    def _write(self, prompts: EncodedPrompts, texts: Texts, max_tokens: int) -> None:
         import torch
 
         from carevl.models.decoding import decode
 
-        inputs = self.processor(
-            text=[write_prompt(self.processor, request) for request in prompts],
-            images=[[request.image] for request in prompts],
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-        ).to(self.device)
+        inputs = {
+            name: self._cast(value) if isinstance(value, torch.Tensor) else value
+            for name, value in (self._pad(prompts) | prompts.images).items()
+        }
         with torch.inference_mode():
             self.model.generate(
                 **inputs,
@@ -152,6 +167,20 @@ class ImageTextGenerator:
                 custom_generate=decode,
                 texts=texts,
             )
+
+    def _pad(self, prompts: EncodedPrompts) -> dict[str, Tensor]:
+        """Return prompts as a batch, padded on the left: ids and mask, int64 [n, longest], and inputs per token."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        ids = [torch.tensor(row) for row in prompts.ids]
+        per_token = prompts.per_token | {"attention_mask": [torch.ones_like(row) for row in ids]}
+        padded = {name: pad_sequence(rows, batch_first=True, padding_side="left") for name, rows in per_token.items()}
+        fill = self.processor.tokenizer.pad_token_id
+        return padded | {"input_ids": pad_sequence(ids, batch_first=True, padding_value=fill, padding_side="left")}
+
+    def _cast(self, value: Tensor) -> Tensor:
+        return value.to(self.device, self.model.dtype if value.is_floating_point() else None)
 
     def _read(self, texts: Texts) -> Iterator[Generation]:
         for tokens, logprobs in zip(texts.tokens, texts.logprobs, strict=True):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
 from carevl.models.device import check_vllm_build
 from carevl.models.engines.base import (
@@ -23,13 +24,13 @@ from carevl.models.engines.base import (
     Scorer,
     first_tokens,
     limit_tiles,
-    write_prompt,
 )
 from carevl.models.engines.card import find_card, free_bytes, wait_for_room
 from carevl.models.engines.parity import SAMPLE, check_parity, find_reference
 from carevl.models.engines.vllm_arguments import check_engine_args, needed_bytes, read_shape, vllm_arguments
 from carevl.models.engines.vllm_window import nothing_left, run_in_window
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
+from carevl.models.prompts import encode_text, encode_turns, encode_with_row_errors, end_ids, load_processor
 from carevl.models.row_errors import REFUSED, Failure, SomeRowsError
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # compiled with nvcc at its first use; requests with seeds pass it by
 }
-
+_ON_CPU = {"VLLM_MLA_DISABLE": "1"}
+"""Of models without MLA, vLLM's CPU platform asks in a way that Qwen3-VL's configuration has no answer to."""
+_CHECKED = 4
+"""Requests of an engine whose tokens are held against the processor's."""
 
 _SITE = str(Path(__file__).parents[2] / "_site")
 
@@ -54,7 +58,8 @@ def _engine(model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles:
     Raises:
         UserError: see `vllm_arguments`, `check_engine_args` and `wait_for_room`.
     """
-    environment = dict(_ENVIRONMENT)
+    card = find_card()
+    environment = _ENVIRONMENT | (_ON_CPU if card is None else {})
     if model.tensor_parallel > 1:
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # by itself it wants a NUMA node for each process
     for name, value in environment.items():
@@ -63,7 +68,7 @@ def _engine(model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles:
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([_SITE, *filter(None, paths)]))
     check_vllm_build()
     check_engine_args(model)
-    path, card = model_directory(model), find_card()
+    path = model_directory(model)
     shape = replace(read_shape(path, model.dtype, loading_arguments(model)), cuts_tiles=cuts_tiles)
     arguments = vllm_arguments(model, path, shape, card, runner) | arguments
     if card is not None:
@@ -96,14 +101,16 @@ class VllmGenerator:
     """
 
     def __init__(self, model: Captioner | Judge) -> None:
-        from transformers import AutoProcessor
-
         adapter = getattr(model, "adapter", None)
         self.adapter = None if adapter is None else locate_adapter(adapter)
         lora = {} if self.adapter is None else {"enable_lora": True, "max_lora_rank": _slot(self.adapter)}
-        self.processor: Any = AutoProcessor.from_pretrained(model_directory(model), **loading_arguments(model))
+        self.path = model.path
+        self.processor: Any = load_processor(model_directory(model), **loading_arguments(model))
         tiles = limit_tiles(self.processor, model.max_image_tiles)
         self.engine = _engine(model, "generate", cuts_tiles=tiles, **lora)
+        stored = self.engine.llm_engine.model_config.try_get_generation_config()
+        self.ends = end_ids(stored.get("eos_token_id"), self.processor.tokenizer)
+        self._unchecked = _CHECKED
 
     def generate(
         self,
@@ -124,9 +131,14 @@ class VllmGenerator:
         from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind
 
+        turns = encode_turns(self.processor, [request.turn for request in requests])
         prompts = [
-            {"prompt": write_prompt(self.processor, request), "multi_modal_data": {"image": request.image}}
-            for request in requests
+            {
+                "prompt_token_ids": ids,
+                "multi_modal_data": {"image": request.image},
+                "response_ids": encode_text(self.processor.tokenizer, request.response_prefix),
+            }
+            for request, ids in zip(requests, turns, strict=True)
         ]
         logprob_ids = first_tokens(self.processor.tokenizer, logprob_texts)
         sampling = [
@@ -135,6 +147,7 @@ class VllmGenerator:
                 top_p=top_p,
                 max_tokens=max_tokens,
                 seed=request.seed if temperature else None,
+                stop_token_ids=sorted(self.ends),
                 logprob_token_ids=sorted(set(logprob_ids)) if logprob_ids else None,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
@@ -143,26 +156,41 @@ class VllmGenerator:
         ]
         lora = None if self.adapter is None else LoRARequest("adapter", 1, str(self.adapter))
         outputs, refused = run_in_window(self.engine, prompts, sampling, lora)
-        texts = [
-            None if output is None else _generation(output.outputs[0], self.processor.tokenizer, logprob_ids)
-            for output in outputs
-        ]
+        self._check_tokens(requests, outputs)
+        texts = [None if output is None else self._generation(output.outputs[0], logprob_ids) for output in outputs]
         if refused:
             raise SomeRowsError(texts, {i: Failure(REFUSED, message) for i, message in refused.items()})
         return [text for text in texts if text is not None]
 
+    def _check_tokens(self, requests: Sequence[GenerationRequest], outputs: Sequence[Any]) -> None:
+        """Hold what vLLM read of this engine's first requests against the tokens of everything else.
+
+        Raises:
+            UserError: it read others.
+        """
+        first = [i for i, output in enumerate(outputs) if output is not None][: self._unchecked]
+        for i in first:
+            encoded, _ = encode_with_row_errors(self.processor, [requests[i].turn], [requests[i].image])
+            if encoded is None or list(outputs[i].prompt_token_ids) != encoded.ids[0]:
+                raise UserError(
+                    f"{self.path}: vllm makes other tokens of a prompt than the model's own processor; "
+                    "use engine: transformers for it"
+                )
+        self._unchecked -= len(first)
+
+    def _generation(self, completion: Any, logprob_ids: Sequence[int]) -> Generation:
+        # vLLM does not write tokens out (`detokenize`): it would write those of `logprob_ids` too, at every token,
+        # which takes a third of the time of small models.
+        by_token = completion.logprobs if logprob_ids else ()
+        logprobs = tuple(tuple(at_token[i].logprob for i in logprob_ids) for at_token in by_token)
+        tokens = list(completion.token_ids)
+        written = tokens[:-1] if tokens[-1] in self.ends else tokens
+        text = self.processor.tokenizer.decode(written, skip_special_tokens=True)
+        return Generation(text, len(tokens), completion.finish_reason == "length", logprobs)
+
     def close(self) -> None:
         """End the engine; nothing can be generated after it."""
         _shut_down(self.engine)
-
-
-def _generation(completion: Any, tokenizer: Any, logprob_ids: Sequence[int]) -> Generation:
-    # vLLM does not write tokens out (`detokenize`): it would write those of `logprob_ids` too, at every token, which
-    # takes a third of the time of small models.
-    by_token = completion.logprobs if logprob_ids else ()
-    logprobs = tuple(tuple(at_token[i].logprob for i in logprob_ids) for at_token in by_token)
-    text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-    return Generation(text, len(completion.token_ids), completion.finish_reason == "length", logprobs)
 
 
 class VllmScorer:

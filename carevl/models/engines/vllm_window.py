@@ -13,6 +13,7 @@ from typing import Any
 
 from carevl.models.device import device
 from carevl.models.engines.card import GIB
+from carevl.models.row_errors import first_line, is_lost, is_out_of_memory
 
 _WAITING = 256
 """Most requests that wait inside the engine, besides those in flight; fewer where fewer are in flight."""
@@ -61,6 +62,12 @@ def run_in_window(
                     position, processed = ahead.popleft()
                     try:
                         entry = processed.result()
+                    except Exception as error:  # processors raise errors of any kind for what they do not take
+                        if is_out_of_memory(error) or is_lost(error):
+                            raise
+                        refused[position] = first_line(error)
+                        continue
+                    try:
                         if not _add(engine, position, entry, sampling[position], lora):
                             entry = thread.submit(_process, engine, prompts[position]).result()
                             _add(engine, position, entry, sampling[position], lora)
@@ -115,8 +122,13 @@ class _Window:
 
 
 def _process(engine: Any, prompt: Mapping[str, Any]) -> Any:
-    """Tokenise a prompt and process its image, as `LLM.generate` does."""
-    return engine._preprocess_cmpl_one(dict(prompt))
+    """Process the image of a prompt, as `LLM.generate` does; the prompt's `response_ids` come after all else."""
+    rest = dict(prompt)
+    response_ids = rest.pop("response_ids", [])
+    entry = engine._preprocess_cmpl_one(rest)
+    if response_ids:
+        entry["prompt_token_ids"] = [*entry["prompt_token_ids"], *response_ids]
+    return entry
 
 
 def _add(engine: Any, position: int, entry: Any, sampling: Any, lora: Any) -> bool:
