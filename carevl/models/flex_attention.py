@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from carevl.models.packing import Packed, Rule, row_of
+from carevl.models.packing import Packed, Rule, dense_mask, row_of
 
 FLEX = "carevl_flex"
 """Name of this attention in transformers; outside `laid_out` it is the ordinary `sdpa`."""
@@ -23,16 +23,28 @@ wrong gradients in the past (pytorch issues 153799, 158212)."""
 
 
 def block_mask(packed: Packed, rule: Rule = causal_mask_function) -> BlockMask:
-    """Return who sees whom in a row in FlexAttention's form, [1, 1, T, T]."""
-    owner, side, place = packed.owner[0], packed.side[0], packed.place[0]
+    """Return who sees whom in a row in FlexAttention's form, [1, 1, T, T].
+
+    Every function that says it is a kernel of its own: there are two, for causal rows and for all other rules, which
+    are asked beforehand.
+    """
+    owner, side = packed.owner[0], packed.side[0]
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        together = owner[key].eq(owner[query]) & (side[key].eq(0) | side[key].eq(side[query]))
-        seen: Tensor = together & rule(batch, head, place[query], place[key])
-        return seen
+        del batch, head
+        shared = side[key].eq(0) | side[key].eq(side[query])
+        return query.ge(key) & owner[key].eq(owner[query]) & shared
 
-    tokens = packed.ids.shape[1]
-    return create_block_mask(sees, None, None, tokens, tokens, device=str(packed.ids.device))
+    tokens, device = packed.ids.shape[1], str(packed.ids.device)
+    if rule is causal_mask_function:
+        return create_block_mask(sees, None, None, tokens, tokens, device=device)
+    seen = dense_mask(packed, rule)[0, 0]
+
+    def looks_up(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        del batch, head
+        return seen[query, key]
+
+    return create_block_mask(looks_up, None, None, tokens, tokens, device=device)
 
 
 def block_masks(

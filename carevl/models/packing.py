@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers.masking_utils import causal_mask_function
 
 from carevl.models.families import family_of
 from carevl.models.families.base import Family, Picture
@@ -167,6 +168,23 @@ def row_of(batch_size: int, q_length: int, kv_length: int) -> Packed | None:
     if packed is None or (batch_size, q_length, kv_length) != (1, packed.ids.shape[1], packed.ids.shape[1]):
         return None
     return packed
+
+
+def ask_rule(rule: Rule, columns: Tensor) -> Tensor:
+    """Return what a rule says of every pair of columns, bool [n, n]."""
+    zero = columns.new_zeros((1, 1, 1, 1))
+    seen: Tensor = rule(zero, zero, columns.view(1, 1, -1, 1), columns.view(1, 1, 1, -1))
+    return seen.expand(1, 1, len(columns), len(columns))[0, 0]
+
+
+def dense_mask(packed: Packed, rule: Rule = causal_mask_function) -> Tensor:
+    """Return who sees whom in a row, bool [1, 1, T, T], True where query sees key."""
+    owner, side = packed.owner, packed.side
+    together = side.unsqueeze(1).eq(0) | side.unsqueeze(1).eq(side.unsqueeze(2))
+    together = together & owner.unsqueeze(1).eq(owner.unsqueeze(2))
+    # Padding sees itself: a row that sees nothing gives no numbers.
+    itself = torch.eye(packed.ids.shape[1], dtype=torch.bool, device=owner.device)
+    return ((together[0] & ask_rule(rule, packed.place[0])) | itself)[None, None]
 
 
 def find_state(model: Any) -> str | None:

@@ -73,7 +73,7 @@ class RewardScorer:
         if self.bidirectional:
             limits.append(self.tokenizer.model_max_length)
         self.limit = min((limit for limit in limits if limit and limit > 0), default=2**31)
-        self.shareable = 0 if self.bidirectional else self._shareable()
+        self.shares = not self.bidirectional and self._shares()
 
     def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
         """Return the raw score (logit) of each (user turn, response), in their order.
@@ -87,10 +87,8 @@ class RewardScorer:
         failures: dict[int, Failure] = dict(too_long(encoded, self.limit))
         scores = [math.nan] * len(encoded)
         good = [i for i in range(len(encoded)) if i not in failures]
-        apart = [i for i in good if len(encoded[i].ids) > self.shareable]
         with torch.inference_mode():
-            self._score_trees(encoded, [i for i in good if len(encoded[i].ids) <= self.shareable], scores)
-            self._score_apart(encoded, apart, scores)
+            (self._score_trees if self.shares else self._score_apart)(encoded, good, scores)
         if failures:
             raise SomeRowsError([None if i in failures else score for i, score in enumerate(scores)], failures)
         return scores
@@ -154,8 +152,8 @@ class RewardScorer:
         states: torch.Tensor = self.model.base_model(**inputs).last_hidden_state[:, -1]
         return states
 
-    def _shareable(self) -> int:
-        """Return the tokens of the longest conversation that may share its beginning with others; 0: none may.
+    def _shares(self) -> bool:
+        """Tell whether conversations may share their beginnings.
 
         The architecture is asked, and then a tree is tried against the model's own forward pass.
         """
@@ -178,13 +176,13 @@ class RewardScorer:
             off, noise = relative_distance(shared, expected), relative_distance(alone, expected)
             least = _EXACT if self.model.dtype == torch.float32 else _ROUNDED
             if off <= allowed_distance(noise, relative_distance(leaked, expected[1:]), least):
-                return 2**31
+                return True
             reason = f"states with and without sharing are {off:.3g} of their norm apart"
         except (NotImplementedError, NotSharedError, TypeError) as error:
             reason = str(error)
         self.model.set_attn_implementation(before)
         _log.warning("no prefixes are shared: %s", reason)
-        return 0
+        return False
 
 
 def relative_distance(states: torch.Tensor, expected: torch.Tensor) -> float:

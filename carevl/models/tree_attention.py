@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from carevl.models.families import family_of
 from carevl.models.families.base import Family
 from carevl.models.flex_attention import BLOCK, FLEX
-from carevl.models.packing import Packed, Place, Rule, laid_out, row_of
+from carevl.models.packing import Packed, Place, Rule, ask_rule, dense_mask, laid_out, row_of
 from carevl.models.vocabulary import token_log_probabilities
 
 TREES = "carevl_trees"
@@ -108,17 +108,10 @@ def _seen_in_sequence(place: Place, rule: Rule, packed: Packed) -> Tensor | None
     starts = (place.prefix_end, *place.ends[:-1])
     n = place.prefix_end - place.start
     longest = n + max(end - start for start, end in zip(starts, place.ends, strict=True))
-    seen = _ask(rule, torch.arange(place.start, place.start + longest, device=packed.ids.device))
+    seen = ask_rule(rule, torch.arange(place.start, place.start + longest, device=packed.ids.device))
     if bool(seen[:n, n:].any()):
         raise NotSharedError("a prompt sees the response to it")
     return None if _is_causal(seen) else seen
-
-
-def _ask(rule: Rule, columns: Tensor) -> Tensor:
-    """Return what a rule says of every pair of columns, bool [n, n]."""
-    zero = columns.new_zeros((1, 1, 1, 1))
-    seen: Tensor = rule(zero, zero, columns.view(1, 1, -1, 1), columns.view(1, 1, 1, -1))
-    return seen.expand(1, 1, len(columns), len(columns))[0, 0]
 
 
 def _is_causal(seen: Tensor) -> bool:
@@ -175,16 +168,6 @@ def whole_masks(
             batch_size=batch_size, q_length=q_length, kv_length=kv_length, mask_function=mask_function, **more
         )
     return dense_mask(packed, mask_function)
-
-
-def dense_mask(packed: Packed, rule: Rule = causal_mask_function) -> Tensor:
-    """Return who sees whom in a row, bool [1, 1, T, T], True where query sees key."""
-    owner, side = packed.owner, packed.side
-    together = side.unsqueeze(1).eq(0) | side.unsqueeze(1).eq(side.unsqueeze(2))
-    together = together & owner.unsqueeze(1).eq(owner.unsqueeze(2))
-    # Padding sees itself: a row that sees nothing gives no numbers.
-    itself = torch.eye(packed.ids.shape[1], dtype=torch.bool, device=owner.device)
-    return ((together[0] & _ask(rule, packed.place[0])) | itself)[None, None]
 
 
 def tree_attention(

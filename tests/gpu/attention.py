@@ -9,8 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from carevl.models import flex_attention
 from carevl.models.flex_attention import BLOCK, block_mask
-from carevl.models.packing import pack
-from carevl.models.tree_attention import dense_mask
+from carevl.models.packing import dense_mask, pack
 from tests.gpu.figures import Check, relative
 from tests.gpu.models import TextModel, text_trees
 

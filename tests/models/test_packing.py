@@ -13,9 +13,9 @@ from carevl.models import vocabulary
 from carevl.models.families import family_of
 from carevl.models.families.base import Picture
 from carevl.models.flex_attention import FLEX, block_mask
-from carevl.models.packing import Packed, Shape, Tree, computed_tokens, fill_rows, pack, usable_packing
+from carevl.models.packing import Packed, Shape, Tree, computed_tokens, dense_mask, fill_rows, pack, usable_packing
 from carevl.models.prompts import EncodedPrompts
-from carevl.models.tree_attention import MASKED, branch_log_probabilities, dense_mask, set_attention
+from carevl.models.tree_attention import MASKED, branch_log_probabilities, set_attention
 from carevl.models.tree_attention import TREES as BLOCKS
 from carevl.training.plain import plain_log_probabilities, separate
 
@@ -48,7 +48,7 @@ def _vision(kind: str) -> hf.PreTrainedModel:
     if kind == "qwen2_vl":
         vision = common | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
         config = hf.Qwen2VLConfig(text_config=text, vision_config=vision, **SPECIAL)
-        return hf.Qwen2VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
+        return _masked(hf.Qwen2VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval())
     vision = common | {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -57,7 +57,12 @@ def _vision(kind: str) -> hf.PreTrainedModel:
         "fullatt_block_indexes": [1],
     }
     config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **SPECIAL)
-    return hf.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
+    return _masked(hf.Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval())
+
+
+def _masked(model: hf.PreTrainedModel) -> hf.PreTrainedModel:
+    set_attention(model, MASKED)
+    return model
 
 
 def _picture(seed: int, rows: int, columns: int) -> Picture:

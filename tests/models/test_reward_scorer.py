@@ -132,11 +132,12 @@ def test_a_bidirectional_model_is_found_out_and_meets_hardly_any_padding(save, t
     assert sum(ids.numel() for ids in _tokens_seen(scorer, conversations)) <= sum(lengths) * 17 / 16
 
 
-def test_a_window_shorter_than_a_conversation_shares_nothing_there(save, conversations):
-    scorer = RewardScorer(save("window"))
-    assert scorer.shareable == 48
-    long = [conversation for conversation in conversations if len(encode(scorer.tokenizer, [conversation])[0].ids) > 48]
-    assert 0 < len(long) < len(conversations)
+def test_a_window_shorter_than_a_conversation_is_exact(save, conversations):
+    directory = save("window")
+    scorer = RewardScorer(directory)
+    assert scorer.shares
+    assert any(len(encoded.ids) > 48 for encoded in encode(scorer.tokenizer, conversations))
+    assert scorer.score(conversations) == pytest.approx(_alone(directory, conversations), abs=1e-4)
 
 
 def test_bfloat16_shares_beginnings_although_its_scores_are_coarse(save, conversations):
@@ -146,7 +147,7 @@ def test_bfloat16_shares_beginnings_although_its_scores_are_coarse(save, convers
     weights["score.weight"] *= 100
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
     scorer = RewardScorer(directory, "bfloat16")
-    assert scorer.shareable > 0
+    assert scorer.shares
     apart = [abs(a - b) for a, b in zip(scorer.score(conversations), _alone(directory, conversations), strict=True)]
     assert max(apart) > 0.05 * 10
 
@@ -170,7 +171,7 @@ def test_what_is_off_by_more_than_noise_or_as_much_as_a_leak_is_refused(off, noi
 def test_capped_attention_takes_the_model_s_own_way(save, conversations, caplog):
     directory = save("softcap")
     scorer = RewardScorer(directory)
-    assert scorer.shareable == 0
+    assert not scorer.shares
     assert "no prefixes are shared: capped attention scores" in caplog.text
     assert scorer.score(conversations) == pytest.approx(_alone(directory, conversations), abs=1e-4)
 

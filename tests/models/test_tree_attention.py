@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers as hf
 
-from carevl.models.packing import Tree, pack
-from carevl.models.tree_attention import TREES, blocks, branch_states, dense_mask
+from carevl.models.packing import Tree, dense_mask, pack
+from carevl.models.tree_attention import TREES, blocks, branch_states
 
 SHAPE = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "pad_token_id": 0}
 

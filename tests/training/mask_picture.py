@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import transformers as hf
 
-from carevl.models.packing import Tree, pack
-from carevl.models.tree_attention import dense_mask
+from carevl.models.packing import Tree, dense_mask, pack
 
 _TREES = (("P", 4, {"a": 2, "b": 3}), ("Q", 3, {"c": 2}))
 
