@@ -11,7 +11,7 @@ from torch import Tensor
 
 from carevl.models.families import FAMILIES, family_of
 from carevl.models.families.base import Picture
-from carevl.models.packing import Tree, pack, usable_packing
+from carevl.models.packing import Packed, Tree, pack, usable_packing
 from carevl.models.prompts import Prompt, encode_prompts
 from carevl.models.tree_attention import branch_log_probabilities
 from carevl.training.plain import plain_log_probabilities, separate
@@ -60,6 +60,13 @@ def try_packing(model: Any, processor: Any) -> Trial:
     except Exception as error:  # an architecture that nobody has tried may fail anywhere in its own code
         name, message = type(error).__name__, " ".join(str(error).split())[:200]
         return Trial("plain", None, _plain(model, f"computing two items at once ends in {name}: {message}"))
+
+
+def draw_row(model: Any, processor: Any) -> Packed:
+    """Return the first of the items in a row, or all of them where the family lets them lie together."""
+    trees, pictures, _ = _draw(processor)
+    n = len(trees) if family_of(model).joins else 1
+    return pack(trees[:n], model, pictures[:n])
 
 
 def _compare(model: Any, processor: Any) -> Trial:

@@ -20,7 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import carevl  # noqa: F401  before transformers: it declares what torchvision may lack
 
-STEPS = ("shipped", "training", "step", "reward", "decoding", "merging", "sharing", "optimisers", "attention")
+STEPS = (
+    "shipped",
+    "training",
+    "step",
+    "reward",
+    "decoding",
+    "merging",
+    "sharing",
+    "optimisers",
+    "attention",
+    "families",
+)
 """In the order that loses least if the time ends."""
 _PATIENCE = 100
 """Seconds after which a step says where it is."""

@@ -10,7 +10,8 @@ from carevl.models.families.base import Picture
 from carevl.models.packing import Packed, Tree, pack
 from tests.gpu.figures import Check
 
-_PATCH_NUMBERS = 1176  # 3 colours, 2 frames, 14 x 14 pixels
+H100_FLOPS = 989e12
+"""Of an H100 in bfloat16, a second."""
 
 
 class TextModel:
@@ -45,6 +46,48 @@ def make_judge(check: Check) -> Any:
     text.tie_word_embeddings = config.tie_word_embeddings = False
     vision.out_hidden_size = text.hidden_size
     return _random(transformers.Qwen2_5_VLForConditionalGeneration, config, check)
+
+
+def make_qwen3_judge(check: Check) -> Any:
+    """Return a Qwen3-VL of 2B with random bfloat16 weights, attention by the model's own sdpa."""
+    import transformers
+
+    vocabulary = 1024 if check.small else 151936
+    text: dict[str, Any] = {
+        "hidden_size": 256 if check.small else 2048,
+        "intermediate_size": 512 if check.small else 6144,
+        "num_hidden_layers": 4 if check.small else 28,
+        "num_attention_heads": 4 if check.small else 16,
+        "num_key_value_heads": 2 if check.small else 8,
+        "head_dim": 64 if check.small else 128,
+        "vocab_size": vocabulary,
+        "pad_token_id": 0,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "mrope_section": [12, 10, 10] if check.small else [24, 20, 20],
+            "mrope_interleaved": True,
+        },
+    }
+    vision: dict[str, Any] = {
+        "depth": 3 if check.small else 24,
+        "hidden_size": 64 if check.small else 1024,
+        "intermediate_size": 128 if check.small else 4096,
+        "num_heads": 4 if check.small else 16,
+        "out_hidden_size": text["hidden_size"],
+        "deepstack_visual_indexes": [0, 1] if check.small else [5, 11, 17],
+        "patch_size": 16,
+    }
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    tokens = {name: vocabulary - 1 - n for n, name in enumerate(names)}
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
+    return _random(transformers.Qwen3VLForConditionalGeneration, config, check)
+
+
+def language_weights(model: Any) -> int:
+    """Return the weights of the language model's layers, adapters left out."""
+    layers = model.base_model.get_decoder().layers
+    return sum(weight.numel() for weight in layers.parameters() if not weight.requires_grad)
 
 
 def make_scorer(check: Check) -> Any:
@@ -88,19 +131,26 @@ def text_trees(tokens: int, seed: int, vocabulary: int = 1000) -> list[Tree]:
 
 
 def judge_row(model: Any, check: Check, pairs: int, seed: int = 0) -> Packed:
+    """Return pairs of judgments in a row on the device."""
+    trees, pictures = judge_trees(model, check, pairs, seed)
+    return pack(trees, model, pictures).to(check.device)
+
+
+def judge_trees(model: Any, check: Check, pairs: int, seed: int = 0) -> tuple[list[Tree], list[Picture]]:
     """Return pairs of judgments of 70 tokens, each about an image of 640 x 480 pixels: some 780 tokens a pair."""
-    rows, columns = (8, 8) if check.small else (34, 46)
+    config = model.config
+    side = config.vision_config.patch_size
+    rows, columns = (8, 8) if check.small else (480 // side // 2 * 2, 640 // side // 2 * 2)
     rng = torch.Generator().manual_seed(seed)
-    config, trees, pictures = model.config, [], []
+    trees, pictures = [], []
 
     def words(n: int) -> list[int]:
         return torch.randint(5, config.vision_end_token_id, (n,), generator=rng).tolist()
 
     for n in range(pairs):
-        name = f"{seed}-{n}"
-        patches = torch.randn(rows * columns, _PATCH_NUMBERS, generator=rng)
+        patches = torch.randn(rows * columns, 3 * 2 * side**2, generator=rng)
         pictures.append(Picture({"pixel_values": patches, "image_grid_thw": torch.tensor([[1, rows, columns]])}))
         image = [config.image_token_id] * (rows * columns // 4)
         prefix = [*words(20), config.vision_start_token_id, *image, config.vision_end_token_id, *words(230)]
-        trees.append(Tree(prefix, [words(70), words(70)], name))
-    return pack(trees, model, pictures).to(check.device)
+        trees.append(Tree(prefix, [words(70), words(70)], f"{seed}-{n}"))
+    return trees, pictures

@@ -18,9 +18,7 @@ from carevl.models.tree_attention import MASKED, TREES, branch_log_probabilities
 from carevl.training.attention import find_flaw
 from carevl.training.judge import make_trainable
 from tests.gpu.figures import Check, relative
-from tests.gpu.models import judge_row, make_judge
-
-_H100_FLOPS = 989e12  # dense bfloat16, by the data sheet
+from tests.gpu.models import H100_FLOPS, judge_row, language_weights, make_judge
 
 
 class _Training:
@@ -46,7 +44,7 @@ def run(check: Check) -> None:
     kinds = [FLEX, TREES] if check.on_gpu else [TREES]
     steps = {kind: _measure(check, model, row, kind, "as it is") for kind in kinds}
     for kind, seconds in steps.items():
-        share = 6 * _language_weights(model) * tokens / seconds / _H100_FLOPS
+        share = 6 * language_weights(model) * tokens / seconds / H100_FLOPS
         check.figure("step_useful_mfu", share if check.on_gpu else None, attention=kind, tokens=tokens)
     set_attention(model, kinds[0])
     with _differentiated_vision(model):
@@ -65,11 +63,6 @@ def run(check: Check) -> None:
     if check.on_gpu:
         _try_flex(check, model, row)
     check.free()
-
-
-def _language_weights(model: Any) -> int:
-    layers = model.base_model.get_decoder().layers
-    return sum(weight.numel() for weight in layers.parameters() if not weight.requires_grad)
 
 
 def _step(model: Any, row: Packed) -> None:

@@ -30,7 +30,7 @@ def _check(*arguments, without=()):
     "steps",
     [
         ("shipped", "reward", "decoding", "merging"),
-        pytest.param(("step", "attention"), marks=pytest.mark.nightly),
+        pytest.param(("step", "attention", "families"), marks=pytest.mark.nightly),
     ],
 )
 def test_pytorch_transformers_peft_and_pyarrow_are_enough(steps, tmp_path):
