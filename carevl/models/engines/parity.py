@@ -1,4 +1,7 @@
-"""The scores that an engine is held against: transformers computes them once per expert, however many actors it has."""
+"""What an engine is held against: transformers computes it once per model, however many actors that has.
+
+Of an expert it is the scores of a few conversations, of a vision-language model the log-probabilities of a few tokens.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ import fcntl
 import gc
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation
+from carevl.models.engines.base import GenerationRequest, Generator
 from carevl.models.locate import loading_arguments, model_directory
 from carevl.store.table import write_atomically
 
 if TYPE_CHECKING:
-    from carevl.settings.models import Model
+    from carevl.settings.models import Captioner, Judge, Model
 
 SAMPLE: list[Conversation] = [
     (f"{caption}\nHow many circles are there?", response)
@@ -29,21 +34,46 @@ SAMPLE: list[Conversation] = [
 ]
 """What engine and reference both score before work begins; short enough for any expert."""
 
+_WORDS = ("1", "2", "A", "B", "Yes", "No", "The", "There")
+"""Replies to the questions of `draw_requests` begin with such words."""
+_LIKELY = 1e-4
+"""Probability from which a word is compared; the log-probability of what is hardly possible is mostly noise."""
+_EXACT, _ROUNDED = 0.01, 0.25
+"""Largest difference of a log-probability, in nats, in float32 and in 16 bits."""
+
 _NOISE = 4.0
 """Differences are allowed up to so many times those that the reference itself shows between batches, in 16 bits."""
+
+T = TypeVar("T", bound="Reference | Parity")
 
 _directory: ContextVar[Path | None] = ContextVar("references", default=None)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Scores of the sample under transformers, and the most that one of them differs alone and beside the others.
+    """Numbers of the sample under transformers, and the most that one of them differs alone and beside the others.
 
     `noise` is 0 in float32, where the tolerance holds as it is.
     """
 
     scores: list[float]
     noise: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest difference of a vision-language model's log-probabilities from transformers' own, and the most allowed.
+
+    Both in nats.
+    """
+
+    difference: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the engine computes the same model."""
+        return self.difference <= self.allowed
 
 
 @contextmanager
@@ -62,24 +92,29 @@ def find_reference(model: Model, card: str) -> Reference:
     Args:
         card: name of what it is computed on.
     """
+    return _kept("reference", [*_facts(model, card), SAMPLE], lambda: _compute(model), lambda kept: Reference(**kept))
+
+
+def _facts(model: Model, card: str) -> list[Any]:
+    return [model.path, model.revision, model.dtype, card, version("torch"), version("transformers")]
+
+
+def _kept(name: str, facts: list[Any], compute: Callable[[], T], read: Callable[[Any], T]) -> T:
+    """Return what is kept for these facts, else compute and keep it; where nothing is kept it is computed."""
     directory = _directory.get()
     if directory is None:
-        return _compute(model)
-    facts = [model.path, model.revision, model.dtype, card, version("torch"), version("transformers"), SAMPLE]
+        return compute()
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    return _kept(directory / f".reference-{key}.json", lambda: _compute(model))
-
-
-def _kept(file: Path, compute: Callable[[], Reference]) -> Reference:
+    file = directory / f".{name}-{key}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_suffix(".lock").open("w") as stream:
         with suppress(OSError):  # a file system without locks: then several compute, and one result stays
             fcntl.flock(stream, fcntl.LOCK_EX)
         if file.exists():
-            return Reference(**json.loads(file.read_text()))
-        reference = compute()
-        write_atomically(file, json.dumps(asdict(reference)).encode())
-        return reference
+            return read(json.loads(file.read_text()))
+        computed = compute()
+        write_atomically(file, json.dumps(asdict(computed)).encode())
+        return computed
 
 
 def _compute(model: Model) -> Reference:
@@ -117,6 +152,84 @@ def check_parity(path: str, reference: Reference, scores: Sequence[float], toler
             f"{allowed:.4g}: vllm gives {_short(scores)} and transformers {_short(expected)} for the same texts; "
             "use engine: transformers for this expert"
         )
+
+
+def measure_parity(
+    model: Captioner | Judge, card: str, reference: Callable[[], Generator], engine: Callable[[], Generator]
+) -> Parity:
+    """Return how far an engine is from transformers on a few prompts about drawn images; measured once per model.
+
+    Args:
+        card: name of what both compute on.
+        reference: loads the model into transformers; it is dropped again before `engine` is called.
+        engine: returns the engine, which stays.
+    """
+    from vllm import __version__ as vllm
+
+    adapter = getattr(model, "adapter", None)
+    facts = [*_facts(model, card), vllm, model.engine_args, model.max_image_tiles, adapter, _WORDS]
+
+    def measure() -> Parity:
+        expected, is_exact = _reference_logprobs(reference)
+        return compare_logprobs(expected, _logprobs(engine(), draw_requests()), is_exact=is_exact)
+
+    return _kept("parity", facts, measure, lambda kept: Parity(**kept))
+
+
+def draw_requests() -> list[GenerationRequest]:
+    """Return short prompts about drawn images of several shapes, one of whose replies has begun."""
+    from PIL import Image, ImageDraw
+
+    drawn = []
+    for size, colour in (((112, 112), "red"), ((224, 112), "green"), ((84, 168), "blue")):
+        image = Image.new("RGB", size, "white")
+        ImageDraw.Draw(image).rectangle((size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2), colour)
+        drawn.append(image)
+    questions = (
+        ("How many red squares are there in the image?", ""),
+        ("Which answer describes the image better? Answer 1: A green square. Answer 2: A circle.", "Answer "),
+        ("Is the square blue?", ""),
+    )
+    return [GenerationRequest(image, *words) for image, words in zip(drawn, questions, strict=True)]
+
+
+def _logprobs(engine: Generator, requests: Sequence[GenerationRequest]) -> list[float]:
+    """Return the log-probability (nats) of every word as the first token of every reply."""
+    replies = engine.generate(requests, max_tokens=1, logprob_texts=_WORDS)
+    return [value for reply in replies for value in reply.logprobs[0]]
+
+
+def _reference_logprobs(load: Callable[[], Generator]) -> tuple[Reference, bool]:
+    """Return the sample's log-probabilities, and whether they are computed in float32."""
+    import torch
+
+    loaded: Any = load()
+    is_exact = loaded.model.dtype == torch.float32
+    requests, noise = draw_requests(), 0.0
+    together = _logprobs(loaded, requests)
+    if not is_exact:
+        alone = [value for request in requests for value in _logprobs(loaded, [request])]
+        noise = max((abs(a - b) for a, b in _likely(together, alone)), default=0.0)
+    del loaded
+    gc.collect()
+    torch.cuda.empty_cache()
+    return Reference(together, noise), is_exact
+
+
+def compare_logprobs(reference: Reference, actual: Sequence[float], *, is_exact: bool) -> Parity:
+    """Compare log-probabilities (nats) of likely words with the reference's.
+
+    Args:
+        is_exact: whether both are computed in float32.
+    """
+    differences = [abs(a - b) for a, b in _likely(reference.scores, actual)]
+    difference = math.inf if any(map(math.isnan, differences)) else max(differences, default=0.0)
+    return Parity(difference, max(_EXACT if is_exact else _ROUNDED, _NOISE * reference.noise))
+
+
+def _likely(expected: Sequence[float], actual: Sequence[float]) -> list[tuple[float, float]]:
+    least = math.log(_LIKELY)
+    return [(a, b) for a, b in zip(expected, actual, strict=True) if not (a <= least and b <= least)]
 
 
 def _short(scores: Sequence[float]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
 from carevl.models.device import check_vllm_build
+from carevl.models.engines import transformers
 from carevl.models.engines.base import (
     Engine,
     Generation,
@@ -25,16 +27,19 @@ from carevl.models.engines.base import (
     first_tokens,
     limit_tiles,
 )
-from carevl.models.engines.card import find_card, free_bytes, wait_for_room
-from carevl.models.engines.parity import SAMPLE, check_parity, find_reference
+from carevl.models.engines.card import Card, find_card, free_bytes, wait_for_room
+from carevl.models.engines.parity import SAMPLE, Parity, check_parity, find_reference, measure_parity
 from carevl.models.engines.vllm_arguments import check_engine_args, needed_bytes, read_shape, vllm_arguments
+from carevl.models.engines.vllm_support import is_unsupported, unsupported_reason
 from carevl.models.engines.vllm_window import nothing_left, run_in_window
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.prompts import encode_text, encode_turns, encode_with_row_errors, end_ids, load_processor
-from carevl.models.row_errors import REFUSED, Failure, SomeRowsError
+from carevl.models.row_errors import REFUSED, Failure, SomeRowsError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from carevl.settings.models import Captioner, Judge, Model
+
+_log = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -52,13 +57,8 @@ _CHECKED = 4
 _SITE = str(Path(__file__).parents[2] / "_site")
 
 
-def _engine(model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles: bool = False, **arguments: Any) -> Any:
-    """Build a vLLM engine in this process; settings already in the environment win over ours.
-
-    Raises:
-        UserError: see `vllm_arguments`, `check_engine_args` and `wait_for_room`.
-    """
-    card = find_card()
+def _prepare_import(model: Model, card: Card | None) -> None:
+    """Set vLLM's environment variables, unless they are set already, and check that it fits this machine."""
     environment = _ENVIRONMENT | (_ON_CPU if card is None else {})
     if model.tensor_parallel > 1:
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # by itself it wants a NUMA node for each process
@@ -67,6 +67,16 @@ def _engine(model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([_SITE, *filter(None, paths)]))
     check_vllm_build()
+
+
+def _engine(model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles: bool = False, **arguments: Any) -> Any:
+    """Build a vLLM engine in this process; settings already in the environment win over ours.
+
+    Raises:
+        UserError: see `vllm_arguments`, `check_engine_args` and `wait_for_room`.
+    """
+    card = find_card()
+    _prepare_import(model, card)
     check_engine_args(model)
     path = model_directory(model)
     shape = replace(read_shape(path, model.dtype, loading_arguments(model)), cuts_tiles=cuts_tiles)
@@ -80,11 +90,53 @@ def _engine(model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles:
 
 def _shut_down(engine: Any) -> None:
     """End an engine and its processes, and give its memory back."""
+    engine.llm_engine.engine_core.shutdown()
+    _free_memory()
+
+
+def _free_memory() -> None:
+    """Give back the memory of what is no longer used, such as an engine whose start failed."""
     import torch
 
-    engine.llm_engine.engine_core.shutdown()
     gc.collect()
     torch.cuda.empty_cache()
+
+
+class _StartError(Exception):
+    """vLLM raised while it started."""
+
+
+def _start_checked(model: Captioner | Judge, card: str) -> VllmGenerator | Parity:
+    """Start vLLM, held against transformers; return how far it is off where that is too far.
+
+    Engines over several GPUs are not checked, for one of which the model may be too large, nor quantised ones, which
+    compute something else on purpose.
+    """
+    started: list[VllmGenerator] = []
+
+    def start() -> VllmGenerator:
+        try:
+            started.append(VllmGenerator(model))
+        except UserError:
+            raise
+        except Exception as error:
+            raise _StartError(first_line(error)) from error
+        return started[0]
+
+    if model.tensor_parallel > 1 or "quantization" in model.engine_args:
+        return start()
+    try:
+        parity = measure_parity(model, card, lambda: transformers.ENGINE.generator(model), start)
+    except Exception as error:
+        if started or isinstance(error, _StartError) or not is_out_of_memory(error):
+            raise
+        _log.warning("%s: not held against transformers, for which memory is too small", model.path)
+        return start()
+    if parity.holds:
+        return started[0] if started else start()
+    for engine in started:
+        engine.close()
+    return parity
 
 
 def _slot(adapter: Path) -> int:
@@ -250,8 +302,35 @@ class VllmEngine(Engine):
     name = "vllm"
 
     def generator(self, model: Captioner | Judge) -> Generator:
-        """Load a vision-language model."""
-        return VllmGenerator(model)
+        """Load a vision-language model; into transformers where vLLM cannot run it, or computes something else.
+
+        Raises:
+            UserError: as `VllmGenerator`; or vLLM cannot run it, and it is spread over several GPUs.
+        """
+        card = find_card()
+        _prepare_import(model, card)
+        processor = load_processor(model_directory(model), **loading_arguments(model))
+        reason = unsupported_reason(model, processor, card)
+        if reason is None:
+            try:
+                loaded = _start_checked(model, card.name if card else "CPU")
+            except _StartError as error:
+                # With arguments of the user's own, the error may be about those.
+                if model.engine_args or model.tensor_parallel > 1 or not is_unsupported(error):
+                    raise
+                reason = f"vllm does not start it ({error})"
+            else:
+                if isinstance(loaded, VllmGenerator):
+                    return loaded
+                reason = (
+                    f"log-probabilities of vllm are up to {loaded.difference:.3g} nats off those of transformers for "
+                    f"the same prompts, and {loaded.allowed:.3g} are allowed"
+                )
+            _free_memory()
+        if model.tensor_parallel > 1:
+            raise UserError(f"{model.path}: {reason}; set tensor_parallel to 1 and engine: transformers")
+        _log.warning("%s: %s; it runs in transformers", model.path, reason)
+        return transformers.ENGINE.generator(model)
 
     def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:
         """Load a text reward model; vLLM itself shares out tokens, by the sequences that are in flight."""

@@ -21,6 +21,8 @@ _SHARED_TOKENS, _SHARED_SEQUENCES = 8192, 256
 """Tokens of a step and sequences in flight of an engine that shares a card: what its activations are counted for."""
 _CONTEXT = 3 * GIB // 2
 """Bytes that an engine takes besides weights, activations and cache: CUDA's context, libraries, graphs."""
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers whose state is the keys and values of every token."""
 _TOWER = 2 * GIB
 """Bytes for the activations of a vision tower."""
 
@@ -44,6 +46,7 @@ class ModelShape:
 
     `dtype`: what it is computed in. `weight_bytes`: of its weights in that format; None where its directory lacks them.
     `longest`: tokens that it reads at most, None when it does not say. `cuts_tiles`: whether its processor does.
+    `stateful_layers`: kinds of its layers that are no attention over all tokens, such as convolutions.
     """
 
     dtype: str
@@ -57,6 +60,7 @@ class ModelShape:
     vocabulary: int = 0
     has_images: bool = False
     cuts_tiles: bool = False
+    stateful_layers: tuple[str, ...] = ()
 
     @property
     def value_bytes(self) -> int:
@@ -102,6 +106,7 @@ def read_shape(path: str, dtype: str, loading: Mapping[str, Any]) -> ModelShape:
         intermediate=getattr(text, "intermediate_size", 0) or 0,
         vocabulary=getattr(text, "vocab_size", 0) or 0,
         has_images=text is not config,
+        stateful_layers=tuple(sorted({*(getattr(text, "layer_types", None) or ())} - _ATTENTION)),
     )
 
 
@@ -152,6 +157,8 @@ def vllm_arguments(
         arguments["limit_mm_per_prompt"] = {"image": 1, "video": 0}
         if card is None:
             arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, length)}
+            if shape.stateful_layers:  # their cache of prefixes wants prompts in parts
+                arguments["enable_prefix_caching"] = False
     if shape.cuts_tiles and model.max_image_tiles is not None:
         arguments["mm_processor_kwargs"] = {"max_patches": model.max_image_tiles}
     if model.tensor_parallel > 1:

@@ -1,0 +1,45 @@
+"""Models that vLLM does not run: what is known of them before it starts, and errors of its start that say so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from carevl.models.engines.vllm_arguments import read_shape
+from carevl.models.locate import loading_arguments, model_directory
+from carevl.models.row_errors import is_lost, is_out_of_memory
+
+if TYPE_CHECKING:
+    from carevl.models.engines.card import Card
+    from carevl.settings.models import Model
+
+
+def unsupported_reason(model: Model, processor: Any, card: Card | None) -> str | None:
+    """Return why vLLM cannot run a vision-language model, as half a sentence; None where nothing is known against it.
+
+    vLLM is imported for it.
+
+    Args:
+        processor: of the model.
+        card: None on a CPU.
+    """
+    from transformers import AutoConfig
+    from vllm.model_executor.models import ModelRegistry
+
+    path, loading = model_directory(model), loading_arguments(model)
+    names = AutoConfig.from_pretrained(path, **loading).architectures or []
+    if not ModelRegistry.get_supported_archs() & {*names} and not hasattr(processor, "_get_num_multimodal_tokens"):
+        return f"vllm has no class for {', '.join(names)}, and its general one cannot count the tokens of an image"
+    shape = read_shape(path, model.dtype, loading)
+    if card is None and shape.stateful_layers and shape.dtype == "float32":
+        return f"vllm does not compute {', '.join(shape.stateful_layers)} layers in float32 on a CPU"
+    return None
+
+
+def is_unsupported(error: BaseException) -> bool:
+    """Tell whether an error of vLLM's start may mean that it cannot run the model, not that memory or a card lacks."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if is_out_of_memory(seen) or any(word in str(seen).lower() for word in ("memory", "kv cache")):
+            return False
+        seen = seen.__cause__ or seen.__context__
+    return not is_lost(error)
