@@ -222,8 +222,8 @@ def _check_judge(settings: Settings) -> Iterator[str]:
         yield from _refusal("judge.path", lambda judge: check_judge(judge.path, judge.revision), judge)
     if judge.serve == "adapter" and judge.engine == "vllm" and adapts_vision(settings):
         yield (
-            "judge.serve: vllm leaves out the adapters of a vision tower, which freeze_vision: false may train; use "
-            "judge.serve: merged, judge.engine: transformers, or freeze_vision: true"
+            "judge.serve: vllm leaves out the adapters of a vision tower or projector, which sft or dpo trains; use "
+            "judge.serve: merged, judge.engine: transformers, or train: language"
         )
 
 

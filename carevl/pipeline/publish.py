@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from carevl.models.judge_spec import JudgeSpec
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose
+from carevl.training.trainable import TRAINED, TrainedParts
 
 _CARD = "README.md"
 
@@ -35,8 +36,17 @@ def publish(phases: Sequence[Path], base: str, target: Path, fingerprint: str, r
         (unfinished / "judge.json").write_text(json.dumps({"fingerprint": fingerprint, "base": base}, indent=2))
         shutil.rmtree(target, ignore_errors=True)
         unfinished.replace(target)
-    rounding = Rounding.read(phases[-1] / ROUNDING)
-    (target / _CARD).write_text(_card(base, results, rounding), encoding="utf-8")
+    notes = [f"Phase {n} {parts.line()}" for n, parts in _trained_parts(phases)]
+    if (rounding := Rounding.read(phases[-1] / ROUNDING)) is not None:
+        notes.append(_capitalised(rounding.line()))
+    (target / _CARD).write_text(_card(base, results, notes), encoding="utf-8")
+
+
+def _trained_parts(phases: Sequence[Path]) -> Iterator[tuple[int, TrainedParts]]:
+    """Yield the number of every phase whose directory says what it trains, and that."""
+    for number, phase in enumerate(phases, 1):
+        if (parts := TrainedParts.read(phase / TRAINED)) is not None:
+            yield number, parts
 
 
 def _write_adapter(directories: Sequence[Path], base: str, target: Path) -> None:
@@ -48,9 +58,9 @@ def _write_adapter(directories: Sequence[Path], base: str, target: Path) -> None
     compose(adapters, base).write(target)
 
 
-def _card(base: str, results: Sequence[str], rounding: Rounding | None) -> str:
+def _card(base: str, results: Sequence[str], notes: Sequence[str]) -> str:
     table = "\n".join(results)
-    merged = "" if rounding is None else f"\n{_capitalised(rounding.line())}.\n"
+    paragraphs = "".join(f"\n{note}.\n" for note in notes)
     return f"""---
 tags: [carevl, reward-model, vision-language]
 base_model: {base}
@@ -71,7 +81,7 @@ RewardModel("this directory").judge("photo.jpg", "How many dogs are there?", ("T
 
 `adapter/`, if it is there, holds both phases as one LoRA adapter of the base, exactly as they were trained:
 `RewardModel("{base}", adapter="this directory/adapter")`.
-{merged}
+{paragraphs}
 ## What it reached
 
 ```

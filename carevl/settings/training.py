@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from carevl.settings.base import Strict
 
@@ -18,8 +18,14 @@ Phase = Literal["sft", "dpo"]
 """`sft` teaches judgments to imitate; `dpo` prefers chosen to rejected judgments."""
 
 
+TrainedPart = Literal["language", "language+projector", "all"]
+"""Which parts of a judge are trained or get adapters; `all` is with the vision tower."""
+
 NOT_LEARNED = {"workers", "checkpoint_steps", "keep_checkpoints", "tracker"}
 """Fields of `Training` that do not change what is learned."""
+
+_LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""The linear layers of all language models that an earlier version trains; its settings hold them where null is now."""
 
 
 class Lora(Strict):
@@ -28,10 +34,11 @@ class Lora(Strict):
     rank: int = Field(64, ge=1, description="Rank of the adapters.")
     alpha: float = Field(128.0, gt=0, description="Scale of the adapters, divided by their rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of an adapter's inputs that is dropped in training.")
-    targets: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    targets: list[str] | None = Field(
+        None,
         min_length=1,
-        description="Modules by the end of their name; those of a frozen vision tower are passed by.",
+        description="Modules by the end of their name, of the parts that are trained; null: all linear layers, and the "
+        "fused experts of a mixture.",
     )
 
 
@@ -97,7 +104,10 @@ class Training(Strict):
     seed: int = Field(0, description="Seed of order, adapters and dropout.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Format of the numbers.")
     lora: Lora | None = Field(Lora(), description="Adapters; all weights are trained when null.")
-    freeze_vision: bool = Field(True, description="Leave vision tower and projector as they are.")
+    train: TrainedPart = Field(
+        "language",
+        description="What is trained or gets adapters: language, language+projector, or all, with the vision tower.",
+    )
     gradient_checkpointing: bool = Field(False, description="Save memory by computing activations twice.")
     verdict_weight: float = Field(
         1.0, gt=0, description="How often the tokens of a target's verdict count, those of its evidence counting once."
@@ -122,8 +132,33 @@ class Training(Strict):
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
     tracker: Tracker = Field("none", description="Where steps are also told, through accelerate's tracker classes.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_freeze_vision(cls, values: Any) -> Any:
+        """Read settings of an earlier version, which has `freeze_vision` and writes out the targets of every judge."""
+        if not isinstance(values, dict) or "freeze_vision" not in values:
+            return values
+        frozen = values["freeze_vision"]
+        if "train" in values or not isinstance(frozen, bool):
+            raise ValueError("freeze_vision has become train: write train: language for true, train: all for false")
+        rest = {name: value for name, value in values.items() if name != "freeze_vision"}
+        lora = rest.get("lora")
+        if frozen and isinstance(lora, dict) and lora.get("targets") == _LLAMA_TARGETS:
+            rest["lora"] = {**lora, "targets": None}
+        return {**rest, "train": "language" if frozen else "all"}
+
     def learned(self) -> dict[str, Any]:
-        """Return what the curve depends on, as JSON; without `NOT_LEARNED`."""
+        """Return what the curve depends on, as JSON; without `NOT_LEARNED`.
+
+        What earlier versions could set has their names, so that what they trained is found again.
+        """
         # An earlier version added gradients up in the format of the numbers.
         accumulated = {"gradients": "float32"} if self.dtype == "bfloat16" else {}
-        return {**self.model_dump(mode="json", exclude=NOT_LEARNED), **accumulated}
+        facts = {**self.model_dump(mode="json", exclude=NOT_LEARNED), **accumulated}
+        if self.train != "language+projector":
+            facts["freeze_vision"] = facts.pop("train") == "language"
+        if self.lora is not None and self.train == "language":
+            # Those models have no other linear layers: the list stands for null, and for itself in another order.
+            named = self.lora.targets == _LLAMA_TARGETS
+            facts["lora"]["targets"] = sorted(_LLAMA_TARGETS) if named else self.lora.targets or _LLAMA_TARGETS
+        return facts

@@ -111,8 +111,8 @@ def is_16_bit(settings: Settings) -> bool:
 
 
 def adapts_vision(settings: Settings) -> bool:
-    """Return whether a phase may train adapters of the vision tower, which vLLM leaves out without an error."""
-    return any(phase.lora is not None and not phase.freeze_vision for phase in (settings.sft, settings.dpo))
+    """Return whether a phase trains adapters outside the language model, which vLLM leaves out without an error."""
+    return any(phase.lora is not None and phase.train != "language" for phase in (settings.sft, settings.dpo))
 
 
 def serves_adapters(settings: Settings) -> bool:

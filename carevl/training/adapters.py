@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
-from carevl.models.stored_weights import INDEX, indexed_files
+from carevl.training.stored_layout import StoredLayout, rewrite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +21,17 @@ ROUNDING = "rounding.json"
 """In a training's directory, what the format of the merged weights lost."""
 ROUGH = 0.1
 """Share of a change that may be lost to the format of the merged weights before it is warned of."""
-_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+_PREFIX, _A, _B, _INNER = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".base_layer"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter as PEFT stores it: its configuration, and A [r, n] and B [m, r] of every module."""
+    """A LoRA adapter as PEFT stores it: its configuration, and two factors of every module or weight that it changes.
+
+    Of a linear layer these are A [r, n] and B [m, r]; of fused weights of E experts A [E * r, n], expert by expert,
+    and B [m, r * E], with the experts of a rank side by side. Where a module has several adapted weights, PEFT wraps it
+    several times, and the names of the inner ones have as many times `.base_layer`.
+    """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -54,12 +59,54 @@ class Adapter:
 
     @property
     def modules(self) -> list[str]:
-        """Full names of the modules that it changes, in the model that it is put on."""
+        """Full names of what it changes, in the model that it is put on, as PEFT writes them."""
         return sorted(name.removeprefix(_PREFIX).removesuffix(_A) for name in self.tensors if name.endswith(_A))
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """Return A [r, n] and B [m, r] of a module, float32."""
-        return self.tensors[f"{_PREFIX}{module}{_A}"].float(), self.tensors[f"{_PREFIX}{module}{_B}"].float()
+        """Return A [E, r, n] and B [E, m, r] of a module, float32; E is 1 for a linear layer."""
+        a, b = self.tensors[f"{_PREFIX}{module}{_A}"].float(), self.tensors[f"{_PREFIX}{module}{_B}"].float()
+        rank = self.config["r"]
+        return a.view(-1, rank, a.shape[1]), b.view(b.shape[0], rank, -1).permute(2, 0, 1)
+
+    def weights(self, model: Any) -> dict[str, str]:
+        """Return the full names of the weights that it changes, to those of `modules`.
+
+        Args:
+            model: that it is put on, without adapters; it may lie on the meta device.
+
+        Raises:
+            UserError: the model has no such module.
+        """
+        wanted = tuple(self.config.get("target_parameters") or ())
+        return dict(_find_weight(model, module, wanted) for module in self.modules)
+
+    def change(self, module: str, turned: bool = False) -> Tensor:
+        """Return what it adds to a weight, float32 [m, n], or [E, m, n] for fused experts.
+
+        Args:
+            turned: the weight of the experts is [E, n, m].
+        """
+        a, b = self.factors(module)
+        change = b @ a * self.scale
+        return change.transpose(-1, -2) if turned else change[0] if len(change) == 1 else change
+
+
+def _find_weight(model: Any, module: str, parameters: tuple[str, ...]) -> tuple[str, str]:
+    """Return the full name of the weight that a module of an adapter changes, and the module."""
+    wrapped = module
+    while wrapped.endswith(_INNER):
+        wrapped = wrapped.removesuffix(_INNER)
+    depth = (len(module) - len(wrapped)) // len(_INNER)
+    try:
+        names = [f"{wrapped}.{name}" for name, _ in model.get_submodule(wrapped).named_parameters(recurse=False)]
+    except AttributeError:
+        raise UserError(
+            f"the adapter changes {module}, which is no module of the base; it is of another model"
+        ) from None
+    # PEFT wraps in the order of the module's weights, so that the innermost is the first.
+    targeted = [name for name in names if any(name == one or name.endswith(f".{one}") for one in parameters)]
+    weight = targeted[len(targeted) - 1 - depth] if targeted else f"{wrapped}.weight"
+    return weight, module
 
 
 def compose(adapters: Sequence[Adapter], base: str) -> Adapter:
@@ -76,24 +123,30 @@ def compose(adapters: Sequence[Adapter], base: str) -> Adapter:
     for module in sorted({module for adapter in adapters for module in adapter.modules}):
         like = next(adapter.factors(module) for adapter in adapters if module in adapter.modules)
         parts = [_parts(adapter, module, like) for adapter in adapters]
-        tensors[f"{_PREFIX}{module}{_A}"] = torch.cat([a for a, _ in parts], dim=0).contiguous()
-        tensors[f"{_PREFIX}{module}{_B}"] = torch.cat([b for _, b in parts], dim=1).contiguous()
+        a, b = torch.cat([a for a, _ in parts], dim=1), torch.cat([b for _, b in parts], dim=2)
+        tensors[f"{_PREFIX}{module}{_A}"] = a.flatten(0, 1).contiguous()
+        tensors[f"{_PREFIX}{module}{_B}"] = b.permute(1, 2, 0).flatten(1).contiguous()
     rank = sum(adapter.config["r"] for adapter in adapters)
     config = {
         **adapters[-1].config,
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": sorted({name for adapter in adapters for name in adapter.config["target_modules"]}),
+        "target_modules": _union(adapters, "target_modules") or [],
+        "target_parameters": _union(adapters, "target_parameters"),
         "base_model_name_or_path": base,
     }
     return Adapter(config, tensors)
+
+
+def _union(adapters: Sequence[Adapter], field: str) -> list[str] | None:
+    return sorted({name for adapter in adapters for name in adapter.config.get(field) or ()}) or None
 
 
 def _parts(adapter: Adapter, module: str, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return A and scaled B of a module; zeros of the adapter's rank where it leaves the module alone."""
     if module not in adapter.modules:
         (a, b), rank = like, adapter.config["r"]
-        return a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)
+        return a.new_zeros(len(a), rank, a.shape[2]), b.new_zeros(len(b), b.shape[1], rank)
     a, b = adapter.factors(module)
     return a, b * adapter.scale
 
@@ -143,31 +196,29 @@ def merge(base: Path, adapter: Adapter, target: Path) -> Rounding:
     Raises:
         UserError: a weight that the adapter changes is stored in another form than the model computes with.
     """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    names, errors, changes = _stored_names(base, adapter), _Norms(), _Norms()
+    layout, errors, changes = StoredLayout(base), _Norms(), _Norms()
+    modules = adapter.weights(layout.skeleton)
+    layout.check(modules)
     largest, worst, dtype = 0.0, "", ""
-    for file in weight_files(base):
-        tensors: dict[str, Tensor] = {}
-        with safe_open(file, "pt") as stream:
-            metadata = stream.metadata()
-            for name in stream.offset_keys():
-                stored = stream.get_tensor(name)
-                if name in names:
-                    a, b = adapter.factors(names[name])
-                    change = (b @ a) * adapter.scale
-                    exact = stored.float() + change
-                    stored = exact.to(stored.dtype)
-                    error, size = errors.add(stored.float() - exact), changes.add(change)
-                    if size and error / size >= largest:
-                        largest, worst = error / size, names[name]
-                    dtype = str(stored.dtype).removeprefix("torch.")
-                tensors[name] = stored
-        save_file(tensors, target / file.name, metadata)
-    for name in (INDEX, "config.json", "generation_config.json"):
-        if (base / name).exists():
-            shutil.copyfile(base / name, target / name)
+
+    def change(weight: str) -> Tensor | None:
+        if weight not in modules:
+            return None
+        holder = layout.skeleton.get_submodule(weight.rpartition(".")[0])
+        # As PEFT: where a module does not say so, weights are [experts, out, in].
+        return adapter.change(modules[weight], turned=getattr(holder, "is_transposed", False))
+
+    def add(weight: str, stored: Tensor, part: Tensor) -> Tensor:
+        nonlocal largest, worst, dtype
+        exact = stored.float() + part
+        rounded = exact.to(stored.dtype)
+        error, size = errors.add(rounded.float() - exact), changes.add(part)
+        if size and error / size >= largest:
+            largest, worst = error / size, weight.removesuffix(".weight")
+        dtype = str(stored.dtype).removeprefix("torch.")
+        return rounded
+
+    rewrite(layout, target, change, add)
     return Rounding(errors.total / changes.total if changes.total else 0.0, largest, worst, dtype)
 
 
@@ -185,50 +236,3 @@ class _Norms:
     @property
     def total(self) -> float:
         return math.sqrt(self.squares)
-
-
-def weight_files(model: Path) -> list[Path]:
-    """Return the files that hold a model's weights: those of its index, or the only one."""
-    return indexed_files(model) or [model / "model.safetensors"]
-
-
-def _stored_names(base: Path, adapter: Adapter) -> dict[str, str]:
-    """Return the names under which the base's files hold the weights of adapted modules, to those modules.
-
-    Raises:
-        UserError: the files do not hold one of them.
-    """
-    modules = set(adapter.modules)
-    names = {
-        stored: name.removesuffix(".weight")
-        for stored, name in _model_names(base)
-        if name.endswith(".weight") and name.removesuffix(".weight") in modules
-    }
-    if missing := modules - set(names.values()):
-        raise UserError(
-            f"{base} stores {sorted(missing)[0]} in another form than it is computed with, so an adapter of it cannot "
-            "be merged into its files; choose lora.targets that leave it out"
-        )
-    return names
-
-
-def _model_names(base: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name of every stored weight, and the one that it has in the model: transformers renames some."""
-    from safetensors import safe_open
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
-    from carevl.training.judge import load_skeleton
-
-    skeleton = load_skeleton(base)
-    transforms = get_model_conversion_mapping(skeleton)
-    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    state = skeleton.state_dict()
-    stored: list[str] = []
-    for file in weight_files(base):
-        with safe_open(file, "pt") as stream:
-            stored += stream.keys()
-    for name in sorted(stored, key=dot_natural_key):
-        renamed, _ = rename_source_key(name, renamings, converters, skeleton.base_model_prefix, state)
-        yield name, renamed

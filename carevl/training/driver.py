@@ -27,11 +27,13 @@ from carevl.store.table import write_atomically
 from carevl.training.adapters import ROUNDING, Rounding
 from carevl.training.engine import select_backend
 from carevl.training.items import Encoder, Items, read_rows, split_holdout
-from carevl.training.judge import find_lora_modules, load_skeleton
+from carevl.training.judge import load_skeleton
 from carevl.training.loop import WorkerConfig
 from carevl.training.progress import Progress, follow_log, read_log
 from carevl.training.schedule import Schedule
+from carevl.training.stored_layout import StoredLayout
 from carevl.training.trackers import check_tracker
+from carevl.training.trainable import TRAINED, changed_weights, describe_trained
 from carevl.training.validation import DEV
 
 _GROUP_TIMEOUT = 2 * 3600
@@ -206,8 +208,8 @@ def _encode(
 ) -> tuple[Schedule, int, list[dict[str, Any]]]:
     """Write items into `data`; return the steps, and of the rows what `prepare_training` does."""
     model, processor = load_skeleton(judge), load_processor(judge)
-    if training.lora is not None:
-        find_lora_modules(model, training.lora, training.freeze_vision)
+    trained = describe_trained(model, training)
+    StoredLayout(judge).check(changed_weights(model, training))
     encoder = Encoder(
         processor,
         training.batch_tokens,
@@ -236,6 +238,7 @@ def _encode(
     labelled = [item | {"phase": DEV} for item in labelled]
     encoded = Items.of([*items, *replayed, *held_out, *labelled], images)
     encoded.save(data)
+    trained.write(data.parent / TRAINED)
     schedule = Schedule(
         len(items),
         training.batch_size,

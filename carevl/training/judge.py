@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
+import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from carevl.errors import UserError
 from carevl.models.device import device
 from carevl.models.flex_attention import FLEX
 from carevl.models.judge_files import load_processor
 from carevl.models.packing import Packed
-from carevl.models.tree_attention import TREES, branch_log_probabilities, language_weights, set_attention
+from carevl.models.tree_attention import TREES, branch_log_probabilities, set_attention
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose, merge
 from carevl.training.plain import Plain, plain_log_probabilities
+from carevl.training.stored_layout import StoredLayout, rewrite
+from carevl.training.trainable import TRAINED_ADAPTER
 
 if TYPE_CHECKING:
     from carevl.models.locate import Weights
-    from carevl.settings.training import Lora, Training
-
-_BEFORE, _TRAINED = "before", "default"
-"""Names that PEFT knows the adapters by: the one that a phase begins with, and the one that it trains."""
 
 
 def log_probabilities(model: Any, batch: Packed | Plain) -> torch.Tensor:
@@ -78,97 +75,6 @@ def restore_positions(model: Any) -> None:
             model._init_weights(module)
 
 
-def add_adapter(model: Any, adapter: Path) -> Any:
-    """Put an adapter on a model, frozen and in the model's own format; return the PEFT wrapper."""
-    from peft import LoraConfig, PeftModel
-
-    config = LoraConfig.from_pretrained(str(adapter))
-    config.lora_dropout = 0.0  # it is part of what is trained on, as merged weights would be
-    dtype = model.dtype
-    wrapped = PeftModel.from_pretrained(model, adapter, adapter_name=_BEFORE, config=config)
-    for name, weight in wrapped.named_parameters():
-        if f".{_BEFORE}." in name:  # PEFT computes an adapter in float32, training in the format of the model
-            weight.data = weight.data.to(dtype)
-    return wrapped
-
-
-def find_lora_modules(model: Any, lora: Lora, freeze_vision: bool) -> list[str]:
-    """Return the full names of the linear modules that get adapters.
-
-    Raises:
-        UserError: a target matches none.
-    """
-    language = language_weights(model)
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and module is not model.get_output_embeddings()
-        and not (freeze_vision and id(module.weight) not in language)
-    ]
-    for target in lora.targets:
-        if not any(_matches(name, target) for name in linear):
-            raise UserError(
-                f"lora.targets: {target} matches no linear module of the judge; near are {_near(target, linear)}"
-            )
-    return [name for name in linear if any(_matches(name, target) for target in lora.targets)]
-
-
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
-
-
-def _near(target: str, names: Sequence[str]) -> str:
-    ends = sorted({name.rsplit(".", 1)[-1] for name in names})
-    return ", ".join(difflib.get_close_matches(target.rsplit(".", 1)[-1], ends, 5, cutoff=0.3) or ends)
-
-
-def make_trainable(model: Any, training: Training, adapter: Path | None = None) -> Any:
-    """Freeze what is not trained, and add adapters; return the PEFT wrapper, or the model itself without LoRA.
-
-    Args:
-        adapter: what the training begins with on top of the model; it stays as it is.
-    """
-    if training.lora is None:
-        language = language_weights(model)
-        for weight in model.parameters():
-            weight.requires_grad = not (training.freeze_vision and id(weight) not in language)
-        trained = model
-    else:
-        from peft import LoraConfig
-
-        lora = training.lora
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=find_lora_modules(model, lora, training.freeze_vision),
-            task_type="CAUSAL_LM",
-        )
-        trained = _wrap(model, config, adapter)
-    if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        # It makes the inputs of all embeddings require gradients, those of the vision tower too, which would then be
-        # differentiated down to the pixels. Without reentrance nothing needs that. PEFT does the same to a model that
-        # checkpoints already, and only the last hook can be removed: so adapters come first.
-        model.disable_input_require_grads()
-    return trained
-
-
-def _wrap(model: Any, config: Any, adapter: Path | None) -> Any:
-    """Add the adapter that is trained, beside the one that the training begins with: both are active."""
-    from peft import get_peft_model
-
-    if adapter is None:
-        return get_peft_model(model, config)
-    wrapped = add_adapter(model, adapter)
-    wrapped.add_adapter(_TRAINED, config)
-    wrapped.base_model.set_adapter([_BEFORE, _TRAINED])
-    for name, weight in wrapped.named_parameters():
-        weight.requires_grad = f".{_TRAINED}." in name
-    return wrapped
-
-
 def export(
     trained: Any, state: dict[str, torch.Tensor] | None, base: Weights, out: Path, adapter: Path | None = None
 ) -> Rounding | None:
@@ -204,20 +110,38 @@ def merge_judge(judge: Path, out: Path) -> Rounding:
 
 
 def _save_merged(judge: Path, out: Path, target: Path) -> None:
-    target.mkdir()
+    target.mkdir(parents=True)
     merge(judge, Adapter.read(out / "adapter"), target).write(out / ROUNDING)
     load_processor(judge).save_pretrained(target)
 
 
 def _save_judge(model: Any, judge: Path, target: Path, state: dict[str, torch.Tensor] | None) -> None:
-    model.save_pretrained(target, state_dict=state)
+    """Write all weights as the files of the judge hold them, in the format that they were trained in."""
+    target.mkdir(parents=True)
+    weights: Mapping[str, torch.Tensor] = model.state_dict() if state is None else state
+    layout = StoredLayout(judge)
+    rewrite(layout, target, weights.get, lambda weight, stored, part: part.detach().to("cpu", copy=True))
+    dtype = str(model.dtype).removeprefix("torch.")
+    config = target / "config.json"
+    config.write_text(json.dumps({**_with_dtype(json.loads(config.read_text()), dtype), "dtype": dtype}, indent=2))
     load_processor(judge).save_pretrained(target)
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a configuration that says another format of the weights wherever it says one."""
+    changed = dict(config)
+    for name, value in config.items():
+        if isinstance(value, dict):
+            changed[name] = _with_dtype(value, dtype)
+        elif name in ("dtype", "torch_dtype") and value is not None:
+            changed[name] = dtype
+    return changed
 
 
 def _save_adapter(
     trained: Any, base: str, target: Path, state: dict[str, torch.Tensor] | None, before: Path | None
 ) -> None:
-    trained.save_pretrained(target, state_dict=state, selected_adapters=[_TRAINED])
+    trained.save_pretrained(target, state_dict=state, selected_adapters=[TRAINED_ADAPTER])
     adapters = [] if before is None else [Adapter.read(before)]
     compose([*adapters, Adapter.read(target)], base).write(target)
 

@@ -29,12 +29,12 @@ from carevl.training.judge import (
     TrainedJudge,
     export,
     load_judge,
-    make_trainable,
     restore_positions,
 )
 from carevl.training.plain import Plain
 from carevl.training.schedule import MicroBatch, Schedule, micro_batches
 from carevl.training.steps import Objective, all_gather, sum_shares
+from carevl.training.trainable import make_trainable
 from carevl.training.trial import try_packing
 from carevl.training.validation import DEV
 

@@ -13,8 +13,9 @@ from carevl.models.judge_files import load_processor
 from carevl.models.packing import row_tokens, usable_packing
 from carevl.settings.training import Training
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
-from carevl.training.judge import add_adapter, load_judge, log_probabilities
+from carevl.training.judge import load_judge, log_probabilities
 from carevl.training.schedule import micro_batches
+from carevl.training.trainable import add_adapter
 
 
 class Reference:

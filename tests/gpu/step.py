@@ -16,7 +16,7 @@ from carevl.models.flex_attention import FLEX
 from carevl.models.packing import Packed
 from carevl.models.tree_attention import MASKED, TREES, branch_log_probabilities, cast_floats, set_attention
 from carevl.training.attention import find_flaw
-from carevl.training.judge import make_trainable
+from carevl.training.trainable import make_trainable
 from tests.gpu.figures import Check, relative
 from tests.gpu.models import H100_FLOPS, judge_row, language_weights, make_judge
 
@@ -25,13 +25,13 @@ class _Training:
     """The settings of the presets that `make_trainable` reads."""
 
     gradient_checkpointing = True
-    freeze_vision = True
+    train = "language"
 
     class lora:  # noqa: N801
         """Adapters on the language model."""
 
         rank, alpha, dropout = 64, 128.0, 0.0
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # noqa: RUF012
+        targets = None
 
 
 def run(check: Check) -> None:

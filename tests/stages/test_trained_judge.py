@@ -77,12 +77,12 @@ def test_unless_the_settings_say_so(trained, halved):
 
 
 def test_vllm_gets_merged_weights_where_the_vision_tower_has_adapters(trained, halved):
-    changes = [f"judge.path={halved}", "dpo.freeze_vision=false"]
+    changes = [f"judge.path={halved}", "dpo.train=all"]
     for engine, adapter in (("vllm", False), ("transformers", True)):
         settings = trained("auto", changes=[*changes, f"judge.engine={engine}"]).settings
         assert serves_adapters(settings) == adapter
     with pytest.raises(SettingsError, match="vllm leaves out the adapters of a vision tower"):
-        check_settings(load_settings("mini", ["judge.serve=adapter", "judge.engine=vllm", "sft.freeze_vision=false"]))
+        check_settings(load_settings("mini", ["judge.serve=adapter", "judge.engine=vllm", "sft.train=all"]))
 
 
 def test_what_is_trained_in_bfloat16_is_not_merged_before_phase_2(trained):

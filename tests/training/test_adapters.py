@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from carevl.errors import UserError
 from carevl.models.stored_weights import INDEX, stored_dtype
-from carevl.training.adapters import Adapter, Rounding, compose, merge, weight_files
+from carevl.training.adapters import Adapter, Rounding, compose, merge
+from carevl.training.stored_layout import weight_files
 
 pytestmark = pytest.mark.train
 
@@ -122,8 +123,8 @@ def test_a_change_too_small_for_the_format_is_warned_of(halved, pair, tmp_path):
     assert "warning" not in Rounding(0.05, 0.2, "q_proj", "bfloat16").line()
 
 
-def test_a_module_that_the_files_do_not_hold_is_refused(judge, pair, tmp_path):
+def test_an_adapter_of_another_model_is_refused(judge, pair, tmp_path):
     whole = Adapter.read(pair[0])
     tensors = {name.replace("layers.0", "layers.99"): tensor for name, tensor in whole.tensors.items()}
-    with pytest.raises(UserError, match=r"layers\.99\.self_attn\.q_proj in another form"):
+    with pytest.raises(UserError, match=r"layers\.99\.self_attn\.q_proj, which is no module of the base"):
         merge(judge, Adapter(whole.config, tensors), tmp_path)

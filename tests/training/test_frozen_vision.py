@@ -63,7 +63,7 @@ def test_it_sees_an_image_once_in_a_phase_of_several_epochs(begin, sft_rows, qui
 
 def test_it_is_asked_in_every_step_where_nothing_can_be_kept(begin, sft_rows, quick, monkeypatch, tmp_path):
     assert begin("sft", sft_rows, quick())[0].features is None  # one epoch, every image once
-    trained, _ = begin("sft", sft_rows, quick(epochs=2, freeze_vision=False, lora=None), out=tmp_path / "trained")
+    trained, _ = begin("sft", sft_rows, quick(epochs=2, train="all", lora=None), out=tmp_path / "trained")
     assert trained.features is None
     monkeypatch.setattr("carevl.training.features._SHARE_OF_DISK", 0.0)
     assert begin("sft", sft_rows, quick(epochs=2), out=tmp_path / "disk")[0].features is None

@@ -15,11 +15,10 @@ from PIL import Image
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.errors import UserError
 from carevl.models.prompts import Prompt, encode_prompts, render_prompt
-from carevl.settings.training import Lora
 from carevl.training.driver import prepare_training
 from carevl.training.image_sizes import by_size
 from carevl.training.items import Encoder, Items, split_holdout
-from carevl.training.judge import find_lora_modules, load_skeleton
+from carevl.training.judge import load_skeleton
 from carevl.training.reference import Reference
 
 
@@ -237,20 +236,6 @@ def test_rows_without_a_reference_are_left_out(begin, dpo_rows, judge, quick):
     loop, errors = begin("dpo", pa.Table.from_pylist(rows), quick())
     assert [(error["row"], error["error"]["kind"]) for error in errors] == [(5, "no_reference")]
     assert loop.config.schedule.n_items == 7
-
-
-def test_targets_that_match_nothing_name_the_nearest_modules(judge):
-    model = load_skeleton(judge)
-    with pytest.raises(UserError, match=r"lora.targets: query_proj matches no linear module .* near are .*q_proj"):
-        find_lora_modules(model, Lora(targets=["q_proj", "query_proj"]), freeze_vision=True)
-
-
-def test_a_frozen_vision_tower_gets_no_adapters(judge):
-    model = load_skeleton(judge)
-    lora = Lora(targets=["q_proj", "qkv"])
-    assert any(".visual." in name for name in find_lora_modules(model, lora, freeze_vision=False))
-    with pytest.raises(UserError, match="qkv matches no linear module"):
-        find_lora_modules(model, lora, freeze_vision=True)
 
 
 def test_a_judge_without_a_processor_is_refused(judge, sft_rows, write, quick, tmp_path):

@@ -101,7 +101,8 @@ def test_trained_adapter_and_merged_judge_agree(begin, judge, sft_rows, quick):
         assert len({file.stat().st_mode for file in (out / name).iterdir()}) == 1
     processor = hf.AutoProcessor.from_pretrained(out / "judge")
     assert processor.chat_template == hf.AutoProcessor.from_pretrained(judge).chat_template
-    assert sorted(path.name for path in out.iterdir()) == ["adapter", "data", "judge", "rounding.json", "training.json"]
+    files = ["adapter", "data", "judge", "rounding.json", "trained.json", "training.json"]
+    assert sorted(path.name for path in out.iterdir()) == files
 
 
 def test_all_weights_but_those_of_the_vision_tower_are_trained(begin, judge, sft_rows, quick):
@@ -119,7 +120,7 @@ def test_all_weights_but_those_of_the_vision_tower_are_trained(begin, judge, sft
 
 
 def test_the_vision_tower_is_trained_when_it_is_not_frozen(begin, sft_rows, quick):
-    loop, _ = begin("sft", sft_rows, quick(lora=None, freeze_vision=False, learning_rate=1e-3))
+    loop, _ = begin("sft", sft_rows, quick(lora=None, train="all", learning_rate=1e-3))
     before = {name: weight.detach().clone() for name, weight in loop.judge.named_parameters() if ".visual." in name}
     _curve(loop, 1)
     after = dict(loop.judge.named_parameters())

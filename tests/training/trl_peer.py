@@ -20,7 +20,7 @@ from carevl.settings.training import Phase, Training
 def load(judge: Path, training: Training) -> Any:
     """The judge as TRL gets it, its vision tower frozen or not."""
     model = hf.AutoModelForImageTextToText.from_pretrained(judge, dtype=training.dtype, attn_implementation="sdpa")
-    model.model.visual.requires_grad_(not training.freeze_vision)
+    model.model.visual.requires_grad_(training.train == "all")
     return model
 
 
