@@ -26,6 +26,7 @@ from carevl.cli import (
     settings,
     sources,
     status,
+    train,
 )
 from carevl.cli.options import ListingCommand
 from carevl.errors import UserError
@@ -56,6 +57,7 @@ for _command in (
     status.status,
     retry.retry,
     judge.judge,
+    train.train,
     plan.plan,
     evaluate.evaluate,
     audit.audit,

@@ -58,7 +58,7 @@ def parts(run: Run, what: Selection) -> Iterator[Part]:
     if manifest is None:
         raise UserError(f"{run.root}: stage {stage} is not finished, so there are no {what} to export; `carevl run` it")
     table = Table(run.root / stage / manifest["fingerprint"] / below)
-    ingested = Ingested(_ingested(run, manifest).directory)
+    ingested = Ingested(run.root / "ingest" / run.origin(manifest, "ingest")["fingerprint"])
     for number in ingested.items.parts():
         items = {item["item_id"]: item for item in ingested.items.read(number).to_pylist() if item["error"] is None}
         rows = table.read(number).to_pylist() if what != "items" else list(items.values())
@@ -66,19 +66,6 @@ def parts(run: Run, what: Selection) -> Iterator[Part]:
         named = {example.image_id for example in examples}
         images = ingested.images.read(number, ["image_id", "bytes", "format"]).to_pylist() if named else []
         yield Part(examples, {image["image_id"]: (image["bytes"], image["format"]) for image in images})
-
-
-def _ingested(run: Run, manifest: Row) -> Table:
-    """Return the ingest directory that a result comes from, however many stages before."""
-    while manifest["stage"] != "ingest":
-        inputs = manifest["cause"]["inputs"]
-        stage = "ingest" if "ingest" in inputs else next(iter(inputs))
-        table = Table(run.root / stage / inputs[stage])
-        source = table.manifest
-        if source is None:
-            raise UserError(f"{table.directory} is gone, but {manifest['stage']} was made from it; `carevl run` again")
-        manifest = source
-    return Table(run.root / "ingest" / manifest["fingerprint"])
 
 
 def _of_item(item: Row, _: Row) -> Iterator[Example]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carevl.data.drawn import data_root
+from carevl.data.drawn import DataRoot, data_root
 from carevl.settings.loader import load_settings
 from carevl.stages import STAGES
 from carevl.store.run import Run, RunError
@@ -29,14 +29,21 @@ def stage_keys(
     Args:
         decided: keys that are taken as they are.
     """
-    keys = dict(decided or {})
     with data_root(settings, run) as root:
-        for stage in stages:
-            for table in stage.tables(settings):
-                if table not in keys:
-                    inputs = {role: run.version(keys[name]) for role, name in stage.inputs(settings, table).items()}
-                    rest = stage.fingerprint_inputs(settings, root, table)
-                    keys[table] = StageKey(stage.place(table), {**({"inputs": inputs} if inputs else {}), **rest})
+        return derive_keys(settings, run, root, stages, decided or {})
+
+
+def derive_keys(
+    settings: Settings, run: Run, root: DataRoot, stages: Sequence[Stage], decided: Mapping[str, StageKey]
+) -> dict[str, StageKey]:
+    """Return as `stage_keys`, with the data where they are."""
+    keys = dict(decided)
+    for stage in stages:
+        for table in stage.tables(settings):
+            if table not in keys:
+                inputs = {role: run.version(keys[name]) for role, name in stage.inputs(settings, table).items()}
+                rest = stage.fingerprint_inputs(settings, root, table)
+                keys[table] = StageKey(stage.place(table), {**({"inputs": inputs} if inputs else {}), **rest})
     return keys
 
 

@@ -6,15 +6,30 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import fill
 
 from carevl.models.judge_spec import JudgeSpec
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose
 from carevl.training.trainable import TRAINED, TrainedParts
 
 _CARD = "README.md"
+_METHOD = (
+    "imitation of its own judgments where text reward models are sure of the label (phase 1), then DPO on its "
+    "judgments of the rest (phase 2)"
+)
+_MEASURED = "Measured on the run's development data unless the table says otherwise."
 
 
-def publish(phases: Sequence[Path], base: str, target: Path, fingerprint: str, results: Sequence[str]) -> None:
+def publish(
+    phases: Sequence[Path],
+    base: str,
+    target: Path,
+    fingerprint: str,
+    results: Sequence[str],
+    *,
+    method: str = _METHOD,
+    measured: str = _MEASURED,
+) -> None:
     """Write `target`: the last phase's merged judge, `adapter/` relative to `base`, and a card.
 
     The directory appears whole. One that holds the same fingerprint keeps its weights and gets a new card.
@@ -24,6 +39,8 @@ def publish(phases: Sequence[Path], base: str, target: Path, fingerprint: str, r
         base: the model that phase 1 began with, as the adapter names it.
         fingerprint: of the last phase.
         results: lines of the table of results, for the card.
+        method: what the card says of the training, as the end of a sentence.
+        measured: what it says of where the results are from, in sentences.
     """
     marker = target / "judge.json"
     if not marker.exists() or json.loads(marker.read_text())["fingerprint"] != fingerprint:
@@ -39,7 +56,7 @@ def publish(phases: Sequence[Path], base: str, target: Path, fingerprint: str, r
     notes = [f"Phase {n} {parts.line()}" for n, parts in _trained_parts(phases)]
     if (rounding := Rounding.read(phases[-1] / ROUNDING)) is not None:
         notes.append(_capitalised(rounding.line()))
-    (target / _CARD).write_text(_card(base, results, notes), encoding="utf-8")
+    (target / _CARD).write_text(_card(base, results, notes, method, measured), encoding="utf-8")
 
 
 def _trained_parts(phases: Sequence[Path]) -> Iterator[tuple[int, TrainedParts]]:
@@ -58,8 +75,9 @@ def _write_adapter(directories: Sequence[Path], base: str, target: Path) -> None
     compose(adapters, base).write(target)
 
 
-def _card(base: str, results: Sequence[str], notes: Sequence[str]) -> str:
+def _card(base: str, results: Sequence[str], notes: Sequence[str], method: str, measured: str) -> str:
     table = "\n".join(results)
+    trained = _wrap(f"Trained by CAREVL from `{base}` on preference data without human labels: {method}.")
     paragraphs = "".join(f"\n{note}.\n" for note in notes)
     return f"""---
 tags: [carevl, reward-model, vision-language]
@@ -68,8 +86,7 @@ base_model: {base}
 
 # A vision-language judge
 
-Trained by CAREVL from `{base}` on preference data without human labels: imitation of its own judgments where text
-reward models are sure of the label (phase 1), then DPO on its judgments of the rest (phase 2).
+{trained}
 
 It is asked with the prompts of `carevl.judging.prompts` and answers with one sentence of evidence and a verdict:
 
@@ -79,7 +96,7 @@ from carevl import RewardModel
 RewardModel("this directory").judge("photo.jpg", "How many dogs are there?", ("Two dogs.", "Three dogs."))
 ```
 
-`adapter/`, if it is there, holds both phases as one LoRA adapter of the base, exactly as they were trained:
+`adapter/`, if it is there, holds all that was learned as one LoRA adapter of the base, exactly as it was trained:
 `RewardModel("{base}", adapter="this directory/adapter")`.
 {paragraphs}
 ## What it reached
@@ -88,9 +105,12 @@ RewardModel("this directory").judge("photo.jpg", "How many dogs are there?", ("T
 {table}
 ```
 
-Measured on the run's development data unless the table says otherwise. Answers of a judge are guesses: check them where
-they matter.
+{_wrap(f"{measured} Answers of a judge are guesses: check them where they matter.")}
 """
+
+
+def _wrap(text: str) -> str:
+    return fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _capitalised(sentence: str) -> str:

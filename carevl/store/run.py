@@ -91,6 +91,25 @@ class Run:
         files = sorted(self.root.glob(f"{stage}/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime_ns)
         return json.loads(files[-1].read_text()) if files else None
 
+    def origin(self, manifest: Mapping[str, Any], stage: str) -> dict[str, Any]:
+        """Return the manifest of the stage's table that a table comes from, however many stages before.
+
+        Args:
+            manifest: of the table.
+
+        Raises:
+            RunError: one of the tables between them is gone.
+        """
+        source = dict(manifest)
+        while source["stage"] != stage:
+            inputs = source["cause"]["inputs"]
+            name = stage if stage in inputs else next(iter(inputs))
+            table = self.table_of(name, inputs[name].partition("+")[0])  # without how often rows were tried again
+            if table.manifest is None:
+                raise RunError(f"{table.directory} is gone, but {source['stage']} was made from it; `carevl run` again")
+            source = table.manifest
+        return source
+
     def action(self, key: StageKey) -> tuple[str, str]:
         """Return what a run has to do for a stage, and why: (`skip` | `resume` | `run` | `recompute`, reason)."""
         table = self.table(key)
@@ -119,7 +138,7 @@ class Run:
             except BlockingIOError:
                 stream.seek(0)
                 holder = stream.read().decode() or "another process"
-                raise RunError(f"{self.root} is in use by {holder}; wait for it, or choose another --run-dir") from None
+                raise RunError(f"{self.root} is in use by {holder}; wait for it, or choose another directory") from None
             with self._written():
                 stream.truncate(0)
                 stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
