@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 import carevl
 from carevl.cli import (
     audit,
+    check,
     compare,
     evaluate,
     export,
@@ -57,6 +58,7 @@ for _command in (
     status.status,
     retry.retry,
     judge.judge,
+    check.check,
     train.train,
     plan.plan,
     evaluate.evaluate,

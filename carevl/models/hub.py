@@ -127,6 +127,21 @@ def find_snapshot(name: str, revision: str | None, *, code: bool = False) -> Pat
     return snapshot if expected and all((snapshot / file).exists() for file in expected) else None
 
 
+def find_config(name: str, revision: str | None) -> Path | None:
+    """Return the config.json of a hub model in the cache, whatever else of it is there; no network is used.
+
+    None where it is not there, or where the name is neither a directory nor a hub id: whoever loads it says so.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def _cached_commit(repository: Path, revision: str | None) -> str | None:
     if COMMIT.fullmatch(revision or ""):
         return revision

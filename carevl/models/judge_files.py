@@ -6,15 +6,18 @@ The files are read, and the model's modules are made without memory (on the meta
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from carevl.errors import UserError
 from carevl.models.families import judge_family
-from carevl.models.hub import find_snapshot
+from carevl.models.hub import find_config, find_snapshot
 from carevl.models.locate import own_directory
 from carevl.models.stored_weights import indexed_files, tensor_names
+from carevl.settings.schemes import split_scheme
 
 ADAPTER = "adapter_config.json"
 _OF_PEFT = (".lora_A.", ".lora_B.", ".lora_embedding_", ".base_layer.", "base_model.model.")
@@ -37,6 +40,26 @@ def check_judge(path: str, revision: str | None = None) -> None:
     directory = own_directory(path) or find_snapshot(path, revision)
     if directory is not None:
         check_directory(directory)
+
+
+def find_judge(path: str, revision: str | None = None) -> tuple[Path, bool]:
+    """Return the directory of a model on this machine, and whether its weights are in it; nothing is fetched.
+
+    Args:
+        path: as for `check_judge`.
+
+    Raises:
+        UserError: not even its configuration is here.
+    """
+    split = split_scheme(path)
+    directory = Path(path) if split is None else split[0].model(split[1])
+    if directory.is_dir():
+        return directory, has_weights(directory)
+    if (snapshot := find_snapshot(path, revision)) is not None:
+        return snapshot, True
+    if (config := find_config(path, revision)) is not None:
+        return config.parent, False
+    raise UserError(f"{path}: there is no such directory, and no hub model of that id is on this machine")
 
 
 def check_directory(directory: Path, *, weights: bool = True) -> None:
@@ -65,12 +88,12 @@ def check_directory(directory: Path, *, weights: bool = True) -> None:
 
 
 def has_weights(directory: Path) -> bool:
-    """Return whether a directory holds weights, whole or not."""
-    return any(directory.glob("*.safetensors"))
+    """Return whether a directory holds weights, in whatever format."""
+    return any(file for pattern in ("*.safetensors", *_OTHER_FORMATS) for file in directory.glob(pattern))
 
 
 def _check_weight_files(directory: Path) -> None:
-    if not has_weights(directory):
+    if not any(directory.glob("*.safetensors")):
         others = [file.name for pattern in _OTHER_FORMATS for file in sorted(directory.glob(pattern))]
         stored = f", only {others[0]}" if others else ""
         raise UserError(f"{directory} has no safetensors weights{stored}; convert them with save_pretrained")
@@ -174,25 +197,18 @@ def _check_tensors(directory: Path) -> None:
     transformers would fill in what is missing with random numbers.
     """
     from transformers import AutoModelForImageTextToText
-    from transformers.utils import logging
 
-    shown, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        _, loaded = AutoModelForImageTextToText.from_pretrained(
-            directory,
-            device_map={"": "meta"},
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with quiet_transformers():
+            _, loaded = AutoModelForImageTextToText.from_pretrained(
+                directory,
+                device_map={"": "meta"},
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except Exception as error:  # whatever an architecture makes of a configuration that it cannot build
         raise UserError(f"{directory}: its model cannot be built: {_one_line(error)}") from None
-    finally:
-        logging.set_verbosity(shown)
-        if bar:
-            logging.enable_progress_bar()
     problems = [f"{name} is not stored" for name in sorted(loaded["missing_keys"])]
     problems += [
         f"{name} is stored as {list(stored)}, not {list(expected)}"
@@ -203,6 +219,22 @@ def _check_tensors(directory: Path) -> None:
         raise UserError(
             f"{directory} holds the weights of another architecture than its config.json describes: {problems[0]}{more}"
         )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Let transformers load a model without bars and warnings: what matters is said in other words."""
+    from transformers.utils import logging
+
+    shown, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(shown)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _one_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from carevl.errors import UserError
 from carevl.models.families import paligemma
 from carevl.models.families.base import Family
+from carevl.models.hub import find_config
 from carevl.models.locate import locate
 from carevl.settings.registry import Registry
 
@@ -94,11 +95,4 @@ def _config_file(path: str, revision: str | None) -> Path | None:
     directory = Path(locate(path, revision))
     if directory.is_dir():
         return directory / "config.json"
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(path, "config.json", revision=revision)
-    except HFValidationError:  # neither a directory nor a hub id: whoever loads it says so
-        return None
-    return Path(cached) if isinstance(cached, str) else None
+    return find_config(path, revision)
