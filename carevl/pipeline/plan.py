@@ -26,6 +26,7 @@ from carevl.pipeline.downloads import (
 )
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.measure import measure
+from carevl.pipeline.trained import trained_lines
 from carevl.settings.schemes import split_scheme
 from carevl.store.run import Run, RunError
 from carevl.store.table import Table
@@ -73,6 +74,7 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
     Raises:
         RunError: something that a stage reserves can never be had, a model cannot be downloaded, or its weights alone
             do not fit on a card; the lines before it come first.
+        UserError: there is nothing to train where the settings say.
     """
     planned = plan_run(settings, run)
     if settings.cluster.rehearse:
@@ -86,6 +88,7 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
     yield from download_lines(states)
     card = card_memory(settings.cluster) if any(model.gpus for _, model in loaded) else None
     yield from weight_lines(loaded, states, card)
+    yield from trained_lines(settings, pending, states["judge"].directory if "judge" in states else None)
     problems = find_problems(loaded, states, card)
     with ray_cluster(settings.cluster) if measured or not is_private(settings.cluster) else nullcontext():
         needs = reservations(settings, pending)

@@ -119,8 +119,15 @@ def _save_judge(model: Any, judge: Path, target: Path, state: dict[str, torch.Te
     """Write all weights as the files of the judge hold them, in the format that they were trained in."""
     target.mkdir(parents=True)
     weights: Mapping[str, torch.Tensor] = model.state_dict() if state is None else state
-    layout = StoredLayout(judge)
-    rewrite(layout, target, weights.get, lambda weight, stored, part: part.detach().to("cpu", copy=True))
+    names: dict[int, list[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), []).append(name)
+    tied = {name: group for group in names.values() for name in group}
+
+    def value(name: str) -> torch.Tensor | None:
+        return next((weights[other] for other in tied.get(name, [name]) if other in weights), None)
+
+    rewrite(StoredLayout(judge), target, value, lambda weight, stored, part: part.detach().to("cpu", copy=True))
     dtype = str(model.dtype).removeprefix("torch.")
     config = target / "config.json"
     config.write_text(json.dumps({**_with_dtype(json.loads(config.read_text()), dtype), "dtype": dtype}, indent=2))

@@ -63,6 +63,7 @@ def test_the_plan_of_a_preset_says_what_will_be_downloaded_and_put_on_the_card(h
         r"caption +3\.6 MB of 80\.0 GB for the weights of captioner as auto",
         r"score/rm-mistral +2\.7 MB of 26\.4 GB for the weights of experts\.2 as auto, 0\.33 of a card",
         r"sft +3\.6 MB of 80\.0 GB for the weights of judge as bfloat16",
+        r"dpo +trains \d+ adapters of [\d,]+ numbers \(language\); frozen: 25 of 25 tensors of the vision tower, .*",
         r"evaluate/phase2 +3\.6 MB of 80\.0 GB for the weights of judge as auto",
     ):
         assert re.search(rf"^{line}$", done.stdout, re.MULTILINE), line

@@ -10,6 +10,7 @@ import torch
 from carevl.pipeline import results
 from carevl.pipeline.publish import publish
 from carevl.training.adapters import Adapter, Rounding
+from carevl.training.trainable import TrainedParts
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def phases(tmp_path):
             config = {"r": rank, "lora_alpha": 2 * rank, "target_modules": ["q"], "base_model_name_or_path": of}
             Adapter(config, tensors).write(tmp_path / phase / "adapter")
             Rounding(lost, lost, "q", "bfloat16").write(tmp_path / phase / "rounding.json")
+            TrainedParts("language", 1, rank * 12, 9, 1, 3, 3, 2, 2).write(tmp_path / phase / "trained.json")
         return [tmp_path / "sft", tmp_path / "dpo"]
 
     return make
@@ -49,6 +51,9 @@ def test_an_adapter_of_merged_weights_is_joined_with_the_one_before_it(phases, t
     card = (tmp_path / "judge" / "README.md").read_text()
     assert "Merging into bfloat16 lost 0.01 of what was learned (0.01 in q)." in card
     assert "judge.serve" not in card
+    frozen = "frozen: 3 of 3 tensors of the vision tower, 2 of 2 of the projector."
+    assert f"Phase 1 trains 1 adapters of 24 numbers (language); {frozen}" in card
+    assert f"Phase 2 trains 1 adapters of 36 numbers (language); {frozen}" in card
 
 
 def test_one_that_holds_both_phases_is_published_as_it_is(phases, tmp_path):

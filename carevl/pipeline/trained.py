@@ -1,0 +1,30 @@
+"""What a run would train of its judge, before it does."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from carevl.settings.tree import Settings
+
+
+def trained_lines(settings: Settings, tables: Collection[str], judge: Path | None) -> Iterator[str]:
+    """Yield a line for every phase among some tables: its adapters or weights, and what of the judge is frozen.
+
+    Args:
+        judge: its directory; nothing is said of one that is not on this machine.
+
+    Raises:
+        UserError: there is nothing to train where the settings say.
+    """
+    phases = [phase for phase in ("sft", "dpo") if phase in tables]
+    if judge is None or not phases:
+        return
+    from carevl.training.judge import load_skeleton  # torch and transformers take seconds
+    from carevl.training.trainable import describe_trained
+
+    model = load_skeleton(judge)
+    for phase in phases:
+        yield f"{phase:16s} {describe_trained(model, getattr(settings, phase)).line()}"
