@@ -10,14 +10,13 @@ from carevl.miniworld.items import draw_items
 from carevl.models.engines import generator
 from carevl.models.engines.base import GenerationRequest
 from carevl.settings.models import Judge, Pool
-from tests.helpers.tiny_models import write_tiny
 
 pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_tiny("internvl", tmp_path_factory.mktemp("internvl"), "float32")
+def tiny(family_directory):
+    return family_directory("internvl")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from carevl.stages.score import ScoreProcessor
 from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS
 from carevl.training.driver import train
 from carevl.training.reference import Reference
-from tests.helpers.tiny_models import write_tiny
+from tests.helpers.reward_models import write_reward_model
 
 pytestmark = [pytest.mark.train, pytest.mark.nightly]
 SETTINGS = load_settings("single-gpu")
@@ -50,8 +50,8 @@ def images(drawn):
 
 
 @pytest.mark.parametrize("engine", ["vllm", "transformers"])
-def test_the_captioners_family_describes_every_image(engine, images, tmp_path):
-    path = write_tiny("internvl", tmp_path)
+def test_the_captioners_family_describes_every_image(engine, images, family_directory):
+    path = family_directory("internvl", dtype="bfloat16")
     settings = SETTINGS.captioner.model_copy(
         update={"path": str(path), "revision": None, "engine": engine, "max_tokens": 12}
     )
@@ -63,7 +63,7 @@ def test_the_captioners_family_describes_every_image(engine, images, tmp_path):
 
 @pytest.mark.parametrize(("number", "family"), enumerate(EXPERTS))
 def test_an_experts_family_scores_every_response_in_vllm_and_agrees_with_transformers(number, family, drawn, tmp_path):
-    path = write_tiny(family, tmp_path)
+    path = write_reward_model(family, tmp_path)
     expert = SETTINGS.experts[number].model_copy(update={"path": str(path), "revision": None})
     assert expert.parity_tolerance is not None
     rows = [
@@ -96,8 +96,10 @@ def _rows(drawn, images, directory: Path) -> tuple[Path, pa.Table]:
     return directory / "targets.parquet", pa.Table.from_pylist(pairs)
 
 
-def test_the_judges_family_is_trained_in_both_phases_and_vllm_loads_what_they_made(ray, drawn, images, tmp_path):
-    judge = write_tiny("qwen2_5_vl", tmp_path / "base")
+def test_the_judges_family_is_trained_in_both_phases_and_vllm_loads_what_they_made(
+    ray, drawn, images, family_directory, tmp_path
+):
+    judge = family_directory("qwen2_5_vl", dtype="bfloat16")
     targets, pairs = _rows(drawn, images, tmp_path)
     phases = {name: getattr(SETTINGS, name).model_copy(update={}) for name in ("sft", "dpo")}
     phases = {name: type(phase).model_validate(phase.model_dump() | STEPS) for name, phase in phases.items()}
