@@ -45,7 +45,8 @@ class Family:
     def reply(self, seed: int) -> list[int]:
         inputs = self.inputs(seed)
         written = self.model.generate(**inputs, max_new_tokens=12, do_sample=False)
-        return written[0, inputs["input_ids"].shape[1] :].tolist()
+        reply: list[int] = written[0, inputs["input_ids"].shape[1] :].tolist()
+        return reply
 
     @torch.inference_mode()
     def log_probabilities(self, *, hidden: bool = False, step: int = 1) -> torch.Tensor:
@@ -75,7 +76,7 @@ class Family:
         logits = self.model(**inputs, use_cache=False).logits[0, begin - 1 : -1]
         hook.remove()
         assert logits.isfinite().all()
-        return logits.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)]
+        return torch.log_softmax(logits, -1)[torch.arange(len(response)), torch.tensor(response)]
 
     def _positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Where tokens stand when nothing is hidden."""
