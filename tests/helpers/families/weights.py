@@ -10,7 +10,7 @@ _SHARPNESS = 3.0
 """Standard deviation of the scores of attention. Models made anew have 0.02 and attend to everything alike."""
 
 
-def enliven(model: Any, seed: int) -> None:
+def randomize(model: Any, seed: int) -> None:
     """Draw all weights of a model anew: what it computes is of size 1, attention is sharp, biases are not 0."""
     import torch
 

@@ -37,13 +37,13 @@ def write_family(name: str, directory: Path, *, seed: int = 0, dtype: str = "flo
     import torch
     import transformers as hf
 
-    from tests.helpers.families.weights import enliven, publish
+    from tests.helpers.families.weights import publish, randomize
 
     module = VARIANTS.get(name) or next(module for module, names in _MODULES.items() if name in names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = getattr(importlib.import_module(f"tests.helpers.families.{module}"), name)()
-    enliven(parts.model, seed)
+    randomize(parts.model, seed)
     tokenizer = parts.processor.tokenizer
     ends = tokenizer.convert_tokens_to_ids(list(parts.end_tokens)) or tokenizer.eos_token_id
     parts.model.generation_config = hf.GenerationConfig(
