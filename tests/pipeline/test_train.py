@@ -25,28 +25,14 @@ from carevl.pipeline.train import (
     training_settings,
 )
 from carevl.store.run import Run, RunError
+from tests.helpers.finished_run import FINISHED, QUICK, copy_first_part
 
-FINISHED = Path(__file__).parents[1] / "data" / "finished_run"
 BASE = "miniworld:judge"
-QUICK = [
-    "sft.batch_size=16",
-    "sft.workers={count: 1, num_cpus: 0.5}",
-    "dpo.batch_size=8",
-    "dpo.workers={count: 1, num_cpus: 0.5}",
-    "judge.pool.num_cpus=0.5",
-]
-"""Two steps of each phase on the rows of one part."""
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Run:
-    """The finished run, with the targets and pairs of its first part."""
-    root = tmp_path / "rows"
-    shutil.copytree(FINISHED, root)
-    for file in [*root.glob("demonstrate/*/targets/part-*"), *root.glob("select/*/part-*")]:
-        if file.stem != "part-00000":
-            file.unlink()
-    return Run(root)
+    return copy_first_part(tmp_path / "rows")
 
 
 def _settings(judge, rows, *overrides, source=None):
