@@ -222,16 +222,16 @@ def test_a_judge_that_lacks_a_file_is_refused(missing, sentence, tmp_path):
     assert str(refusal.value) == f"judge.path: {tmp_path / 'judge'} {sentence}"
 
 
-def test_a_judge_of_an_architecture_that_cannot_be_trained_is_refused_before_anything_is_paid(tmp_path):
+def test_a_judge_that_reads_no_images_is_refused_before_anything_is_paid(tmp_path):
     judge = tmp_path / "judge"
     shutil.copytree(locate("miniworld:judge"), judge)
-    (judge / "config.json").write_text((judge / "config.json").read_text().replace('"qwen2_vl"', '"llava"'))
+    shutil.copy(Path(locate("miniworld:expert-llama")) / "config.json", judge)
     settings = load_settings("mini", [f"judge.path={judge}"])
     check_settings(settings, "route")
     with pytest.raises(SettingsError) as refusal:
         check_settings(settings)
     assert str(refusal.value) == (
-        f"judge.path: {judge}: llava is no vision architecture that can be trained: those are qwen2_vl, qwen2_5_vl"
+        f"judge.path: {judge} is a llama model, which does not read images; a judge is a vision-language model"
     )
 
 
