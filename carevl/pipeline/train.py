@@ -24,6 +24,7 @@ from carevl.pipeline.check import check_training
 from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import derive_keys, load_run
 from carevl.pipeline.publish import publish
+from carevl.pipeline.results import REHEARSAL
 from carevl.pipeline.run import StageReport, run_stage
 from carevl.settings.loader import fill, load_settings
 from carevl.settings.tree import Settings
@@ -98,6 +99,8 @@ def train_judge(
     check_training(settings)
     found = find_rows(rows, phases)
     directory = TrainingDirectory(out.root, rows)
+    if settings.cluster.rehearse:
+        log(REHEARSAL)
     with directory.lock():
         keys = derive_keys(settings, directory, DataRoot.of(settings, rows), phases, found)
         names = [phase.name for phase in phases]
@@ -167,6 +170,8 @@ def _method(writer: str, phases: Sequence[str]) -> str:
 
 
 def _figures(context: RunContext, phases: Sequence[str]) -> Iterator[str]:
+    if context.settings.cluster.rehearse:
+        yield REHEARSAL
     for name in phases:
         manifest: Mapping[str, Any] = context.table(name).manifest or {}
         last = manifest["last_step"]

@@ -94,3 +94,17 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_a_bucket_is_no_run_directory(bucket):
     with pytest.raises(RunError, match="only sources may lie in a bucket"):
         Run.at(Path(bucket))
+
+
+def test_a_table_comes_from_those_that_its_manifest_names(tmp_path):
+    run = Run(tmp_path)
+    ingest = StageKey("ingest", {"version": 1})
+    route = StageKey("route", {"inputs": {"ingest": f"{ingest.fingerprint}+2"}})  # rows of it were tried again twice
+    select = StageKey("select", {"inputs": {"route": route.fingerprint}})
+    for key in (ingest, route, select):
+        facts = {"stage": key.stage, "fingerprint": key.fingerprint, "cause": dict(key.fingerprint_inputs)}
+        run.table(key).finish(facts)
+    assert run.origin(run.latest("select"), "ingest")["fingerprint"] == ingest.fingerprint
+    (run.table(route).directory / "manifest.json").unlink()
+    with pytest.raises(RunError, match="is gone, but select was made from it"):
+        run.origin(run.latest("select"), "ingest")
