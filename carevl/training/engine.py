@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from carevl.models.device import device, is_rehearsal
@@ -58,3 +60,20 @@ def deepspeed_config(training: Training, hidden_size: int) -> dict[str, Any]:
         "communication_data_type": "fp32",  # else sums over micro-batches and workers are rounded on their way
         "steps_per_print": 2**62,
     }
+
+
+@contextmanager
+def gather_where_read(engine: Any) -> Iterator[None]:
+    """Gather weights that ZeRO 3 has spread wherever they are read, as the engine does in its own forward pass.
+
+    DeepSpeed gathers a module's when it runs, but PEFT reads the factors of experts without running their modules.
+    """
+    holders = [module._parameters for module in engine.module.modules()]
+    holders = [holder for holder in holders if hasattr(holder, "_in_forward")]
+    for holder in holders:
+        holder._in_forward = True
+    try:
+        yield
+    finally:
+        for holder in holders:
+            holder._in_forward = False

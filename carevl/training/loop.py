@@ -22,7 +22,7 @@ from carevl.models.packing import Packed, row_tokens, usable_packing
 from carevl.models.tree_attention import TREES, attention_of, set_attention
 from carevl.settings.training import Packing, Training
 from carevl.training.attention import find_flaw
-from carevl.training.engine import deepspeed_config, is_bare, zero_stage
+from carevl.training.engine import deepspeed_config, gather_where_read, is_bare, zero_stage
 from carevl.training.features import compute_features
 from carevl.training.items import Items
 from carevl.training.judge import (
@@ -89,6 +89,7 @@ class Loop:
         del spread  # adapters are not spread before `initialize`
         if training.zero.stage == 3:
             restore_positions(model)
+        torch.manual_seed(training.seed)  # loading may draw numbers, and more of them under ZeRO 3
         self.trained = make_trainable(model, training, self.config.adapter)
         self.judge = TrainedJudge(model).train()
         self.weights = [weight for weight in self.judge.parameters() if weight.requires_grad]
@@ -115,7 +116,9 @@ class Loop:
         if packing == "plain":
             return packing, reason
         self.engine.eval()
-        flaws = all_gather(try_packing(model, self.processor).reason, self.world)
+        with gather_where_read(self.engine):
+            trial = try_packing(model, self.processor)
+        flaws = all_gather(trial.reason, self.world)
         self.engine.train()
         flaw = next((flaw for flaw in flaws if flaw is not None), None)
         return ("shared", None) if flaw is None else ("plain", flaw)

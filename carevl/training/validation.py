@@ -12,6 +12,7 @@ import torch
 
 from carevl.judging.prompts import Task, parse_judgment
 from carevl.models.tree_attention import cast_floats
+from carevl.training.engine import gather_where_read
 from carevl.training.steps import Objective, all_gather, sum_shares
 
 if TYPE_CHECKING:
@@ -84,17 +85,18 @@ def _write(loop: Loop, batch: Sequence[int], max_tokens: int) -> list[list[int]]
     model = loop.judge.model
     plain = loop.items.write_prompts(batch, loop.processor, model).to(loop.engine.device)
     end = loop.items.tree(batch[0]).branches[0][-1]
-    sequences = model.generate(
-        input_ids=plain.ids,
-        attention_mask=plain.attention,
-        **cast_floats(plain.inputs, model.dtype),
-        max_new_tokens=max_tokens,
-        do_sample=False,
-        repetition_penalty=1.0,
-        eos_token_id=end,
-        pad_token_id=end,
-        synced_gpus=loop.world > 1 and loop.config.training.zero.stage == 3,
-    )
+    with gather_where_read(loop.engine):
+        sequences = model.generate(
+            input_ids=plain.ids,
+            attention_mask=plain.attention,
+            **cast_floats(plain.inputs, model.dtype),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=end,
+            pad_token_id=end,
+            synced_gpus=loop.world > 1 and loop.config.training.zero.stage == 3,
+        )
     return sequences[:, plain.ids.shape[1] :].tolist()  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,14 @@ from carevl.errors import SettingsError, UserError
 from carevl.settings.loader import fill
 from carevl.settings.training import Lora, Training
 from carevl.training.judge import load_skeleton
-from carevl.training.trainable import TrainedParts, changed_weights, describe_trained, find_lora_modules, make_trainable
+from carevl.training.trainable import (
+    TrainedParts,
+    changed_weights,
+    describe_trained,
+    find_lora_modules,
+    lora_config,
+    make_trainable,
+)
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -111,3 +118,26 @@ def test_settings_of_an_earlier_version_are_read_and_have_the_facts_that_they_ha
     assert Training(train="language+projector").learned()["train"] == "language+projector"
     with pytest.raises(SettingsError, match="write train: language for true, train: all for false"):
         fill(Training, {"train": "all", "freeze_vision": True}, [])
+
+
+def test_what_cannot_have_dropout_is_refused_with_it(family_directory):
+    mixture = load_skeleton(family_directory("qwen3_vl_moe"))
+    with pytest.raises(
+        UserError, match=r"lora.dropout: PEFT cannot drop inputs of .*experts.gate_up_proj; set it to 0"
+    ):
+        find_lora_modules(mixture, _training(dropout=0.1))
+    attention = find_lora_modules(mixture, _training(dropout=0.1, targets=["q_proj"]))
+    assert attention.linear
+    assert attention.experts == []
+    glm = load_skeleton(family_directory("glm4v_moe"))
+    with pytest.raises(UserError, match=r"lora.dropout: PEFT cannot drop inputs of .*mlp.gate_proj"):
+        find_lora_modules(glm, _training(dropout=0.1, targets=["gate_proj", "up_proj"]))
+
+
+def test_layers_that_peft_takes_for_experts_are_adapted_as_weights(family_directory):
+    model = load_skeleton(family_directory("glm4v_moe"))
+    modules, config = find_lora_modules(model, _training()), lora_config(model, _training())
+    dense = [name for name in modules.linear if ".mlp." in name]
+    assert any(".shared_experts." in name for name in dense)
+    assert sorted(config.target_parameters) == sorted([*modules.experts, *(f"{name}.weight" for name in dense)])
+    assert set(config.target_modules) == set(modules.linear) - set(dense)

@@ -10,9 +10,11 @@ from carevl.models.locate import Weights
 from carevl.settings.training import Lora, Training
 from carevl.training.adapters import Adapter, compose
 from carevl.training.judge import export, load_skeleton
+from carevl.training.reference import Reference
 from carevl.training.stored_layout import StoredLayout, weight_files
 from carevl.training.trainable import changed_weights, describe_trained, make_trainable
-from tests.helpers.families import FAMILIES, draw_picture
+from carevl.training.validation import validate
+from tests.helpers.families import FAMILIES, PLAIN, draw_picture
 
 pytestmark = pytest.mark.train
 
@@ -131,3 +133,37 @@ def test_all_weights_are_saved_as_the_files_of_the_base_hold_them(family, family
     moved = {layout.weights[name] for name in old if not torch.equal(old[name], new[name])}
     assert moved
     assert moved <= changed_weights(layout.skeleton, WHOLE)
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(n, marks=() if n in QUICK[-1:] else pytest.mark.nightly) for n in MIXTURES]
+)
+def test_a_mixture_goes_through_both_phases_with_the_same_curve_when_it_is_spread(
+    family, family_directory, begin, sft_rows, dpo_rows, quick, tmp_path
+):
+    base, curves = family_directory(family), []
+    for stage in (0, 3):
+        out = tmp_path / str(stage)
+        training = quick(lora=ADAPTERS.lora, batch_tokens=4000, zero={"stage": stage}, holdout=0.3)
+        loop, errors = begin("sft", sft_rows, training, judge=base, out=out / "sft")
+        assert errors == []
+        assert ("fallback" in loop.remarks) == (family in PLAIN)
+        validate(loop)
+        steps = [loop.step(0)]
+        loop.save(str(tmp_path / "checkpoint"), 1)
+        loop.export()
+        rows = Reference(base, training, out / "sft" / "adapter")(dpo_rows)
+        begun = {"judge": base, "adapter": out / "sft" / "adapter", "out": out / "dpo"}
+        second, _ = begin("dpo", rows, training.model_copy(update={"holdout": 0.0}), **begun)
+        steps += [second.step(0), second.step(1)]
+        assert steps[1]["reference_gap"] < 1e-4
+        second.export()
+        _check_files(base, out / "dpo" / "judge")
+        inputs = _inputs(base, model := _load(out / "dpo" / "judge"))
+        adapted = PeftModel.from_pretrained(_load(base), out / "dpo" / "adapter")
+        with torch.no_grad():
+            expected = _log_probabilities(adapted, inputs)
+            assert (_log_probabilities(model, inputs) - expected).abs().max() < 1e-5
+        curves.append([(step["loss"], step["gradient_norm"]) for step in steps])
+        assert loop.load(str(tmp_path / "checkpoint")) == 1
+    assert curves[0] == [pytest.approx(step, rel=1e-3) for step in curves[1]]
