@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from carevl.errors import UserError
+from carevl.models.families.base import Family
 from carevl.models.row_errors import REFUSED, Failure, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _SENTINELS = range(0x100000, 0x10FFFE)
 """Characters for private use, of Unicode's last plane."""
 _BLANK = "\u2581 \t\r\n"
 """Characters of added tokens that stand for blank space; there are such tokens, and they control nothing."""
+_ANY = Family("")
 _control_ids: WeakKeyDictionary[Any, tuple[int, frozenset[int]]] = WeakKeyDictionary()
 """Size of a tokenizer and the ids of its control tokens, which thousands of added ones make slow to list."""
 
@@ -102,14 +104,21 @@ def render_prompt(processor: Any, prompt: Prompt) -> str:
     return _render_turn(processor, prompt) + prompt.response_prefix
 
 
-def encode_prompts(processor: Any, prompts: Sequence[Prompt], images: Sequence[Image]) -> EncodedPrompts:
+def encode_prompts(
+    processor: Any, prompts: Sequence[Prompt], images: Sequence[Image], family: Family = _ANY
+) -> EncodedPrompts:
     """Encode prompts, each about one image.
 
     A reply's first words are encoded by themselves, as the reply is in training.
 
+    Args:
+        family: of the model, which tells what its inputs per token are for a reply.
+
     Raises:
         Exception: of any kind, where the processor refuses an image or a text.
     """
+    import torch
+
     guarded, turns = _guard(processor, prompts)
     written = dict(
         guarded(
@@ -133,8 +142,9 @@ def encode_prompts(processor: Any, prompts: Sequence[Prompt], images: Sequence[I
         if prompt.response_prefix:
             begun = encode_text(processor.tokenizer, prompt.response_prefix)
             encoded[number] += begun
-            for values in per_token.values():
-                values[number] = continue_inputs(values[number], len(begun))
+            for name, values in per_token.items():
+                more = family.continue_inputs(name, values[number], len(begun))
+                values[number] = torch.cat([values[number], more])
     return EncodedPrompts(
         ids=tuple(encoded),
         per_token=per_token,
@@ -143,7 +153,7 @@ def encode_prompts(processor: Any, prompts: Sequence[Prompt], images: Sequence[I
 
 
 def encode_with_row_errors(
-    processor: Any, prompts: Sequence[Prompt], images: Sequence[Image]
+    processor: Any, prompts: Sequence[Prompt], images: Sequence[Image], family: Family = _ANY
 ) -> tuple[EncodedPrompts | None, dict[int, Failure]]:
     """Encode prompts as `encode_prompts`, but for those whose text or image the processor refuses.
 
@@ -151,12 +161,12 @@ def encode_with_row_errors(
         The others, None where there are none; and why each of those is refused, by its position.
     """
     try:
-        return encode_prompts(processor, prompts, images), {}
+        return encode_prompts(processor, prompts, images, family), {}
     except Exception as error:
         refused = {}
         for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
             try:
-                encode_prompts(processor, [prompt], [image])
+                encode_prompts(processor, [prompt], [image], family)
             except Exception as own:
                 if isinstance(own, UserError) or is_out_of_memory(own):
                     raise
@@ -166,7 +176,7 @@ def encode_with_row_errors(
     kept = [number for number in range(len(prompts)) if number not in refused]
     if not kept:
         return None, refused
-    return encode_prompts(processor, [prompts[i] for i in kept], [images[i] for i in kept]), refused
+    return encode_prompts(processor, [prompts[i] for i in kept], [images[i] for i in kept], family), refused
 
 
 def encode_turns(processor: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -192,13 +202,6 @@ def encode_text_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list
     replacements = {i: plain(text[slice(*offsets[i])]) for i, token in enumerate(ids) if token in control}
     spliced = _splice({"ids": ids, "offsets": offsets}, "ids", replacements)
     return spliced["ids"], spliced["offsets"]
-
-
-def continue_inputs(values: Tensor, n_tokens: int) -> Tensor:
-    """Return an input per token, [n, ...], for so many tokens of a reply more, as it is at the last one."""
-    import torch
-
-    return torch.cat([values, values[-1:].expand(n_tokens, *values.shape[1:])])
 
 
 def end_ids(generation: Any, tokenizer: Any) -> set[int]:

@@ -10,9 +10,20 @@ import pytest
 
 from carevl.errors import UserError
 from carevl.miniworld.weights import WEIGHTS
-from carevl.models.engines.parity import SAMPLE, Reference, check_parity, find_reference, keep_references
+from carevl.models.engines.parity import (
+    SAMPLE,
+    Parity,
+    Reference,
+    check_parity,
+    compare_logprobs,
+    find_reference,
+    keep_references,
+    measure_parity,
+)
+from carevl.models.engines.transformers import ImageTextGenerator
+from carevl.models.engines.vllm import VllmGenerator
 from carevl.models.reward_scorer import RewardScorer
-from carevl.settings.models import Expert
+from carevl.settings.models import Expert, Judge, Pool
 
 EXPERT = Expert(name="x", path="miniworld:expert-llama")
 LOADING = """
@@ -67,3 +78,28 @@ def test_another_dtype_or_card_has_a_reference_of_its_own(tmp_path):
     assert exact.noise == 0.0
     assert rounded.scores != exact.scores
     assert len(list(tmp_path.glob(".reference-*.json"))) == 3
+
+
+@pytest.mark.vllm
+def test_vllm_is_told_from_transformers_where_it_reads_images_causally(family_directory, tmp_path):
+    judge = Judge(path=str(family_directory("gemma4")), engine="vllm", max_model_len=1024, pool=Pool(batch_size=8))
+    engines = []
+
+    def start():
+        engines.append(VllmGenerator(judge))
+        return engines[0]
+
+    with keep_references(tmp_path):
+        parity = measure_parity(judge, "CPU", lambda: ImageTextGenerator(judge.path), start)
+        assert not parity.holds
+        assert parity.difference > 5 * parity.allowed
+        engines[0].close()
+        assert measure_parity(judge, "CPU", pytest.fail, pytest.fail) == parity
+
+
+def test_likely_words_alone_are_compared_and_in_16_bits_their_noise_is_allowed():
+    assert compare_logprobs(Reference([-1.0, -20.0], 0.0), [-1.001, -30.0], is_exact=True).holds
+    assert not compare_logprobs(Reference([-1.0, -20.0], 0.0), [-1.01, -20.0], is_exact=True).holds
+    assert not compare_logprobs(Reference([-1.0, -20.0], 0.0), [-1.0, float("nan")], is_exact=False).holds
+    assert compare_logprobs(Reference([-1.0], 0.0), [-1.2], is_exact=False) == Parity(pytest.approx(0.2), 0.25)
+    assert compare_logprobs(Reference([-1.0], 0.1), [-1.3], is_exact=False).allowed == pytest.approx(0.4)

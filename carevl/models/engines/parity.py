@@ -38,7 +38,7 @@ _WORDS = ("1", "2", "A", "B", "Yes", "No", "The", "There")
 """Replies to the questions of `draw_requests` begin with such words."""
 _LIKELY = 1e-4
 """Probability from which a word is compared; the log-probability of what is hardly possible is mostly noise."""
-_EXACT, _ROUNDED = 0.01, 0.25
+_EXACT, _ROUNDED = 0.003, 0.25
 """Largest difference of a log-probability, in nats, in float32 and in 16 bits."""
 
 _NOISE = 4.0
@@ -177,18 +177,18 @@ def measure_parity(
 
 
 def draw_requests() -> list[GenerationRequest]:
-    """Return short prompts about drawn images of several shapes, one of whose replies has begun."""
-    from PIL import Image, ImageDraw
+    """Return short prompts about images of coloured squares in several shapes, one of whose replies has begun."""
+    import numpy as np
+    from PIL import Image
 
     drawn = []
-    for size, colour in (((112, 112), "red"), ((224, 112), "green"), ((84, 168), "blue")):
-        image = Image.new("RGB", size, "white")
-        ImageDraw.Draw(image).rectangle((size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2), colour)
-        drawn.append(image)
+    for number, (width, height) in enumerate(((112, 112), (224, 112), (84, 168))):
+        blocks = np.random.default_rng(number).integers(0, 255, (height // 28, width // 28, 3), np.uint8)
+        drawn.append(Image.fromarray(blocks.repeat(28, 0).repeat(28, 1)))
     questions = (
-        ("How many red squares are there in the image?", ""),
+        ("How many squares are there in the image?", ""),
         ("Which answer describes the image better? Answer 1: A green square. Answer 2: A circle.", "Answer "),
-        ("Is the square blue?", ""),
+        ("Is the first square blue?", ""),
     )
     return [GenerationRequest(image, *words) for image, words in zip(drawn, questions, strict=True)]
 

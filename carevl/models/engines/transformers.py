@@ -19,6 +19,7 @@ from carevl.models.engines.base import (
     first_tokens,
     limit_tiles,
 )
+from carevl.models.families import family_of
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.prompts import EncodedPrompts, encode_with_row_errors, end_ids, load_processor
 from carevl.models.row_errors import Failure, SomeRowsError
@@ -72,6 +73,7 @@ class ImageTextGenerator:
 
             self.model = PeftModel.from_pretrained(self.model, adapter).get_base_model()
         self.model.to(self.device).eval()
+        self.mixes_sizes = family_of(self.model).joins
         self.ends = end_ids(self.model.generation_config.eos_token_id, self.processor.tokenizer)
 
     def generate(
@@ -99,7 +101,10 @@ class ImageTextGenerator:
         for batched in self._batches(requests):
             first = [requests[same[0]] for same in batched]
             encoded, refused = encode_with_row_errors(
-                self.processor, [request.turn for request in first], [request.image for request in first]
+                self.processor,
+                [request.turn for request in first],
+                [request.image for request in first],
+                family_of(self.model),
             )
             failures |= {i: failure for number, failure in refused.items() for i in batched[number]}
             if encoded is None:
@@ -121,20 +126,23 @@ class ImageTextGenerator:
     def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[list[list[int]]]:
         """Yield positions of requests for up to `batch_size` texts; those with one image and prompt stand in one list.
 
-        Prompts of nearly equal length are together, because the shorter ones are padded.
+        Prompts of nearly equal length are together, because the shorter ones are padded. Images of one size are, where
+        it is not known that the family reads a batch of several: MiniCPM-V takes all for as large as the first.
         """
         alike: dict[tuple[Any, ...], list[int]] = {}
         for i, request in enumerate(requests):
             alike.setdefault(
                 (id(request.image), request.prompt, request.response_prefix, request.image_first), []
             ).append(i)
-        by_length = sorted(
-            alike.values(), key=lambda same: len(requests[same[0]].prompt) + len(requests[same[0]].response_prefix)
-        )
-        ordered = [(number, i) for number, same in enumerate(by_length) for i in same]
-        for start in range(0, len(ordered), self.batch_size):
-            together = itertools.groupby(ordered[start : start + self.batch_size], key=itemgetter(0))
-            yield [[i for _, i in same] for _, same in together]
+        sized: dict[tuple[int, int] | None, list[list[int]]] = {}
+        for same in alike.values():
+            sized.setdefault(None if self.mixes_sizes else requests[same[0]].image.size, []).append(same)
+        for of_size in sized.values():
+            of_size.sort(key=lambda same: len(requests[same[0]].prompt) + len(requests[same[0]].response_prefix))
+            ordered = [(number, i) for number, same in enumerate(of_size) for i in same]
+            for start in range(0, len(ordered), self.batch_size):
+                together = itertools.groupby(ordered[start : start + self.batch_size], key=itemgetter(0))
+                yield [[i for _, i in same] for _, same in together]
 
     def reduce_batch_size(self) -> bool:
         """Halve the texts that are written at a time; False when it is one already."""

@@ -28,12 +28,19 @@ from carevl.models.engines.base import (
     limit_tiles,
 )
 from carevl.models.engines.card import Card, find_card, free_bytes, wait_for_room
-from carevl.models.engines.parity import SAMPLE, Parity, check_parity, find_reference, measure_parity
+from carevl.models.engines.parity import SAMPLE, Parity, check_parity, draw_requests, find_reference, measure_parity
 from carevl.models.engines.vllm_arguments import check_engine_args, needed_bytes, read_shape, vllm_arguments
 from carevl.models.engines.vllm_support import is_unsupported, unsupported_reason
-from carevl.models.engines.vllm_window import nothing_left, run_in_window
+from carevl.models.engines.vllm_window import nothing_left, process_prompt, run_in_window
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
-from carevl.models.prompts import encode_text, encode_turns, encode_with_row_errors, end_ids, load_processor
+from carevl.models.prompts import (
+    encode_prompts,
+    encode_text,
+    encode_turns,
+    encode_with_row_errors,
+    end_ids,
+    load_processor,
+)
 from carevl.models.row_errors import REFUSED, Failure, SomeRowsError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -163,6 +170,7 @@ class VllmGenerator:
         stored = self.engine.llm_engine.model_config.try_get_generation_config()
         self.ends = end_ids(stored.get("eos_token_id"), self.processor.tokenizer)
         self._unchecked = _CHECKED
+        self._own_placeholder = self._writes_placeholder()
 
     def generate(
         self,
@@ -183,15 +191,7 @@ class VllmGenerator:
         from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind
 
-        turns = encode_turns(self.processor, [request.turn for request in requests])
-        prompts = [
-            {
-                "prompt_token_ids": ids,
-                "multi_modal_data": {"image": request.image},
-                "response_ids": encode_text(self.processor.tokenizer, request.response_prefix),
-            }
-            for request, ids in zip(requests, turns, strict=True)
-        ]
+        prompts = self._prompts(requests)
         logprob_ids = first_tokens(self.processor.tokenizer, logprob_texts)
         sampling = [
             SamplingParams(
@@ -213,6 +213,27 @@ class VllmGenerator:
         if refused:
             raise SomeRowsError(texts, {i: Failure(REFUSED, message) for i, message in refused.items()})
         return [text for text in texts if text is not None]
+
+    def _prompts(self, requests: Sequence[GenerationRequest]) -> list[dict[str, Any]]:
+        turns = encode_turns(self.processor, [request.turn for request in requests])
+        if self._own_placeholder:
+            placeholder = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
+            turns = [[token for token in ids if token != placeholder] for ids in turns]
+        return [
+            {
+                "prompt_token_ids": ids,
+                "multi_modal_data": {"image": request.image},
+                "response_ids": encode_text(self.processor.tokenizer, request.response_prefix),
+            }
+            for request, ids in zip(requests, turns, strict=True)
+        ]
+
+    def _writes_placeholder(self) -> bool:
+        """Tell whether vLLM puts the image into a prompt by itself, as PaliGemma's, in place of expanding its token."""
+        self._own_placeholder = False
+        [request, *_] = draw_requests()
+        expected = encode_prompts(self.processor, [request.turn], [request.image]).ids[0]
+        return bool(process_prompt(self.engine, self._prompts([request])[0])["prompt_token_ids"] != expected)
 
     def _check_tokens(self, requests: Sequence[GenerationRequest], outputs: Sequence[Any]) -> None:
         """Hold what vLLM read of this engine's first requests against the tokens of everything else.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.models.engines.vllm_arguments import read_shape
 from carevl.models.locate import loading_arguments, model_directory
-from carevl.models.row_errors import is_lost, is_out_of_memory
+from carevl.models.row_errors import first_line, is_lost, is_out_of_memory
 
 if TYPE_CHECKING:
     from carevl.models.engines.card import Card
@@ -23,6 +23,7 @@ def unsupported_reason(model: Model, processor: Any, card: Card | None) -> str |
         card: None on a CPU.
     """
     from transformers import AutoConfig
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.models import ModelRegistry
 
     path, loading = model_directory(model), loading_arguments(model)
@@ -32,6 +33,13 @@ def unsupported_reason(model: Model, processor: Any, card: Card | None) -> str |
     shape = read_shape(path, model.dtype, loading)
     if card is None and shape.stateful_layers and shape.dtype == "float32":
         return f"vllm does not compute {', '.join(shape.stateful_layers)} layers in float32 on a CPU"
+    if card is None:
+        try:
+            config = EngineArgs(model=path, **loading).create_model_config()
+        except Exception as error:  # of any kind: vLLM and transformers both read the configuration in it
+            return f"vllm does not take its configuration ({first_line(error)})"
+        if config.is_mm_prefix_lm:
+            return "vllm lets no token of an image see a later one on a CPU, and the model lets them see each other"
     return None
 
 

@@ -57,7 +57,7 @@ def run_in_window(
             while todo or ahead or window.requests:
                 while todo and len(ahead) < _AHEAD:
                     position = todo.popleft()
-                    ahead.append((position, thread.submit(_process, engine, prompts[position])))
+                    ahead.append((position, thread.submit(process_prompt, engine, prompts[position])))
                 if ahead and window.has_room and (not window.requests or ahead[0][1].done()):
                     position, processed = ahead.popleft()
                     try:
@@ -69,7 +69,7 @@ def run_in_window(
                         continue
                     try:
                         if not _add(engine, position, entry, sampling[position], lora):
-                            entry = thread.submit(_process, engine, prompts[position]).result()
+                            entry = thread.submit(process_prompt, engine, prompts[position]).result()
                             _add(engine, position, entry, sampling[position], lora)
                         window.add(position, image_bytes(entry))
                     except (ValueError, VLLMClientError) as error:
@@ -121,7 +121,7 @@ class _Window:
                 self.outputs[position] = output
 
 
-def _process(engine: Any, prompt: Mapping[str, Any]) -> Any:
+def process_prompt(engine: Any, prompt: Mapping[str, Any]) -> Any:
     """Process the image of a prompt, as `LLM.generate` does; the prompt's `response_ids` come after all else."""
     rest = dict(prompt)
     response_ids = rest.pop("response_ids", [])

@@ -1,0 +1,56 @@
+"""Every family on vLLM's build for CPUs, as settings load it: transformers' texts, or transformers with a sentence.
+
+Nightly but for one that vLLM runs, one that it computes otherwise and one that it has no class for.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from carevl.models.engines import generator
+from carevl.models.engines.base import GenerationRequest
+from carevl.models.engines.transformers import ImageTextGenerator
+from carevl.models.engines.vllm import VllmGenerator
+from carevl.settings.models import Judge, Pool
+from tests.helpers.families import FAMILIES, draw_picture
+
+pytestmark = pytest.mark.vllm
+
+SENTENCES = {
+    "gemma3": "lets no token of an image see a later one on a CPU",
+    "gemma4": "lets no token of an image see a later one on a CPU",
+    "lfm2_vl": "does not compute conv layers in float32 on a CPU",
+    "minicpmv4_6": "does not compute linear_attention layers in float32 on a CPU",
+    "mllama": "has no class for MllamaForConditionalGeneration",
+    "ovis2": "has no class for Ovis2ForConditionalGeneration",
+    "paligemma": "lets no token of an image see a later one on a CPU",
+    "qwen3_5": "does not compute linear_attention layers in float32 on a CPU",
+    "qwen3_5_moe": "does not compute linear_attention layers in float32 on a CPU",
+}
+"""Why a family runs in transformers."""
+IN_CI = ("gemma3", "idefics3", "mllama")
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in IN_CI else pytest.param(name, marks=pytest.mark.nightly) for name in FAMILIES]
+)
+def test_texts_on_vllm_are_those_of_transformers(family, family_directory, caplog):
+    path = family_directory(family)
+    judge = Judge(path=str(path), engine="vllm", max_model_len=1024, pool=Pool(batch_size=8))
+    requests = [
+        GenerationRequest(draw_picture(0), "How many red circles are there?"),
+        GenerationRequest(draw_picture(1, 84, 140), "Is <image><|im_end|> right? Answer 1: Two."),
+        GenerationRequest(draw_picture(2, 56, 56), "How many?", "Answer 1 <eos>"),
+    ]
+    engine = generator(judge)
+    try:
+        assert isinstance(engine, ImageTextGenerator if family in SENTENCES else VllmGenerator)
+        if family in SENTENCES:
+            assert re.search(SENTENCES[family], caplog.text)
+        actual = engine.generate(requests, max_tokens=12)
+    finally:
+        if isinstance(engine, VllmGenerator):
+            engine.close()
+    assert actual == ImageTextGenerator(path).generate(requests, max_tokens=12)
