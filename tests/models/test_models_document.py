@@ -44,7 +44,7 @@ def test_a_kind_of_ones_own(module):
 
 def test_the_family_of_the_shipped_judge(capsys):
     exec(FAMILY, {})
-    assert capsys.readouterr().out == "qwen2_vl\nmodel.visual\n"
+    assert capsys.readouterr().out == "qwen2_vl\nFalse\n"
 
 
 def test_settings_of_the_document_are_settings():
