@@ -21,7 +21,7 @@ from carevl.models.judge_files import check_judge
 from carevl.models.locate import own_directory
 from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
-from carevl.stages.base import adapts_vision
+from carevl.stages.base import find_unserved
 from carevl.stages.selection import RULES
 from carevl.store.run import Run, RunError
 
@@ -220,10 +220,10 @@ def _check_judge(settings: Settings) -> Iterator[str]:
     judge = settings.judge
     if not list(_check_weights("judge", judge)):  # told of with the weights
         yield from _refusal("judge.path", lambda judge: check_judge(judge.path, judge.revision), judge)
-    if judge.serve == "adapter" and judge.engine == "vllm" and adapts_vision(settings):
+    if judge.serve == "adapter" and judge.engine == "vllm" and (unserved := find_unserved(settings)):
         yield (
-            "judge.serve: vllm leaves out the adapters of a vision tower or projector, which sft or dpo trains; use "
-            "judge.serve: merged, judge.engine: transformers, or train: language"
+            f"judge.serve: vllm does not compute adapters of {unserved} as they are trained; use judge.serve: merged, "
+            "or judge.engine: transformers"
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from carevl.cluster.jobs import PoolJob, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.cluster.resources import supply
+from carevl.models.engines.vllm_adapters import find_unread_adapters
 from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights, locate
 from carevl.models.stored_weights import stored_dtype
@@ -110,16 +111,19 @@ def is_16_bit(settings: Settings) -> bool:
     return (stored or settings.sft.dtype) in ("bfloat16", "float16")
 
 
-def adapts_vision(settings: Settings) -> bool:
-    """Return whether a phase trains adapters outside the language model, which vLLM leaves out without an error."""
-    return any(phase.lora is not None and phase.train != "language" for phase in (settings.sft, settings.dpo))
+def find_unserved(settings: Settings) -> str | None:
+    """Return what has adapters that vLLM would leave out or compute as something else; None where there is nothing."""
+    with_lora = [phase for phase in (settings.sft, settings.dpo) if phase.lora is not None]
+    if any(phase.train != "language" for phase in with_lora):
+        return "a vision tower or projector"
+    return find_unread_adapters(settings.judge.path, settings.judge.revision) if with_lora else None
 
 
 def serves_adapters(settings: Settings) -> bool:
     """Return whether judges that were trained with LoRA answer as base and adapter, not merged."""
     if settings.judge.serve != "auto":
         return settings.judge.serve == "adapter"
-    return is_16_bit(settings) and not (settings.judge.engine == "vllm" and adapts_vision(settings))
+    return is_16_bit(settings) and not (settings.judge.engine == "vllm" and find_unserved(settings))
 
 
 def serving_inputs(settings: Settings, phase: str | None) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """How the stages load a judge that a phase trained, and what phase 2 begins with."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -10,7 +13,7 @@ from carevl.models.locate import Weights
 from carevl.pipeline.check import check_settings
 from carevl.settings.loader import load_settings
 from carevl.stages import dpo, evaluate, sample, sft
-from carevl.stages.base import RunContext, serves_adapters
+from carevl.stages.base import RunContext, find_unserved, serves_adapters
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
 
@@ -81,8 +84,19 @@ def test_vllm_gets_merged_weights_where_the_vision_tower_has_adapters(trained, h
     for engine, adapter in (("vllm", False), ("transformers", True)):
         settings = trained("auto", changes=[*changes, f"judge.engine={engine}"]).settings
         assert serves_adapters(settings) == adapter
-    with pytest.raises(SettingsError, match="vllm leaves out the adapters of a vision tower"):
+    with pytest.raises(SettingsError, match="vllm does not compute adapters of a vision tower or projector"):
         check_settings(load_settings("mini", ["judge.serve=adapter", "judge.engine=vllm", "sft.train=all"]))
+
+
+@pytest.mark.parametrize("config", [{"text_config": {"num_experts": 4}}, {"model_type": "glm4v"}])
+def test_vllm_gets_merged_weights_of_families_whose_adapters_it_computes_otherwise(trained, halved, config):
+    assert serves_adapters(trained("auto", changes=[f"judge.path={halved}", "judge.engine=vllm"]).settings)
+    (Path(halved) / "config.json").write_text(json.dumps(config))
+    for engine, adapter in (("vllm", False), ("transformers", True)):
+        settings = trained("auto", changes=[f"judge.path={halved}", f"judge.engine={engine}"]).settings
+        assert serves_adapters(settings) == adapter
+    settings = trained("adapter", changes=[f"judge.path={halved}", "judge.engine=vllm"]).settings
+    assert find_unserved(settings) is not None
 
 
 def test_what_is_trained_in_bfloat16_is_not_merged_before_phase_2(trained):
