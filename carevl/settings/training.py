@@ -98,8 +98,8 @@ class Training(Strict):
     )
     packing: Packing = Field(
         "shared",
-        description="shared: a prompt is computed once for all its judgments; plain: once for each, for judges that "
-        "cannot share (linear attention, sliding windows shorter than a prompt).",
+        description="shared: a prompt is computed once for all its judgments; plain: once for each. Judges that cannot "
+        "share (linear attention, convolutions) are computed plain in any case.",
     )
     seed: int = Field(0, description="Seed of order, adapters and dropout.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Format of the numbers.")
