@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 def trained_lines(settings: Settings, tables: Collection[str], judge: Path | None) -> Iterator[str]:
     """Yield a line for every phase among some tables: its adapters or weights, and what of the judge is frozen.
 
+    And one where the judge cannot share prefixes, as the phase is set to.
+
     Args:
         judge: its directory; nothing is said of one that is not on this machine.
 
@@ -22,9 +24,14 @@ def trained_lines(settings: Settings, tables: Collection[str], judge: Path | Non
     phases = [phase for phase in ("sft", "dpo") if phase in tables]
     if judge is None or not phases:
         return
+    from carevl.models.packing import usable_packing
     from carevl.training.judge import load_skeleton  # torch and transformers take seconds
     from carevl.training.trainable import describe_trained
 
     model = load_skeleton(judge)
     for phase in phases:
-        yield f"{phase:16s} {describe_trained(model, getattr(settings, phase)).line()}"
+        training = getattr(settings, phase)
+        yield f"{phase:16s} {describe_trained(model, training).line()}"
+        _, reason = usable_packing(model, training.packing)
+        if reason is not None:
+            yield f"{phase:16s} {reason}"

@@ -18,7 +18,7 @@ from carevl.models.device import device
 from carevl.models.flex_attention import FLEX
 from carevl.models.judge_files import load_processor
 from carevl.models.locate import Weights
-from carevl.models.packing import Packed, row_tokens, usable_packing
+from carevl.models.packing import Packed, row_tokens
 from carevl.models.tree_attention import TREES, attention_of, set_attention
 from carevl.settings.training import Packing, Training
 from carevl.training.attention import find_flaw
@@ -111,17 +111,14 @@ class Loop:
 
     def _choose_packing(self) -> tuple[Packing, str | None]:
         """Try the judge's packing on two short items; return how items are computed, and why not as was wanted."""
-        model = self.judge.model
-        packing, reason = usable_packing(model, self.config.training.packing)
-        if packing == "plain":
-            return packing, reason
+        if self.config.training.packing == "plain":
+            return "plain", None
         self.engine.eval()
         with gather_where_read(self.engine):
-            trial = try_packing(model, self.processor)
-        flaws = all_gather(trial.reason, self.world)
+            trial = try_packing(self.judge.model, self.processor)
         self.engine.train()
-        flaw = next((flaw for flaw in flaws if flaw is not None), None)
-        return ("shared", None) if flaw is None else ("plain", flaw)
+        reason = next((reason for reason in all_gather(trial.reason, self.world) if reason is not None), None)
+        return ("shared" if reason is None else "plain"), reason
 
     def _check_attention(self) -> str | None:
         """Try FlexAttention on the first micro-batch; go back to attention block by block where it fails."""

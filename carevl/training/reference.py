@@ -10,12 +10,13 @@ import torch
 
 from carevl.models.device import device
 from carevl.models.judge_files import load_processor
-from carevl.models.packing import row_tokens, usable_packing
-from carevl.settings.training import Training
+from carevl.models.packing import row_tokens
+from carevl.settings.training import Packing, Training
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
 from carevl.training.judge import load_judge, log_probabilities
 from carevl.training.schedule import micro_batches
 from carevl.training.trainable import add_adapter
+from carevl.training.trial import try_packing
 
 
 class Reference:
@@ -37,11 +38,13 @@ class Reference:
         if adapter is not None:
             add_adapter(self.model, adapter)
         self.model.to(device()).eval()
+        shares = training.packing == "shared" and try_packing(self.model, self.processor).packing == "shared"
+        self.packing: Packing = "shared" if shares else "plain"
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return the rows with the columns of `items.REFERENCE`, null where a row cannot be trained on."""
         training = self.training
-        packing, _ = usable_packing(self.model, training.packing)
+        packing = self.packing
         encoder = Encoder(
             self.processor,
             training.batch_tokens,
