@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from carevl.models.prompts import RestoringTokenizer, replace_control_strings
 from carevl.models.row_errors import TOO_LONG, Failure
 
 Conversation = tuple[str, str]
@@ -31,7 +32,7 @@ def encode(tokenizer: Any, conversations: Sequence[Conversation | Encoded]) -> l
     """Encode as the chat template writes: it stands for all special tokens, so no second BOS is added.
 
     A tokenizer without a template gets user turn and response as a pair of texts, with its own special tokens. What is
-    encoded already stays as it is.
+    encoded already stays as it is. Control tokens that a text names are read as plain text.
     """
     fresh = iter(_encode(tokenizer, [text for text in conversations if not isinstance(text, Encoded)]))
     return [entry if isinstance(entry, Encoded) else next(fresh) for entry in conversations]
@@ -40,10 +41,15 @@ def encode(tokenizer: Any, conversations: Sequence[Conversation | Encoded]) -> l
 def _encode(tokenizer: Any, conversations: Sequence[Conversation]) -> list[Encoded]:
     if not conversations:
         return []
+    # A slow tokenizer cannot tell where a control token stands in a text.
+    texts = [text for conversation in conversations for text in conversation]
+    texts, strings = replace_control_strings(tokenizer, texts) if tokenizer.is_fast else (texts, {})
+    reader = RestoringTokenizer(tokenizer, strings) if strings else tokenizer
+    users, responses = texts[::2], texts[1::2]
     if tokenizer.chat_template:
-        texts = [chat_conversation(tokenizer, *conversation) for conversation in conversations]
-        return [Encoded(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    pairs = tokenizer([user for user, _ in conversations], [response for _, response in conversations])
+        written = [chat_conversation(tokenizer, *pair) for pair in zip(users, responses, strict=True)]
+        return [Encoded(ids) for ids in reader(written, add_special_tokens=False)["input_ids"]]
+    pairs = reader(users, responses)
     types = pairs.get("token_type_ids") or [None] * len(conversations)
     return [Encoded(ids, kinds) for ids, kinds in zip(pairs["input_ids"], types, strict=True)]
 

@@ -246,7 +246,7 @@ def find_control_strings(tokenizer: Any, texts: Sequence[str], placeholders: Ite
 class RestoringTokenizer:
     """A tokenizer that reads characters as the strings that they stand for, and encodes these as plain text.
 
-    It has all attributes of the tokenizer that it wraps, and is called with a list of texts.
+    It has all attributes of the tokenizer that it wraps, and is called with a list of texts, or two of pairs.
 
     Args:
         tokenizer: a fast one.
@@ -266,6 +266,7 @@ class RestoringTokenizer:
     def __call__(
         self,
         text: Sequence[str],
+        text_pair: Sequence[str] | None = None,
         *,
         padding: bool | str = False,
         padding_side: str | None = None,
@@ -273,28 +274,29 @@ class RestoringTokenizer:
         **options: Any,
     ) -> Any:
         """Encode texts; arguments and result as the wrapped tokenizer's, `char_to_token` the one of its methods."""
-        restored, spans = zip(*map(self._restore, text), strict=True)
-        written = self._inner(list(restored), return_offsets_mapping=True, **options)
+        columns = [text] if text_pair is None else [text, text_pair]
+        restored = [[self._restore(entry) for entry in column] for column in columns]
+        written = self._inner(
+            *([words for words, _ in column] for column in restored), return_offsets_mapping=True, **options
+        )
         control = control_ids(self._inner)
         plain = _PlainStrings(self._inner, control)
         rows = []
-        for number, (words, own) in enumerate(zip(restored, spans, strict=True)):
+        for number in range(len(text)):
             fields = {name: values[number] for name, values in written.items()}
-            ids, offsets = fields["input_ids"], fields["offset_mapping"]
-            rows.append(
-                _splice(
-                    fields,
-                    "input_ids",
-                    {
-                        i: plain(words[begin:end])
-                        for i, (begin, end) in enumerate(offsets)
-                        if ids[i] in control and any(begin < last and first < end for first, last in own)
-                    },
-                )
-            )
+            replacements = {}
+            for i, (part, (begin, end)) in enumerate(
+                zip(written.sequence_ids(number), fields["offset_mapping"], strict=True)
+            ):
+                if part is None or fields["input_ids"][i] not in control:
+                    continue
+                words, own = restored[part][number]
+                if any(begin < last and first < end for first, last in own):
+                    replacements[i] = plain(words[begin:end])
+            rows.append(_splice(fields, "input_ids", replacements))
         places = [row.pop("offset_mapping") for row in rows]
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
-        padded = self._inner.pad(columns, padding=padding, padding_side=padding_side, return_tensors=return_tensors)
+        joined = {name: [row[name] for row in rows] for name in rows[0]}
+        padded = self._inner.pad(joined, padding=padding, padding_side=padding_side, return_tensors=return_tensors)
 
         def char_to_token(number: int, char: int) -> int | None:
             at = len(self._restore(text[number][:char])[0])
