@@ -19,15 +19,20 @@ from tests.helpers.families import FAMILIES, draw_picture
 pytestmark = pytest.mark.vllm
 
 SENTENCES = {
+    "aya_vision": "has no class of its own for AyaVisionForConditionalGeneration",
+    "cohere2_vision": "nats off those of transformers",
     "gemma3": "lets no token of an image see a later one on a CPU",
     "gemma4": "lets no token of an image see a later one on a CPU",
+    "glm46v": "has no class of its own for Glm46VForConditionalGeneration",
+    "glm4v": "nats off those of transformers",
     "lfm2_vl": "does not compute conv layers in float32 on a CPU",
     "minicpmv4_6": "does not compute linear_attention layers in float32 on a CPU",
-    "mllama": "has no class for MllamaForConditionalGeneration",
-    "ovis2": "has no class for Ovis2ForConditionalGeneration",
+    "mllama": "has no class of its own for MllamaForConditionalGeneration",
+    "ovis2": "has no class of its own for Ovis2ForConditionalGeneration",
     "paligemma": "lets no token of an image see a later one on a CPU",
     "qwen3_5": "does not compute linear_attention layers in float32 on a CPU",
     "qwen3_5_moe": "does not compute linear_attention layers in float32 on a CPU",
+    "vipllava": "has no class of its own for VipLlavaForConditionalGeneration",
 }
 """Why a family runs in transformers."""
 IN_CI = ("gemma3", "idefics3", "mllama")

@@ -330,8 +330,7 @@ class VllmEngine(Engine):
         """
         card = find_card()
         _prepare_import(model, card)
-        processor = load_processor(model_directory(model), **loading_arguments(model))
-        reason = unsupported_reason(model, processor, card)
+        reason = unsupported_reason(model, card)
         if reason is None:
             try:
                 loaded = _start_checked(model, card.name if card else "CPU")

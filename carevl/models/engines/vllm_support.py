@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from carevl.models.engines.vllm_arguments import read_shape
 from carevl.models.locate import loading_arguments, model_directory
@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from carevl.settings.models import Model
 
 
-def unsupported_reason(model: Model, processor: Any, card: Card | None) -> str | None:
+def unsupported_reason(model: Model, card: Card | None) -> str | None:
     """Return why vLLM cannot run a vision-language model, as half a sentence; None where nothing is known against it.
 
     vLLM is imported for it.
 
     Args:
-        processor: of the model.
         card: None on a CPU.
     """
     from transformers import AutoConfig
@@ -28,8 +27,10 @@ def unsupported_reason(model: Model, processor: Any, card: Card | None) -> str |
 
     path, loading = model_directory(model), loading_arguments(model)
     names = AutoConfig.from_pretrained(path, **loading).architectures or []
-    if not ModelRegistry.get_supported_archs() & {*names} and not hasattr(processor, "_get_num_multimodal_tokens"):
-        return f"vllm has no class for {', '.join(names)}, and its general one cannot count the tokens of an image"
+    # vLLM's general class rewrites transformers' own in place: nothing could be held against these any more, nor fall
+    # back to them.
+    if not ModelRegistry.get_supported_archs() & {*names}:
+        return f"vllm has no class of its own for {', '.join(names)}"
     shape = read_shape(path, model.dtype, loading)
     if card is None and shape.stateful_layers and shape.dtype == "float32":
         return f"vllm does not compute {', '.join(shape.stateful_layers)} layers in float32 on a CPU"
