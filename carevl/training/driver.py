@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -159,10 +160,11 @@ def prepare_training(
         if changed := differences(stored["facts"], facts):
             if (out / "judge").exists() or (out / "checkpoints").exists():
                 raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
-        else:
+        elif Items.are_current(out / "data"):
             schedule = Schedule(**{**stored["schedule"], "together": tuple(stored["schedule"].get("together", ()))})
             config = WorkerConfig(base, out / "data", out, schedule, training, adapter)
             return config, stored["rows"], stored["errors"]
+    shutil.rmtree(out / "data", ignore_errors=True)  # that of an earlier version, or what was begun
     schedule, used, errors = _encode(phase, rows, base.directory, out / "data", training, replay, dev, resize_pixels)
     stored = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
     write_atomically(record, json.dumps(stored, indent=1).encode())

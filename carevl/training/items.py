@@ -261,6 +261,16 @@ class Items:
         """Open items that `save` wrote, mapped into memory."""
         return cls(*(pa.ipc.open_file(pa.memory_map(str(directory / f"{name}.arrow"))).read_all() for name in _NAMES))
 
+    @classmethod
+    def are_current(cls, directory: Path) -> bool:
+        """Tell whether a directory holds items as this version writes them."""
+        schemas = (TRAINING_ITEMS, TRAINING_IMAGES)
+        files = [directory / f"{name}.arrow" for name in _NAMES]
+        return all(file.is_file() for file in files) and all(
+            pa.ipc.open_file(pa.memory_map(str(file))).schema == schema
+            for file, schema in zip(files, schemas, strict=True)
+        )
+
     def save(self, directory: Path) -> None:
         """Write both tables into a directory."""
         directory.mkdir(parents=True, exist_ok=True)

@@ -267,6 +267,23 @@ def test_rows_without_a_column_are_refused(judge, dpo_rows, write, quick, tmp_pa
         prepare_training("dpo", [write(dpo_rows)], judge, tmp_path / "out", quick())
 
 
+def test_items_of_an_earlier_version_are_encoded_again(judge, sft_rows, write, quick, tmp_path):
+    arguments = ("sft", [write(sft_rows)], judge, tmp_path / "out", quick())
+    config, *_ = prepare_training(*arguments)
+    written = Items.open(config.data)
+    assert Items.are_current(config.data)
+    unchanged = (config.data / "items.arrow").stat().st_mtime_ns
+    assert prepare_training(*arguments)[0] == config
+    assert (config.data / "items.arrow").stat().st_mtime_ns == unchanged
+    earlier = written.items.drop_columns(["prompt"])
+    with pa.OSFile(str(tmp_path / "earlier"), "wb") as sink, pa.ipc.new_file(sink, earlier.schema) as writer:
+        writer.write_table(earlier)
+    (tmp_path / "earlier").replace(config.data / "items.arrow")
+    assert not Items.are_current(config.data)
+    assert prepare_training(*arguments)[0] == config
+    assert Items.open(config.data).items.schema == written.items.schema
+
+
 def test_a_budget_below_every_item_is_refused(judge, sft_rows, write, quick, tmp_path):
     with pytest.raises(UserError, match=r"none of the 8 rows can be trained on; the first: .* over batch_tokens 20"):
         prepare_training("sft", [write(sft_rows)], judge, tmp_path / "out", quick(batch_tokens=20))
