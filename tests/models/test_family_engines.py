@@ -27,6 +27,7 @@ SENTENCES = {
     "glm4v": "nats off those of transformers",
     "lfm2_vl": "does not compute conv layers in float32 on a CPU",
     "minicpmv4_6": "does not compute linear_attention layers in float32 on a CPU",
+    "mistral3": "makes other tokens of a prompt than the model's own processor",  # of images of odd shapes
     "mllama": "has no class of its own for MllamaForConditionalGeneration",
     "ovis2": "has no class of its own for Ovis2ForConditionalGeneration",
     "paligemma": "lets no token of an image see a later one on a CPU",

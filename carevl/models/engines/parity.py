@@ -182,7 +182,7 @@ def draw_requests() -> list[GenerationRequest]:
     from PIL import Image
 
     drawn = []
-    for number, (width, height) in enumerate(((112, 112), (224, 112), (84, 168))):
+    for number, (width, height) in enumerate(((112, 112), (224, 112), (84, 140))):
         blocks = np.random.default_rng(number).integers(0, 255, (height // 28, width // 28, 3), np.uint8)
         drawn.append(Image.fromarray(blocks.repeat(28, 0).repeat(28, 1)))
     questions = (

@@ -28,7 +28,7 @@ from carevl.models.engines.base import (
     limit_tiles,
 )
 from carevl.models.engines.card import Card, find_card, free_bytes, wait_for_room
-from carevl.models.engines.parity import SAMPLE, Parity, check_parity, draw_requests, find_reference, measure_parity
+from carevl.models.engines.parity import SAMPLE, check_parity, draw_requests, find_reference, measure_parity
 from carevl.models.engines.vllm_arguments import check_engine_args, needed_bytes, read_shape, vllm_arguments
 from carevl.models.engines.vllm_support import is_unsupported, unsupported_reason
 from carevl.models.engines.vllm_window import nothing_left, process_prompt, run_in_window
@@ -58,8 +58,6 @@ _ENVIRONMENT = {
 }
 _ON_CPU = {"VLLM_MLA_DISABLE": "1"}
 """Of models without MLA, vLLM's CPU platform asks in a way that Qwen3-VL's configuration has no answer to."""
-_CHECKED = 4
-"""Requests of an engine whose tokens are held against the processor's."""
 
 _SITE = str(Path(__file__).parents[2] / "_site")
 
@@ -109,12 +107,16 @@ def _free_memory() -> None:
     torch.cuda.empty_cache()
 
 
+class OtherTokensError(UserError):
+    """vLLM reads other tokens of a prompt than training and transformers do."""
+
+
 class _StartError(Exception):
     """vLLM raised while it started."""
 
 
-def _start_checked(model: Captioner | Judge, card: str) -> VllmGenerator | Parity:
-    """Start vLLM, held against transformers; return how far it is off where that is too far.
+def _start_checked(model: Captioner | Judge, card: str) -> VllmGenerator | str:
+    """Start vLLM, held against transformers; return in half a sentence what is different where something is.
 
     Engines over several GPUs are not checked, for one of which the model may be too large, nor quantised ones, which
     compute something else on purpose.
@@ -134,6 +136,9 @@ def _start_checked(model: Captioner | Judge, card: str) -> VllmGenerator | Parit
         return start()
     try:
         parity = measure_parity(model, card, lambda: transformers.ENGINE.generator(model), start)
+    except OtherTokensError:
+        _close(started)
+        return "vllm makes other tokens of a prompt than the model's own processor"
     except Exception as error:
         if started or isinstance(error, _StartError) or not is_out_of_memory(error):
             raise
@@ -141,9 +146,16 @@ def _start_checked(model: Captioner | Judge, card: str) -> VllmGenerator | Parit
         return start()
     if parity.holds:
         return started[0] if started else start()
-    for engine in started:
+    _close(started)
+    return (
+        f"log-probabilities of vllm are up to {parity.difference:.3g} nats off those of transformers for the same "
+        f"prompts, and {parity.allowed:.3g} are allowed"
+    )
+
+
+def _close(engines: Sequence[VllmGenerator]) -> None:
+    for engine in engines:
         engine.close()
-    return parity
 
 
 def _slot(adapter: Path) -> int:
@@ -169,7 +181,8 @@ class VllmGenerator:
         self.engine = _engine(model, "generate", cuts_tiles=tiles, **lora)
         stored = self.engine.llm_engine.model_config.try_get_generation_config()
         self.ends = end_ids(stored.get("eos_token_id"), self.processor.tokenizer)
-        self._unchecked = _CHECKED
+        self._checked: set[tuple[tuple[int, int], bool]] = set()
+        """Sizes of images, and their places, for which vLLM makes the processor's tokens."""
         self._own_placeholder = self._writes_placeholder()
 
     def generate(
@@ -236,20 +249,23 @@ class VllmGenerator:
         return bool(process_prompt(self.engine, self._prompts([request])[0])["prompt_token_ids"] != expected)
 
     def _check_tokens(self, requests: Sequence[GenerationRequest], outputs: Sequence[Any]) -> None:
-        """Hold what vLLM read of this engine's first requests against the tokens of everything else.
+        """Hold what vLLM read of the first request about an image of every size against everything else's tokens.
 
         Raises:
-            UserError: it read others.
+            OtherTokensError: it read others.
         """
-        first = [i for i, output in enumerate(outputs) if output is not None][: self._unchecked]
-        for i in first:
-            encoded, _ = encode_with_row_errors(self.processor, [requests[i].turn], [requests[i].image])
-            if encoded is None or list(outputs[i].prompt_token_ids) != encoded.ids[0]:
-                raise UserError(
-                    f"{self.path}: vllm makes other tokens of a prompt than the model's own processor; "
-                    "use engine: transformers for it"
+        for request, output in zip(requests, outputs, strict=True):
+            key = request.image.size, request.image_first
+            if output is None or key in self._checked:
+                continue
+            encoded, _ = encode_with_row_errors(self.processor, [request.turn], [request.image])
+            if encoded is None or list(output.prompt_token_ids) != encoded.ids[0]:
+                width, height = request.image.size
+                raise OtherTokensError(
+                    f"{self.path}: vllm makes other tokens of a prompt about an image of {width} x {height} than the "
+                    "model's own processor; use engine: transformers for it"
                 )
-        self._unchecked -= len(first)
+            self._checked.add(key)
 
     def _generation(self, completion: Any, logprob_ids: Sequence[int]) -> Generation:
         # vLLM does not write tokens out (`detokenize`): it would write those of `logprob_ids` too, at every token,
@@ -342,10 +358,7 @@ class VllmEngine(Engine):
             else:
                 if isinstance(loaded, VllmGenerator):
                     return loaded
-                reason = (
-                    f"log-probabilities of vllm are up to {loaded.difference:.3g} nats off those of transformers for "
-                    f"the same prompts, and {loaded.allowed:.3g} are allowed"
-                )
+                reason = loaded
             _free_memory()
         if model.tensor_parallel > 1:
             raise UserError(f"{model.path}: {reason}; set tensor_parallel to 1 and engine: transformers")
