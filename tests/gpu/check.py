@@ -9,8 +9,8 @@ with `most` have a bound. A step that fails is named, the others run all the sam
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import sys
+import threading
 import time
 import traceback
 from importlib import import_module
@@ -58,18 +58,26 @@ def main() -> int:
     check.figure("start", None, card=card, small=check.small, **versions)
     for name in arguments.steps or STEPS:
         started = time.monotonic()
-        faulthandler.dump_traceback_later(_PATIENCE)
+        watch = threading.Timer(_PATIENCE, _say_where, [threading.get_ident()])
+        watch.daemon = True
+        watch.start()
         try:
             import_module(f"tests.gpu.{name}").run(check)
         except Exception as problem:
             traceback.print_exc()
             check.failures.append(f"{name}: {type(problem).__name__}: {' '.join(str(problem).split())[:300]}")
-        faulthandler.cancel_dump_traceback_later()
+        watch.cancel()
         check.free()
         check.figure("step_of_the_check_seconds", time.monotonic() - started, step=name)
     for failure in check.failures:
         print(f"failed: {failure}", file=sys.stderr)
     return int(bool(check.failures))
+
+
+def _say_where(thread: int) -> None:
+    """Write where a thread is. (The timer of faulthandler reads frames that Dynamo is changing, and crashes on them.)"""
+    frame = sys._current_frames().get(thread)
+    print("".join(traceback.format_stack(frame)[-12:]), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
