@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def _say_where(thread: int) -> None:
-    """Write where a thread is. (The timer of faulthandler reads frames that Dynamo is changing, and crashes on them.)"""
+    """Write where a thread is; faulthandler's timer reads frames that Dynamo is changing, and crashes on them."""
     frame = sys._current_frames().get(thread)
     print("".join(traceback.format_stack(frame)[-12:]), file=sys.stderr, flush=True)
 
