@@ -29,7 +29,7 @@ from carevl.judging.prompts import VERDICT_PREFIX
 from carevl.models.families import family_of
 from carevl.models.families.base import Picture
 from carevl.models.packing import Packed, Shape, Tree, computed_tokens, pack
-from carevl.models.prompts import EncodedPrompts, Prompt, encode_prompts
+from carevl.models.prompts import EncodedPrompts, Prompt, encode_prompts, encode_text, encode_text_with_offsets
 from carevl.store.schemas import TRAINING_IMAGES, TRAINING_ITEMS, row_error
 from carevl.training.image_sizes import by_size
 from carevl.training.plain import Plain, separate
@@ -137,7 +137,7 @@ class Encoder:
             self._shown[image] = _Shown.of(row["image"], self.resize_pixels)
         prefix = self._prefix(row["prompt"], self._shown[image].width, self._shown[image].height)
         tokenizer = self.processor.tokenizer
-        branches = [[*tokenizer(t, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for t in texts]
+        branches = [[*encode_text(tokenizer, text), tokenizer.eos_token_id] for text in texts]
         weighted = phase == "sft" and self.verdict_weight != 1.0
         tree = Tree(prefix, branches, image, [self._weights(texts[0])] if weighted else None)
         tokens = computed_tokens([tree.shape], self.packing)
@@ -149,8 +149,8 @@ class Encoder:
     def _weights(self, target: str) -> list[float]:
         """Return how much every token of a target counts, the one that ends it among them."""
         verdict = max(target.rfind(prefix) for prefix in VERDICT_PREFIX.values())
-        encoded = self.processor.tokenizer(target, add_special_tokens=False, return_offsets_mapping=True)
-        heavy = [0 <= verdict < end for _, end in encoded["offset_mapping"]]
+        _, offsets = encode_text_with_offsets(self.processor.tokenizer, target)
+        heavy = [0 <= verdict < end for _, end in offsets]
         return [*(self.verdict_weight if of_verdict else 1.0 for of_verdict in heavy), 1.0]
 
     def _prefix(self, prompt: str, width: int, height: int) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from carevl.models.families import FAMILIES, family_of
 from carevl.models.families.base import Picture
 from carevl.models.packing import Packed, Tree, pack, usable_packing
-from carevl.models.prompts import Prompt, encode_prompts
+from carevl.models.prompts import Prompt, encode_prompts, encode_text
 from carevl.models.tree_attention import branch_log_probabilities
 from carevl.training.plain import plain_log_probabilities, separate
 
@@ -102,7 +102,7 @@ def _draw(processor: Any) -> tuple[list[Tree], list[Picture], list[tuple[Prompt,
     for (question, texts), (width, height) in zip(_ITEMS, _SIZES, strict=True):
         image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
         written = encode_prompts(processor, [Prompt(question)], [image])
-        branches = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts]
+        branches = [[*encode_text(tokenizer, text), tokenizer.eos_token_id] for text in texts]
         trees.append(Tree(written.ids[0], branches, str(width)))
         pictures.append(Picture(written.images, {name: values[0] for name, values in written.per_token.items()}))
         prompts.append((Prompt(question), image))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.errors import UserError
-from carevl.models.prompts import Prompt, encode_prompts, render_prompt
+from carevl.models.prompts import Prompt, control_ids, encode_prompts, render_prompt
 from carevl.training.driver import prepare_training
 from carevl.training.image_sizes import by_size
 from carevl.training.items import Encoder, Items, split_holdout
@@ -170,6 +170,20 @@ def test_a_target_without_a_verdict_weighs_one(judge, sft_rows):
     row = sft_rows.to_pylist()[0]
     assert set(encoder.tree(row | {"target": "No verdict."}, "sft").weights[0]) == {1.0}
     assert set(encoder.tree(row, "sft").weights[0]) == {1.0, 3.0}
+
+
+def test_a_control_string_in_a_judgment_is_plain_text(judge, sft_rows):
+    processor = hf.AutoProcessor.from_pretrained(judge)
+    tokenizer, row = processor.tokenizer, sft_rows.to_pylist()[0]
+    strings = f"{tokenizer.eos_token} and {processor.image_token}"
+    [before], [after] = (
+        Encoder(processor, 4096, verdict_weight=3.0).tree(row | {"target": text}, "sft").branches
+        for text in (row["target"], f"Of {strings}. {row['target']}")
+    )
+    assert before == [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert control_ids(tokenizer) & {*after[:-1]} == set()
+    assert after[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(after[:-1]).startswith(f"Of {strings}. ")
 
 
 def test_what_is_held_out_has_images_of_its_own():
