@@ -16,6 +16,7 @@ from carevl.errors import UserError
 from carevl.models.families import judge_family
 from carevl.models.hub import find_config, find_snapshot
 from carevl.models.locate import own_directory
+from carevl.models.prompts import check_tokenizer
 from carevl.models.stored_weights import indexed_files, tensor_names
 from carevl.settings.schemes import split_scheme
 
@@ -166,11 +167,7 @@ def load_processor(judge: Path) -> Any:
         raise UserError(f"{judge} has a tokenizer but no image processor; a judge needs its preprocessor_config.json")
     if not processor.chat_template:
         raise UserError(f"{judge} has no chat template; a judge needs its chat_template.jinja")
-    if not getattr(processor.tokenizer, "is_fast", False):
-        raise UserError(
-            f"{judge} has a slow tokenizer only ({type(processor.tokenizer).__name__}), which does not tell where its "
-            "tokens stand in the text; a judge needs a tokenizer.json"
-        )
+    check_tokenizer(processor.tokenizer, str(judge))
     return processor
 
 

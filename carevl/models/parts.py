@@ -5,12 +5,13 @@ Everything below works on a model whose weights lie on the meta device, too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from carevl.errors import UserError
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from torch.nn import Module, Parameter
 
 Part = Literal["language", "projector", "vision"]
 """`language` is the decoder with its output matrix, `vision` everything outside it but the `projector`."""
@@ -44,16 +45,29 @@ def find_language_model(model: Any) -> Module:
     return decoder
 
 
+def weights_outside_language(model: Any) -> Iterator[Parameter]:
+    """Yield the weights of vision tower and projector: all but those of the decoder and of the output matrix."""
+    language = _language_modules(model)
+
+    def walk(module: Module) -> Iterator[Parameter]:
+        if module not in language:
+            yield from module.parameters(recurse=False)
+            for child in module.children():
+                yield from walk(child)
+
+    return walk(model)
+
+
 def split_parts(model: Any) -> dict[str, Part]:
     """Return the part that every module and every weight belongs to, by its full name; tied weights have one name."""
     named: dict[str, Part] = {}
-    language = {id(module) for module in find_language_model(model).modules()} | {id(model.get_output_embeddings())}
+    language = _language_modules(model)
 
     def walk(module: Module, prefix: str, part: Part) -> None:
         for name, _ in module.named_parameters(recurse=False):
             named[prefix + name] = "projector" if part == "vision" and name in PROJECTORS else part
         for name, child in module.named_children():
-            inner: Part = "language" if id(child) in language else part
+            inner: Part = "language" if child in language else part
             if inner == "vision" and name in PROJECTORS:
                 inner = "projector"
             named[prefix + name] = inner
@@ -61,3 +75,7 @@ def split_parts(model: Any) -> dict[str, Part]:
 
     walk(model, "", "vision")
     return named
+
+
+def _language_modules(model: Any) -> tuple[Module, Module]:
+    return find_language_model(model), model.get_output_embeddings()

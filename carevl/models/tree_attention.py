@@ -27,6 +27,7 @@ from carevl.models.families import family_of
 from carevl.models.families.base import Family
 from carevl.models.flex_attention import BLOCK, FLEX
 from carevl.models.packing import Packed, Place, Rule, ask_rule, dense_mask, laid_out, row_of
+from carevl.models.parts import weights_outside_language
 from carevl.models.vocabulary import token_log_probabilities
 
 TREES = "carevl_trees"
@@ -331,16 +332,9 @@ def _image_features(model: Any, packed: Packed, family: Family) -> list[Tensor]:
     return [next(computed) if features is None else features for features in packed.features]
 
 
-def language_weights(model: Any) -> set[int]:
-    """Return the ids of the weights of a model's language model, output matrix included."""
-    parts = (model.get_decoder(), model.get_output_embeddings())
-    return {id(weight) for module in parts for weight in module.parameters()}
-
-
 def trains_vision(model: Any) -> bool:
     """Tell whether anything of a vision-language model is trained besides its language model."""
-    language = language_weights(model)
-    return any(weight.requires_grad and id(weight) not in language for weight in model.parameters())
+    return any(weight.requires_grad for weight in weights_outside_language(model))
 
 
 ALL_ATTENTION_FUNCTIONS.register(TREES, tree_attention)

@@ -110,7 +110,7 @@ REFUSALS = {
     ),
     "a slow tokenizer": (
         _without_tokenizer(tokenizer_class="ByT5Tokenizer"),
-        " has a slow tokenizer only (ByT5Tokenizer), which does not tell where its tokens stand in the text;",
+        " has a slow tokenizer only (ByT5Tokenizer), which cannot tell the characters of a token;",
     ),
     "a tokenizer of mistral-common": (
         _of_mistral_common,
