@@ -22,8 +22,8 @@ def check(
 
     Its family; whether judgments of a prompt are computed behind one prefix (packing shared) or each with a prompt of
     its own (plain), tried on the model itself; what gets adapters and what is frozen by default; a prompt of each task
-    as the model reads it. Where its weights are not here but its configuration is, packing is tried on two random
-    layers. A model that cannot be a judge ends in one sentence and exit status 2.
+    as the model reads it. Where its weights are not here but its configuration is, or memory is too small for them,
+    packing is tried on two random layers. A model that cannot be a judge ends in one sentence and exit status 2.
 
     Example: carevl check miniworld:judge
 

@@ -17,7 +17,7 @@ from carevl.models.families import judge_family
 from carevl.models.hub import find_config, find_snapshot
 from carevl.models.locate import own_directory
 from carevl.models.prompts import check_tokenizer
-from carevl.models.stored_weights import indexed_files, tensor_names
+from carevl.models.stored_weights import indexed_files, tensor_names, tensor_shapes
 from carevl.settings.schemes import split_scheme
 
 ADAPTER = "adapter_config.json"
@@ -193,14 +193,19 @@ def _check_tensors(directory: Path) -> None:
 
     transformers would fill in what is missing with random numbers.
     """
-    from transformers import AutoModelForImageTextToText
+    import torch
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
+    config = AutoConfig.from_pretrained(directory)
+    # transformers opens a file by mapping it, which the system refuses for one that is larger than its memory.
+    stored = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes(directory).items()}
     try:
         with quiet_transformers():
-            _, loaded = AutoModelForImageTextToText.from_pretrained(
-                directory,
+            _, loaded = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].from_pretrained(
+                None,
+                config=config,
+                state_dict=stored,
                 device_map={"": "meta"},
-                use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
@@ -208,8 +213,8 @@ def _check_tensors(directory: Path) -> None:
         raise UserError(f"{directory}: its model cannot be built: {_one_line(error)}") from None
     problems = [f"{name} is not stored" for name in sorted(loaded["missing_keys"])]
     problems += [
-        f"{name} is stored as {list(stored)}, not {list(expected)}"
-        for name, stored, expected in sorted(loaded["mismatched_keys"])
+        f"{name} is stored as {list(shape)}, not {list(expected)}"
+        for name, shape, expected in sorted(loaded["mismatched_keys"])
     ]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""

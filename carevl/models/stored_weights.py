@@ -41,7 +41,7 @@ def read_stored_weights(directory: Path) -> StoredWeights:
     parameters = Counter[str]()
     for _, tensor in _tensors(directory):
         parameters[tensor["dtype"]] += math.prod(tensor["shape"])
-    return StoredWeights(sum(file.stat().st_size for file in directory.glob("*.safetensors")), parameters)
+    return StoredWeights(sum(file.stat().st_size for file in weight_files(directory)), parameters)
 
 
 @cache
@@ -66,12 +66,26 @@ def tensor_names(directory: Path) -> list[str]:
     return [name for name, _ in _tensors(directory)]
 
 
+def tensor_shapes(directory: Path) -> dict[str, list[int]]:
+    """Return the shape of every tensor, by name; errors as for `tensor_names`."""
+    return {name: tensor["shape"] for name, tensor in _tensors(directory)}
+
+
 def _tensors(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of every tensor, and what the headers of the safetensors files say of it."""
-    for file in directory.glob("*.safetensors"):
+    for file in weight_files(directory):
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Return the files that hold a model's weights: those of its index, or the only one; other formats may lie beside.
+
+    Mistral's repositories hold all weights a second time in `consolidated.safetensors`.
+    """
+    whole = directory / "model.safetensors"
+    return indexed_files(directory) or ([whole] if whole.is_file() else sorted(directory.glob("*.safetensors")))
 
 
 def indexed_files(directory: Path) -> list[Path] | None:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from carevl.errors import UserError
 from carevl.judging.prompts import Task, judge_prompt
 from carevl.models.device import device
+from carevl.models.engines.card import GIB
 from carevl.models.families import family_of
 from carevl.models.judge_files import check_directory, find_judge, load_processor, quiet_transformers
+from carevl.models.memory import free_memory
 from carevl.models.prompts import Prompt, encode_prompts
-from carevl.models.stored_weights import stored_dtype
+from carevl.models.stored_weights import read_stored_weights, stored_dtype
 from carevl.settings.training import Training
 from carevl.training.judge import load_judge, load_skeleton
 from carevl.training.random_layers import build_random_layers
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 PROBE = (448, 336)
 """Width and height of the probe image in pixels."""
-_RANDOM = "not on this machine; two random layers of the same configuration stand for them"
+_RANDOM = "two random layers of the same configuration stand for them"
+_SHARE_OF_MEMORY = 0.8
+"""Most of the free memory that weights may take; the rest is for what two items need."""
 _ASKED: Mapping[Task, tuple[str, ...]] = {
     "pairwise": ("Two red circles.", "Three red circles."),
     "pointwise": ("Two red circles.",),
@@ -93,8 +97,8 @@ class Inspection:
 def inspect_judge(path: str, revision: str | None = None) -> Inspection:
     """Load a model as a judge and look at it. Nothing is fetched.
 
-    Where its weights are not on this machine but its configuration is, two random layers of the same configuration
-    stand for it.
+    Where its weights are not on this machine but its configuration is, or memory is too small for them, two random
+    layers of the same configuration stand for it.
 
     Args:
         path: as in the settings: a directory, a hub id, or a path with a scheme.
@@ -108,8 +112,10 @@ def inspect_judge(path: str, revision: str | None = None) -> Inspection:
     trained = describe_trained(skeleton, training)
     if is_whole:
         StoredLayout(directory).check(changed_weights(skeleton, training))
+    dtype = "float32" if stored_dtype(directory) == "float32" else "bfloat16"
+    lacking = _find_lack(directory, dtype) if is_whole else "not on this machine"
     with quiet_transformers():
-        model = _load(directory) if is_whole else build_random_layers(directory)
+        model = load_judge(directory, dtype) if lacking is None else build_random_layers(directory)
     model.to(device()).eval()
     trial = try_packing(model, processor)
     prompts = {task: _write(processor, task) for task in _ASKED}
@@ -117,7 +123,7 @@ def inspect_judge(path: str, revision: str | None = None) -> Inspection:
     return Inspection(
         model=path,
         family=model.config.model_type,
-        weights="loaded" if is_whole else _RANDOM,
+        weights="loaded" if lacking is None else f"{lacking}; {_RANDOM}",
         packing=trial.packing,
         packing_reason=trial.reason,
         difference=trial.difference,
@@ -131,9 +137,12 @@ def inspect_judge(path: str, revision: str | None = None) -> Inspection:
     )
 
 
-def _load(directory: Path) -> Any:
-    stored = stored_dtype(directory)
-    return load_judge(directory, "float32" if stored == "float32" else "bfloat16")
+def _find_lack(directory: Path, dtype: str) -> str | None:
+    """Return why the weights of a model are not loaded; None where they are."""
+    needed, free = read_stored_weights(directory).loaded_as(dtype), free_memory()
+    if needed <= _SHARE_OF_MEMORY * free:
+        return None
+    return f"too large for this machine ({needed / GIB:.1f} GiB as {dtype}, {free / GIB:.1f} GiB of memory are free)"
 
 
 def _write(processor: Any, task: Task) -> list[int]:

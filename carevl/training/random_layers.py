@@ -1,4 +1,4 @@
-"""A model of which only the configuration is here: two layers of its language model, with random weights."""
+"""A model whose weights are not here, or too large: two layers of its language model, with random weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from carevl.errors import UserError
 from carevl.models.device import device
+from carevl.models.engines.card import GIB
 from carevl.models.flex_attention import FLEX
+from carevl.models.memory import free_memory
 from carevl.models.tree_attention import TREES, set_attention
 
 LAYERS = 2
@@ -21,16 +23,28 @@ def build_random_layers(directory: Path) -> Any:
     even, and a wrong mask would hardly show.
 
     Raises:
-        UserError: it cannot be built.
+        UserError: it cannot be built, or memory is too small for it.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    def build() -> Any:
+        return AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+
     try:
         config = AutoConfig.from_pretrained(directory)
         config = type(config).from_dict(shorten(config.to_dict()))
+        with torch.device("meta"):
+            needed, free = sum(weight.nbytes for weight in build().parameters()), free_memory()
+        if needed > free:
+            raise UserError(
+                f"even two layers of {directory} take {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB of memory are "
+                "free; check it on a machine with more"
+            )
         torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        model = build()
+    except UserError:
+        raise
     except Exception as error:  # each architecture checks its fields in its own way
         message = " ".join(str(error).split())[:200]
         raise UserError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
-from carevl.models.stored_weights import INDEX, indexed_files
+from carevl.models.stored_weights import INDEX, tensor_shapes, weight_files
 
 if TYPE_CHECKING:
     from torch import Size, Tensor
@@ -32,13 +32,8 @@ class StoredLayout:
     def shapes(self) -> Mapping[str, Size]:
         """The shape of every stored tensor."""
         import torch
-        from safetensors import safe_open
 
-        shapes: dict[str, Size] = {}
-        for file in weight_files(self.directory):
-            with safe_open(file, "pt") as stream:
-                shapes |= {name: torch.Size(stream.get_slice(name).get_shape()) for name in stream.offset_keys()}
-        return shapes
+        return {name: torch.Size(shape) for name, shape in tensor_shapes(self.directory).items()}
 
     @cached_property
     def weights(self) -> Mapping[str, str]:
@@ -150,8 +145,3 @@ def rewrite(
     for name in (INDEX, "config.json", "generation_config.json"):
         if (layout.directory / name).exists():
             shutil.copyfile(layout.directory / name, target / name)
-
-
-def weight_files(model: Path) -> list[Path]:
-    """Return the files that hold a model's weights: those of its index, or the only one."""
-    return indexed_files(model) or [model / "model.safetensors"]

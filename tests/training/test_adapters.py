@@ -9,9 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from carevl.errors import UserError
-from carevl.models.stored_weights import INDEX, stored_dtype
+from carevl.models.stored_weights import INDEX, stored_dtype, weight_files
 from carevl.training.adapters import Adapter, Rounding, compose, merge
-from carevl.training.stored_layout import weight_files
 
 pytestmark = pytest.mark.train
 

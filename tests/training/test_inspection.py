@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from functools import cache
@@ -13,7 +14,9 @@ import pytest
 from carevl import cli
 from carevl.errors import UserError
 from carevl.models.locate import locate
+from carevl.models.memory import free_memory
 from carevl.training.inspection import inspect_judge, show_tokens
+from carevl.training.judge import load_skeleton
 from carevl.training.random_layers import shorten
 from tests.helpers.families import FAMILIES, PLAIN, VARIANTS
 
@@ -143,6 +146,39 @@ def test_the_configuration_alone_in_the_cache_is_enough(family_directory, tmp_pa
     before = sorted(tmp_path.rglob("*"))
     assert inspect_judge("org/judge").weights.startswith("not on this machine")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def _with_large_weights(directory: Path, target: Path, layers: int, size: int) -> Path:
+    """Copy a model with so many layers, whose weights take up `size` bytes or more; they are holes in a file."""
+    per_layer = size // layers // (3 * 64 * 4)
+    _without_weights(directory, target, num_hidden_layers=layers, layer_types=None, intermediate_size=per_layer)
+    header, end = {}, 0
+    for name, weight in load_skeleton(target).state_dict().items():
+        begin, end = end, end + weight.nbytes
+        header[name] = {"dtype": "F32", "shape": list(weight.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with (target / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return target
+
+
+def test_weights_that_memory_is_too_small_for_are_not_loaded(family_directory, tmp_path):
+    judge = _with_large_weights(family_directory("qwen2_5_vl"), tmp_path / "judge", 400, free_memory())
+    found = inspect_judge(str(judge))
+    assert re.fullmatch(
+        r"too large for this machine \(\d+\.\d GiB as float32, \d+\.\d GiB of memory are free\); "
+        "two random layers of the same configuration stand for them",
+        found.weights,
+    )
+    assert found.packing == "shared"
+    assert found.lora_modules == 400 * 7
+
+
+def test_layers_that_memory_is_too_small_for_are_not_made(family_directory, tmp_path):
+    judge = _with_large_weights(family_directory("qwen2_5_vl"), tmp_path / "judge", 3, 2 * free_memory())
+    with pytest.raises(UserError, match=r"even two layers of .* take \d+\.\d GiB, and \d+\.\d GiB of memory are free"):
+        inspect_judge(str(judge))
 
 
 def test_weights_in_another_format_are_not_taken_for_missing(family_directory, tmp_path):
