@@ -215,10 +215,11 @@ def usable_packing(model: Any, packing: Packing) -> tuple[Packing, str | None]:
 def row_tokens(model: Any, packing: Packing, batch_tokens: int) -> int:
     """Return the tokens up to which items share a micro-batch; an item that is longer has one of its own.
 
-    Where trees cannot lie in one row, every item is longer.
+    Where trees cannot lie in one row, or images of several sizes in one batch, every item is longer.
     """
-    joins = packing == "plain" or family_of(model).joins
-    return batch_tokens if joins else 1
+    family = family_of(model)
+    together = family.mixes_sizes if packing == "plain" else family.joins
+    return batch_tokens if together else 1
 
 
 def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:

@@ -73,7 +73,7 @@ class ImageTextGenerator:
 
             self.model = PeftModel.from_pretrained(self.model, adapter).get_base_model()
         self.model.to(self.device).eval()
-        self.mixes_sizes = family_of(self.model).joins
+        self.mixes_sizes = family_of(self.model).mixes_sizes
         self.ends = end_ids(self.model.generation_config.eos_token_id, self.processor.tokenizer)
 
     def generate(

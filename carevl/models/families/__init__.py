@@ -1,6 +1,6 @@
 """The vision-language architectures that have been tried, by the `model_type` of their models.
 
-One class serves all. What a row says of an architecture is measured by tests/models/test_families.py.
+One class serves all. What a row says of an architecture is measured by tests/training/family_table.py.
 """
 
 from __future__ import annotations
@@ -44,15 +44,17 @@ _ALONE = (
     "llama4",  # chunks of attention are counted from the row's beginning
     "mllama",  # its layers attend to the images of the whole row
 )
-_WITH_STATE = ("lfm2_vl", "minicpmv4_6", "qwen3_5", "qwen3_5_moe")
+_WITH_STATE = ("lfm2_vl", "qwen3_5", "qwen3_5_moe")
+_ONE_SIZE = ("minicpmv4_6",)  # with a state as well; it takes all images of a batch for as large as the first
 
 FAMILIES: Registry[Family] = Registry(
     "vision family",
     Family,
     (
-        *(Family(name, joins=True, embeds=True) for name in _EMBEDDED),
-        *(Family(name, joins=True) for name in _MORE_THAN_EMBEDDED),
-        *(Family(name) for name in (*_ALONE, *_WITH_STATE)),
+        *(Family(name, joins=True, mixes_sizes=True, embeds=True) for name in _EMBEDDED),
+        *(Family(name, joins=True, mixes_sizes=True) for name in _MORE_THAN_EMBEDDED),
+        *(Family(name, mixes_sizes=True) for name in (*_ALONE, *_WITH_STATE)),
+        *map(Family, _ONE_SIZE),
         *paligemma.FAMILIES,
     ),
 )

@@ -31,8 +31,8 @@ class Family:
     """One vision-language architecture; `name` is the `model_type` in the config.json of its models.
 
     The processor writes prompts and images, and the model makes its own masks and positions, so that what is here holds
-    for every architecture; a subclass says what is different in one. The three flags are facts that
-    tests/models/families measures; those of an architecture that nobody has tried are the careful ones.
+    for every architecture; a subclass says what is different in one. The flags are facts that
+    tests/training measures; those of an architecture that nobody has tried are the careful ones.
 
     Shapes: a sequence of n tokens; I images of together N image tokens.
     """
@@ -41,6 +41,8 @@ class Family:
     joins: bool = False
     """Whether several trees may lie in one row: masks and positions depend on distances alone, and the images of a row
     are those of its trees, one after the other."""
+    mixes_sizes: bool = False
+    """Whether a batch may hold images of several sizes, each in a sequence of its own; a row needs it too."""
     embeds: bool = False
     """Whether an image enters the language model as embeddings alone, so that these can be kept in its place."""
 

@@ -21,4 +21,4 @@ class PaliGemma(Family):
         return super().count_positions(n_tokens) + 1
 
 
-FAMILIES = (PaliGemma("paligemma", joins=True),)
+FAMILIES = (PaliGemma("paligemma", joins=True, mixes_sizes=True),)
