@@ -1,0 +1,81 @@
+"""A step of every family in both packings: log-probabilities, loss and gradients, under weights that attend to much.
+
+Bounds are for float32. The largest differences that were measured over all families, phases and kinds of training:
+log-probabilities of judgments 5e-5 nats of some 200, the loss 1e-6, gradients 2e-6 of the largest one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from carevl.models import tree_attention
+from carevl.models.judge_files import load_processor
+from carevl.training.judge import load_judge
+from carevl.training.trial import try_packing
+from tests.helpers.families import FAMILIES, SHARING, VARIANTS
+from tests.training.packed_step import WEIGHTS, Difference, PackedStep
+
+pytestmark = pytest.mark.train
+
+BOUND = Difference(values=2e-4, loss=1e-5, gradients=4e-6)
+_OFTEN = ("gemma3", "internvl", "llama4", "qwen3_vl")
+
+
+def _each(names):
+    return [pytest.param(name, marks=() if name in _OFTEN else pytest.mark.nightly) for name in names]
+
+
+def _assert_within_bounds(difference):
+    assert difference.values < BOUND.values
+    assert difference.loss < BOUND.loss
+    assert difference.gradients < BOUND.gradients
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("phase", ["sft", "dpo"])
+@pytest.mark.parametrize("family", _each([*SHARING, *VARIANTS]))
+def test_a_step_on_shared_prefixes_is_the_step_with_a_prompt_for_every_judgment(
+    family, phase, weights, family_directory
+):
+    step = PackedStep(family_directory(family), phase, WEIGHTS[weights])
+    _assert_within_bounds(Difference.between(step.compute("shared"), step.compute("plain")))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("family", _each([*FAMILIES, *VARIANTS]))
+def test_a_step_with_a_prompt_for_every_judgment_is_the_models_own_loss_of_labels(family, weights, family_directory):
+    step = PackedStep(family_directory(family), "sft", WEIGHTS[weights])
+    _assert_within_bounds(Difference.between(step.compute("plain"), step.compute_by_labels()))
+
+
+def _leak(packed, rule=None):
+    """The blocks of a row, in which a judgment sees the one before it."""
+
+    def open_up(block):
+        seen = block.mask
+        if seen is None:
+            return block
+        return replace(block, mask=seen | torch.ones_like(seen).tril(seen.shape[1] - seen.shape[0]))
+
+    return [open_up(block) for block in _blocks(packed, rule)]
+
+
+_blocks = tree_attention.blocks
+
+
+@pytest.mark.parametrize("family", _each([*SHARING, *VARIANTS]))
+def test_judgments_that_see_each_other_are_found_when_a_judge_is_loaded(family, family_directory, monkeypatch):
+    directory = family_directory(family)
+    model, processor = load_judge(directory, "float32").eval(), load_processor(directory)
+    monkeypatch.setattr(tree_attention, "blocks", _leak)
+    trial = try_packing(model, processor)
+    assert trial.packing == "plain"
+    assert "nats off behind one prompt" in trial.reason
+    assert trial.difference > 0.01
+    step = PackedStep(directory, "dpo", WEIGHTS["lora"])
+    difference = Difference.between(step.compute("shared"), step.compute("plain"))
+    assert difference.values > 100 * BOUND.values
+    assert difference.gradients > 100 * BOUND.gradients
