@@ -24,11 +24,14 @@ class StoredWeights:
     size: int
     parameters: Mapping[str, int]
 
-    def loaded_as(self, dtype: str) -> int:
+    def loaded_as(self, dtype: str, bits: int | None = None) -> int:
         """Return the bytes of the weights as numbers of a format; `auto`: as they are stored.
 
-        Weights that are no plain floating-point numbers stay what they are.
+        Weights that are no plain floating-point numbers stay what they are. Where most have so many `bits`, it is what
+        all of them would take, and so the least that they take.
         """
+        if bits is not None:
+            return sum(self.parameters.values()) * bits // 8
         if dtype == "auto":
             return self.size
         return self.size + sum(

@@ -238,12 +238,21 @@ def _check_phases(settings: Settings) -> Iterator[str]:
             yield f"{phase}.zero.offload_optimizer: needs {phase}.zero.stage 1 or more"
         if training.tracker != "none":
             yield from _refusal(f"{phase}.tracker", _check_tracker, training)
+        if training.base_bits is not None:
+            yield from _refusal(phase, _check_bitsandbytes, training)
 
 
 def _check_tracker(training: Training) -> None:
     from carevl.training.trackers import check_tracker
 
     check_tracker(training.tracker)
+
+
+def _check_bitsandbytes(training: Training) -> None:
+    from carevl.training.quantized import check_bitsandbytes
+
+    del training
+    check_bitsandbytes()
 
 
 def _has_labels(settings: Settings) -> bool:

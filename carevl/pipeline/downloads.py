@@ -132,11 +132,12 @@ def weight_lines(
         if not model.gpus:
             continue
         size = _bytes_on_card(model, states)
-        weights = "unknown bytes" if size is None else gigabytes(size)
+        least = "at least " if model.bits else ""
+        weights = "unknown bytes" if size is None else least + gigabytes(size)
         room = "" if card is None else f" of {gigabytes(_share(model, card))}"
         part = f", {model.gpus:g} of a card" if model.gpus < 1 else ""
         spread = f", a part of {model.spread}" if model.spread > 1 else ""
-        yield f"{table:16s} {weights}{room} for the weights of {model.setting} as {model.dtype}{part}{spread}"
+        yield f"{table:16s} {weights}{room} for the weights of {model.setting} {_form(model)}{part}{spread}"
 
 
 def find_problems(
@@ -156,7 +157,7 @@ def find_problems(
         room = _share(model, card or 0)
         if model.gpus and size is not None and size > room:
             problems.append(
-                f"{table}: the weights of {model.setting} take {gigabytes(size)} of a card as {model.dtype}, and "
+                f"{table}: the weights of {model.setting} take {gigabytes(size)} of a card {_form(model)}, and "
                 f"{model.reservation} leaves them {gigabytes(room)}; {_advice(model)}"
             )
     return problems
@@ -164,7 +165,11 @@ def find_problems(
 
 def _bytes_on_card(model: LoadedModel, states: Mapping[str, ModelState]) -> int | None:
     weights = states[model.setting].weights
-    return None if weights is None else weights.loaded_as(model.dtype) // model.spread
+    return None if weights is None else weights.loaded_as(model.dtype, model.bits) // model.spread
+
+
+def _form(model: LoadedModel) -> str:
+    return f"in {model.bits} bits" if model.bits else f"as {model.dtype}"
 
 
 def _share(model: LoadedModel, card: int) -> float:

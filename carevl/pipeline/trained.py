@@ -25,7 +25,7 @@ def trained_lines(settings: Settings, tables: Collection[str], judge: Path | Non
     if judge is None or not phases:
         return
     from carevl.models.packing import usable_packing
-    from carevl.training.judge import load_skeleton  # torch and transformers take seconds
+    from carevl.training.skeleton import load_skeleton  # torch and transformers take seconds
     from carevl.training.trainable import describe_trained
 
     model = load_skeleton(judge)

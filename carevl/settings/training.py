@@ -21,6 +21,9 @@ Phase = Literal["sft", "dpo"]
 TrainedPart = Literal["language", "language+projector", "all"]
 """Which parts of a judge are trained or get adapters; `all` is with the vision tower."""
 
+BaseBits = Literal[4, 8]
+"""Bits of a number of a quantised base."""
+
 NOT_LEARNED = {"workers", "checkpoint_steps", "keep_checkpoints", "tracker"}
 """Fields of `Training` that do not change what is learned."""
 
@@ -39,6 +42,11 @@ class Lora(Strict):
         min_length=1,
         description="Modules by the end of their name, of the parts that are trained; null: all linear layers, and the "
         "fused experts of a mixture.",
+    )
+    base_bits: BaseBits | None = Field(
+        None,
+        description="Bits of the language model's linear layers under the adapters, by bitsandbytes, so that a small card "
+        "holds a larger judge; null: those of dtype.",
     )
 
 
@@ -147,6 +155,17 @@ class Training(Strict):
             rest["lora"] = {**lora, "targets": None}
         return {**rest, "train": "language" if frozen else "all"}
 
+    @model_validator(mode="after")
+    def _check_base_bits(self) -> Training:
+        if self.base_bits and self.zero.stage == 3:
+            raise ValueError("zero.stage: 3 spreads no weights of fewer bits; set it to 2, or lora.base_bits to null")
+        return self
+
+    @property
+    def base_bits(self) -> BaseBits | None:
+        """Bits of the base's linear layers under adapters; None: they are numbers of `dtype`."""
+        return self.lora.base_bits if self.lora else None
+
     def learned(self) -> dict[str, Any]:
         """Return what the curve depends on, as JSON; without `NOT_LEARNED`.
 
@@ -157,6 +176,8 @@ class Training(Strict):
         facts = {**self.model_dump(mode="json", exclude=NOT_LEARNED), **accumulated}
         if self.train != "language+projector":
             facts["freeze_vision"] = facts.pop("train") == "language"
+        if self.lora is not None and self.lora.base_bits is None:
+            del facts["lora"]["base_bits"]
         if self.lora is not None and self.train == "language":
             # Those models have no other linear layers: the list stands for null, and for itself in another order.
             named = self.lora.targets == _LLAMA_TARGETS

@@ -49,7 +49,8 @@ class LoadedModel:
     """A model whose weights a stage loads, and where to.
 
     Each of its actors or workers reserves `gpus` GPUs and holds the weights as numbers of `dtype` (`auto`: as they are
-    stored), or one part of them where they are spread over `spread` GPUs.
+    stored), or one part of them where they are spread over `spread` GPUs. Where `bits` are given, most weights have so
+    many.
     """
 
     setting: str
@@ -59,6 +60,7 @@ class LoadedModel:
     dtype: str
     gpus: float
     spread: int = 1
+    bits: int | None = None
 
 
 def no_models(settings: Settings, table: str) -> Sequence[LoadedModel]:
@@ -75,7 +77,8 @@ def in_pool(setting: str, model: Model) -> LoadedModel:
 def in_training(setting: str, model: Model, phase: str, training: Training) -> LoadedModel:
     """Return a model that the workers of a phase train."""
     spread = training.workers.count if training.zero.stage == 3 else 1
-    return LoadedModel(setting, model, f"{phase}.workers", training.dtype, training.workers.num_gpus, spread)
+    reserved = training.workers.num_gpus
+    return LoadedModel(setting, model, f"{phase}.workers", training.dtype, reserved, spread, training.base_bits)
 
 
 def pixel_inputs(settings: Settings) -> dict[str, int]:
@@ -133,9 +136,10 @@ def serving_inputs(settings: Settings, phase: str | None) -> dict[str, Any]:
 
 
 def keeps_adapter(settings: Settings) -> bool:
-    """Return whether phase 2 begins with the base and the adapter of phase 1: in 16 bits, merging would round it."""
+    """Return whether phase 2 begins with the base and the adapter of phase 1: in few bits, merging rounds it."""
     with_lora = settings.sft.lora is not None and settings.dpo.lora is not None
-    return with_lora and (settings.dpo.dtype == "bfloat16" or is_16_bit(settings))
+    rounds = settings.dpo.dtype == "bfloat16" or settings.dpo.base_bits is not None or is_16_bit(settings)
+    return with_lora and rounds
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,11 @@ from carevl.store.table import write_atomically
 from carevl.training.adapters import ROUNDING, Rounding
 from carevl.training.engine import select_backend
 from carevl.training.items import Encoder, Items, read_rows, split_holdout
-from carevl.training.judge import load_skeleton
 from carevl.training.loop import WorkerConfig
 from carevl.training.progress import Progress, follow_log, read_log
+from carevl.training.quantized import check_bitsandbytes
 from carevl.training.schedule import Schedule
+from carevl.training.skeleton import load_skeleton
 from carevl.training.stored_layout import StoredLayout
 from carevl.training.trackers import check_tracker
 from carevl.training.trainable import TRAINED, changed_weights, describe_trained
@@ -152,6 +153,8 @@ def prepare_training(
         The workers' configuration, the number of rows that are used, and those that are left out, as in `Trained`.
     """
     check_tracker(training.tracker)
+    if training.base_bits is not None:
+        check_bitsandbytes()
     base, out = Weights.of(judge, revision), out.resolve()
     adapter = None if adapter is None else adapter.resolve()
     record, facts = out / "training.json", _facts(phase, rows, base, adapter, training, replay, dev, resize_pixels)

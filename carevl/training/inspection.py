@@ -19,8 +19,9 @@ from carevl.models.memory import free_memory
 from carevl.models.prompts import Prompt, encode_prompts
 from carevl.models.stored_weights import read_stored_weights, stored_dtype
 from carevl.settings.training import Training
-from carevl.training.judge import load_judge, load_skeleton
+from carevl.training.judge import load_judge
 from carevl.training.random_layers import build_random_layers
+from carevl.training.skeleton import load_skeleton
 from carevl.training.stored_layout import StoredLayout
 from carevl.training.trainable import changed_weights, describe_trained
 from carevl.training.trial import try_packing

@@ -18,11 +18,13 @@ from carevl.models.packing import Packed
 from carevl.models.tree_attention import TREES, branch_log_probabilities, set_attention
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose, merge
 from carevl.training.plain import Plain, plain_log_probabilities
+from carevl.training.quantized import loading_arguments
 from carevl.training.stored_layout import StoredLayout, rewrite
 from carevl.training.trainable import TRAINED_ADAPTER
 
 if TYPE_CHECKING:
     from carevl.models.locate import Weights
+    from carevl.settings.training import BaseBits
 
 
 def log_probabilities(model: Any, batch: Packed | Plain) -> torch.Tensor:
@@ -43,20 +45,20 @@ class TrainedJudge(torch.nn.Module):
         return log_probabilities(self.model, batch)
 
 
-def load_skeleton(judge: Path) -> Any:
-    """Return the judge's modules without weights, on the meta device."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+def load_judge(judge: Path, dtype: str, base_bits: BaseBits | None = None) -> Any:
+    """Load the judge with attention over trees in its language model: FlexAttention on a GPU, else block by block.
 
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(judge))
+    Args:
+        base_bits: of the linear layers of the language model; None: these are numbers of `dtype`, too.
 
-
-def load_judge(judge: Path, dtype: str) -> Any:
-    """Load the judge with attention over trees in its language model: FlexAttention on a GPU, else block by block."""
+    Raises:
+        UserError: it is to have fewer bits, and bitsandbytes is not installed.
+    """
     from transformers import AutoModelForImageTextToText
 
+    quantized = {} if base_bits is None else loading_arguments(judge, base_bits, dtype)
     model = AutoModelForImageTextToText.from_pretrained(
-        judge, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        judge, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **quantized
     )
     set_attention(model, FLEX if device() == "cuda" else TREES)
     return model

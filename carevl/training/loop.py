@@ -85,7 +85,7 @@ class Loop:
         # Under ZeRO 3, from_pretrained spreads the weights while it loads them, if this object is alive.
         spread = HfDeepSpeedConfig(configuration) if training.zero.stage == 3 else None
         torch.manual_seed(training.seed)
-        model = load_judge(self.config.judge, training.dtype)
+        model = load_judge(self.config.judge, training.dtype, training.base_bits)
         del spread  # adapters are not spread before `initialize`
         if training.zero.stage == 3:
             restore_positions(model)

@@ -34,7 +34,7 @@ class Reference:
     ) -> None:
         self.training, self.resize_pixels = training, resize_pixels
         self.processor = load_processor(judge)
-        self.model: Any = load_judge(judge, training.dtype)
+        self.model: Any = load_judge(judge, training.dtype, training.base_bits)
         if adapter is not None:
             add_adapter(self.model, adapter)
         self.model.to(device()).eval()

@@ -24,7 +24,7 @@ class StoredLayout:
     @cached_property
     def skeleton(self) -> Any:
         """The modules of the model, without weights."""
-        from carevl.training.judge import load_skeleton
+        from carevl.training.skeleton import load_skeleton
 
         return load_skeleton(self.directory)
 

@@ -68,6 +68,21 @@ def find_lora_modules(model: Any, training: Training) -> LoraModules:
     return LoraModules(linear, experts)
 
 
+def find_quantizable(model: Any) -> list[str]:
+    """Return the layers that may have fewer bits under adapters: the linear ones of the language model, by full names.
+
+    Fused experts are no linear layers, and PEFT adapts some layers of mixtures by their weight: these stay as they are.
+    """
+    parts, head = split_parts(model), model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear and module is not head and parts.get(name) == "language"
+    ]
+    misread = set(_misread_by_peft(model, linear))
+    return [name for name in linear if name not in misread]
+
+
 def _check_parts(model: Any, training: Training, found: Collection[Part]) -> None:
     """Refuse a training of parts in which there is nothing to train."""
     trained = _PARTS[training.train]

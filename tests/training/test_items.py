@@ -18,8 +18,8 @@ from carevl.models.prompts import Prompt, control_ids, encode_prompts, render_pr
 from carevl.training.driver import prepare_training
 from carevl.training.image_sizes import by_size
 from carevl.training.items import Encoder, Items, split_holdout
-from carevl.training.judge import load_skeleton
 from carevl.training.reference import Reference
+from carevl.training.skeleton import load_skeleton
 
 
 def _processed(processor, row):

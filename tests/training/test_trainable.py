@@ -7,7 +7,7 @@ import transformers as hf
 from carevl.errors import SettingsError, UserError
 from carevl.settings.loader import fill
 from carevl.settings.training import Lora, Training
-from carevl.training.judge import load_skeleton
+from carevl.training.skeleton import load_skeleton
 from carevl.training.trainable import (
     TrainedParts,
     changed_weights,

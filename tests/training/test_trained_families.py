@@ -10,8 +10,9 @@ from carevl.models.locate import Weights
 from carevl.models.stored_weights import weight_files
 from carevl.settings.training import Lora, Training
 from carevl.training.adapters import Adapter, compose
-from carevl.training.judge import export, load_skeleton
+from carevl.training.judge import export
 from carevl.training.reference import Reference
+from carevl.training.skeleton import load_skeleton
 from carevl.training.stored_layout import StoredLayout
 from carevl.training.trainable import changed_weights, describe_trained, make_trainable
 from carevl.training.validation import validate
