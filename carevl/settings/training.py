@@ -45,7 +45,7 @@ class Lora(Strict):
     )
     base_bits: BaseBits | None = Field(
         None,
-        description="Bits of the language model's linear layers under the adapters, by bitsandbytes, so that a small card "
+        description="Bits of the language model's linear layers under adapters, by bitsandbytes, so that a small card "
         "holds a larger judge; null: those of dtype.",
     )
 

@@ -18,7 +18,7 @@ from carevl.models.packing import Packed
 from carevl.models.tree_attention import TREES, branch_log_probabilities, set_attention
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose, merge
 from carevl.training.plain import Plain, plain_log_probabilities
-from carevl.training.quantized import loading_arguments
+from carevl.training.quantized import keep_trainable, loading_arguments
 from carevl.training.stored_layout import StoredLayout, rewrite
 from carevl.training.trainable import TRAINED_ADAPTER
 
@@ -60,6 +60,8 @@ def load_judge(judge: Path, dtype: str, base_bits: BaseBits | None = None) -> An
     model = AutoModelForImageTextToText.from_pretrained(
         judge, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **quantized
     )
+    if base_bits is not None:
+        keep_trainable(model)
     set_attention(model, FLEX if device() == "cuda" else TREES)
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,19 @@ def check_bitsandbytes() -> None:
     del bitsandbytes
 
 
+def keep_trainable(model: Any) -> None:
+    """Keep the layers of a loaded base as gradients need them.
+
+    On CPUs with products in bfloat16 bitsandbytes lays the weights out anew when a model in its evaluation mode is first
+    asked, and nothing can be differentiated after that.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
 def loading_arguments(judge: Path, bits: BaseBits, dtype: str) -> dict[str, Any]:
     """Return what `from_pretrained` takes to load a judge whose language model has linear layers of so many bits.
 
@@ -41,6 +55,7 @@ def loading_arguments(judge: Path, bits: BaseBits, dtype: str) -> dict[str, Any]
     from transformers import BitsAndBytesConfig
 
     check_bitsandbytes()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of rounding at every product in 8 bits
     skeleton = load_skeleton(judge)
     quantized = set(find_quantizable(skeleton))
     linear = [name for name, module in skeleton.named_modules() if isinstance(module, torch.nn.Linear)]

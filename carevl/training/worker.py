@@ -91,8 +91,9 @@ def _find_problem(loop: Loop, step: int, facts: Mapping[str, Any]) -> str | None
     if not math.isfinite(facts["gradient_norm"]):
         names = [loop.items.ids[i] for i in loop.config.schedule.step(step)]
         return f"the gradient is not a number; the step's items are {', '.join(names)}"
-    # Before the first step the judge is the reference, up to rounding in the format of the numbers.
-    relative = 1e-4 if loop.config.training.dtype == "float32" else 0.03
+    # Before the first step the judge is the reference, up to rounding: in 8 bits inputs are rounded batch by batch.
+    training = loop.config.training
+    relative = 1e-4 if training.dtype == "float32" and training.base_bits != 8 else 0.03
     if step == 0 and facts.get("reference_gap", 0.0) > 1e-3 + relative * abs(facts.get("logps/chosen", 0.0)):
         return (
             f"the reference log-probabilities are {facts['reference_gap']:.3g} nats away from those of the judge; "
