@@ -31,8 +31,8 @@ def check_bitsandbytes() -> None:
 def keep_trainable(model: Any) -> None:
     """Keep the layers of a loaded base as gradients need them.
 
-    On CPUs with products in bfloat16 bitsandbytes lays the weights out anew when a model in its evaluation mode is first
-    asked, and nothing can be differentiated after that.
+    On CPUs with products in bfloat16 bitsandbytes lays the weights of a model out anew when it is asked in evaluation
+    mode, and nothing can be differentiated after that.
     """
     from bitsandbytes.nn import Linear4bit
 
