@@ -16,8 +16,8 @@ from carevl.errors import UserError
 from carevl.models.locate import locate
 from carevl.models.memory import free_memory
 from carevl.training.inspection import inspect_judge, show_tokens
-from carevl.training.judge import load_skeleton
 from carevl.training.random_layers import shorten
+from carevl.training.skeleton import load_skeleton
 from tests.helpers.families import FAMILIES, PLAIN, VARIANTS
 
 FACTS = ("family", "packing", "difference", "lora_modules", "vision_frozen", "image_tokens")

@@ -74,7 +74,7 @@ def test_what_is_merged_is_the_base_itself_with_the_adapter(begin, judge, sft_ro
         loop.judge.eval()(loop.items.collate(range(len(loop.items)), loop.processor, loop.judge.model, "shared"))
         for loop in (whole, merged)
     ]
-    assert torch.allclose(*losses, atol=1e-4)
+    assert torch.allclose(losses[0], losses[1], atol=1e-4)
 
 
 def test_a_base_as_before_is_found_again_and_one_in_fewer_bits_is_another_training():
