@@ -179,7 +179,4 @@ def _share(model: LoadedModel, card: int) -> float:
 def _advice(model: LoadedModel) -> str:
     if model.gpus < 1:
         return f"raise {model.reservation}.num_gpus, or choose a smaller model or larger cards"
-    if model.reservation.endswith(".pool"):
-        return f"spread it with {model.setting}.tensor_parallel, or choose a smaller model or larger cards"
-    phase = model.reservation.removesuffix(".workers")
-    return f"spread it over more workers with {phase}.zero.stage 3, or choose a smaller judge or larger cards"
+    return f"{model.relief}, or choose a smaller model or larger cards"

@@ -157,9 +157,14 @@ class Training(Strict):
 
     @model_validator(mode="after")
     def _check_base_bits(self) -> Training:
-        if self.base_bits and self.zero.stage == 3:
+        if self.base_bits and self.spreads_weights:
             raise ValueError("zero.stage: 3 spreads no weights of fewer bits; set it to 2, or lora.base_bits to null")
         return self
+
+    @property
+    def spreads_weights(self) -> bool:
+        """Whether no worker holds the whole judge."""
+        return self.zero.stage == 3
 
     @property
     def base_bits(self) -> BaseBits | None:

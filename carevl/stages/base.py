@@ -59,7 +59,9 @@ class LoadedModel:
     """Where the settings say what an actor or worker reserves."""
     dtype: str
     gpus: float
-    spread: int = 1
+    spread: int
+    relief: str
+    """What would make the weights take less of a card."""
     bits: int | None = None
 
 
@@ -71,14 +73,19 @@ def no_models(settings: Settings, table: str) -> Sequence[LoadedModel]:
 
 def in_pool(setting: str, model: Model) -> LoadedModel:
     """Return a model that the actors of its own pool hold."""
-    return LoadedModel(setting, model, f"{setting}.pool", model.dtype, model.pool.num_gpus, model.tensor_parallel)
+    gpus, spread = model.pool.num_gpus, model.tensor_parallel
+    relief = f"spread it with {setting}.tensor_parallel"
+    return LoadedModel(setting, model, f"{setting}.pool", model.dtype, gpus, spread, relief)
 
 
 def in_training(setting: str, model: Model, phase: str, training: Training) -> LoadedModel:
     """Return a model that the workers of a phase train."""
-    spread = training.workers.count if training.zero.stage == 3 else 1
-    reserved = training.workers.num_gpus
-    return LoadedModel(setting, model, f"{phase}.workers", training.dtype, reserved, spread, training.base_bits)
+    spread = training.workers.count if training.spreads_weights else 1
+    relief = f"spread it over more workers with {phase}.zero.stage 3"
+    if training.lora and not training.base_bits:
+        relief += f", set {phase}.lora.base_bits"
+    gpus, bits = training.workers.num_gpus, training.base_bits
+    return LoadedModel(setting, model, f"{phase}.workers", training.dtype, gpus, spread, relief, bits)
 
 
 def pixel_inputs(settings: Settings) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from carevl.stages.base import (
     LoadedModel,
     RunContext,
     Stage,
-    in_pool,
     in_training,
     judge_pixels,
     keeps_adapter,
@@ -54,21 +53,14 @@ def run(context: RunContext) -> Counts:
         )
     pixels = judge_pixels(settings)
     judge, adapter = context.phase2_start()
-    job = PoolJob(
-        name="reference",
-        processor=ReferenceProcessor(judge, settings.dpo, adapter, pixels),
-        sources={"pairs": rows},
-        target=referenced,
-        pool=settings.judge.pool,
-        key="item_id",
-        identity=("prompt", "chosen", "rejected"),
-    )
-    context.run_pools([job], filled)
+    files = [rows.part(number) for number in filled]
+    if _has_pool(settings):
+        context.run_pools([_reference_job(settings, judge, adapter, rows, referenced)], filled)
+        files = [referenced.part(number) for number in filled]
     from carevl.training.driver import train
 
     targets = Table(context.table("sft").directory / "rows")
     replay = [targets.part(number) for number in targets.parts()]
-    files = [referenced.part(number) for number in filled]
     dev = write_dev_parts(settings, settings.dpo, context.ingested, directory)
     progress, log = context.training_progress(table), context.log_for(table)
     trained = train(
@@ -88,6 +80,25 @@ def run(context: RunContext) -> Counts:
     if trained.rounding is not None:
         log(trained.rounding.line())
     return {table: training_counts(trained)}
+
+
+def _has_pool(settings: Settings) -> bool:
+    """Return whether a pool of actors computes the reference; the workers do where none of them holds the judge."""
+    return not settings.dpo.spreads_weights
+
+
+def _reference_job(
+    settings: Settings, judge: Weights, adapter: Path | None, pairs: Table, referenced: Table
+) -> PoolJob:
+    return PoolJob(
+        name="reference",
+        processor=ReferenceProcessor(judge, settings.dpo, adapter, judge_pixels(settings)),
+        sources={"pairs": pairs},
+        target=referenced,
+        pool=settings.judge.pool,
+        key="item_id",
+        identity=("prompt", "chosen", "rejected"),
+    )
 
 
 @dataclass
@@ -119,14 +130,17 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
 
 def reservations(settings: Settings) -> list[Reservation]:
     """Return what the reference's pool and the workers reserve."""
-    pool = for_pool("dpo", "judge.pool", settings.judge.pool)
-    return [pool, for_workers("dpo", "dpo.workers", settings.dpo.workers)]
+    workers = for_workers("dpo", "dpo.workers", settings.dpo.workers)
+    return [for_pool("dpo", "judge.pool", settings.judge.pool), workers] if _has_pool(settings) else [workers]
 
 
 def models(settings: Settings, table: str) -> list[LoadedModel]:
-    """Return the judge: the reference's pool and the workers hold it, one after the other."""
+    """Return the judge: the reference's pool, if there is one, and the workers hold it, one after the other."""
     del table
-    return [in_pool("judge", settings.judge), in_training("judge", settings.judge, "dpo", settings.dpo)]
+    judge = settings.judge
+    trained = in_training("judge", judge, "dpo", settings.dpo)
+    whole = replace(trained, reservation="judge.pool", gpus=judge.pool.num_gpus)
+    return [whole, trained] if _has_pool(settings) else [trained]
 
 
 STAGE = Stage(

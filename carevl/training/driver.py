@@ -85,7 +85,8 @@ def train(
     is finished is only read.
 
     Args:
-        rows: files with the columns of `items.COLUMNS`; for dpo also those of `items.REFERENCE`.
+        rows: files with the columns of `items.COLUMNS`; for dpo also those of `items.REFERENCE`, which
+            workers under ZeRO 3 compute themselves.
         judge: a directory, a hub id, or a path with a scheme.
         out: directory that all workers see; it receives `judge/`, `adapter/`, `steps.jsonl`, `curve.png`
             and the checkpoints.
@@ -222,7 +223,7 @@ def _encode(
         verdict_weight=training.verdict_weight,
         resize_pixels=resize_pixels,
     )
-    table = read_rows(rows, phase, reference=phase == "dpo")
+    table = read_rows(rows, phase, reference=phase == "dpo" and not training.spreads_weights)
     items, images, errors = encoder.encode(table, phase)
     used = table.num_rows - len(errors)
     if not items:

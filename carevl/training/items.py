@@ -9,7 +9,7 @@ import hashlib
 import io
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -328,6 +328,13 @@ class Items:
     def references(self) -> list[list[float]]:
         """Log-probabilities of chosen and rejected under the reference; empty for a target."""
         return list(self.items["reference"].to_pylist())
+
+    def with_references(self, references: Mapping[int, list[float]]) -> Items:
+        """Return the items with other log-probabilities under the reference for some, by their numbers."""
+        values = [references.get(i, own) for i, own in enumerate(self.references)]
+        column = self.items.schema.get_field_index("reference")
+        field = self.items.schema.field(column)
+        return Items(self.items.set_column(column, field, pa.array(values, field.type)), self.images)
 
     @cached_property
     def _image_rows(self) -> dict[str, int]:

@@ -32,6 +32,7 @@ from carevl.training.judge import (
     restore_positions,
 )
 from carevl.training.plain import Plain
+from carevl.training.reference import compute_references
 from carevl.training.schedule import MicroBatch, Schedule, micro_batches
 from carevl.training.steps import Objective, all_gather, sum_shares
 from carevl.training.trainable import make_trainable
@@ -73,6 +74,8 @@ class Loop:
         reason = reason or self._check_attention()
         self.remarks = {} if reason is None else {"fallback": reason}
         """What the log says of every step."""
+        if config.training.spreads_weights and "dpo" in self.items.phases:
+            self.items = self.items.with_references(compute_references(self, config.data / "reference.json"))
 
     def _build_engine(self) -> Any:
         import deepspeed
@@ -83,11 +86,11 @@ class Loop:
         language = AutoConfig.from_pretrained(self.config.judge).get_text_config()
         configuration = deepspeed_config(training, language.hidden_size)
         # Under ZeRO 3, from_pretrained spreads the weights while it loads them, if this object is alive.
-        spread = HfDeepSpeedConfig(configuration) if training.zero.stage == 3 else None
+        spread = HfDeepSpeedConfig(configuration) if training.spreads_weights else None
         torch.manual_seed(training.seed)
         model = load_judge(self.config.judge, training.dtype, training.base_bits)
         del spread  # adapters are not spread before `initialize`
-        if training.zero.stage == 3:
+        if training.spreads_weights:
             restore_positions(model)
         torch.manual_seed(training.seed)  # loading may draw numbers, and more of them under ZeRO 3
         self.trained = make_trainable(model, training, self.config.adapter)
@@ -246,7 +249,7 @@ class Loop:
         """Write what was learned below `out`; every worker has to call it, and nobody waits for worker 0 to write."""
         state = None
         # Under ZeRO 3 no worker has all weights: they are gathered under the names that save_pretrained uses.
-        if self.config.training.zero.stage == 3:
+        if self.config.training.spreads_weights:
             adapters = self.config.training.lora is not None
             gathered = self.engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=adapters) or {}
             prefix = "base_model.model." if adapters else ""

@@ -1,9 +1,15 @@
-"""Log-probabilities of chosen and rejected under the reference, which is the judge that phase 2 begins with."""
+"""Log-probabilities of chosen and rejected under the reference, which is the judge that phase 2 begins with.
+
+A pool of actors that hold the whole judge adds them to the rows. Where its weights are spread over the workers, because
+nobody holds all of them, the workers compute them before their first step.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -12,11 +18,40 @@ from carevl.models.device import device
 from carevl.models.judge_files import load_processor
 from carevl.models.packing import row_tokens
 from carevl.settings.training import Packing, Training
+from carevl.store.table import write_atomically
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
 from carevl.training.judge import load_judge, log_probabilities
 from carevl.training.schedule import micro_batches
+from carevl.training.steps import all_gather
 from carevl.training.trainable import add_adapter
 from carevl.training.trial import try_packing
+
+if TYPE_CHECKING:
+    from carevl.training.loop import Loop
+
+
+def compute_references(loop: Loop, file: Path) -> Mapping[int, list[float]]:
+    """Compute the reference of every pair with the judge as it is, before its first step; all workers have to call it.
+
+    Args:
+        file: where worker 0 keeps them for the next time.
+
+    Returns:
+        Log-probabilities of chosen and rejected, in nats, by the number of the item.
+    """
+    [kept, *_] = all_gather(json.loads(file.read_text()) if loop.rank == 0 and file.exists() else None, loop.world)
+    if kept is None:
+        pairs = [i for i, phase in enumerate(loop.items.phases) if phase == "dpo"]
+        mine: dict[int, list[float]] = {}
+        loop.engine.eval()
+        with torch.no_grad():
+            for batch, loaded in loop.prefetch(loop.shard(pairs)):
+                mine |= zip(batch.items, loop.engine(loaded).view(-1, 2).tolist(), strict=True)
+        loop.engine.train()
+        kept = {i: pair for worker in all_gather(mine, loop.world) for i, pair in worker.items()}
+        if loop.rank == 0:
+            write_atomically(file, json.dumps(kept).encode())
+    return {int(i): pair for i, pair in kept.items()}
 
 
 class Reference:

@@ -26,6 +26,7 @@ from carevl.models.judge_spec import JudgeSpec
 from carevl.training.driver import TrainingError, _interruptible, prepare_training, train
 from carevl.training.items import Items
 from carevl.training.progress import read_log
+from carevl.training.reference import Reference
 
 pytestmark = pytest.mark.train
 
@@ -162,6 +163,27 @@ def test_zero_stages_give_the_same_curve_on_two_workers(begin, judge, sft_rows, 
     for name, weights in merged.items():
         assert weights.keys() == merged["zero 0"].keys()
         assert max(float((weights[k] - merged["zero 0"][k]).abs().max()) for k in weights) < 1e-4, name
+
+
+def test_workers_that_spread_the_judge_compute_its_reference_themselves(
+    judge, dpo_rows, write, quick, tmp_path, free_port
+):
+    kinds = {"zero 0": Reference(judge, quick())(dpo_rows), "zero 3": dpo_rows}
+    configs = {}
+    for name, rows in kinds.items():
+        training = quick(epochs=3, zero={"stage": int(name[-1])})
+        configs[name], _, _ = prepare_training("dpo", [write(rows, name)], judge, tmp_path / name, training)
+    file, script = tmp_path / "configs.pickle", Path(__file__).with_name("worker_of_two.py")
+    file.write_bytes(pickle.dumps(configs))
+    port = free_port()
+    both = [subprocess.Popen([sys.executable, str(script), str(rank), port, str(file)]) for rank in (0, 1)]
+    assert [worker.wait() for worker in both] == [0, 0]
+    for rank in (0, 1):
+        curves = json.loads((tmp_path / f"curve-{rank}.json").read_text())
+        assert curves["zero 3"] == pytest.approx(curves["zero 0"], abs=1e-5)
+    kept = json.loads((tmp_path / "zero 3" / "data" / "reference.json").read_text())
+    expected = Items.open(tmp_path / "zero 0" / "data").references
+    assert [kept[str(i)] for i in range(8)] == [pytest.approx(pair, abs=1e-3) for pair in expected]
 
 
 @pytest.mark.nightly
