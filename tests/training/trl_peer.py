@@ -15,13 +15,25 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # type: ignore[att
 
 from carevl.models.prompts import Prompt, render_prompt
 from carevl.settings.training import Phase, Training
+from carevl.training.trainable import make_trainable
+
+_UNSCALED = ("aya_vision", "cohere2_vision")
+"""TRL scales their logits as the text model's configuration says; the models of transformers do not."""
 
 
 def load(judge: Path, training: Training) -> Any:
-    """The judge as TRL gets it, its vision tower frozen or not."""
+    """The judge as TRL gets it, with the same weights frozen as in ours."""
     model = hf.AutoModelForImageTextToText.from_pretrained(judge, dtype=training.dtype, attn_implementation="sdpa")
-    model.model.visual.requires_grad_(training.train == "all")
-    return model
+    if model.config.model_type in _UNSCALED:
+        model.config.text_config.logit_scale = 1.0
+    return make_trainable(model, training)
+
+
+def render(processor: Any, text: str) -> str:
+    """A prompt as TRL has to get it: it reads no start token where the tokenizer writes it, not the template."""
+    prompt, start = render_prompt(processor, Prompt(text)), processor.tokenizer.bos_token
+    begins = processor.tokenizer("")["input_ids"] == [processor.tokenizer.bos_token_id]
+    return start + prompt if begins and not prompt.startswith(start) else prompt
 
 
 def make_trainer(
@@ -40,7 +52,7 @@ def make_trainer(
         [
             {
                 "images": [Image.open(io.BytesIO(listed[i]["image"])).convert("RGB")],
-                "prompt": render_prompt(processor, Prompt(listed[i]["prompt"])),
+                "prompt": render(processor, listed[i]["prompt"]),
                 **{theirs: listed[i][ours] + processor.tokenizer.eos_token for ours, theirs in columns.items()},
             }
             for i in order
@@ -64,6 +76,7 @@ def make_trainer(
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
+        "router_aux_loss_coef": 0.0,
         "disable_tqdm": True,
         "seed": training.seed,
     }
