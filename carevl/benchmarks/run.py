@@ -123,7 +123,7 @@ def predict(
     max_error_fraction: float = 0.05,
     part_questions: int | None = None,
     retry: bool = False,
-) -> dict[str, dict[str, int]]:
+) -> dict[str, dict[str, Any]]:
     """Ask every judge every question, and write the parts of `predictions` that are missing.
 
     Ray has to be running, unless all judges are endpoints.
@@ -134,7 +134,7 @@ def predict(
         retry: ask those questions once more that failed in the parts that exist, and no others.
 
     Returns:
-        Name of the judge to rows_in (questions), rows_out (predictions), errors.
+        Name of the judge to rows_in (questions), rows_out (predictions), errors; and fallbacks, if there were any.
 
     Raises:
         UserError: a row has no image although the judge needs one, or two benchmarks have one name.
@@ -161,9 +161,13 @@ def predict(
     for each in passes:
         if is_endpoint(each.judge.path):
             _run_here(each.job, on_progress)
-    if pooled:
-        run_jobs([each.job for each in pooled], [], 1.0, on_progress)
-    return {each.name: each.finish(total, max_error_fraction) for each in passes}
+    tallies = run_jobs([each.job for each in pooled], [], 1.0, on_progress) if pooled else {}
+    counts = {}
+    for each in passes:
+        tally = tallies.get(each.job.name, Tally())
+        facts = {"fallbacks": tally.fallbacks} if tally.fallbacks else {}
+        counts[each.name] = each.finish(total, max_error_fraction) | facts
+    return counts
 
 
 def size_parts(run: JudgeRun, total: int) -> int:

@@ -24,6 +24,7 @@ from carevl.errors import UserError
 from carevl.models.device import reserve_device
 from carevl.models.engines import close_engines
 from carevl.models.engines.parity import keep_references
+from carevl.models.fallbacks import collect_fallbacks
 from carevl.models.row_errors import BROKEN, EngineLostError, first_line, is_lost, is_out_of_memory, mark_lost_rows
 from carevl.store.schemas import failures
 from carevl.store.table import write_atomically
@@ -79,6 +80,7 @@ class PoolActor:
         self.loaded: Processor | None = None
         self.proven, self.is_lost = False, False
         self.load_seconds = 0.0
+        self.fallbacks: list[str] = []
         self.stopped = ""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +144,8 @@ class PoolActor:
             self.is_lost = lost.is_lost
         errors = failures(rows_out["error"])
         busy = time.monotonic() - started - self.load_seconds
-        return Tally(1, next(iter(rows_in.values())).num_rows, len(rows_out), errors, busy, self.load_seconds)
+        rows = next(iter(rows_in.values())).num_rows
+        return Tally(1, rows, len(rows_out), errors, busy, self.load_seconds, fallbacks=self.fallbacks)
 
     def _ensure_part(self, number: int, rows_in: Mapping[str, pa.Table]) -> pa.Table:
         """Return a part's rows; write them if they are not stored yet, or, on a retry, if some of them failed."""
@@ -180,7 +183,7 @@ class PoolActor:
             started = time.monotonic()
             reserve_device(self.job.pool.num_gpus)
             try:
-                with keep_references(self.job.target.directory):
+                with keep_references(self.job.target.directory), collect_fallbacks() as self.fallbacks:
                     self.loaded = self.job.processor.load()
             except Exception as error:
                 _log.warning("%s cannot be loaded", self.job.name, exc_info=True)

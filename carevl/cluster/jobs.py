@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
@@ -86,6 +86,7 @@ class Tally:
     `prepare_seconds`: of its preparers.
     `actors`: how many it has had. `actor_seconds`: of all its actors since its first part was begun.
     `restarts`: processes of its actors that ended before their time and were started again.
+    `fallbacks`: what its actors computed otherwise than the settings say, in sentences.
     """
 
     parts: int = 0
@@ -99,11 +100,13 @@ class Tally:
     actor_seconds: float = 0.0
     restarts: int = 0
     trouble: str = ""
+    fallbacks: list[str] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         """Count the parts that another tally counted."""
         for name in ("parts", "rows_in", "rows_out", "errors", "busy_seconds", "load_seconds", "prepare_seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.fallbacks = list(dict.fromkeys([*self.fallbacks, *other.fallbacks]))
 
     @property
     def busy_share(self) -> float:
@@ -112,8 +115,9 @@ class Tally:
 
     def facts(self) -> dict[str, Any]:
         """Return what a manifest records of it."""
-        counts = {name: round(value, 3) for name, value in asdict(self).items() if name != "trouble"}
-        return counts | {"busy_share": round(self.busy_share, 3)}
+        numbers = {name: round(value, 3) for name, value in asdict(self).items() if isinstance(value, int | float)}
+        facts = numbers | {"busy_share": round(self.busy_share, 3)}
+        return facts | ({"fallbacks": self.fallbacks} if self.fallbacks else {})
 
 
 def check_keys(job: PoolJob, rows_in: Mapping[str, pa.Table], rows_out: pa.Table) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def status_lines(settings: Settings, run: Run) -> Iterator[str]:
-    """Yield a line per table: what there is, or what a run would do and why; then its errors by kind."""
+    """Yield a line per table: what there is, or what a run would do and why; then its fallbacks, and errors by kind."""
     keys = stage_keys(settings, run)
     for stage in STAGES:
         for name in stage.tables(settings):
@@ -27,5 +27,6 @@ def status_lines(settings: Settings, run: Run) -> Iterator[str]:
                 continue
             rows = f"{manifest['rows_out']} rows, {manifest['errors']} errors"
             yield f"{name:16s} finished {manifest['finished']}: {rows}"
+            yield from (f"{'':16s} {sentence}" for sentence in manifest.get("fallbacks", ()))
             errors = Table(table.directory / stage.errors_in)
             yield from (f"{'':16s} {problem}" for problem in errors.problems(5))

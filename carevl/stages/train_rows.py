@@ -114,6 +114,7 @@ def write_dev_parts(settings: Settings, training: Training, ingested: Ingested, 
 def training_counts(trained: Trained) -> dict[str, Any]:
     """Return what the manifest of a phase says."""
     last = trained.curve[-1]
+    fallbacks = list(dict.fromkeys(step["fallback"] for step in trained.curve if "fallback" in step))
     facts = {name: value for name, value in last.items() if name not in ("seconds", "step", "items", "broken")}
     return {
         "rows_in": trained.items + len(trained.errors),
@@ -121,5 +122,6 @@ def training_counts(trained: Trained) -> dict[str, Any]:
         "errors": len(trained.errors),
         "steps": len(trained.curve),
         "last_step": facts,
+        **({"fallbacks": fallbacks} if fallbacks else {}),
         **({} if trained.rounding is None else {"rounding": asdict(trained.rounding)}),
     }

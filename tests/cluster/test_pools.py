@@ -18,6 +18,7 @@ from carevl.cluster.watch import PoolWatch
 from carevl.errors import UserError
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import GenerationRequest
+from carevl.models.fallbacks import note_fallback
 from carevl.models.row_errors import EngineLostError, Failure
 from carevl.settings.models import Judge, Pool
 from carevl.store.run import RunError
@@ -57,6 +58,14 @@ class After(Waiting):
                 raise TimeoutError("the other pool waits")
             time.sleep(0.05)
         return super().process(tables)
+
+
+@dataclass
+class Otherwise(Waiting):
+    """Loads something else than the settings say."""
+
+    def setup(self):
+        note_fallback("a model: it runs elsewhere")
 
 
 @dataclass
@@ -213,6 +222,13 @@ def test_every_pool_makes_every_part_and_says_how_busy_it_was(ray, source):
         assert Table(source.directory.parent / name).read()["value"].to_pylist() == [0, 2, 4] * 6
     assert tallies["slow"].busy_share > 0.6
     assert tallies["slow"].facts()["busy_share"] == round(tallies["slow"].busy_share, 3)
+
+
+def test_what_actors_computed_otherwise_stays_in_the_manifest(ray, source):
+    jobs = [job(source, "otherwise", processor=Otherwise, concurrency=2), job(source, "as_said")]
+    tallies = run_jobs(jobs, range(6), 0.0, silent)
+    assert tallies["otherwise"].facts()["fallbacks"] == ["a model: it runs elsewhere"]
+    assert "fallbacks" not in tallies["as_said"].facts()
 
 
 def test_no_pool_waits_for_another(ray, source):

@@ -15,7 +15,7 @@ from carevl.benchmarks.data import load
 from carevl.data.drawn import DataRoot, draw
 from carevl.pipeline.train import train_judge, training_settings
 from carevl.store.run import Run
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, PLAIN
 from tests.helpers.finished_run import QUICK, copy_first_part
 
 OFTEN = ("internvl", "qwen3_vl", "gemma3")
@@ -42,6 +42,8 @@ def trained(ray, rows, family_directory, tmp_path_factory):
         for phase in ("sft", "dpo"):
             [steps] = out.root.glob(f"{phase}/*/steps.jsonl")
             assert len(steps.read_text().splitlines()) in (2, 3)
+            manifest = json.loads((steps.parent / "manifest.json").read_text())
+            assert ("with a prompt for every judgment" in "".join(manifest.get("fallbacks", ()))) == (family in PLAIN)
         return out.root / "judge"
 
     return cache(train)

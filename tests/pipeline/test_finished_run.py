@@ -13,6 +13,7 @@ import pytest
 
 from carevl.pipeline import results
 from carevl.pipeline.run import run_pipeline
+from carevl.pipeline.status import status_lines
 from carevl.settings.loader import load_settings
 from carevl.stages import STAGES
 from carevl.store.run import Run
@@ -48,3 +49,12 @@ def test_every_stage_is_skipped_and_the_results_are_the_same(finished):
     for name in ("routing", "targets", "pairs", "judges"):
         assert _numbers(after[name]) == pytest.approx(_numbers(before[name]), rel=1e-9, nan_ok=True), name
     assert list(results.table(after)) == list(results.table(before))
+
+
+def test_status_says_what_was_computed_otherwise_than_the_settings_say(finished):
+    [file] = finished.root.glob("caption/*/manifest.json")
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "fallbacks": ["org/captioner: it runs in transformers"]}))
+    lines = list(status_lines(load_settings(str(finished.settings)), finished))
+    [place] = [number for number, line in enumerate(lines) if "org/captioner: it runs in transformers" in line]
+    assert lines[place - 1].startswith("caption ")

@@ -32,6 +32,7 @@ from carevl.models.engines.parity import SAMPLE, check_parity, draw_requests, fi
 from carevl.models.engines.vllm_arguments import check_engine_args, needed_bytes, read_shape, vllm_arguments
 from carevl.models.engines.vllm_support import is_unsupported, unsupported_reason
 from carevl.models.engines.vllm_window import nothing_left, process_prompt, run_in_window
+from carevl.models.fallbacks import note_fallback
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.prompts import (
     encode_prompts,
@@ -362,7 +363,7 @@ class VllmEngine(Engine):
             _free_memory()
         if model.tensor_parallel > 1:
             raise UserError(f"{model.path}: {reason}; set tensor_parallel to 1 and engine: transformers")
-        _log.warning("%s: %s; it runs in transformers", model.path, reason)
+        note_fallback(f"{model.path}: {reason}; it runs in transformers")
         return transformers.ENGINE.generator(model)
 
     def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:
