@@ -33,16 +33,28 @@ class Texts:
         prompts: the number of the prompt in the batch that each text goes on from.
         seeds: of each text.
         logprob_ids: ids of tokens whose log-probability (nats, at temperature 1) is noted at every token.
+        room: tokens that each text may have at most; None: as many as `generate` is asked for.
     """
 
     def __init__(
-        self, prompts: Sequence[int], seeds: Sequence[int], temperature: float, top_p: float, logprob_ids: Sequence[int]
+        self,
+        prompts: Sequence[int],
+        seeds: Sequence[int],
+        temperature: float,
+        top_p: float,
+        logprob_ids: Sequence[int],
+        room: Sequence[int] | None = None,
     ) -> None:
+        self.room = room
         self.prompts, self.temperature, self.logprob_ids = prompts, temperature, list(logprob_ids)
         self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
         self.seeds = seeds
         self.tokens: list[list[int]] = [[] for _ in seeds]
         self.logprobs: list[list[tuple[float, ...]]] = [[] for _ in seeds]
+
+    def is_full(self, text: int) -> bool:
+        """Return whether a text has all the tokens that it may have."""
+        return self.room is not None and len(self.tokens[text]) >= self.room[text]
 
     def draw(self, texts: Sequence[int], ids: Tensor, logits: Tensor) -> Tensor:
         """Draw and note the next token of these texts.
@@ -96,7 +108,8 @@ def decode(
         batch.ids = torch.cat(
             [batch.ids, texts.draw(live, batch.ids, logits_processor(batch.ids, logits))[:, None]], -1
         )
-        rows = _staying(stopping_criteria(batch.ids, None).tolist())
+        ended = stopping_criteria(batch.ids, None).tolist()
+        rows = _staying([over or texts.is_full(text) for text, over in zip(live, ended, strict=True)])
         if not rows:
             return
         if len(rows) < len(live):

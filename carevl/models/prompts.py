@@ -153,13 +153,45 @@ def encode_prompts(
 
 
 def encode_with_row_errors(
-    processor: Any, prompts: Sequence[Prompt], images: Sequence[Image], family: Family = _ANY
+    processor: Any,
+    prompts: Sequence[Prompt],
+    images: Sequence[Image],
+    family: Family = _ANY,
+    max_model_len: int | None = None,
 ) -> tuple[EncodedPrompts | None, dict[int, Failure]]:
-    """Encode prompts as `encode_prompts`, but for those whose text or image the processor refuses.
+    """Encode prompts as `encode_prompts`, but for those that the processor refuses, or that are too long.
+
+    Args:
+        max_model_len: tokens of prompt and answer together, of which an answer has one at least.
 
     Returns:
         The others, None where there are none; and why each of those is refused, by its position.
     """
+    encoded, refused = _encode_taken(processor, prompts, images, family)
+    if encoded is None or max_model_len is None:
+        return encoded, refused
+    taken = [number for number in range(len(prompts)) if number not in refused]
+    long = {
+        number: Failure(
+            REFUSED,
+            f"its prompt and image have {len(ids)} tokens, and prompt and answer together may have {max_model_len}; "
+            "raise max_model_len if the model allows it, or shorten the text",
+        )
+        for number, ids in zip(taken, encoded.ids, strict=True)
+        if len(ids) >= max_model_len
+    }
+    if long:
+        kept = [number for number in taken if number not in long]
+        encoded = (
+            encode_prompts(processor, [prompts[i] for i in kept], [images[i] for i in kept], family) if kept else None
+        )
+    return encoded, refused | long
+
+
+def _encode_taken(
+    processor: Any, prompts: Sequence[Prompt], images: Sequence[Image], family: Family
+) -> tuple[EncodedPrompts | None, dict[int, Failure]]:
+    """Encode the prompts that the processor does not refuse."""
     try:
         return encode_prompts(processor, prompts, images, family), {}
     except Exception as error:

@@ -113,7 +113,7 @@ def _check_models(settings: Settings) -> Iterator[str]:
     for place, model in writers.items():
         yield from _check_weights(place, model)
         yield from _refusal(f"{place}.engine", ENGINES.__getitem__, model.engine)
-        if model.engine == "vllm" and model.max_tokens >= model.max_model_len:
+        if model.max_tokens >= model.max_model_len:
             yield (
                 f"{place}.max_tokens: {model.max_tokens} tokens of answer leave no room for a prompt in "
                 f"max_model_len {model.max_model_len}; raise the one, or lower the other"

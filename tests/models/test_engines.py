@@ -21,7 +21,8 @@ from carevl.miniworld.weights import WEIGHTS
 from carevl.models.engines import generator
 from carevl.models.engines.base import GenerationRequest
 from carevl.models.engines.transformers import ImageTextGenerator
-from carevl.models.prompts import render_prompt
+from carevl.models.prompts import encode_prompts, render_prompt
+from carevl.models.row_errors import REFUSED, SomeRowsError
 from carevl.settings.models import Judge, Pool
 from carevl.store.run import RunError
 from carevl.training.adapters import Adapter, compose
@@ -194,6 +195,21 @@ def test_a_text_cut_at_the_limit_says_so(drawn):
     [cut] = transformers_engine("judge").generate([GenerationRequest(drawn[0][0], _ask(drawn[0][1]))], max_tokens=3)
     assert cut.truncated
     assert cut.tokens == 3
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_prompt_and_answer_fit_in_max_model_len_or_are_the_error_of_their_row(drawn, engine):
+    image, item = drawn[0]
+    longer = f"{_ask(item)} Say why, word by word."
+    requests = [GenerationRequest(image, text, seed=seed) for seed in (1, 2) for text in (_ask(item), longer)]
+    reference = transformers_engine("judge")
+    [tokens] = encode_prompts(reference.processor, [requests[0].turn], [image]).ids
+    judge = Judge(path="miniworld:judge", engine=engine, max_model_len=len(tokens) + 3, pool=Pool(batch_size=4))
+    with pytest.raises(SomeRowsError) as raised:
+        generator(judge).generate(requests, max_tokens=40)
+    [whole] = reference.generate(requests[:1], max_tokens=3)
+    assert raised.value.results == [whole, None, whole, None]
+    assert {i: failure.kind for i, failure in raised.value.failures.items()} == {1: REFUSED, 3: REFUSED}
 
 
 def test_a_directory_without_weights_is_refused(tmp_path):

@@ -41,6 +41,7 @@ class ImageTextGenerator:
         dtype: a torch dtype by name, or `auto` for the one that the weights are stored in.
         batch_size: texts that are written at a time.
         max_image_tiles: tiles that an image is cut into at most, where the processor cuts them; None: its own number.
+        max_model_len: tokens of prompt and answer together; None: no limit.
         adapter: directory of a LoRA adapter on top of it, which is not merged.
         loading: `trust_remote_code`, handed to transformers.
 
@@ -56,12 +57,13 @@ class ImageTextGenerator:
         *,
         batch_size: int = 64,
         max_image_tiles: int | None = None,
+        max_model_len: int | None = None,
         adapter: Path | None = None,
         **loading: Any,
     ) -> None:
         from transformers import AutoModelForImageTextToText
 
-        self.batch_size = batch_size
+        self.batch_size, self.max_model_len = batch_size, max_model_len
         self.device = device()
         self.processor: Any = load_processor(str(model), **loading)
         limit_tiles(self.processor, max_image_tiles)
@@ -90,8 +92,8 @@ class ImageTextGenerator:
         A prompt that several requests have about one image is read once.
 
         Raises:
-            SomeRowsError: the processor refuses requests, such as one about an image of one row of pixels; the others
-                have their text in it.
+            SomeRowsError: the processor refuses requests, such as one about an image of one row of pixels, or they are
+                longer than `max_model_len`; the others have their text in it.
         """
         from carevl.models.decoding import Texts
 
@@ -105,6 +107,7 @@ class ImageTextGenerator:
                 [request.turn for request in first],
                 [request.image for request in first],
                 family_of(self.model),
+                self.max_model_len,
             )
             failures |= {i: failure for number, failure in refused.items() for i in batched[number]}
             if encoded is None:
@@ -116,12 +119,19 @@ class ImageTextGenerator:
                 temperature=temperature,
                 top_p=top_p,
                 logprob_ids=logprob_ids,
+                room=self._room(encoded, batch),
             )
             self._write(encoded, texts, max_tokens)
             generations.update(zip(itertools.chain.from_iterable(batch), self._read(texts), strict=True))
         if failures:
             raise SomeRowsError([generations.get(i) for i in range(len(requests))], failures)
         return [generations[i] for i in range(len(requests))]
+
+    def _room(self, prompts: EncodedPrompts, batch: Sequence[Sequence[int]]) -> list[int] | None:
+        """Return how many tokens `max_model_len` leaves to each text of a batch."""
+        if self.max_model_len is None:
+            return None
+        return [self.max_model_len - len(ids) for ids, same in zip(prompts.ids, batch, strict=True) for _ in same]
 
     def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[list[list[int]]]:
         """Yield positions of requests for up to `batch_size` texts; those with one image and prompt stand in one list.
@@ -210,6 +220,7 @@ class TransformersEngine(Engine):
             model.dtype,
             batch_size=model.pool.batch_size,
             max_image_tiles=model.max_image_tiles,
+            max_model_len=model.max_model_len,
             adapter=None if adapter is None else locate_adapter(adapter),
             **loading_arguments(model),
         )
