@@ -1,8 +1,8 @@
 """The shape of every preset run to its end: its own settings on the shipped small models, without labels, benchmarks
 or GPUs.
 
-`mini` and `multi-node` are nightly: other tests run mini with all it has, and multi-node differs from single-gpu in
-what it reserves, which is taken away here.
+All but `single-gpu` are nightly: other tests run mini with all it has, and the other presets for GPUs differ from it
+mostly in what they reserve, which is taken away here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from carevl.store.run import Run
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 EXPERTS = ("expert-llama", "expert-qwen2", "expert-mistral")
 CPUS = 2
-NIGHTLY = ("mini", "multi-node")
+NIGHTLY = ("mini", "multi-node", "small-gpu")
 
 
 def _small(model: dict[str, Any], name: str) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def _small(model: dict[str, Any], name: str) -> dict[str, Any]:
         "dtype": "float32",
         "pool": pool,
     }
+    if "tensor_parallel" in model:
+        changed["tensor_parallel"] = 1
     return model | changed
 
 

@@ -20,7 +20,7 @@ def _models(settings):
     return [settings.captioner, settings.judge, *settings.experts]
 
 
-@pytest.mark.parametrize("preset", ["single-gpu", "multi-node"])
+@pytest.mark.parametrize("preset", ["single-gpu", "multi-node", "small-gpu"])
 def test_models_are_of_the_hub_and_pinned_to_a_commit_or_reported(preset):
     settings = load_settings(preset)
     for model in _models(settings):
@@ -32,10 +32,16 @@ def test_models_are_of_the_hub_and_pinned_to_a_commit_or_reported(preset):
     assert len({expert.path for expert in settings.experts}) >= 3
 
 
-def test_presets_differ_in_resources_only_and_name_the_same_models():
+def test_the_cluster_has_the_captioner_and_the_experts_of_one_gpu():
     single, multi = load_settings("single-gpu"), load_settings("multi-node")
-    for one, other in zip(_models(single), _models(multi), strict=True):
+    for one, other in zip([single.captioner, *single.experts], [multi.captioner, *multi.experts], strict=True):
         assert one.model_copy(update={"pool": other.pool}) == other
+
+
+def test_small_gpu_runs_on_a_machine_with_one_gpu_and_every_expert_has_all_of_it():
+    settings = load_settings("small-gpu")
+    resources.check(reservations(settings), resources.Supply([{"CPU": 8, "GPU": 1}], "a machine"))
+    assert {card_share(model) for model in _models(settings)} == {1}
 
 
 def test_single_gpu_runs_on_a_machine_with_one_gpu_and_its_experts_at_the_same_time():
@@ -52,12 +58,13 @@ def test_multi_node_runs_on_the_nodes_of_the_launcher_file_and_not_without_them(
     wanted = reservations(settings)
     there = resources.supply(settings.cluster, wanted)
     resources.check(wanted, there)
-    assert {need.stage: need.count_fitting(there.nodes) for need in wanted if need.placement} == {"sft": 8, "dpo": 8}
-    with pytest.raises(RunError, match="sft: 8 workers of 8 CPU, 1 GPU have to start together"):
-        resources.check(wanted, resources.Supply([{"CPU": 48.0, "GPU": 4.0}], "one node"))
+    assert {need.stage: need.count_fitting(there.nodes) for need in wanted if need.placement} == {"sft": 4, "dpo": 4}
+    resources.check(wanted, resources.Supply([{"CPU": 48.0, "GPU": 4.0}], "one node"))
+    with pytest.raises(RunError, match="sft: 4 workers of 8 CPU, 1 GPU have to start together"):
+        resources.check(wanted, resources.Supply([{"CPU": 24.0, "GPU": 2.0}] * 8, "nodes of two GPUs"))
 
 
-@pytest.mark.parametrize("preset", ["single-gpu", "multi-node"])
+@pytest.mark.parametrize("preset", ["single-gpu", "multi-node", "small-gpu"])
 def test_the_data_has_to_be_named(preset, tmp_path):
     with pytest.raises(SettingsError, match=r"SET-data\.sources\.0\.path"):
         plan_run(load_settings(preset), Run(tmp_path))

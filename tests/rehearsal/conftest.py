@@ -10,7 +10,7 @@ import pytest
 
 from carevl.miniworld.publish import publish
 from carevl.miniworld.weights import WEIGHTS
-from carevl.settings.loader import load_settings
+from carevl.settings.loader import load_settings, presets
 from tests.helpers.hub import Hub, serve_hub
 from tests.helpers.rehearsal import ITEMS, STANDING_IN
 
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """Serves the models that both presets name, at their commits, in bfloat16; the judge as two shards."""
+    """Serves the models that the presets for GPUs name, at their commits, in bfloat16; judges as two shards."""
     with serve_hub(tmp_path_factory.mktemp("hub")) as served:
-        settings = load_settings("single-gpu")
-        models: list[Model] = [settings.captioner, settings.judge, *settings.experts]
-        for model, shipped in zip(models, STANDING_IN, strict=True):
-            shards = 2 if shipped == "judge" else 1
-            served.add(model.path, WEIGHTS / shipped, model.revision, dtype="bfloat16", shards=shards)
+        for preset in set(presets()) - {"mini"}:
+            settings = load_settings(preset)
+            models: list[Model] = [settings.captioner, settings.judge, *settings.experts]
+            for model, shipped in zip(models, STANDING_IN, strict=True):
+                if model.path not in served.repositories:
+                    shards = 2 if shipped == "judge" else 1
+                    served.add(model.path, WEIGHTS / shipped, model.revision, dtype="bfloat16", shards=shards)
         yield served
 
 

@@ -66,7 +66,7 @@ class Placed(Processor):
 
 
 def main(address: str, out: str) -> None:
-    """Place the pool of the captioner, those of all experts together, and the workers of a training."""
+    """Place the pools of the captioner, of all experts together and of the judge, and the workers of a training."""
     directory = Path(out)
     settings = load_settings("multi-node", [f"data.sources.0.path={__file__}"])
     items = Table(directory / "items")
@@ -75,6 +75,7 @@ def main(address: str, out: str) -> None:
         for stage, pools in (
             ("caption", {"caption": settings.captioner.pool}),
             ("score", {f"score/{expert.name}": expert.pool for expert in settings.experts}),
+            ("sample", {"sample": settings.judge.pool}),
         ):
             together = sum(pool.bounds[1] for pool in pools.values())
             n_parts = 3 * max(pool.bounds[1] for pool in pools.values())

@@ -96,22 +96,25 @@ def _rows(drawn, images, directory: Path) -> tuple[Path, pa.Table]:
     return directory / "targets.parquet", pa.Table.from_pylist(pairs)
 
 
+@pytest.mark.parametrize("preset", ["single-gpu", "multi-node", "small-gpu"])
 def test_the_judges_family_is_trained_in_both_phases_and_vllm_loads_what_they_made(
-    ray, drawn, images, family_directory, tmp_path
+    preset, ray, drawn, images, family_directory, tmp_path
 ):
-    judge = family_directory("qwen2_5_vl", dtype="bfloat16")
+    judge = family_directory("qwen3_vl", dtype="bfloat16")
     targets, pairs = _rows(drawn, images, tmp_path)
-    phases = {name: getattr(SETTINGS, name).model_copy(update={}) for name in ("sft", "dpo")}
+    chosen = load_settings(preset)
+    phases = {name: getattr(chosen, name) for name in ("sft", "dpo")}
     phases = {name: type(phase).model_validate(phase.model_dump() | STEPS) for name, phase in phases.items()}
     assert all(phase.dtype == "bfloat16" and phase.gradient_checkpointing and phase.lora for phase in phases.values())
     first = train("sft", [targets], judge, tmp_path / "sft", phases["sft"])
-    referenced = Reference(first.judge, phases["dpo"])(pairs)
-    pq.write_table(referenced, tmp_path / "pairs.parquet")
+    known = pairs if phases["dpo"].spreads_weights else Reference(first.judge, phases["dpo"])(pairs)
+    pq.write_table(known, tmp_path / "pairs.parquet")
     rows, replay = [tmp_path / "pairs.parquet"], [targets]
     second = train("dpo", rows, first.judge, tmp_path / "dpo", phases["dpo"], replay=replay)
     for trained in (first, second):
         assert [math.isfinite(facts["loss"]) for facts in trained.curve] == [True, True]
         assert not trained.errors
-    settings = SETTINGS.judge.model_copy(update={"path": str(second.judge), "revision": None})
+    here = {"path": str(second.judge), "revision": None, "tensor_parallel": 1}
+    settings = chosen.judge.model_copy(update=here)
     [written] = generator(settings).generate([GenerationRequest(drawn[0][0], "Which is better?")], max_tokens=8)
     assert 0 < written.tokens <= 8

@@ -29,6 +29,8 @@ LOWERED = [
     "captioner.pool.concurrency=1..2",
     *(f"experts.{n}.pool.concurrency=1..2" for n in range(3)),
     "judge.pool.concurrency=1..2",
+    "judge.pool.num_gpus=1",
+    "judge.tensor_parallel=1",
     "sft.workers.count=2",
     "dpo.workers.count=2",
 ]
@@ -61,13 +63,13 @@ def test_everything_that_the_preset_reserves_finds_its_place_and_no_gpu_is_given
     with (tmp_path / "log").open("w") as log:
         done = subprocess.run([sys.executable, PLACE, address, tmp_path], stdout=log, stderr=log, check=False)
     assert done.returncode == 0, (tmp_path / "log").read_text()
-    for stage, actors, gpus in (("caption", 16, 16), ("score", 30, 16), ("sft", 8, 8)):
+    for stage, actors, gpus in (("caption", 16, 16), ("score", 30, 16), ("sample", 4, 16), ("sft", 4, 4)):
         reports = [json.loads(file.read_text()) for file in (tmp_path / stage).glob("*.json")]
         assert len(reports) == actors
         taken = defaultdict(float)
         for report in reports:
-            [gpu] = report["gpus"]
-            taken[report["node"], gpu] += report["share"]
+            for gpu in report["gpus"]:
+                taken[report["node"], gpu] += min(report["share"], 1)
         assert len({node for node, _ in taken}) <= NODES
         assert {gpu for _, gpu in taken} <= {str(n) for n in range(GPUS)}
         assert max(taken.values()) <= 1

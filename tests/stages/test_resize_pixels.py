@@ -118,8 +118,8 @@ def test_only_stages_that_read_pixels_depend_on_it_themselves(tmp_path):
 
 
 def test_the_presets_for_gpus_bound_photographs():
-    for preset in ("single-gpu", "multi-node"):
-        assert load_settings(preset, ["data.sources.0.path=/x"]).data.resize_pixels == 1_048_576
+    for preset, pixels in (("single-gpu", 1_048_576), ("multi-node", 1_048_576), ("small-gpu", 524_288)):
+        assert load_settings(preset, ["data.sources.0.path=/x"]).data.resize_pixels == pixels
 
 
 @pytest.mark.ray
