@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from carevl.models import families
-from carevl.models.families import FAMILIES, family_of
+from carevl.models.families import family_of, find_family
 from carevl.models.families.base import Family
 from carevl.models.judge_files import load_processor
 from carevl.models.packing import Tree
@@ -58,12 +58,13 @@ def measure(directory: Path) -> Measured:
 
 def _share(model: Any, processor: Any, own: Family, joins: bool, embeds: bool) -> float | None:
     members, name = families.FAMILIES._members, model.config.model_type
-    before = members[name]
+    before = dict(members)
     members[name] = replace(own, joins=joins, embeds=embeds)
     try:
         return try_packing(model, processor).difference
     finally:
-        members[name] = before
+        members.clear()
+        members.update(before)
 
 
 @torch.no_grad()
@@ -98,7 +99,7 @@ def row(name: str, model_type: str, measured: Measured) -> str:
             return "no"
         return f"{difference:.0e}" if difference < 1e-3 else f"no ({difference:.2f})" if not used else "WRONG"
 
-    family = FAMILIES[model_type]
+    family = find_family(model_type)
     cells = [
         cell(measured.alone, True),
         cell(measured.joined, family.joins),

@@ -19,6 +19,7 @@ from carevl.settings.registry import Registry
 _EMBEDDED = (
     "aya_vision",
     "cohere2_vision",
+    "deepseek_vl",
     "glm46v",
     "glm4v",
     "glm4v_moe",

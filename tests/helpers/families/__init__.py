@@ -1,4 +1,4 @@
-"""Tiny vision-language models of 28 families, made from nothing, as their published counterparts are stored.
+"""Tiny vision-language models of 29 families, made from nothing, as their published counterparts are stored.
 
 Sizes are small (hidden size 64, two layers, two heads of 32 and one of keys, images of 56 to 128 pixels, a vocabulary
 of some hundred tokens: 0.2 to 0.7 million parameters); everything else is the family's: classes, delimiters of the chat

@@ -108,3 +108,9 @@ def cohere(image: str) -> str:
 def bare(image: str) -> str:
     """Return content alone: PaliGemma has no turns."""
     return write_template(dict.fromkeys(("system", "user", "assistant"), ("", "")), "", image)
+
+
+def deepseek(image: str, start: str, end: str) -> str:
+    """Return the template of DeepSeek-VL."""
+    turns = {"system": ("", "\n\n"), "user": ("User: ", "\n\n"), "assistant": ("Assistant: ", end)}
+    return write_template(turns, "Assistant:", image, start=start)

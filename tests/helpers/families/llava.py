@@ -1,4 +1,4 @@
-"""Families of LLaVA's shape whose language model is a Llama: LLaVA, LLaVA-NeXT, ViP-LLaVA, Idefics 3, SmolVLM."""
+"""Families of LLaVA's shape whose language model is a Llama: LLaVA and its kin, Idefics 3, SmolVLM, DeepSeek-VL."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import transformers as hf
 
-from tests.helpers.families.chats import idefics, vicuna
-from tests.helpers.families.parts import SQUARE, Parts, clip, text, tower
+from tests.helpers.families.chats import deepseek, idefics, vicuna
+from tests.helpers.families.parts import SQUARE, Parts, clip, siglip, text, tower
 from tests.helpers.families.tokenizer import make_tokenizer
 
 _POINTS = [[56, 112], [112, 56], [112, 112]]
@@ -97,3 +97,21 @@ def smolvlm() -> Parts:
     bos, eos = "<|im_start|>", "<end_of_utterance>"
     tokenizer = make_tokenizer(_IDEFICS, bos=bos, eos=eos, pad="<|im_end|>")
     return _idefics("SmolVLM", tokenizer, bos, (), video_processor=hf.SmolVLMVideoProcessor(**_TILES))
+
+
+def deepseek_vl() -> Parts:
+    bos, eos, image = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<image_placeholder>"
+    tokenizer = make_tokenizer(bos=bos, eos=eos, pad="<｜▁pad▁｜>", writes_bos=True, named={"image_token": image})
+    config = hf.DeepseekVLConfig(
+        text_config=text(tokenizer, model_type="llama"),
+        vision_config=siglip(vision_use_head=False),
+        image_token_id=tokenizer.convert_tokens_to_ids(image),
+        tie_word_embeddings=False,
+    )
+    processor = hf.DeepseekVLProcessor(
+        image_processor=hf.DeepseekVLImageProcessorPil(size=SQUARE),
+        tokenizer=tokenizer,
+        chat_template=deepseek(image, bos, eos),
+        num_image_tokens=16,
+    )
+    return Parts(hf.DeepseekVLForConditionalGeneration(config), processor)

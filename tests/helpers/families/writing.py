@@ -8,7 +8,7 @@ from pathlib import Path
 _MODULES = {
     "qwen": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
     "qwen_based": ("internvl", "llava_onevision", "ovis2", "minicpmv4_6"),
-    "llava": ("llava", "llava_next", "vipllava", "idefics3", "smolvlm"),
+    "llava": ("llava", "llava_next", "vipllava", "idefics3", "smolvlm", "deepseek_vl"),
     "llama": ("mllama", "llama4"),
     "mistral": ("mistral3", "pixtral"),
     "gemma": ("gemma3", "gemma4", "paligemma"),
