@@ -19,6 +19,7 @@ Part = Literal["language", "projector", "vision"]
 PROJECTORS = frozenset(
     {
         "multi_modal_projector",  # LLaVA and what is built like it, Gemma 3, InternVL, Llama 3.2 and 4, Mistral 3, …
+        "aligner",  # DeepSeek-VL
         "connector",  # Idefics 3, SmolVLM
         "merger",  # Qwen-VL, GLM-V, MiniCPM-V
         "deepstack_merger_list",  # Qwen3-VL, whose inner layers are projected, too
