@@ -1,10 +1,11 @@
 """Training against TRL: pairs and targets per second, and peak memory, one worker each, in turns on the same rows.
 
-    python tests/bench/bench_training.py [--sizes mini large] [--phases sft sft_single dpo]
+    python tests/bench/bench_training.py [--sizes mini large large-qwen3 large-internvl] [--phases sft sft_single dpo]
         [--rounds 2] [--threads 2] [--prompts N]
 
 `mini` is the shipped base judge on drawn pairs. `large` is a Qwen2.5-VL of about 100 million random weights on prompts
-of 400 to 600 tokens with judgments of about 40. Both trainers take the same steps: same order, same batch, fused AdamW,
+of 400 to 600 tokens with judgments of about 40; `large-qwen3` and `large-internvl` are a Qwen3-VL and an InternVL of
+that size on the same rows. Both trainers take the same steps: same order, same batch, fused AdamW,
 all weights but those of the vision tower. In sft every prompt has two targets; `sft_single_ratio` is with one, where
 nothing can be shared. Each side is a process that keeps its libraries loaded; they take turns, and a rate is that of
 the fastest round; `cpu_ratio` compares the processor seconds of the same rounds. Timed is what an epoch costs: reading
@@ -41,7 +42,7 @@ GOALS = {"dpo_ratio": 1.8, "dpo_ratio_cached": 2.4, "sft_ratio": 1.5, "dpo_memor
 PEER = "trl 1.16.0"
 PHASES = {"sft": 2, "sft_single": 1, "dpo": 1}
 """What is trained, and rows of a prompt."""
-SIZES = {"mini": (48, 8), "large": (8, 4)}
+SIZES = {"mini": (48, 8), **dict.fromkeys(("large", "large-qwen3", "large-internvl"), (8, 4))}
 """Prompts, and those of a step."""
 
 
@@ -86,7 +87,7 @@ def compare(size: str, phase: str, directory: Path, rounds: int, threads: int) -
     for process in sides.values():
         process.stdin.close()
         process.wait()
-    return figures(phase, said, "_mini" if size == "mini" else "")
+    return figures(phase, said, "" if size == "large" else f"_{size.removeprefix('large-')}")
 
 
 def figures(phase: str, said: dict[str, list[Turn]], suffix: str) -> list[dict[str, Any]]:
@@ -228,13 +229,13 @@ def make_rows(size: str, directory: Path, prompts: int) -> None:
     from carevl.miniworld.items import draw_items
     from carevl.models.locate import locate
 
-    judge = Path(locate("miniworld:judge")) if size == "mini" else make_large(directory / "judge")
+    judge = Path(locate("miniworld:judge")) if size == "mini" else MAKERS[size](directory / "judge")
     (directory / "judge.json").write_text(json.dumps(str(judge.resolve())))
     rng, rows = random.Random(0), []
     for n, (drawn, items) in enumerate(itertools.islice(draw_items("test", "bench"), prompts)):
         question, responses = items[0].question, [response.text for response in items[0].responses[:2]]
         evidence, picture = question.evidence, drawn
-        if size == "large":
+        if size != "mini":
             picture = drawn.resize((224, 224))
             responses = [" ".join([text, *_words(rng, rng.randint(120, 190))]) for text in responses]
             evidence = " ".join([evidence, *_words(rng, 16)])
@@ -271,19 +272,9 @@ def make_large(directory: Path) -> Path:
     processor = make_processor(tokenizer)
     pixels = {"shortest_edge": 224 * 224, "longest_edge": 224 * 224}
     processor.image_processor = hf.Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, size=pixels)
-    names = ("vision_start", "vision_end", "image_pad", "video_pad")
-    start, end, image, video = (tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names)
     config = hf.Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 640,
-            "intermediate_size": 2560,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 10,
-            "num_key_value_heads": 2,
-            "pad_token_id": tokenizer.pad_token_id,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
-        },
+        text_config=_language(tokenizer)
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}},
         vision_config={
             "depth": 8,
             "num_heads": 8,
@@ -296,15 +287,108 @@ def make_large(directory: Path) -> Path:
             "window_size": 112,
             "fullatt_block_indexes": [3, 7],
         },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start,
-        vision_end_token_id=end,
+        **_image_tokens(tokenizer),
     )
     torch.manual_seed(0)
     hf.Qwen2_5_VLForConditionalGeneration(config).save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
+
+
+def make_large_qwen3(directory: Path) -> Path:
+    """A Qwen3-VL of that size; an image of 224 x 224 pixels has 49 tokens."""
+    import torch
+    import transformers as hf
+
+    from carevl.miniworld.models import make_tokenizer
+    from tests.helpers.families.chats import chatml
+
+    tokenizer = make_tokenizer()
+    pixels = {"shortest_edge": 224 * 224, "longest_edge": 224 * 224}
+    processor = hf.Qwen3VLProcessor(
+        image_processor=hf.Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, size=pixels),
+        tokenizer=tokenizer,
+        video_processor=hf.Qwen3VLVideoProcessor(patch_size=16),
+        chat_template=chatml("<|vision_start|><|image_pad|><|vision_end|>"),
+    )
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
+    config = hf.Qwen3VLConfig(
+        text_config=_language(tokenizer) | {"head_dim": 64, "rope_parameters": rope},
+        vision_config={
+            "depth": 8,
+            "num_heads": 8,
+            "hidden_size": 512,
+            "intermediate_size": 1376,
+            "out_hidden_size": 640,
+            "patch_size": 16,
+            "num_position_embeddings": 196,
+            "deepstack_visual_indexes": [1, 3, 5],
+        },
+        **_image_tokens(tokenizer),
+    )
+    torch.manual_seed(0)
+    hf.Qwen3VLForConditionalGeneration(config).save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+def make_large_internvl(directory: Path) -> Path:
+    """An InternVL of that size; an image of 224 x 224 pixels is one tile of 64 tokens."""
+    import torch
+    import transformers as hf
+
+    from tests.helpers.families.chats import chatml
+    from tests.helpers.families.tokenizer import make_tokenizer
+
+    named = {"start_image_token": "<img>", "end_image_token": "</img>"}
+    named |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    tokenizer = make_tokenizer(["<|im_start|>"], named=named)
+    side = {"height": 224, "width": 224}
+    processor = hf.InternVLProcessor(
+        image_processor=hf.GotOcr2ImageProcessorPil(size=side, crop_to_patches=True, min_patches=1, max_patches=12),
+        tokenizer=tokenizer,
+        video_processor=hf.InternVLVideoProcessor(size=side),
+        image_seq_length=64,
+        chat_template=chatml("<IMG_CONTEXT>\n"),
+    )
+    config = hf.InternVLConfig(
+        text_config=_language(tokenizer) | {"model_type": "qwen2"},
+        vision_config={
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "image_size": [224, 224],
+            "patch_size": [14, 14],
+        },
+        image_seq_length=64,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+    )
+    torch.manual_seed(0)
+    hf.InternVLForConditionalGeneration(config).save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+MAKERS = {"large": make_large, "large-qwen3": make_large_qwen3, "large-internvl": make_large_internvl}
+"""What writes the judge of a size."""
+
+
+def _language(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 640,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 2,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _image_tokens(tokenizer: Any) -> dict[str, int]:
+    names = {"vision_start": "vision_start", "vision_end": "vision_end", "image": "image_pad", "video": "video_pad"}
+    return {f"{field}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for field, name in names.items()}
 
 
 def peak() -> int:
