@@ -1,5 +1,6 @@
 """CAREVL: vision-language judges from image preference data, without human labels."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from carevl import _torchvision
@@ -11,6 +12,8 @@ __version__ = "0.1.0"
 __all__ = ["Judgment", "RewardModel"]
 
 _torchvision.install()
+# PEFT imports it wherever it is installed: it warns of a kernel for some CPUs, and of every rounded product in 8 bits.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

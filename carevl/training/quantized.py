@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,6 @@ def loading_arguments(judge: Path, bits: BaseBits, dtype: str) -> dict[str, Any]
     from transformers import BitsAndBytesConfig
 
     check_bitsandbytes()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of rounding at every product in 8 bits
     skeleton = load_skeleton(judge)
     quantized = set(find_quantizable(skeleton))
     linear = [name for name, module in skeleton.named_modules() if isinstance(module, torch.nn.Linear)]
