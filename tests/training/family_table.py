@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy
 
 from carevl.models import families
 from carevl.models.engines import generator
-from carevl.models.engines.parity import draw_requests, keep_references
+from carevl.models.engines.base import GenerationRequest
+from carevl.models.engines.parity import keep_references
 from carevl.models.engines.transformers import ImageTextGenerator
 from carevl.models.engines.vllm import VllmGenerator
 from carevl.models.families import family_of, find_family
@@ -35,6 +36,7 @@ from carevl.models.tree_attention import cast_floats
 from carevl.settings.models import Judge, Pool
 from carevl.training.judge import export, load_judge, log_probabilities
 from carevl.training.plain import plain_log_probabilities, separate
+from carevl.training.skeleton import load_skeleton
 from carevl.training.trial import try_packing
 from tests.helpers.families import FAMILIES as WRITTEN
 from tests.helpers.families import draw_picture, write_family
@@ -132,8 +134,8 @@ def _measure_plain(model: Any, processor: Any) -> float:
 
 
 def _measure_gradients(directory: Path, weights: str) -> float:
-    step = PackedStep(directory, "dpo", WEIGHTS[weights])
-    if usable_packing(step.model, "shared")[0] == "shared":
+    if usable_packing(load_skeleton(directory), "shared")[0] == "shared":
+        step = PackedStep(directory, "dpo", WEIGHTS[weights])
         return Difference.between(step.compute("shared"), step.compute("plain")).gradients
     step = PackedStep(directory, "sft", WEIGHTS[weights])
     return Difference.between(step.compute("plain"), step.compute_by_labels()).gradients
@@ -145,17 +147,18 @@ def _measure_merged(directory: Path) -> float:
     with tempfile.TemporaryDirectory() as out:
         export(step.trained, None, Weights.of(str(directory)), Path(out))
         merged = load_judge(Path(out) / "judge", "float32").eval()
-    items = range(len(step.items))
-    adapted, whole = (
-        log_probabilities(model, step.items.collate(items, step.processor, model, "plain"))
-        for model in (step.model.eval(), merged)
-    )
-    return float((adapted - whole).abs().max())
+    differences = []
+    for i in range(len(step.items)):
+        batch = step.items.collate([i], step.processor, step.model, "plain")
+        adapted, whole = (log_probabilities(model, batch) for model in (step.model.eval(), merged))
+        differences.append(float((adapted - whole).abs().max()))
+    return max(differences)
 
 
 @torch.no_grad()
 def _measure_engine(directory: Path, model: Any, processor: Any) -> float:
-    requests = draw_requests()
+    images = (draw_picture(0), draw_picture(1, 112, 84))
+    requests = [GenerationRequest(image, "How many squares are there in the image?") for image in images]
     replies = ImageTextGenerator(directory).generate(requests, max_tokens=1, logprob_texts=_REPLIES)
     differences = []
     for request, reply in zip(requests, replies, strict=True):
