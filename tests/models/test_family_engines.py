@@ -20,6 +20,7 @@ pytestmark = pytest.mark.vllm
 SENTENCES = {
     "aya_vision": "has no class of its own for AyaVisionForConditionalGeneration",
     "cohere2_vision": "nats off those of transformers",
+    "deepseek_vl": "has no class of its own for DeepseekVLForConditionalGeneration",
     "gemma3": "lets no token of an image see a later one on a CPU",
     "gemma4": "lets no token of an image see a later one on a CPU",
     "glm46v": "has no class of its own for Glm46VForConditionalGeneration",
