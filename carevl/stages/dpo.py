@@ -55,7 +55,7 @@ def run(context: RunContext) -> Counts:
     judge, adapter = context.phase2_start()
     files = [rows.part(number) for number in filled]
     if _has_pool(settings):
-        context.run_pools([_reference_job(settings, judge, adapter, rows, referenced)], filled)
+        context.run_pools([_reference_job(settings, judge, adapter, pixels, rows, referenced)], filled)
         files = [referenced.part(number) for number in filled]
     from carevl.training.driver import train
 
@@ -88,11 +88,11 @@ def _has_pool(settings: Settings) -> bool:
 
 
 def _reference_job(
-    settings: Settings, judge: Weights, adapter: Path | None, pairs: Table, referenced: Table
+    settings: Settings, judge: Weights, adapter: Path | None, pixels: int | None, pairs: Table, referenced: Table
 ) -> PoolJob:
     return PoolJob(
         name="reference",
-        processor=ReferenceProcessor(judge, settings.dpo, adapter, judge_pixels(settings)),
+        processor=ReferenceProcessor(judge, settings.dpo, adapter, pixels),
         sources={"pairs": pairs},
         target=referenced,
         pool=settings.judge.pool,

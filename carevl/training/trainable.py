@@ -46,12 +46,7 @@ def find_lora_modules(model: Any, training: Training) -> LoraModules:
     """
     lora = _lora(training)
     parts, trained = split_parts(model), _PARTS[training.train]
-    head = model.get_output_embeddings()
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if _is_linear(module) and module is not head and parts.get(name) in trained
-    ]
+    linear = _find_linear(model, parts, trained)
     experts = [name for name, weight in model.named_parameters() if _is_fused(name, weight) and parts[name] in trained]
     _check_parts(model, training, {parts[name] for name in (*linear, *experts)})
     if lora.targets is not None:
@@ -73,14 +68,18 @@ def find_quantizable(model: Any) -> list[str]:
 
     Fused experts are no linear layers, and PEFT adapts some layers of mixtures by their weight: these stay as they are.
     """
-    parts, head = split_parts(model), model.get_output_embeddings()
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if type(module) is torch.nn.Linear and module is not head and parts.get(name) == "language"
-    ]
+    linear = _find_linear(model, split_parts(model), _PARTS["language"])
     misread = set(_misread_by_peft(model, linear))
     return [name for name in linear if name not in misread]
+
+
+def _find_linear(model: Any, parts: Mapping[str, Part], among: Collection[Part]) -> list[str]:
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if _is_linear(module) and module is not head and parts.get(name) in among
+    ]
 
 
 def _check_parts(model: Any, training: Training, found: Collection[Part]) -> None:
