@@ -102,8 +102,12 @@ def _predict(
     key = StageKey("parts", fingerprint_inputs)
     table: Table = run.table(key)
     if table.manifest is None:
+        logged: list[str] = []
 
         def on_progress(name: str, tally: Tally, parts: int) -> None:
+            for sentence in tally.fallbacks[len(logged) :]:
+                log(sentence)
+            logged[:] = tally.fallbacks
             log(f"{name}: part {tally.parts} of {parts}, {tally.rows_out} questions, {tally.errors} errors")
 
         remote = is_endpoint(judge.path)

@@ -251,11 +251,18 @@ class RunContext:
         return {name: tally.facts() for name, tally in tallies.items()}
 
     def pool_progress(self) -> Callable[[str, Tally, int], None]:
-        """Return what logs pools at work, at most once a second for each: rows, rate, errors, time left."""
+        """Return what logs pools at work, at most once a second for each: rows, rate, errors, time left.
+
+        What a pool computes otherwise than the settings say is logged once, as soon as an actor says it.
+        """
         started = time.monotonic()
+        logged: dict[str, int] = {}
 
         def on_progress(name: str, tally: Tally, n_parts: int) -> None:
             elapsed = max(time.monotonic() - started, 1e-6)
+            for sentence in tally.fallbacks[logged.get(name, 0) :]:
+                self.log(f"{name:16s} {sentence}")
+            logged[name] = len(tally.fallbacks)
             if self._is_too_soon(name, last=tally.parts == n_parts):
                 return
             end = f"done in {elapsed:.0f} s"

@@ -31,7 +31,8 @@ def run(context: RunContext) -> Counts:
     if not filled:
         raise RunError(
             "sft: no judgment of the base judge agrees with a high-confidence label in both orders, so there is "
-            "nothing to learn from; raise demonstrate.samples, or set demonstrate.verdict_only_share above 0"
+            "nothing to learn from; raise demonstrate.samples, or begin with a judge that writes verdicts: "
+            "`carevl check` shows how it is asked"
         )
     from carevl.training.driver import train
 

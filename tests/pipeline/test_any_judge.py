@@ -13,10 +13,13 @@ from carevl import RewardModel
 from carevl.benchmarks import command
 from carevl.benchmarks.data import load
 from carevl.data.drawn import DataRoot, draw
+from carevl.pipeline.run import run_pipeline
 from carevl.pipeline.train import train_judge, training_settings
-from carevl.store.run import Run
+from carevl.settings.loader import load_settings
+from carevl.store.run import Run, RunError
 from tests.helpers.families import FAMILIES, PLAIN
 from tests.helpers.finished_run import QUICK, copy_first_part
+from tests.helpers.small_run import SMALL
 
 OFTEN = ("internvl", "qwen3_vl", "gemma3")
 """Those that every change is tried with; the others at night."""
@@ -78,3 +81,30 @@ def test_it_is_trained_merged_asked_and_evaluated(family, trained, rows, family_
 def test_both_engines_say_the_same_of_it(family, trained, rows):
     judge = trained(family)
     assert _ask(judge, rows, engine="vllm") == pytest.approx(_ask(judge, rows), abs=1e-3)
+
+
+def _run_from_the_start(small_run, judge, directory, *overrides):
+    """What a run logs until it has nothing to learn from; captions, scores and routes are those of the small run."""
+    run = small_run.copy(directory, "ingest", "caption", "score", "route")
+    lines = []
+    settings = load_settings("mini", [*SMALL, f"judge.path={judge}", "judge.max_tokens=16", *overrides])
+    with pytest.raises(RunError, match="sft: no judgment of the base judge"):
+        run_pipeline(settings, run, lines.append)
+    [judged] = run.root.glob("demonstrate/*/manifest.json")
+    manifest = json.loads(judged.read_text())
+    assert (manifest["rows_in"] > 0, manifest["errors"], manifest["targets"]) == (True, 0, 0)
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_run_from_the_start_says_which_stage_a_judge_without_verdicts_leaves_nothing(
+    family, small_run, family_directory, tmp_path
+):
+    _run_from_the_start(small_run, family_directory(family), tmp_path)
+
+
+@pytest.mark.vllm
+@pytest.mark.nightly
+def test_a_run_logs_that_a_judge_goes_to_transformers(small_run, family_directory, tmp_path):
+    log = _run_from_the_start(small_run, family_directory("qwen3_5"), tmp_path, "judge.engine=vllm")
+    assert log.count("linear_attention layers in float32 on a CPU; it runs in transformers") == 1
