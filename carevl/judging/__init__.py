@@ -1,1 +1,5 @@
-"""The language of judges: prompts, the grammar of verdicts, its parser, and the tokens of verdicts."""
+"""The language of judges: prompts, the grammar of verdicts, its reader, and the tokens of verdicts."""
+
+from carevl.judging.verdicts import Reading, read_verdict
+
+__all__ = ["Reading", "read_verdict"]
