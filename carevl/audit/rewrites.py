@@ -67,7 +67,7 @@ def measure_style(expert: Expert, items: Sequence[ScoredItem], spread: float) ->
         spread: the expert's typical margin, in its own scale.
     """
     rows = [
-        (expert.write(item.caption, item.question), [rewrite(response) for response in item.responses])
+        (expert.write(item.caption, item.question), [rewrite(text) for text in item.responses], item.question)
         for item in items
         for rewrite in REWRITES.values()
     ]

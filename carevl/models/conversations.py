@@ -1,4 +1,4 @@
-"""What a text reward model reads: conversations as its own tokenizer writes them, and how long they may be."""
+"""What a text model reads: conversations as its own tokenizer writes them, and how long they may be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from carevl.models.prompts import RestoringTokenizer, replace_control_strings
+from carevl.errors import UserError
+from carevl.models.prompts import RestoringTokenizer, check_tokenizer, replace_control_strings
 from carevl.models.row_errors import TOO_LONG, Failure
 
 Conversation = tuple[str, str]
@@ -52,6 +53,34 @@ def _encode(tokenizer: Any, conversations: Sequence[Conversation]) -> list[Encod
     pairs = reader(users, responses)
     types = pairs.get("token_type_ids") or [None] * len(conversations)
     return [Encoded(ids, kinds) for ids, kinds in zip(pairs["input_ids"], types, strict=True)]
+
+
+def check_chat(tokenizer: Any, path: str) -> None:
+    """Check that a tokenizer writes turns, and tells which characters a token stands for.
+
+    Raises:
+        UserError: it has no chat template, or is a slow one.
+    """
+    check_tokenizer(tokenizer, path)
+    if not tokenizer.chat_template:
+        raise UserError(f"{path} has no chat template: choose a model that was tuned to follow instructions")
+
+
+def encode_turns(tokenizer: Any, users: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of user turns up to where the reply begins; nothing that they say is a control token.
+
+    Models that think before they reply are told not to, where their template knows `enable_thinking`.
+    """
+    texts, strings = replace_control_strings(tokenizer, users)
+    written = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        for text in texts
+    ]
+    reader = RestoringTokenizer(tokenizer, strings) if strings else tokenizer
+    ids: list[list[int]] = reader(written, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def too_long(encoded: Sequence[Encoded], limit: int) -> Mapping[int, Failure]:

@@ -136,10 +136,10 @@ def _check_experts(settings: Settings) -> Iterator[str]:
         if expert.name in (".", ".."):
             yield f"{place}.name: {expert.name} is no name of a directory, where its scores lie; choose another"
         yield from _refusal(f"{place}.template", _fill_template, expert)
-        if expert.kind == "reward_model":
+        refusals = list(_refusal(f"{place}.kind", EXPERT_KINDS.__getitem__, expert.kind))
+        if not refusals and EXPERT_KINDS[expert.kind].loads_weights(expert):
             yield from _check_weights(place, expert)
             yield from _refusal(f"{place}.engine", ENGINES.__getitem__, expert.engine)
-        refusals = list(_refusal(f"{place}.kind", EXPERT_KINDS.__getitem__, expert.kind))
         if not refusals:
             refusals = list(_refusal(f"{place}.path", EXPERT_KINDS[expert.kind].check, expert))
         yield from refusals

@@ -159,16 +159,26 @@ class Endpoint(Strict):
     concurrency: int = Field(8, ge=1, description="Rows that are asked about at a time, by each actor.")
 
 
+Scoring = Literal["likelihood", "yes", "pairwise"]
+"""How a language model scores responses."""
+
+
 class Expert(Model):
-    """A text reward model that scores caption + question + response."""
+    """A text reward model, or a language model, that scores caption + question + response."""
 
     name: str = Field(description="Its name in tables and reports.", pattern=r"^[A-Za-z0-9._-]+$")
     kind: str = Field(
         "reward_model",
-        description="reward_model; endpoint: `path` is the model's name there; python: `path` is package.module:Class; "
-        "or your own kind, as package.module:NAME.",
+        description="reward_model; llm: a language model that follows instructions; endpoint: `path` is the model's "
+        "name there; python: `path` is package.module:Class; or your own kind, as package.module:NAME.",
     )
-    endpoint: Endpoint | None = Field(None, description="Where the judge of kind endpoint is asked.")
+    scoring: Scoring | None = Field(
+        None,
+        description="Of kind llm. likelihood: what the caption adds to the log-probability of a response; yes: log-odds"
+        " that it is right; pairwise: log-odds that it is the better one, in both orders of each pair; null: "
+        "likelihood, and pairwise at an endpoint.",
+    )
+    endpoint: Endpoint | None = Field(None, description="Where the model of kind endpoint or llm is asked.")
     batch_tokens: int = Field(
         8192, ge=1, description="Tokens that run at a time on transformers; halved by an actor that runs out of memory."
     )
@@ -196,7 +206,7 @@ class Expert(Model):
     @model_validator(mode="after")
     def _has_endpoint(self) -> Self:
         own = ":" in self.kind  # a user's own kind may ask an endpoint
-        if not own and (self.kind == "endpoint") != (self.endpoint is not None):
+        if not own and self.kind != "llm" and (self.kind == "endpoint") != (self.endpoint is not None):
             raise ValueError("kind: endpoint and the settings under endpoint belong together; give both or neither")
         return self
 

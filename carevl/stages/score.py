@@ -94,7 +94,7 @@ class ScoreProcessor(Processor):
         if self.encode is None:
             return tables
         _, inputs = _expert_inputs(self.expert, tables)
-        encoded = self.encode([(entry.turn(self.expert), entry.responses) for entry in inputs])
+        encoded = self.encode([(entry.turn(self.expert), entry.responses, entry.question) for entry in inputs])
         rows = [{"ids": [text.ids for text in texts], "types": [text.types for text in texts]} for texts in encoded]
         return {**tables, "tokens": pa.Table.from_pylist(rows, EXPERT_TOKENS)}
 
@@ -118,7 +118,9 @@ class ScoreProcessor(Processor):
     def _ask(self, inputs: Sequence[ExpertInput], tokens: Sequence[Sequence[Encoded]] | None = None) -> Scores:
         size = self.expert.pool.batch_size
         texts: Sequence[Sequence[str | Encoded]] = tokens or [entry.responses for entry in inputs]
-        rows = [(entry.turn(self.expert), responses) for entry, responses in zip(inputs, texts, strict=True)]
+        rows = [
+            (entry.turn(self.expert), responses, entry.question) for entry, responses in zip(inputs, texts, strict=True)
+        ]
         return [scored for start in range(0, len(rows), size) for scored in self.score_rows(rows[start : start + size])]
 
 
@@ -207,7 +209,7 @@ def models(settings: Settings, table: str) -> list[LoadedModel]:
     """Return the expert of a table, if it is of a kind that loads weights."""
     expert = _expert(settings, table)
     setting = f"experts.{settings.experts.index(expert)}"
-    return [in_pool(setting, expert)] if EXPERT_KINDS[expert.kind].loads_weights else []
+    return [in_pool(setting, expert)] if EXPERT_KINDS[expert.kind].loads_weights(expert) else []
 
 
 STAGE = Stage(

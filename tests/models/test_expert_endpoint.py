@@ -14,7 +14,8 @@ import pytest
 from carevl.errors import UserError
 from carevl.models import chat_client
 from carevl.models.experts import EXPERT_KINDS
-from carevl.models.experts.endpoint import EndpointJudge, _log_odds, least_squares
+from carevl.models.experts.endpoint import EndpointJudge, _log_odds
+from carevl.models.experts.questions import least_squares
 from carevl.models.row_errors import SomeRowsError
 from carevl.settings.models import Endpoint, Expert
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from carevl.models.engines import transformers, vllm
-from carevl.models.engines.base import Engine, Generation, GenerationRequest, Generator, Scorer
+from carevl.models.engines.base import Engine, Generation, GenerationRequest, Generator, LanguageModel, Scorer
 from carevl.models.engines.card import device_names, start_alone
 from carevl.models.row_errors import Failure, retry_and_bisect
 from carevl.settings.registry import Registry
 
 if TYPE_CHECKING:
-    from carevl.settings.models import Captioner, Judge, Model
+    from carevl.settings.models import Captioner, Expert, Judge, Model
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,15 @@ def scorer(model: Model, batch_tokens: int = 8192, parity_tolerance: float | Non
     engine = ENGINES[model.engine]
     with start_alone(device_names()):
         return _note(engine.scorer(model, batch_tokens=batch_tokens, parity_tolerance=parity_tolerance))
+
+
+def language_model(expert: Expert) -> LanguageModel:
+    """Load a language model into the engine that its settings name, alone on its device while it loads."""
+    engine = ENGINES[expert.engine]
+    with start_alone(device_names()):
+        return _note(
+            engine.language_model(expert, batch_tokens=expert.batch_tokens, parity_tolerance=expert.parity_tolerance)
+        )
 
 
 def _note(loaded: T) -> T:

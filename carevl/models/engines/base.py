@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from carevl.errors import UserError
 from carevl.models.prompts import Prompt, encode_text
 
 if TYPE_CHECKING:
@@ -78,6 +79,36 @@ class Scorer(Protocol):
         ...
 
 
+class LanguageModel(Protocol):
+    """A causal language model that follows instructions.
+
+    Attributes:
+        tokenizer: its own, a fast one with a chat template.
+        limit: tokens of the longest text that it reads.
+    """
+
+    tokenizer: Any
+    limit: int
+
+    def log_likelihoods(self, jobs: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> list[list[float]]:
+        """Return log p(response | prompt) in nats, summed over its tokens, of the responses to every prompt.
+
+        Args:
+            jobs: token ids of a prompt and of the responses to it, none of which is empty.
+        """
+        ...
+
+    def next_log_probabilities(
+        self, groups: Sequence[Sequence[Sequence[int]]], tokens: Sequence[int]
+    ) -> list[list[list[float]]]:
+        """Return the log-probability, in nats, that each of some tokens comes next, [group][text][token].
+
+        Args:
+            groups: token ids of texts; those of a group begin alike.
+        """
+        ...
+
+
 class Engine(ABC):
     """Loads models that settings describe. Its heavy imports stay inside its methods: settings are checked without it.
 
@@ -98,6 +129,16 @@ class Engine(ABC):
         Raises:
             UserError: it is no reward model, or its scores differ from the reference's by more than the tolerance.
         """
+
+    def language_model(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> LanguageModel:
+        """Load a language model; the two numbers as in `settings.Expert`.
+
+        Raises:
+            UserError: it does not follow instructions, its numbers differ from the reference's by more than the
+                tolerance, or this engine loads no language models.
+        """
+        del batch_tokens, parity_tolerance
+        raise UserError(f"{model.path}: engine {self.name} loads no language models; use vllm or transformers")
 
 
 def limit_tiles(processor: Any, most: int | None) -> bool:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from carevl.errors import UserError
-from carevl.models.conversations import Conversation
-from carevl.models.engines.base import GenerationRequest, Generator
+from carevl.models.conversations import Conversation, encode_turns
+from carevl.models.engines.base import GenerationRequest, Generator, LanguageModel
 from carevl.models.locate import loading_arguments, model_directory
+from carevl.models.prompts import encode_text
 from carevl.store.table import write_atomically
 
 if TYPE_CHECKING:
@@ -92,7 +93,35 @@ def find_reference(model: Model, card: str) -> Reference:
     Args:
         card: name of what it is computed on.
     """
-    return _kept("reference", [*_facts(model, card), SAMPLE], lambda: _compute(model), lambda kept: Reference(**kept))
+    return _kept("reference", [*_facts(model, card), SAMPLE], lambda: _freed(_compute, model), _read)
+
+
+def find_text_reference(model: Model, card: str) -> Reference:
+    """Return the same of a language model: its mean log-probabilities of a token of the sample's responses."""
+    facts = ["likelihood", *_facts(model, card), SAMPLE]
+    return _kept("reference", facts, lambda: _freed(_compute_likelihoods, model), _read)
+
+
+def mean_log_likelihoods(model: LanguageModel, conversations: Sequence[Conversation] = tuple(SAMPLE)) -> list[float]:
+    """Return the mean log-probability (nats) of a token of every conversation's response."""
+    prompts = encode_turns(model.tokenizer, [turn for turn, _ in conversations])
+    replies = [encode_text(model.tokenizer, response) for _, response in conversations]
+    sums = model.log_likelihoods([(prompt, [reply]) for prompt, reply in zip(prompts, replies, strict=True)])
+    return [value / len(reply) for [value], reply in zip(sums, replies, strict=True)]
+
+
+def _freed(compute: Callable[[Model], Reference], model: Model) -> Reference:
+    """Return what is computed once the memory of the reference model is given back."""
+    import torch
+
+    computed = compute(model)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return computed
+
+
+def _read(kept: Any) -> Reference:
+    return Reference(**kept)
 
 
 def _facts(model: Model, card: str) -> list[Any]:
@@ -118,18 +147,27 @@ def _kept(name: str, facts: list[Any], compute: Callable[[], T], read: Callable[
 
 
 def _compute(model: Model) -> Reference:
-    import torch
-
     from carevl.models.reward_scorer import RewardScorer
 
     scorer = RewardScorer(model_directory(model), model.dtype, **loading_arguments(model))
-    scores, noise = scorer.score(SAMPLE), 0.0
-    if scorer.model.dtype != torch.float32:
-        alone = [scorer.score([conversation])[0] for conversation in SAMPLE]
+    return _measure(scorer, scorer.score)
+
+
+def _compute_likelihoods(model: Model) -> Reference:
+    from carevl.models.language_model import CausalLanguageModel
+
+    reader = CausalLanguageModel(model_directory(model), model.dtype, **loading_arguments(model))
+    return _measure(reader, lambda conversations: mean_log_likelihoods(reader, conversations))
+
+
+def _measure(loaded: Any, read: Callable[[Sequence[Conversation]], list[float]]) -> Reference:
+    """Return the numbers of the sample, together and, in 16 bits, alone."""
+    import torch
+
+    scores, noise = read(SAMPLE), 0.0
+    if loaded.model.dtype != torch.float32:
+        alone = [read([conversation])[0] for conversation in SAMPLE]
         noise = max(abs(a - b) for a, b in zip(scores, alone, strict=True))
-    del scorer
-    gc.collect()
-    torch.cuda.empty_cache()
     return Reference(scores, noise)
 
 

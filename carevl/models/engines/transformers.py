@@ -15,6 +15,7 @@ from carevl.models.engines.base import (
     Generation,
     GenerationRequest,
     Generator,
+    LanguageModel,
     Scorer,
     first_tokens,
     limit_tiles,
@@ -231,6 +232,19 @@ class TransformersEngine(Engine):
 
         del parity_tolerance
         return RewardScorer(
+            model_directory(model),
+            model.dtype,
+            batch_tokens=batch_tokens,
+            max_model_len=model.max_model_len,
+            **loading_arguments(model),
+        )
+
+    def language_model(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> LanguageModel:
+        """Load a language model; it is its own reference, so there is no tolerance to hold."""
+        from carevl.models.language_model import CausalLanguageModel
+
+        del parity_tolerance
+        return CausalLanguageModel(
             model_directory(model),
             model.dtype,
             batch_tokens=batch_tokens,

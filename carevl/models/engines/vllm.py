@@ -23,6 +23,7 @@ from carevl.models.engines.base import (
     Generation,
     GenerationRequest,
     Generator,
+    LanguageModel,
     Scorer,
     first_tokens,
     limit_tiles,
@@ -75,7 +76,9 @@ def _prepare_import(model: Model, card: Card | None) -> None:
     check_vllm_build()
 
 
-def _engine(model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles: bool = False, **arguments: Any) -> Any:
+def start_engine(
+    model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles: bool = False, **arguments: Any
+) -> Any:
     """Build a vLLM engine in this process; settings already in the environment win over ours.
 
     Raises:
@@ -94,7 +97,7 @@ def _engine(model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles:
     return LLM(**arguments)
 
 
-def _shut_down(engine: Any) -> None:
+def shut_down(engine: Any) -> None:
     """End an engine and its processes, and give its memory back."""
     engine.llm_engine.engine_core.shutdown()
     _free_memory()
@@ -179,7 +182,7 @@ class VllmGenerator:
         self.path = model.path
         self.processor: Any = load_processor(model_directory(model), **loading_arguments(model))
         tiles = limit_tiles(self.processor, model.max_image_tiles)
-        self.engine = _engine(model, "generate", cuts_tiles=tiles, **lora)
+        self.engine = start_engine(model, "generate", cuts_tiles=tiles, **lora)
         stored = self.engine.llm_engine.model_config.try_get_generation_config()
         self.ends = end_ids(stored.get("eos_token_id"), self.processor.tokenizer)
         self._checked: set[tuple[tuple[int, int], bool]] = set()
@@ -280,7 +283,7 @@ class VllmGenerator:
 
     def close(self) -> None:
         """End the engine; nothing can be generated after it."""
-        _shut_down(self.engine)
+        shut_down(self.engine)
 
 
 class VllmScorer:
@@ -302,7 +305,7 @@ class VllmScorer:
         card = find_card()
         reference = None if parity_tolerance is None else find_reference(model, card.name if card else "CPU")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model_directory(model), **loading)
-        self.engine = _engine(model, "pooling")
+        self.engine = start_engine(model, "pooling")
         self.limit: int = self.engine.llm_engine.vllm_config.model_config.max_model_len
         if reference is not None and parity_tolerance is not None:
             check_parity(model.path, reference, self.score(SAMPLE), parity_tolerance)
@@ -331,7 +334,7 @@ class VllmScorer:
 
     def close(self) -> None:
         """End the engine; nothing can be scored after it."""
-        _shut_down(self.engine)
+        shut_down(self.engine)
 
 
 class VllmEngine(Engine):
@@ -370,6 +373,13 @@ class VllmEngine(Engine):
         """Load a text reward model; vLLM itself shares out tokens, by the sequences that are in flight."""
         del batch_tokens
         return VllmScorer(model, parity_tolerance)
+
+    def language_model(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> LanguageModel:
+        """Load a language model; as for `scorer`."""
+        from carevl.models.engines.vllm_language_model import VllmLanguageModel
+
+        del batch_tokens
+        return VllmLanguageModel(model, parity_tolerance)
 
 
 ENGINE = VllmEngine()

@@ -154,7 +154,8 @@ def vllm_arguments(
     if runner == "pooling":
         arguments["runner"] = "pooling"
     else:
-        arguments["limit_mm_per_prompt"] = {"image": 1, "video": 0}
+        if shape.has_images:
+            arguments["limit_mm_per_prompt"] = {"image": 1, "video": 0}
         if card is None:
             arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, length)}
             if shape.stateful_layers:  # their cache of prefixes wants prompts in parts

@@ -13,9 +13,9 @@ from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
 if TYPE_CHECKING:
     from carevl.settings.models import Expert
 
-TextRow = tuple[str, Sequence[str]]
-"""A user turn and the responses to it."""
-Row = tuple[str, Sequence[str | Encoded]]
+TextRow = tuple[str, Sequence[str], str]
+"""A user turn, the responses to it, and the question alone: the turn without its caption."""
+Row = tuple[str, Sequence[str | Encoded], str]
 """The same; an encoded response stands for the whole conversation."""
 RowScorer = Callable[[Sequence[Row]], list[list[float] | Failure]]
 """Gives one score per response of every row, or why a row has none."""
@@ -27,8 +27,6 @@ class ExpertKind(ABC):
     """A kind of expert: how one of its settings becomes scores. Heavy imports stay inside its methods."""
 
     name: str
-    loads_weights: bool = False
-    """Whether `path` names a model by directory or hub id; a run brings those of the hub in before it starts."""
 
     @abstractmethod
     def load(self, expert: Expert) -> RowScorer:
@@ -41,6 +39,11 @@ class ExpertKind(ABC):
     @abstractmethod
     def fingerprint(self, expert: Expert) -> str:
         """Return what identifies what an expert computes, apart from its settings."""
+
+    def loads_weights(self, expert: Expert) -> bool:
+        """Return whether `path` names a model by directory or hub id; a run brings those of the hub in beforehand."""
+        del expert
+        return False
 
     def encoder(self, expert: Expert) -> RowEncoder | None:
         """Return what encodes rows as the expert's engine does; None where the expert reads texts."""
@@ -55,6 +58,8 @@ class ExpertKind(ABC):
         """
         if expert.endpoint is not None:
             raise SettingsError(f"expert {expert.name}: settings under endpoint, but its kind is {expert.kind}")
+        if expert.scoring is not None:
+            raise SettingsError(f"expert {expert.name}: scoring is for kind: llm, but its kind is {expert.kind}")
 
 
 def score_by_row(engine: Any) -> RowScorer:
@@ -79,7 +84,7 @@ def _by_row(score: Callable[[list[Conversation | Encoded]], Sequence[float]], ro
     """
     conversations = [
         response if isinstance(response, Encoded) else (turn, response)
-        for turn, responses in rows
+        for turn, responses, *_ in rows
         for response in responses
     ]
     failures: dict[int, Failure] = {}
@@ -92,7 +97,7 @@ def _by_row(score: Callable[[list[Conversation | Encoded]], Sequence[float]], ro
     results: list[list[Any]] = []
     failed: dict[int, Failure] = {}
     start = 0
-    for i, (_, responses) in enumerate(rows):
+    for i, (_, responses, *_) in enumerate(rows):
         end = start + len(responses)
         results.append(list(scores[start:end]))
         for place in reversed(range(start, end)):

