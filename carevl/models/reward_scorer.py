@@ -1,15 +1,15 @@
 """Scores of text reward models with transformers: what conversations share is computed once.
 
 A causal model reads trees of consecutive conversations (`carevl.models.packing`), with nothing padded. A bidirectional
-one, and one whose architecture does not allow sharing, reads batches of nearly equal length. A score does not depend on
-what else is in the batch.
+one, and one whose architecture or head does not allow sharing, reads batches of nearly equal length; a causal one whose
+own code gives its scores, batches of equal length. A score does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,19 @@ import torch
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
 from carevl.models.device import device
+from carevl.models.heads import HeadSettings
+from carevl.models.heads.ending import Ending
+from carevl.models.heads.outputs import check_output, choose_score
+from carevl.models.heads.reader import HeadReader
 from carevl.models.packing import Tree, fill_rows, find_state, pack
-from carevl.models.reward_head import head, is_bidirectional, load_reward_model, probe_ids
+from carevl.models.reward_head import RewardModelParts, is_bidirectional, load_reward_model, probe_ids
 from carevl.models.row_errors import Failure, SomeRowsError
 from carevl.models.tree_attention import TREES, NotSharedError, branch_states
 
 _log = logging.getLogger(__name__)
 
+PROBE = ("How many circles are there?", "There are two.")
+"""A short conversation that a model is tried with."""
 _LEAST_TOKENS = 256
 _EXACT, _ROUNDED = 1e-4, 5e-2
 """Distance of states with and without sharing that passes for rounding in any case, in float32 and in 16 bits."""
@@ -39,14 +45,15 @@ class RewardScorer:
     """A text reward model: one raw score per conversation, higher is better, on a scale of its own.
 
     Args:
-        model: a directory or hub id that `AutoModelForSequenceClassification` loads with one output.
+        model: the directory of a reward model.
         dtype: a torch dtype by name, or `auto` for the one that the weights are stored in.
         batch_tokens: tokens that run at a time.
         max_model_len: longest conversation in tokens; the model's own limit holds too.
+        settings: which of several outputs is the score, and what stands between layers of its head.
         loading: `trust_remote_code`, handed to transformers.
 
     Raises:
-        UserError: see `load_reward_model`; or a causal model has no chat template, or no linear head.
+        UserError: see `load_reward_model`; or a causal model has no chat template.
     """
 
     def __init__(
@@ -56,24 +63,28 @@ class RewardScorer:
         *,
         batch_tokens: int = 8192,
         max_model_len: int | None = None,
+        settings: HeadSettings | None = None,
         **loading: Any,
     ) -> None:
         from transformers import AutoTokenizer
 
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.settings = batch_tokens, settings or HeadSettings()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **loading)
-        self.model: Any = load_reward_model(model, dtype, **loading)
-        self.model.to(device())
-        self.head = head(self.model)
+        parts = load_reward_model(model, dtype, self.settings, **loading)
+        self.model: Any = parts.model.to(device())
         self.bidirectional = is_bidirectional(self.model)
-        if not self.bidirectional and (self.head is None or not self.tokenizer.chat_template):
-            lacking = "linear head with one output" if self.head is None else "chat template"
-            raise UserError(f"{model} has no {lacking}; wrap it in a Python class (kind: python), or choose another")
+        if not self.bidirectional and not self.tokenizer.chat_template:
+            raise UserError(
+                f"{model} has no chat template; wrap it in a Python class (kind: python), or choose another"
+            )
+        self.head: HeadReader | None = None
+        self.ending = Ending()
+        self._choose_head(parts)
         limits = [max_model_len, getattr(self.model.config.get_text_config(), "max_position_embeddings", None)]
         if self.bidirectional:
             limits.append(self.tokenizer.model_max_length)
         self.limit = min((limit for limit in limits if limit and limit > 0), default=2**31)
-        self.shares = not self.bidirectional and self._shares()
+        self.shares = self.head is not None and not self.bidirectional and self._shares()
 
     def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
         """Return the raw score (logit) of each (user turn, response), in their order.
@@ -83,12 +94,15 @@ class RewardScorer:
         Raises:
             SomeRowsError: conversations are longer than the model reads; the others have their score in it.
         """
-        encoded = encode(self.tokenizer, conversations)
+        encoded = self.ending.apply(encode(self.tokenizer, conversations))
         failures: dict[int, Failure] = dict(too_long(encoded, self.limit))
-        scores = [math.nan] * len(encoded)
         good = [i for i in range(len(encoded)) if i not in failures]
-        with torch.inference_mode():
-            (self._score_trees if self.shares else self._score_apart)(encoded, good, scores)
+        scores = [math.nan] * len(encoded)
+        if good:
+            with torch.inference_mode():
+                chosen = choose_score(self._compute([encoded[i] for i in good]), self.settings.output)
+            for i, value in zip(good, chosen.tolist(), strict=True):
+                scores[i] = value
         if failures:
             raise SomeRowsError([None if i in failures else score for i, score in enumerate(scores)], failures)
         return scores
@@ -102,28 +116,82 @@ class RewardScorer:
         torch.cuda.empty_cache()
         return True
 
-    def _score_trees(self, encoded: Sequence[Encoded], good: Sequence[int], scores: list[float]) -> None:
-        groups = list(_groups([encoded[i].ids for i in good], self.batch_tokens))
-        trees = [tree for tree, _ in groups]
-        for row in fill_rows([tree.tokens for tree in trees], self.batch_tokens):
-            values = self._trees([trees[t] for t in row])
-            places = [good[k] for t in row for k in groups[t][1]]
-            for i, value in zip(places, values, strict=True):
-                scores[i] = value
+    def _choose_head(self, parts: RewardModelParts) -> None:
+        """Read the head that was found, or leave that to the model's own forward pass."""
+        layout, path = parts.layout, self.tokenizer.name_or_path
+        if self.bidirectional and not layout.is_whole:
+            raise UserError(
+                f"{path} is bidirectional, so that nobody knows which states its head ({layout}) reads, and its class "
+                "does not take it; wrap it in a Python class (kind: python)"
+            )
+        if parts.head is not None and layout.head is not None and not self.bidirectional:
+            self.head = HeadReader(layout.head, parts.head.to(device()), self.tokenizer)
+            self.ending = Ending.of(self.model.config)
+            if not (layout.is_remote and layout.is_whole) or self._agrees_with_own_code():
+                return
+            self.head, self.ending = None, Ending()
+        outputs = self._own_outputs(encode(self.tokenizer, [PROBE]))
+        try:
+            check_output(outputs.shape[1], self.settings.output)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
-    def _trees(self, trees: Sequence[Tree]) -> list[float]:
+    @torch.inference_mode()
+    def _agrees_with_own_code(self) -> bool:
+        """Tell whether the head gives what code that comes with the model gives, for a short conversation."""
         assert self.head is not None
-        packed = pack(trees, self.model).to(self.model.device)
-        values: list[float] = self.head(branch_states(self.model, packed))[:, 0].float().tolist()
-        return values
+        text = self.ending.apply(encode(self.tokenizer, [PROBE]))
+        least = _EXACT if self.model.dtype == torch.float32 else _ROUNDED
+        try:
+            expected = self._own_outputs(text)
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            _log.warning("its own code does not run (%s), so its head is read without it", error)
+            return True
+        outputs = self.head.outputs(torch.cat([self._padded_states([each]) for each in self.head.sequences(text)]))
+        if outputs.shape == expected.shape and relative_distance(outputs, expected) <= least:
+            return True
+        _log.warning("its own code reads its head otherwise, and is used: nothing is shared, nothing padded")
+        return False
 
-    def _score_apart(self, encoded: Sequence[Encoded], apart: Sequence[int], scores: list[float]) -> None:
-        for batch in _alike([len(encoded[i].ids) for i in apart], self.batch_tokens):
-            for k, value in zip(batch, self._padded([encoded[apart[k]] for k in batch]), strict=True):
-                scores[apart[k]] = value
+    def _compute(self, texts: Sequence[Encoded]) -> torch.Tensor:
+        """Return the outputs [n, outputs] for conversations."""
+        if self.head is None:
+            return self._compute_apart(texts, self._own_outputs)
+        return self.head.outputs(self._states(self.head.sequences(texts)))
 
-    def _padded(self, batch: Sequence[Encoded]) -> list[float]:
-        """Score a batch padded at the right: a causal model does not see padding, a bidirectional one gets a mask."""
+    def _states(self, texts: Sequence[Encoded]) -> torch.Tensor:
+        """Return the states of last tokens, [n, hidden]."""
+        if not self.shares:
+            return self._compute_apart(texts, self._padded_states)
+        groups = list(_groups([text.ids for text in texts], self.batch_tokens))
+        trees = [tree for tree, _ in groups]
+        parts, places = [], []
+        for row in fill_rows([tree.tokens for tree in trees], self.batch_tokens):
+            packed = pack([trees[t] for t in row], self.model).to(self.model.device)
+            parts.append(branch_states(self.model, packed))
+            places += [place for t in row for place in groups[t][1]]
+        return _ordered(parts, places)
+
+    def _compute_apart(
+        self, texts: Sequence[Encoded], compute: Callable[[Sequence[Encoded]], torch.Tensor]
+    ) -> torch.Tensor:
+        # Where a causal model's own code looks for the last token is not known, so nothing is padded for it.
+        slack = 0.0 if self.head is None and not self.bidirectional else _SLACK
+        batches = list(_alike([len(text.ids) for text in texts], self.batch_tokens, slack))
+        parts = [compute([texts[i] for i in batch]) for batch in batches]
+        return _ordered(parts, [i for batch in batches for i in batch])
+
+    @torch.inference_mode()
+    def _own_outputs(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        outputs: torch.Tensor = self.model(**self._inputs(batch)).logits
+        return outputs.reshape(len(batch), -1)
+
+    def _padded_states(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        hidden: torch.Tensor = self.model.base_model(**self._inputs(batch)).last_hidden_state
+        return hidden[range(len(batch)), [len(text.ids) - 1 for text in batch]]
+
+    def _inputs(self, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """Return a batch padded at the right: a causal model does not see padding, a bidirectional one gets a mask."""
         padding = self.model.config.get_text_config().pad_token_id or 0
         ids = torch.full((len(batch), max(len(tokens.ids) for tokens in batch)), padding)
         mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -134,15 +202,7 @@ class RewardScorer:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if batch[0].types is not None:
             inputs["token_type_ids"] = types
-        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        if self.bidirectional:
-            logits = self.model(**inputs).logits
-        else:
-            assert self.head is not None
-            hidden = self.model.base_model(**inputs).last_hidden_state
-            logits = self.head(hidden[range(len(batch)), [len(tokens.ids) - 1 for tokens in batch]])
-        values: list[float] = logits[:, 0].float().tolist()
-        return values
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _last_states(self, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the states that the head reads, of texts of one length in the model's own attention."""
@@ -183,6 +243,11 @@ class RewardScorer:
         self.model.set_attn_implementation(before)
         _log.warning("no prefixes are shared: %s", reason)
         return False
+
+
+def _ordered(parts: Sequence[torch.Tensor], places: Sequence[int]) -> torch.Tensor:
+    """Return the rows of all parts, the row for place 0 first."""
+    return torch.cat(list(parts))[torch.tensor(places).argsort()]
 
 
 def relative_distance(states: torch.Tensor, expected: torch.Tensor) -> float:
@@ -233,12 +298,16 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
     return next((n for n in range(shorter) if first[n] != second[n]), shorter)
 
 
-def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Yield positions in batches of nearly equal length and at most `most` tokens."""
+def _alike(lengths: Sequence[int], most: int, slack: float) -> Iterator[list[int]]:
+    """Yield positions in batches of nearly equal length and at most `most` tokens.
+
+    Args:
+        slack: most padding of a text, as a share of the longest.
+    """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[batch[0]] if batch else 0
-        if batch and (longest - lengths[i] > longest * _SLACK or (len(batch) + 1) * longest > most):
+        if batch and (longest - lengths[i] > longest * slack or (len(batch) + 1) * longest > most):
             yield batch
             batch = []
         batch.append(i)

@@ -275,7 +275,12 @@ def branch_states(model: Any, packed: Packed) -> Tensor:
         model: a text model. Where a branch is empty the prefix's last token is read.
     """
     packed = lay_out(model, packed)
-    ends = torch.tensor([end - 1 for place in packed.places for end in place.ends], device=packed.ids.device)
+    read = [
+        (end if end > start else place.prefix_end) - 1
+        for place in packed.places
+        for start, end in zip((place.prefix_end, *place.ends[:-1]), place.ends, strict=True)
+    ]
+    ends = torch.tensor(read, device=packed.ids.device)
     with _read_at(model, torch.unique(ends)):
         hidden = _hidden_states(model, packed, Family(""), input_ids=packed.ids)
     return hidden[0, ends]

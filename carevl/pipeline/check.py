@@ -137,10 +137,12 @@ def _check_experts(settings: Settings) -> Iterator[str]:
             yield f"{place}.name: {expert.name} is no name of a directory, where its scores lie; choose another"
         yield from _refusal(f"{place}.template", _fill_template, expert)
         refusals = list(_refusal(f"{place}.kind", EXPERT_KINDS.__getitem__, expert.kind))
+        unlocated: list[str] = []
         if not refusals and EXPERT_KINDS[expert.kind].loads_weights(expert):
-            yield from _check_weights(place, expert)
+            unlocated = list(_check_weights(place, expert))
+            yield from unlocated
             yield from _refusal(f"{place}.engine", ENGINES.__getitem__, expert.engine)
-        if not refusals:
+        if not refusals and not unlocated:
             refusals = list(_refusal(f"{place}.path", EXPERT_KINDS[expert.kind].check, expert))
         yield from refusals
         # Elsewhere the key is on the cluster's nodes.

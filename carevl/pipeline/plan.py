@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from carevl.cluster.connect import is_private, ray_cluster
 from carevl.cluster.resources import Reservation, Supply, card_memory, describe, find_unplaceable, supply
+from carevl.models.experts import EXPERT_KINDS
 from carevl.models.hub import COMMIT
 from carevl.models.nvidia import find_unseen
 from carevl.pipeline import results
@@ -88,6 +89,7 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
     yield from download_lines(states)
     card = card_memory(settings.cluster) if any(model.gpus for _, model in loaded) else None
     yield from weight_lines(loaded, states, card)
+    yield from head_lines(settings)
     yield from trained_lines(settings, pending, states["judge"].directory if "judge" in states else None)
     problems = find_problems(loaded, states, card)
     with ray_cluster(settings.cluster) if measured or not is_private(settings.cluster) else nullcontext():
@@ -121,6 +123,13 @@ def unpinned(settings: Settings) -> list[str]:
         if split_scheme(model.path) is None and not Path(model.path).is_dir()
         if not COMMIT.fullmatch(model.revision or "")
     ]
+
+
+def head_lines(settings: Settings) -> Iterator[str]:
+    """Yield what gives the scores of every expert whose files are on this machine."""
+    for n, expert in enumerate(settings.experts):
+        if (description := EXPERT_KINDS[expert.kind].describe(expert)) is not None:
+            yield f"experts.{n} ({expert.name}): {description}"
 
 
 def _rows_line(ingested: Table) -> str:

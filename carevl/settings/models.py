@@ -188,6 +188,16 @@ class Expert(Model):
         description="On vllm: largest difference from transformers' scores on a sample, as a share of their size, "
         "checked when an actor starts (in 16 bits, up to four times their own noise is allowed); null: no check.",
     )
+    output: int | list[float] | Literal["expected"] | None = Field(
+        None,
+        description="Of a head with several outputs, what the score is: the number of one, from 0; a weight for each; "
+        "or expected, the mean of the ratings 1, 2, … that they are logits of. null: it has one.",
+    )
+    activation: Literal["relu", "gelu", "silu", "tanh"] | None = Field(
+        None,
+        description="What stands between the layers of a head of several, which no file says; null: ReLU, of models "
+        "that are known to have it.",
+    )
     template: str = Field(
         "Image description: {caption}\n\n{question}",
         description="The user turn; {caption} and {question} are filled in.",
@@ -198,6 +208,12 @@ class Expert(Model):
         description="Inputs of more tokens than the expert reads: error marks the row; summarise leaves out the "
         "caption's last sentences, as few as are enough, and the row says what share of the caption was read.",
     )
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """The same, and what is read of the head where settings say it."""
+        head = {name: value for name in ("output", "activation") if (value := getattr(self, name)) is not None}
+        return super().computation | head
 
     def write(self, caption: str | None, question: str) -> str:
         """Return the user turn; without a caption the bare question."""

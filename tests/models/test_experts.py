@@ -151,7 +151,7 @@ def test_a_name_that_is_no_kind_is_refused():
 
 def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(expert):
     for kind, settings in {
-        "reward_model": Expert(name="x", path="miniworld:no-such"),
+        "reward_model": Expert(name="x", path="no/such-model"),
         "python": expert,
         "endpoint": Expert(name="x", kind="endpoint", path="m", endpoint=Endpoint(url="http://judges.example/v1")),
     }.items():

@@ -188,12 +188,14 @@ def test_a_template_with_its_own_bos_gets_no_second_one(save, tokenizer):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_that_is_also_the_last_token_moves_no_score(side, save, conversations):
+def test_where_padding_ends_a_turn_the_token_before_it_is_read_as_by_the_model_itself(side, save, conversations):
     directory = save("llama", chat_template=BOS, bos_token="<|im_start|>", pad_token="<|im_end|>", padding_side=side)
     config = json.loads((directory / "config.json").read_text())
     eos = hf.AutoTokenizer.from_pretrained(directory).eos_token_id
-    expected = _alone(directory, conversations)
+    with_the_end = _alone(directory, conversations)
     (directory / "config.json").write_text(json.dumps(config | {"pad_token_id": eos, "eos_token_id": eos}))
+    expected = _alone(directory, conversations)
+    assert expected != pytest.approx(with_the_end, abs=0.1)
     assert RewardScorer(directory).score(conversations) == pytest.approx(expected, abs=1e-4)
 
 
@@ -256,10 +258,10 @@ def test_a_model_with_a_hole_is_refused(save):
         RewardScorer(directory)
 
 
-def test_a_classifier_of_two_classes_is_refused(tmp_path, tokenizer):
+def test_a_classifier_of_two_classes_is_refused_unless_settings_say_what_its_score_is(tmp_path, tokenizer):
     hf.LlamaForSequenceClassification(hf.LlamaConfig(**GROUPED | {"num_labels": 2})).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="has not one output"):
+    with pytest.raises(UserError, match=r"has 2 outputs, .*; set output to the number of one \(0 to 1\)"):
         RewardScorer(tmp_path)
 
 
@@ -312,5 +314,5 @@ def test_conversations_become_trees_where_that_saves_tokens():
 
 def test_batches_are_of_nearly_equal_length():
     lengths = [100, 10, 95, 93, 50, 49]
-    assert list(_alike(lengths, 1000)) == [[0, 2], [3], [4, 5], [1]]
-    assert list(_alike(lengths, 120)) == [[0], [2], [3], [4, 5], [1]]
+    assert list(_alike(lengths, 1000, 1 / 16)) == [[0, 2], [3], [4, 5], [1]]
+    assert list(_alike(lengths, 120, 1 / 16)) == [[0], [2], [3], [4, 5], [1]]

@@ -33,7 +33,10 @@ def test_states_are_those_under_the_mask(model):
     packed = pack(TREES_OF_ALL_SHAPES, model)
     model.set_attn_implementation("sdpa")
     hidden = model.model(input_ids=packed.ids, attention_mask=dense_mask(packed), position_ids=packed.positions)[0]
-    ends = [end - 1 for place in packed.places for end in place.ends]
+    ends = []
+    for tree, place in zip(TREES_OF_ALL_SHAPES, packed.places, strict=True):
+        last = zip(tree.branches, place.ends, strict=True)
+        ends += [(end if branch else place.prefix_end) - 1 for branch, end in last]
     model.set_attn_implementation(TREES)
     actual = branch_states(model, packed)
     assert actual.shape == (9, 64)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, encode_turns
 from carevl.models.engines.base import GenerationRequest, Generator, LanguageModel
+from carevl.models.heads import HeadSettings
 from carevl.models.locate import loading_arguments, model_directory
 from carevl.models.prompts import encode_text
 from carevl.store.table import write_atomically
@@ -93,7 +94,8 @@ def find_reference(model: Model, card: str) -> Reference:
     Args:
         card: name of what it is computed on.
     """
-    return _kept("reference", [*_facts(model, card), SAMPLE], lambda: _freed(_compute, model), _read)
+    facts = [*_facts(model, card), SAMPLE, asdict(HeadSettings.of(model))]
+    return _kept("reference", facts, lambda: _freed(_compute, model), _read)
 
 
 def find_text_reference(model: Model, card: str) -> Reference:
@@ -149,7 +151,8 @@ def _kept(name: str, facts: list[Any], compute: Callable[[], T], read: Callable[
 def _compute(model: Model) -> Reference:
     from carevl.models.reward_scorer import RewardScorer
 
-    scorer = RewardScorer(model_directory(model), model.dtype, **loading_arguments(model))
+    settings = HeadSettings.of(model)
+    scorer = RewardScorer(model_directory(model), model.dtype, settings=settings, **loading_arguments(model))
     return _measure(scorer, scorer.score)
 
 

@@ -21,6 +21,7 @@ from carevl.models.engines.base import (
     limit_tiles,
 )
 from carevl.models.families import family_of
+from carevl.models.heads import HeadSettings
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.prompts import EncodedPrompts, encode_with_row_errors, end_ids, load_processor
 from carevl.models.row_errors import Failure, SomeRowsError
@@ -236,6 +237,7 @@ class TransformersEngine(Engine):
             model.dtype,
             batch_tokens=batch_tokens,
             max_model_len=model.max_model_len,
+            settings=HeadSettings.of(model),
             **loading_arguments(model),
         )
 

@@ -5,18 +5,13 @@ The engine runs inside the calling process, so that one Ray actor is one engine.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
-from carevl.models.conversations import Conversation, Encoded, encode, too_long
-from carevl.models.device import check_vllm_build
 from carevl.models.engines import transformers
 from carevl.models.engines.base import (
     Engine,
@@ -28,12 +23,15 @@ from carevl.models.engines.base import (
     first_tokens,
     limit_tiles,
 )
-from carevl.models.engines.card import Card, find_card, free_bytes, wait_for_room
-from carevl.models.engines.parity import SAMPLE, check_parity, draw_requests, find_reference, measure_parity
-from carevl.models.engines.vllm_arguments import check_engine_args, needed_bytes, read_shape, vllm_arguments
+from carevl.models.engines.card import find_card
+from carevl.models.engines.parity import draw_requests, measure_parity
+from carevl.models.engines.vllm_scorer import VllmScorer, unread_reason
+from carevl.models.engines.vllm_start import free_memory, prepare_import, shut_down, start_engine
 from carevl.models.engines.vllm_support import is_unsupported, unsupported_reason
-from carevl.models.engines.vllm_window import nothing_left, process_prompt, run_in_window
+from carevl.models.engines.vllm_window import process_prompt, run_in_window
 from carevl.models.fallbacks import note_fallback
+from carevl.models.heads import HeadSettings
+from carevl.models.heads.layout import read_layout
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.prompts import (
     encode_prompts,
@@ -49,66 +47,6 @@ if TYPE_CHECKING:
     from carevl.settings.models import Captioner, Judge, Model
 
 _log = logging.getLogger(__name__)
-
-_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # compiled with nvcc at its first use; requests with seeds pass it by
-}
-_ON_CPU = {"VLLM_MLA_DISABLE": "1"}
-"""Of models without MLA, vLLM's CPU platform asks in a way that Qwen3-VL's configuration has no answer to."""
-
-_SITE = str(Path(__file__).parents[2] / "_site")
-
-
-def _prepare_import(model: Model, card: Card | None) -> None:
-    """Set vLLM's environment variables, unless they are set already, and check that it fits this machine."""
-    environment = _ENVIRONMENT | (_ON_CPU if card is None else {})
-    if model.tensor_parallel > 1:
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # by itself it wants a NUMA node for each process
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([_SITE, *filter(None, paths)]))
-    check_vllm_build()
-
-
-def start_engine(
-    model: Model, runner: Literal["generate", "pooling"], *, cuts_tiles: bool = False, **arguments: Any
-) -> Any:
-    """Build a vLLM engine in this process; settings already in the environment win over ours.
-
-    Raises:
-        UserError: see `vllm_arguments`, `check_engine_args` and `wait_for_room`.
-    """
-    card = find_card()
-    _prepare_import(model, card)
-    check_engine_args(model)
-    path = model_directory(model)
-    shape = replace(read_shape(path, model.dtype, loading_arguments(model)), cuts_tiles=cuts_tiles)
-    arguments = vllm_arguments(model, path, shape, card, runner) | arguments
-    if card is not None:
-        wait_for_room(needed_bytes(arguments, card), lambda: free_bytes(model.tensor_parallel))
-    from vllm import LLM
-
-    return LLM(**arguments)
-
-
-def shut_down(engine: Any) -> None:
-    """End an engine and its processes, and give its memory back."""
-    engine.llm_engine.engine_core.shutdown()
-    _free_memory()
-
-
-def _free_memory() -> None:
-    """Give back the memory of what is no longer used, such as an engine whose start failed."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 class OtherTokensError(UserError):
@@ -286,57 +224,6 @@ class VllmGenerator:
         shut_down(self.engine)
 
 
-class VllmScorer:
-    """A text reward model; the same calls as `RewardScorer`.
-
-    Args:
-        parity_tolerance: largest difference from the scores of `RewardScorer` on a small sample, as a share of the
-            largest of them; None: not checked.
-
-    Raises:
-        UserError: the scores of the sample differ by more; or the settings do not suit the model or the card.
-    """
-
-    def __init__(self, model: Model, parity_tolerance: float | None = None) -> None:
-        from transformers import AutoTokenizer
-
-        loading = loading_arguments(model)
-        # The reference goes first, so that the engine finds the memory free.
-        card = find_card()
-        reference = None if parity_tolerance is None else find_reference(model, card.name if card else "CPU")
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model_directory(model), **loading)
-        self.engine = start_engine(model, "pooling")
-        self.limit: int = self.engine.llm_engine.vllm_config.model_config.max_model_len
-        if reference is not None and parity_tolerance is not None:
-            check_parity(model.path, reference, self.score(SAMPLE), parity_tolerance)
-
-    def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
-        """Return the raw score (logit) of each (user turn, response), in their order.
-
-        Conversations run in their order, so that those that begin alike find their beginning in the engine's cache.
-
-        Raises:
-            SomeRowsError: conversations are longer than `max_model_len`; the others have their score in it.
-        """
-        from vllm import PoolingParams
-
-        encoded = encode(self.tokenizer, conversations)
-        failures = dict(too_long(encoded, self.limit))
-        good = [i for i in range(len(encoded)) if i not in failures]
-        prompts = [{"prompt_token_ids": list(encoded[i].ids)} for i in good]
-        raw = PoolingParams(use_activation=False)
-        with nothing_left(self.engine):
-            outputs = self.engine.classify(prompts, pooling_params=raw, use_tqdm=False) if prompts else []
-        scores = {i: float(output.outputs.probs[0]) for i, output in zip(good, outputs, strict=True)}
-        if failures:
-            raise SomeRowsError([scores.get(i) for i in range(len(encoded))], failures)
-        return [scores[i] for i in range(len(encoded))]
-
-    def close(self) -> None:
-        """End the engine; nothing can be scored after it."""
-        shut_down(self.engine)
-
-
 class VllmEngine(Engine):
     """Models in vLLM, each with the share of a GPU that its actor reserves."""
 
@@ -349,7 +236,7 @@ class VllmEngine(Engine):
             UserError: as `VllmGenerator`; or vLLM cannot run it, and it is spread over several GPUs.
         """
         card = find_card()
-        _prepare_import(model, card)
+        prepare_import(model, card)
         reason = unsupported_reason(model, card)
         if reason is None:
             try:
@@ -363,16 +250,30 @@ class VllmEngine(Engine):
                 if isinstance(loaded, VllmGenerator):
                     return loaded
                 reason = loaded
-            _free_memory()
+            free_memory()
         if model.tensor_parallel > 1:
             raise UserError(f"{model.path}: {reason}; set tensor_parallel to 1 and engine: transformers")
         note_fallback(f"{model.path}: {reason}; it runs in transformers")
         return transformers.ENGINE.generator(model)
 
     def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:
-        """Load a text reward model; vLLM itself shares out tokens, by the sequences that are in flight."""
-        del batch_tokens
-        return VllmScorer(model, parity_tolerance)
+        """Load a text reward model; into transformers where vLLM cannot run its body, or its own code has its head.
+
+        vLLM itself shares out tokens, by the sequences that are in flight.
+
+        Raises:
+            UserError: as `VllmScorer`; or vLLM cannot run it, and it is spread over several GPUs.
+        """
+        card = find_card()
+        prepare_import(model, card)
+        layout = read_layout(model_directory(model), HeadSettings.of(model), **loading_arguments(model))
+        reason = unread_reason(model, layout)
+        if reason is None:
+            return VllmScorer(model, layout, card.name if card else "CPU", parity_tolerance)
+        if model.tensor_parallel > 1:
+            raise UserError(f"{model.path}: {reason}; set tensor_parallel to 1 and engine: transformers")
+        note_fallback(f"{model.path}: {reason}; it runs in transformers")
+        return transformers.ENGINE.scorer(model, batch_tokens=batch_tokens, parity_tolerance=parity_tolerance)
 
     def language_model(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> LanguageModel:
         """Load a language model; as for `scorer`."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from carevl.errors import UserError, suggest
 from carevl.models.engines.card import GIB, Card
 from carevl.models.locate import loading_arguments
-from carevl.models.stored_weights import indexed_files
+from carevl.models.stored_weights import indexed_files, stored_dtype
 
 if TYPE_CHECKING:
     from carevl.settings.models import Model
@@ -91,7 +91,9 @@ def read_shape(path: str, dtype: str, loading: Mapping[str, Any]) -> ModelShape:
 
     config: Any = AutoConfig.from_pretrained(path, **loading)
     text = config.get_text_config()
-    stored = str(config.dtype or getattr(text, "dtype", None) or "").removeprefix("torch.")
+    # Without a word of it, vLLM would compute float32 weights in 16 bits.
+    stored = str(config.dtype or getattr(text, "dtype", None) or stored_dtype(Path(path))).removeprefix("torch.")
+    stored = stored if stored in ("float32", "bfloat16", "float16") else ""
     computed = stored or "auto" if dtype == "auto" else dtype
     heads = getattr(text, "num_attention_heads", 0) or 0
     hidden = getattr(text, "hidden_size", 0) or 0

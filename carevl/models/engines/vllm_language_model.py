@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from carevl.models.conversations import check_chat
 from carevl.models.engines.card import find_card
 from carevl.models.engines.parity import check_parity, find_text_reference, mean_log_likelihoods
-from carevl.models.engines.vllm import shut_down, start_engine
+from carevl.models.engines.vllm_start import shut_down, start_engine
 from carevl.models.engines.vllm_window import nothing_left
 from carevl.models.locate import loading_arguments, model_directory
 

@@ -50,6 +50,11 @@ class ExpertKind(ABC):
         del expert
         return None
 
+    def describe(self, expert: Expert) -> str | None:
+        """Return a few words on what gives its scores; None where nothing on this machine tells."""
+        del expert
+        return None
+
     def check(self, expert: Expert) -> None:
         """Refuse settings that cannot work, before anything is loaded: cheap, and without a network.
 

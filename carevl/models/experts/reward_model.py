@@ -1,14 +1,19 @@
-"""Kind `reward_model`: a sequence classifier with one output, in one of the engines."""
+"""Kind `reward_model`: a language model with a head that gives scores, in one of the engines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carevl.models.conversations import Encoded, encode
 from carevl.models.engines import scorer
 from carevl.models.experts.base import ExpertKind, RowEncoder, RowScorer, TextRow, score_by_row
-from carevl.models.locate import loading_arguments, model_directory, weights_fingerprint
+from carevl.models.heads import HeadSettings
+from carevl.models.heads.layout import read_layout
+from carevl.models.hub import find_snapshot
+from carevl.models.locate import loading_arguments, model_directory, own_directory, weights_fingerprint
 
 if TYPE_CHECKING:
     from carevl.settings.models import Expert
@@ -32,6 +37,22 @@ class RewardModelKind(ExpertKind):
         del expert
         return True
 
+    def check(self, expert: Expert) -> None:
+        """Refuse a model whose head no engine of ours can read, where its files are on this machine."""
+        super().check(expert)
+        self.describe(expert)
+
+    def describe(self, expert: Expert) -> str | None:
+        """Return the head that was found in its files; errors as for `check`."""
+        if ":" in expert.engine:  # a user's own engine reads what it likes
+            return None
+        directory = own_directory(expert.path) or find_snapshot(
+            expert.path, expert.revision, code=expert.trust_remote_code
+        )
+        if directory is None:
+            return None
+        return f"head: {_describe(directory, HeadSettings.of(expert), **loading_arguments(expert))}"
+
     def encoder(self, expert: Expert) -> RowEncoder:
         """Return what encodes rows with the model's own tokenizer and chat template."""
         from transformers import AutoTokenizer
@@ -44,6 +65,11 @@ class RewardModelKind(ExpertKind):
             return [[next(encoded) for _ in responses] for _, responses, *_ in rows]
 
         return encode_rows
+
+
+@cache
+def _describe(directory: Path, settings: HeadSettings, **loading: bool) -> str:
+    return str(read_layout(directory, settings, **loading))
 
 
 KIND = RewardModelKind()
