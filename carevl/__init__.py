@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from carevl import _torchvision
 
 if TYPE_CHECKING:
-    from carevl.reward_model import Judgment, RewardModel
+    from carevl.reward_model import Judgment, Ranking, RewardModel
 
 __version__ = "0.1.0"
-__all__ = ["Judgment", "RewardModel"]
+__all__ = ["Judgment", "Ranking", "RewardModel"]
 
 _torchvision.install()
 # PEFT imports it wherever it is installed: it warns of a kernel for some CPUs, and of every rounded product in 8 bits.

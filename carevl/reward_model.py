@@ -7,7 +7,7 @@ judge = RewardModel("runs/mini/judge")
 verdict = judge.judge("photo.jpg", "How many dogs are there?", ("Two dogs.", "Three dogs."))
 verdict.winner, verdict.probability, verdict.evidence  # 1, 0.93, "The image shows three dogs."
 judge.score("photo.jpg", "How many dogs are there?", "Three dogs.")  # 4.8, of 1 to 5
-judge.rank("photo.jpg", "How many dogs are there?", ("Two.", "Three.", "None."))  # [1, 0, 2]
+judge.rank("photo.jpg", "How many dogs are there?", ("Two.", "Three.", "None.")).order  # [1, 0, 2]
 ```
 
 `judge_all`, `score_all` and `rank_all` take lists, one element per case, and run them in batches.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,11 @@ import numpy as np
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
-from carevl.judging.prompts import VERDICT_PREFIX, Task, judge_prompt, parse_judgment
+from carevl.judging.prompts import VERDICT_PREFIX, Task, judge_prompt
 from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
+from carevl.judging.verdicts import Reading, Status, read_verdict
 from carevl.models.engines import generator
-from carevl.models.engines.base import Generation, GenerationRequest
+from carevl.models.engines.base import GenerationRequest
 from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import prepare_models
 from carevl.settings.schemes import split_scheme
@@ -54,13 +56,33 @@ class Judgment:
     `winner` is 0 or 1; `probability`, that it is the better one, is the mean over both orders of showing them;
     `consistent` tells whether both orders gave the same winner; `evidence` is the judge's sentence for the winner;
     `texts` are what it wrote in the two orders.
+
+    `status` is `ok` where both orders have a verdict. Else it says of one that has none why: `none` (a refusal, a
+    tie, words that state no verdict), `both` (verdicts that contradict each other) or `truncated`; then `winner` and
+    `probability` are None. With status `ok`, `probability` is None where the tokenizer does not let it be read, and
+    `winner` then where the orders disagree as well.
     """
 
-    winner: int
-    probability: float
+    winner: int | None
+    probability: float | None
     consistent: bool
     evidence: str
     texts: tuple[str, str]
+    status: Status = "ok"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Responses in order.
+
+    `order` has their indices, best first; `win_probabilities` has for each response its mean probability of winning
+    against another one, None where no verdict about it has one: it then stands last. `status` is `ok` where every
+    duel has a verdict, else that of one that has none.
+    """
+
+    order: list[int]
+    win_probabilities: list[float | None]
+    status: Status = "ok"
 
 
 class RewardModel:
@@ -110,17 +132,26 @@ class RewardModel:
             for order in ((0, 1), (1, 0))
         ]
         texts = self.engine.generate(requests, max_tokens=self.max_tokens, logprob_texts=VERDICT_TEXTS)
-        written = [verdict_probabilities(generation.logprobs, generation.text) for generation in texts]
-        unclear = [i for i, probabilities in enumerate(written) if probabilities is None]
-        forced = iter(self._force_verdicts("pairwise", [(requests[i], texts[i]) for i in unclear], 2))
-        verdicts = [next(forced) if probabilities is None else probabilities for probabilities in written]
+        readings = [read_verdict(each.text, "pairwise", 2, each.truncated) for each in texts]
+        verdicts = [
+            verdict_probabilities(each.logprobs, each.text, reading.span)
+            for each, reading in zip(texts, readings, strict=True)
+        ]
+        unclear = [i for i, reading in enumerate(readings) if reading.status == "ok" and verdicts[i] is None]
+        forced = self._force_verdicts("pairwise", [(requests[i], readings[i]) for i in unclear], 2)
+        for i, probabilities in zip(unclear, forced, strict=True):
+            if probabilities is not None and readings[i].value == 1 + int(probabilities.argmax()):
+                verdicts[i] = probabilities
         return [
-            _judgment((texts[i].text, texts[i + 1].text), float(verdicts[i][0]), float(verdicts[i + 1][1]))
+            _judgment((texts[i].text, texts[i + 1].text), readings[i : i + 2], verdicts[i : i + 2])
             for i in range(0, len(texts), 2)
         ]
 
     def score(self, image: Picture, question: str, response: str) -> float:
-        """Rate a response from 1 (bad) to 5 (right): return the mean rating under the judge's probabilities."""
+        """Rate a response from 1 (bad) to 5 (right): return the mean rating under the judge's probabilities.
+
+        It is nan where the judge gives no rating, as in a refusal.
+        """
         return self.score_all([image], [question], [response])[0]
 
     def score_all(self, images: Sequence[Picture], questions: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -130,16 +161,22 @@ class RewardModel:
             for picture, question, shown in zip(map(self._picture, images), questions, responses, strict=True)
         ]
         texts = self.engine.generate(requests, max_tokens=self.max_tokens)
-        verdicts = self._force_verdicts("pointwise", list(zip(requests, texts, strict=True)), CHOICES)
-        return [float(probabilities @ np.arange(1, CHOICES + 1)) for probabilities in verdicts]
+        readings = [read_verdict(each.text, "pointwise", 1, each.truncated) for each in texts]
+        rated = [i for i, reading in enumerate(readings) if reading.status in ("ok", "truncated")]
+        scores = [math.nan] * len(texts)
+        forced = self._force_verdicts("pointwise", [(requests[i], readings[i]) for i in rated], CHOICES)
+        for i, probabilities in zip(rated, forced, strict=True):
+            if probabilities is not None:
+                scores[i] = float(probabilities @ np.arange(1, CHOICES + 1))
+        return scores
 
-    def rank(self, image: Picture, question: str, responses: Sequence[str]) -> list[int]:
-        """Return the indices of the responses, best first, by the mean probability of winning against the others."""
+    def rank(self, image: Picture, question: str, responses: Sequence[str]) -> Ranking:
+        """Order responses by the mean probability of winning against the others."""
         return self.rank_all([image], [question], [responses])[0]
 
     def rank_all(
         self, images: Sequence[Picture], questions: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> list[list[int]]:
+    ) -> list[Ranking]:
         """Apply `rank` to many cases, in batches."""
         duels = [
             (n, i, j) for n, shown in enumerate(responses) for i, j in itertools.combinations(range(len(shown)), 2)
@@ -149,11 +186,15 @@ class RewardModel:
             [questions[n] for n, _, _ in duels],
             [(responses[n][i], responses[n][j]) for n, i, j in duels],
         )
-        wins = [np.zeros(len(shown)) for shown in responses]
+        wins: list[list[list[float]]] = [[[] for _ in shown] for shown in responses]
+        statuses: list[list[Status]] = [[] for _ in responses]
         for (n, i, j), judgment in zip(duels, judged, strict=True):
-            first = judgment.probability if judgment.winner == 0 else 1.0 - judgment.probability
-            wins[n] += np.bincount([i, j], [first, 1.0 - first], len(responses[n]))
-        return [[int(i) for i in np.argsort(-won, kind="stable")] for won in wins]
+            statuses[n].append(judgment.status)
+            if judgment.probability is not None:
+                first = judgment.probability if judgment.winner == 0 else 1.0 - judgment.probability
+                wins[n][i].append(first)
+                wins[n][j].append(1.0 - first)
+        return [_ranking(*each) for each in zip(wins, statuses, strict=True)]
 
     def _picture(self, image: Picture) -> Image:
         """Return an image from a file, its bytes, or a picture that is open already, as large as the judge sees it.
@@ -171,29 +212,38 @@ class RewardModel:
             raise UserError(f"cannot read {name}: {error}") from None
 
     def _force_verdicts(
-        self, task: Task, written: Sequence[tuple[GenerationRequest, Generation]], choices: int
-    ) -> list[FloatArray]:
-        """Return the probabilities of the choices where the verdict has to follow the evidence of each text."""
-        evidences = [text.text.split("Overall Judgment:")[0].rstrip() for _, text in written]
+        self, task: Task, written: Sequence[tuple[GenerationRequest, Reading]], choices: int
+    ) -> list[FloatArray | None]:
+        """Return the probabilities of the choices where the verdict has to follow the evidence of each judgment."""
         requests = [
-            GenerationRequest(
-                request.image,
-                request.prompt,
-                f"{evidence}\n{VERDICT_PREFIX[task]}" if evidence else VERDICT_PREFIX[task],
-            )
-            for (request, _), evidence in zip(written, evidences, strict=True)
+            GenerationRequest(request.image, request.prompt, f"{reading.evidence}\n{VERDICT_PREFIX[task]}".lstrip("\n"))
+            for request, reading in written
         ]
         texts = self.engine.generate(requests, max_tokens=2, logprob_texts=VERDICT_TEXTS) if requests else []
-        even = np.full(choices, 1.0 / choices)
-        forced = [forced_probabilities(generation.logprobs, choices) for generation in texts]
-        return [even if probabilities is None else probabilities for probabilities in forced]
+        return [forced_probabilities(generation.logprobs, choices) for generation in texts]
 
 
-def _judgment(texts: tuple[str, str], *first_better: float) -> Judgment:
-    """Return the judgment of two orders, each with its text and its probability that response 0 is better."""
-    mean = sum(first_better) / 2
+def _judgment(
+    texts: tuple[str, str], readings: Sequence[Reading], probabilities: Sequence[FloatArray | None]
+) -> Judgment:
+    """Return the judgment of the order (0, 1) and of (1, 0)."""
+    failed = [reading.status for reading in readings if reading.status != "ok"]
+    if failed:
+        return Judgment(None, None, False, readings[0].evidence, texts, failed[0])
+    winners = [reading.in_items(order).winner for reading, order in zip(readings, ((0, 1), (1, 0)), strict=True)]
+    consistent = winners[0] == winners[1]
+    first, second = probabilities
+    if first is None or second is None:
+        return Judgment(winners[0] if consistent else None, None, consistent, readings[0].evidence, texts)
+    mean = float(first[0] + second[1]) / 2
     winner = 0 if mean >= 0.5 else 1
-    agreeing = [text for text, first in zip(texts, first_better, strict=True) if (first < 0.5) == bool(winner)]
-    evidence = parse_judgment([*agreeing, *texts][0], "pairwise", (0, 1)).evidence
-    consistent = len(agreeing) == 2
+    agreeing = [reading for reading, each in zip(readings, winners, strict=True) if each == winner]
+    evidence = [*agreeing, *readings][0].evidence
     return Judgment(winner, mean if winner == 0 else 1 - mean, consistent, evidence, texts)
+
+
+def _ranking(wins: Sequence[Sequence[float]], statuses: Sequence[Status]) -> Ranking:
+    """Return the ranking by the probabilities of every response's wins."""
+    means = [sum(each) / len(each) if each else None for each in wins]
+    order = sorted(range(len(means)), key=lambda i: -1.0 if (mean := means[i]) is None else mean, reverse=True)
+    return Ranking(order, means, next((status for status in statuses if status != "ok"), "ok"))

@@ -2,12 +2,15 @@
 
 import io
 import itertools
+import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 
 from carevl import RewardModel
+from carevl.cli.judge import judgment_lines
 from carevl.data.images import bound_pixels
 from carevl.errors import UserError
 from carevl.miniworld.items import draw_items
@@ -75,10 +78,45 @@ def test_scores_are_ratings_and_better_responses_get_more(judge, cases):
 def test_a_ranking_holds_every_response_once_and_agrees_with_the_duels(judge, cases):
     image, question, responses, _ = cases[0]
     three = [*responses, "I do not know."]
-    order = judge.rank(image, question, three)
-    assert sorted(order) == [0, 1, 2]
-    two = judge.rank(image, question, responses)
-    assert two[0] == judge.judge(image, question, responses).winner
+    ranking = judge.rank(image, question, three)
+    assert sorted(ranking.order) == [0, 1, 2]
+    assert ranking.status == "ok"
+    wins = [ranking.win_probabilities[i] for i in ranking.order]
+    assert wins == sorted(wins, reverse=True)
+    assert sum(wins) == pytest.approx(1.5)
+    two, judgment = judge.rank(image, question, responses), judge.judge(image, question, responses)
+    assert two.order[0] == judgment.winner
+    assert two.win_probabilities[two.order[0]] == pytest.approx(judgment.probability)
+
+
+@pytest.mark.parametrize("wording", ["REFUSING", "NEGATING", "TIED"])
+def test_a_judgment_without_a_verdict_says_so(wording, judge, cases, tmp_path):
+    image, question, responses, _ = cases[0]
+    silent = RewardModel("miniworld:judge", engine=f"tests.helpers.wordings:{wording}", max_tokens=80)
+    judgment = silent.judge(image, question, responses)
+    assert (judgment.status, judgment.winner, judgment.probability, judgment.consistent) == ("none", None, None, False)
+    ranking = silent.rank(image, question, [*responses, "I do not know."])
+    assert (ranking.status, ranking.win_probabilities) == ("none", [None, None, None])
+    assert math.isnan(silent.score(image, question, responses[0]))
+    file = tmp_path / "scene.png"
+    file.write_bytes(png(image))
+    [pair] = (json.loads(line) for line in judgment_lines(silent, file, question, responses, as_json=True))
+    assert (pair["status"], pair["winner"], pair["probability"]) == ("none", None, None)
+    [rated] = (json.loads(line) for line in judgment_lines(silent, file, question, responses[:1], as_json=True))
+    assert rated == {"rating": None, "status": "none"}
+    lines = list(judgment_lines(silent, file, question, responses, as_json=False))
+    assert lines[0] == "neither response is better: the judge gives no verdict (none); it wrote"
+    assert [line.strip() for line in lines[1:]] == list(judgment.texts)
+
+
+def test_a_judge_that_bolds_its_verdict_judges_as_the_plain_one(judge, cases):
+    bold = RewardModel("miniworld:judge", engine="tests.helpers.wordings:BOLD", max_tokens=80)
+    images, questions, responses, _ = zip(*cases[:6], strict=True)
+    plain = judge.judge_all(images, questions, responses)
+    for ours, theirs in zip(bold.judge_all(images, questions, responses), plain, strict=True):
+        assert "**Overall Judgment:**" in ours.texts[0]
+        assert (ours.winner, ours.evidence, ours.status) == (theirs.winner, theirs.evidence, "ok")
+        assert ours.probability == pytest.approx(theirs.probability)
 
 
 def test_pictures_may_be_files_bytes_or_open(judge, cases, tmp_path):

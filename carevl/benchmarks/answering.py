@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from carevl.benchmarks.predictions import Prediction, record
 from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.suite import Suite
+from carevl.judging import read_verdict
 from carevl.judging.prompts import VERDICT_PREFIX, Task, write_judgment
 from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
 from carevl.models.engines import generate_with_row_errors, generator
@@ -144,7 +145,8 @@ def _read(suite: Suite, name: str, question: Question, answer: Answer) -> Predic
             probabilities = forced_probabilities(answer.logprobs, 2 if question.task == "pairwise" else CHOICES)
             text = text if probabilities is None else _verdict(question.task, 1 + int(probabilities.argmax()))
     elif question.task == "pairwise" and question.protocol != "official":
-        probabilities = verdict_probabilities(answer.logprobs, text)
+        span = read_verdict(text, question.task, len(question.order), truncated).span
+        probabilities = verdict_probabilities(answer.logprobs, text, span)
     probability = None
     if probabilities is not None and question.task == "pairwise":
         probability = float(probabilities[question.order.index(min(question.order))])

@@ -12,7 +12,7 @@ from carevl.benchmarks.predictions import Prediction, record, record_score
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Row
 from carevl.benchmarks.suite import Suite
-from carevl.judging.prompts import Verdict
+from carevl.judging.verdicts import Verdict
 from carevl.stats.draws import rng_for
 
 _RATING_STEP = 50

@@ -11,7 +11,7 @@ import numpy as np
 from carevl.benchmarks.outcomes import scored_rows
 from carevl.benchmarks.predictions import Prediction, by_key
 from carevl.benchmarks.rows import Row
-from carevl.judging.prompts import Status
+from carevl.judging.verdicts import Status
 from carevl.stats.bootstrap import FloatArray, Scored, Statistic, divide, mean, ratio
 
 STATUSES: tuple[Status, ...] = ("ok", "none", "both", "truncated")

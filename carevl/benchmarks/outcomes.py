@@ -21,7 +21,7 @@ def scored_rows(rows: Sequence[Row], right: FloatArray, statistics: dict[str, St
 def pairs_right(rows: Sequence[Row], predictions: Iterable[Prediction]) -> FloatArray:
     """Return per pair (float64 [n_rows]) 1 if the better response wins in both orders, else 0; no verdict is wrong.
 
-    A tied pair would need a tie verdict, which the strict grammar does not have: it is never right.
+    A tied pair needs a stated tie, which the judge's own prompt does not offer and few suites count.
 
     Raises:
         ValueError: a row was not asked in both orders.

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Row
-from carevl.judging.prompts import Status, Verdict
+from carevl.judging.verdicts import Status, Verdict
 from carevl.store.schemas import PREDICTIONS
 
 

@@ -10,7 +10,8 @@ from typing import ClassVar
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.rows import Record, Row
-from carevl.judging.prompts import Verdict, parse_judgment, write_judgment
+from carevl.judging.prompts import write_judgment
+from carevl.judging.verdicts import Verdict, read_verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import Scored
 
@@ -89,8 +90,8 @@ class Suite(ABC):
         """
 
     def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
-        """Return the verdict of an answer; by default that of the strict parser."""
-        return parse_judgment(text, question.task, question.order, truncated=truncated)
+        """Return the verdict of an answer; by default as `read_verdict` reads it."""
+        return read_verdict(text, question.task, len(question.order), truncated).in_items(question.order)
 
     def write_verdict(self, question: Question, verdict: Verdict) -> str:
         """Return words that `parse` reads back as this verdict; by default empty for a tie, which our grammar lacks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from carevl.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from carevl.reward_model import RewardModel
+    from carevl.reward_model import Judgment, RewardModel
 
 
 def judge(
@@ -43,21 +44,38 @@ def judgment_lines(
     """Return the judge's answer, line by line: one response is rated, two are compared, more are ranked."""
     if len(responses) == 1:
         rating = judge.score(image, question, responses[0])
-        yield json.dumps({"rating": rating}) if as_json else f"rating {rating:.2f} of 5"
+        known = not math.isnan(rating)
+        if as_json:
+            yield json.dumps({"rating": rating if known else None, "status": "ok" if known else "none"})
+        else:
+            yield f"rating {rating:.2f} of 5" if known else "the judge gives no rating"
     elif len(responses) == 2:
         judgment = judge.judge(image, question, responses)
-        if as_json:
-            yield json.dumps(asdict(judgment))
-            return
-        yield f"response {judgment.winner + 1} is better, with probability {judgment.probability:.3f}"
-        yield f"  {responses[judgment.winner]}"
-        yield f"evidence: {judgment.evidence}"
-        if not judgment.consistent:
-            yield "the judge changes its mind with the order of the responses; do not rely on this verdict"
+        yield from [json.dumps(asdict(judgment))] if as_json else _pair_lines(judgment, responses)
     else:
-        order = judge.rank(image, question, responses)
+        ranking = judge.rank(image, question, responses)
         if as_json:
-            yield json.dumps({"ranking": order})
+            facts = asdict(ranking)
+            yield json.dumps({"ranking": facts.pop("order"), **facts})
             return
-        for place, i in enumerate(order, 1):
-            yield f"{place}. response {i + 1}: {responses[i]}"
+        for place, i in enumerate(ranking.order, 1):
+            wins = ranking.win_probabilities[i]
+            share = "no verdict" if wins is None else f"wins with probability {wins:.3f}"
+            yield f"{place}. response {i + 1} ({share}): {responses[i]}"
+        if ranking.status != "ok":
+            yield f"some pairs have no verdict ({ranking.status}); the ranking is of the others"
+
+
+def _pair_lines(judgment: Judgment, responses: Sequence[str]) -> Iterator[str]:
+    if judgment.winner is None:
+        reason = f"no verdict ({judgment.status})" if judgment.status != "ok" else "another verdict in each order"
+        yield f"neither response is better: the judge gives {reason}; it wrote"
+        for text in judgment.texts:
+            yield f"  {text}"
+        return
+    probability = "" if judgment.probability is None else f", with probability {judgment.probability:.3f}"
+    yield f"response {judgment.winner + 1} is better{probability}"
+    yield f"  {responses[judgment.winner]}"
+    yield f"evidence: {judgment.evidence}"
+    if not judgment.consistent:
+        yield "the judge changes its mind with the order of the responses; do not rely on this verdict"

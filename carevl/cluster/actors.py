@@ -162,7 +162,8 @@ class PoolActor:
             return stored
         name, first = next(iter(rows_in.items()))
         retried = self._process({**rows_in, name: first.filter(pc.is_in(first[key], failed))})
-        rows_out = pa.concat_tables([stored.filter(pc.invert(pc.is_in(stored[key], failed))), retried])
+        kept = stored.filter(pc.invert(pc.is_in(stored[key], failed)))
+        rows_out = pa.concat_tables([kept, retried], promote_options="permissive")
         target.write(number, rows_out)
         return rows_out
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from carevl.judging.labels import Passage, Task
+from carevl.judging.labels import Passage
 from carevl.judging.mapped_text import Span
+from carevl.judging.prompts import Task
 from carevl.judging.statements import Sentence, Stated, Token, sentences, state, states_tie
 
 Value = float | tuple[int, ...]

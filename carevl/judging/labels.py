@@ -6,14 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 from carevl.judging.languages import LANGUAGES, Language
 from carevl.judging.mapped_text import MappedText, Span
 from carevl.judging.markup import CLOSE, OPEN
+from carevl.judging.prompts import Task
 from carevl.judging.statements import Token, alternatives, tokens_of
-
-Task = Literal["pairwise", "pointwise", "ranking"]
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,14 @@ def mark(norm: MappedText, task: Task) -> Marked:
     quotes = _quotes(text, labels)
     labels = [label for label in labels if not any(begin < label.begin < end for begin, end in quotes)]
     ends = [*(label.begin for label in labels[1:]), len(text)][: len(labels)]
+    place = None
     for label, end in zip(labels, ends, strict=True):
+        place = norm.places[label.begin][0] if place is None else place
         closed = text.find(CLOSE, label.value, end) if text[label.begin] == OPEN else -1
         stop = closed if closed >= 0 else end
         tokens = _unquoted(tokens_of(text, label.value, stop), quotes)
-        found.append(Passage(norm, tokens, norm.places[label.begin][0], not text[stop:].strip(), label.weak))
+        found.append(Passage(norm, tokens, place, not text[stop:].strip(), label.weak))
+        place = None if text[label.value : end].strip() else place  # a box after a label begins where that does
     return Marked(tuple(found), _unquoted(tokens_of(text), quotes), evidence)
 
 

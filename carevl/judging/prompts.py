@@ -1,4 +1,4 @@
-"""The prompts of a judge, the grammar of its answers, and the one parser.
+"""The prompts of a judge, and the grammar of its answers, in which targets are written.
 
 A judgment is one sentence of evidence from the image, then a verdict:
 
@@ -13,13 +13,10 @@ The wording is versioned because weights learn it: a changed prompt is a new ver
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 Task = Literal["pairwise", "pointwise", "ranking"]
-Status = Literal["ok", "none", "both", "truncated"]
 
 PROMPT_VERSION = 1
 
@@ -44,31 +41,6 @@ VERDICT_PREFIX: dict[Task, str] = {
     "ranking": "Overall Judgment: Ranking",
 }
 """The words of a verdict up to its first number. The space is left to the judge: tokenizers put it on either side."""
-_VERDICT = re.compile(r"Overall Judgment:[ ]*([^\n]*)")
-_WINNER = re.compile(r"(Overall Judgment:[ ]*Answer )([12])\b")
-_FORMS: dict[Task, re.Pattern[str]] = {
-    "pairwise": re.compile(r"Answer (\d+) is better\.?"),
-    "pointwise": re.compile(r"Rating (\d+)\.?"),
-    "ranking": re.compile(r"Ranking (\d+(?: > \d+)+)\.?"),
-}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A parsed judgment, in item indices.
-
-    `status`: `ok`; `none` (no verdict in the grammar); `both` (verdicts that contradict each other);
-    `truncated` (the text was cut before its verdict). Unless `ok`, the other fields but `evidence` are None.
-    """
-
-    status: Status
-    evidence: str
-    winner: int | None = None
-    """pairwise: index of the better response of the item, whatever the order it was shown in."""
-    rating: int | None = None
-    """pointwise: 1 to 5."""
-    ranking: tuple[int, ...] | None = None
-    """ranking: response indices, best first."""
 
 
 def judge_prompt(task: Task, question: str, responses: Sequence[str], order: Sequence[int] | None = None) -> str:
@@ -89,60 +61,15 @@ def judge_prompt(task: Task, question: str, responses: Sequence[str], order: Seq
 
 
 def write_judgment(
-    evidence: str, *, winner: int | None = None, rating: int | None = None, ranking: Sequence[int] | None = None
+    evidence: str, *, winner: int | None = None, rating: float | None = None, ranking: Sequence[int] | None = None
 ) -> str:
     """Return a judgment in the grammar. `winner` and `ranking` are positions as shown, counted from 1."""
     if winner is not None:
         verdict = f"Answer {winner} is better."
     elif rating is not None:
-        verdict = f"Rating {rating}."
+        verdict = f"Rating {rating:g}."
     elif ranking is not None:
         verdict = f"Ranking {' > '.join(map(str, ranking))}."
     else:
         raise ValueError("a judgment needs a winner, a rating or a ranking")
     return f"{evidence}\nOverall Judgment: {verdict}" if evidence else f"Overall Judgment: {verdict}"
-
-
-def flip_verdict(judgment: str) -> str:
-    """Return a pairwise judgment with the other verdict; every other character stays."""
-    return _WINNER.sub(lambda match: f"{match[1]}{3 - int(match[2])}", judgment)
-
-
-def parse_judgment(text: str, task: Task, order: Sequence[int], *, truncated: bool = False) -> Verdict:
-    """Read a judgment strictly: anything outside the grammar has no verdict, and nothing is guessed.
-
-    Args:
-        order: indices of the responses in the order shown, to turn positions into item indices.
-        truncated: whether generation stopped at the token limit.
-
-    Examples:
-        `Answer 1 is better.` without `Overall Judgment:` is `none`; two equal verdicts are `ok`, two
-        different ones `both`; `Answer 3 is better` of two answers is `none`; so is a ranking that
-        misses an answer or names one twice.
-    """
-    matches = list(_VERDICT.finditer(text))
-    evidence = (text[: matches[0].start()] if matches else text).strip()
-    values = [_parse_verdict(match.group(1).strip(), task, len(order)) for match in matches]
-    if not values or any(value is None for value in values):
-        return Verdict("truncated" if truncated and not values else "none", evidence)
-    if len(set(values)) > 1:
-        return Verdict("both", evidence)
-    value = values[0]
-    assert value is not None
-    if task == "pairwise":
-        return Verdict("ok", evidence, winner=order[value[0] - 1])
-    if task == "pointwise":
-        return Verdict("ok", evidence, rating=value[0])
-    return Verdict("ok", evidence, ranking=tuple(order[n - 1] for n in value))
-
-
-def _parse_verdict(words: str, task: Task, n_shown: int) -> tuple[int, ...] | None:
-    match = _FORMS[task].fullmatch(words)
-    if not match:
-        return None
-    value = tuple(int(n) for n in match.group(1).split(" > "))
-    if task == "pairwise":
-        return value if 1 <= value[0] <= n_shown else None
-    if task == "pointwise":
-        return value if 1 <= value[0] <= 5 else None
-    return value if sorted(value) == list(range(1, n_shown + 1)) else None

@@ -1,5 +1,7 @@
 """The probability of a verdict, read from the log-probabilities of digits where the judge wrote (or would write) it.
 
+Where it wrote it is the place that `read_verdict` found.
+
 Tokenizers write `Answer 1` in two ways: the digit with its space as one token, or each as its own. Both forms are
 read; where the first token of ` 1` and ` 2` is the same, it is the bare space and carries nothing.
 """
@@ -11,37 +13,42 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from carevl.judging.mapped_text import Span
 from carevl.stats.bootstrap import FloatArray
 
 CHOICES = 5
 VERDICT_TEXTS: tuple[str, ...] = (*"12345", " 1", " 2", " 3", " 4", " 5")
 """The texts whose log-probabilities a generator has to return."""
+_ALONE = re.compile(r"(?<!\d)[12](?!\d)")
 Logprobs = Sequence[Sequence[float]]
 """Per generated token, the log-probability (nats) of the first token of each text in `VERDICT_TEXTS`."""
 
-_WRITTEN = re.compile(r"Overall Judgment:[ ]*Answer (\d+)")
 
-
-def verdict_probabilities(logprobs: Logprobs, text: str) -> FloatArray | None:
+def verdict_probabilities(logprobs: Logprobs, text: str, span: Span | None) -> FloatArray | None:
     """Return the probabilities of answers 1 and 2 (float64 [2], adding up to 1) at the token of a pairwise verdict.
 
     A greedy token is surely a digit where one digit is likelier than everything else together. The verdict's is the
     last of those, but for the digits that follow the verdict in the text.
 
+    Args:
+        span: where the verdict's number stands in the text; None: there is none.
+
     Returns:
-        None when the token cannot be located: no verdict, a tokenizer that joins digits to words, or a digit that was
-        written although it was not that likely.
+        None when the token cannot be located: no verdict, one that is not written as a digit, a tokenizer that joins
+        digits to words, numbers of several digits after it, or a digit that was written although it was not that
+        likely.
     """
-    verdicts = list(_WRITTEN.finditer(text))
-    if not verdicts or not len(logprobs):
+    if span is None or text[slice(*span)] not in ("1", "2") or not len(logprobs):
         return None
+    later = len(_ALONE.findall(text, span[1]))
+    if later != sum(text.count(digit, span[1]) for digit in "12"):
+        return None  # tokenizers differ in how many tokens they write such a number with
     probabilities = _digits(logprobs, 2)
     digits = np.flatnonzero(probabilities.max(axis=1) > 1 - probabilities.sum(axis=1))
-    later = sum(text.count(digit, verdicts[-1].end()) for digit in "12")
     if len(digits) <= later:
         return None
     verdict = probabilities[digits[-1 - later]]
-    return verdict / verdict.sum() if verdicts[-1].group(1) == str(1 + int(verdict.argmax())) else None
+    return verdict / verdict.sum() if text[slice(*span)] == str(1 + int(verdict.argmax())) else None
 
 
 def forced_probabilities(logprobs: Logprobs, choices: int) -> FloatArray | None:

@@ -21,12 +21,32 @@ from dataclasses import dataclass
 from typing import Literal
 
 from carevl.judging.clauses import Clause, Value, read_passage, read_unlabelled
-from carevl.judging.labels import Marked, Task, mark
+from carevl.judging.labels import Marked, mark
 from carevl.judging.mapped_text import Span
 from carevl.judging.markup import CLOSE, OPEN, Plain
+from carevl.judging.prompts import Task
 from carevl.judging.statements import alternatives, sentences
 
 Status = Literal["ok", "none", "both", "truncated"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judgment says of an item's responses, by their indices, whatever the order they were shown in.
+
+    `status`, `evidence` and `tie` as in `Reading`. Unless the status is `ok`, the others are None; but for a stated tie
+    `winner` may be -1, where ties are known.
+    """
+
+    status: Status
+    evidence: str
+    winner: int | None = None
+    """pairwise: the better response."""
+    rating: float | None = None
+    """pointwise: 1 to 5."""
+    ranking: tuple[int, ...] | None = None
+    """ranking: best first."""
+    tie: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,8 @@ class Reading:
     """Whether the judge states a tie, or that it cannot decide."""
     spans: tuple[Span, ...] = ()
     """Where the value stands as a verdict, in characters of the text; a ranking from its first number to its last."""
+    begin: int | None = None
+    """Where the label of the verdict begins, or its sentence where it has no label; in characters of the text."""
     labelled: bool = False
     """Whether a label announces the verdict."""
 
@@ -53,6 +75,14 @@ class Reading:
     def span(self) -> Span | None:
         """The last of `spans`."""
         return self.spans[-1] if self.spans else None
+
+    def in_items(self, order: Sequence[int]) -> Verdict:
+        """Return the verdict about responses that were shown in this order, by their indices."""
+        if isinstance(self.value, tuple):
+            return Verdict(self.status, self.evidence, ranking=tuple(order[n - 1] for n in self.value))
+        if isinstance(self.value, int):
+            return Verdict(self.status, self.evidence, winner=order[self.value - 1])
+        return Verdict(self.status, self.evidence, rating=self.value, tie=self.tie)
 
 
 def read_verdict(text: str, task: Task = "pairwise", shown: int = 2, truncated: bool = False) -> Reading:
@@ -66,43 +96,40 @@ def read_verdict(text: str, task: Task = "pairwise", shown: int = 2, truncated: 
     if plain.unended:
         return Reading("truncated", "")
     marked = mark(plain.norm, task)
-    labelled = [(passage, read_passage(passage, task, shown, truncated)) for passage in marked.passages]
-    stated = [(passage, clause) for passage, clause in labelled if clause is not None]
+    clauses = [(passage, read_passage(passage, task, shown, truncated)) for passage in marked.passages]
+    stated = [(passage, clause) for passage, clause in clauses if clause is not None]
     stated = [each for each in stated if not each[0].weak] or stated
     if stated:
         begin = min(passage.begin for passage, _ in stated)
-        spans = [
-            plain.words.span(*passage.source.span(*clause.span))
-            for passage, clause in stated
-            if clause.span is not None
-        ]
-        evidence = _evidence(plain.words.text[:begin], marked)
-        return _combine([clause for _, clause in stated], evidence, tuple(sorted(set(spans))))
-    whole = _evidence(
-        plain.words.text[: min((p.begin for p in marked.passages), default=len(plain.words.text))], marked
-    )
-    if truncated:
-        return Reading("truncated", whole)
-    parts = sentences(marked.prose)
-    clause = read_unlabelled(parts, task, shown)
-    if clause is None or clause.kind != "value" or clause.span is None:
-        return Reading("none", whole, tie=clause is not None and clause.kind == "tie")
-    begin = plain.norm.places[parts[-1].tokens[0].span[0]][0]
+        places = [passage.source.span(*clause.span) for passage, clause in stated if clause.span is not None]
+        status, value, tie = _together([clause for _, clause in stated])
+    else:
+        parts = sentences(marked.prose)
+        clause = None if truncated else read_unlabelled(parts, task, shown)
+        value, tie = (clause.value, clause.kind == "tie") if clause else (None, False)
+        places = [plain.norm.span(*clause.span)] if clause and clause.span else []
+        status = "truncated" if truncated else "none" if value is None else "ok"
+        begin = min((passage.begin for passage in marked.passages), default=len(plain.words.text))
+        if value is not None:
+            begin = plain.norm.places[parts[-1].tokens[0].span[0]][0]
     evidence = _evidence(plain.words.text[:begin], marked)
-    return Reading("ok", evidence, clause.value, spans=(plain.words.span(*plain.norm.span(*clause.span)),))
+    if value is None:
+        return Reading(status, evidence, tie=tie)
+    spans = tuple(sorted({plain.words.span(*place) for place in places}))
+    return Reading(status, evidence, value, tie, spans, plain.words.places[begin][0], labelled=bool(stated))
 
 
-def _combine(clauses: Sequence[Clause], evidence: str, spans: tuple[Span, ...]) -> Reading:
-    """Return what labelled verdicts say together."""
+def _together(clauses: Sequence[Clause]) -> tuple[Status, Value | None, bool]:
+    """Return status, value and tie of labelled verdicts together."""
     kinds = {clause.kind for clause in clauses}
     values = {clause.value for clause in clauses if clause.kind == "value"}
     if "cut" in kinds:
-        return Reading("truncated", evidence)
+        return "truncated", None, False
     if "both" in kinds or len(values) > 1 or (values and "tie" in kinds):
-        return Reading("both", evidence)
+        return "both", None, False
     if not values or "none" in kinds:
-        return Reading("none", evidence, tie="tie" in kinds)
-    return Reading("ok", evidence, values.pop(), spans=spans, labelled=True)
+        return "none", None, "tie" in kinds
+    return "ok", values.pop(), False
 
 
 def _evidence(words: str, marked: Marked) -> str:
@@ -110,7 +137,12 @@ def _evidence(words: str, marked: Marked) -> str:
     if marked.evidence is not None:
         return marked.evidence
     words = re.sub(f"[{OPEN}{CLOSE}]", "", words).strip()
-    heading = rf"(?:{alternatives('evidence')})\s*(?::|：|\n)\s*"
-    return (
-        re.sub(heading, "", words, count=1, flags=re.IGNORECASE) if re.match(heading, words, re.IGNORECASE) else words
-    )
+    heading = re.match(rf"{alternatives('evidence')}\s*(?::|：|\n)\s*", words, re.IGNORECASE)
+    return words[heading.end() :] if heading else words
+
+
+def recognise_verdict(text: str) -> tuple[Task, Reading] | None:
+    """Return the task whose labelled verdict a judgment has, and what it says; None without one."""
+    shown: dict[Task, int] = {"pairwise": 2, "pointwise": 1, "ranking": text.count(">") + 1}
+    readings = [(task, read_verdict(text, task, n)) for task, n in shown.items()]
+    return next(((task, reading) for task, reading in readings if reading.status == "ok" and reading.labelled), None)

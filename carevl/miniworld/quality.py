@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
+from carevl.judging.prompts import Task, judge_prompt
+from carevl.judging.verdicts import Verdict, read_verdict
 from carevl.miniworld.items import Item, draw_items
 from carevl.miniworld.models import CAPTION_PROMPT, expert_turn
 from carevl.miniworld.questions import KINDS, caption
@@ -108,7 +109,7 @@ def _judge(
     ]
     generations = generator.generate(requests, max_tokens=MAX_TOKENS, temperature=temperature)
     return [
-        (generation, parse_judgment(generation.text, task, order, truncated=generation.truncated))
+        (generation, read_verdict(generation.text, task, len(order), generation.truncated).in_items(order))
         for generation, order in zip(generations, orders, strict=True)
     ]
 

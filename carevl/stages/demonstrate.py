@@ -2,7 +2,8 @@
 
 A pair becomes targets only if judgments in both orders agree with its label: evidence that leads to the label whatever
 stands first. Ratings and rankings are asked of a share of the items, so that one judge learns all three tasks; a
-ranking agrees that puts the winner of every high pair before its loser.
+ranking agrees that puts the winner of every high pair before its loser, a rating that is a whole number, as the prompt
+asks. Targets are written in the grammar of judgments, whatever the judge's own wording, so that phase 1 learns one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from carevl.stages.sampling import (
     both_orders,
     by_item,
     choose_rows,
+    in_grammar,
     judge_inputs,
     judge_items,
     judge_models,
@@ -93,7 +95,7 @@ def make_targets(settings: Settings, items: pa.Table, routes: pa.Table, judgment
             ]
             if all(agreeing):
                 among = [row for rows in agreeing for row in rows]
-                texts = [typical(rows, among)["text"] for rows in agreeing]
+                texts = [in_grammar(typical(rows, among), p.order) for p, rows in zip(group, agreeing, strict=True)]
                 targets += [_target(item, p, text, evidence=True) for p, text in zip(group, texts, strict=True)]
             elif group[0].task == "pairwise":
                 bare += [_target(item, p, _verdict(p, of_item), evidence=False) for p in group]
@@ -123,6 +125,8 @@ def _agrees(row: dict[str, Any], prompted: Prompted, routes: Sequence[dict[str, 
     if prompted.task == "ranking":
         return all(_place(row, _loser(route)) > _place(row, route["winner"]) for route in _high(routes))
     winner = _high(routes)[0]["winner"]
+    if row["rating"] % 1:
+        return False  # the prompt asks for a whole number
     return bool(row["rating"] >= GOOD if prompted.order[0] == winner else row["rating"] <= BAD)
 
 

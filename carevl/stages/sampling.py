@@ -12,7 +12,8 @@ import pyarrow as pa
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
 from carevl.data.pictures import decode_images, picture
-from carevl.judging.prompts import Task, Verdict, judge_prompt, parse_judgment
+from carevl.judging.prompts import Task, judge_prompt, write_judgment
+from carevl.judging.verdicts import Verdict, read_verdict
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.models.row_errors import Failure
@@ -50,7 +51,8 @@ class Prompted:
         """Return what was written. An answer is all evidence."""
         if self.task == "answer":
             return Verdict("truncated" if generation.truncated else "ok", generation.text.strip())
-        return parse_judgment(generation.text, self.task, self.order, truncated=generation.truncated)
+        reading = read_verdict(generation.text, self.task, len(self.order), generation.truncated)
+        return reading.in_items(self.order)
 
 
 Choose = Callable[["Settings", pa.Table, pa.Table, pa.Table], pa.Table]
@@ -150,9 +152,22 @@ class JudgeProcessor(Processor):
 
 
 def typical(judgments: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the judgment whose evidence is given most often in `among`; the first when several are."""
+    """Return the judgment whose evidence is given most often in `among`; the first when several are.
+
+    One without evidence is returned only where all are: they are alike in lacking it.
+    """
     counts = Counter(row["evidence"] for row in among)
-    return max(judgments, key=lambda row: (counts[row["evidence"]], -row["sample"]))
+    return max(judgments, key=lambda row: (bool(row["evidence"]), counts[row["evidence"]], -row["sample"]))
+
+
+def in_grammar(row: Mapping[str, Any], order: Sequence[int]) -> str:
+    """Return a stored judgment that has a verdict in the words of the grammar, for responses shown in this order."""
+    evidence: str = row["evidence"]
+    if row["winner"] is not None:
+        return write_judgment(evidence, winner=order.index(row["winner"]) + 1)
+    if row["rating"] is not None:
+        return write_judgment(evidence, rating=row["rating"])
+    return write_judgment(evidence, ranking=[order.index(i) + 1 for i in row["ranking"]])
 
 
 JUDGMENT = ("task", "order", "sample")

@@ -3,7 +3,8 @@
 A verdict's score is the mean of what the rules of selection (`stages/selection/`) say for it, by their weights. In each
 order a judgment of the better verdict is chosen, and one of the other verdict (or without any) rejected, with the same
 evidence if there is one: then the two differ in nothing but what is to be learned. With `same_evidence` they always do.
-Pairs of responses on which all judgments agree give nothing to learn.
+Pairs of responses on which all judgments agree give nothing to learn. Judgments with a verdict are written in the
+grammar, whatever the judge's own wording, so that nothing is preferred for its form.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl.judging.prompts import flip_verdict
+from carevl.judging.prompts import write_judgment
 from carevl.stages.base import Counts, RunContext, Stage, reads
-from carevl.stages.sampling import Item, Prompted, both_orders, by_item, choose_rows, typical
+from carevl.stages.sampling import Item, Prompted, both_orders, by_item, choose_rows, in_grammar, typical
 from carevl.stages.selection import RULES, JudgedPair, SelectionRule
 from carevl.stages.selection.base import Part
 from carevl.stages.selection.witness import NAMES_ANSWERS, Row, content_words, most_given
@@ -94,21 +95,23 @@ def _pairs(
     if not chosen:
         return
     winner = typical(_like(chosen, most_given(answers)[0]), rows)
-    kept: set[tuple[str, str]] = set()
+    better = in_grammar(winner, prompted.order)
+    kept: set[str] = set()
     rejected.sort(key=lambda row: (scores[row["winner"]], row["evidence"] != winner["evidence"], row["sample"]))
     for loser in rejected:
-        lengths = sorted((len(winner["text"]), len(loser["text"])))
-        if lengths[1] > select.max_length_ratio * lengths[0] or (winner["text"], loser["text"]) in kept:
+        worse = loser["text"] if loser["winner"] is None else in_grammar(loser, prompted.order)
+        lengths = sorted((len(better), len(worse)))
+        if lengths[1] > select.max_length_ratio * lengths[0] or worse in kept:
             continue
         if len(kept) == select.pairs_per_order:
             return
         yield {
             **_facts(item, prompted, scores, best, loser["winner"]),
             "rank": len(kept),
-            "chosen": winner["text"],
-            "rejected": loser["text"],
+            "chosen": better,
+            "rejected": worse,
         }
-        kept.add((winner["text"], loser["text"]))
+        kept.add(worse)
 
 
 def _contradictions(
@@ -138,8 +141,9 @@ def _contradictions(
         if not agreeing:
             continue
         source = typical(_like(agreeing, answer), rows)
-        texts = source["text"], flip_verdict(source["text"])
-        chosen, rejected = texts if tuple(source["order"]) == prompted.order else reversed(texts)
+        chosen, rejected = (
+            write_judgment(source["evidence"], winner=prompted.order.index(winner) + 1) for winner in (best, other)
+        )
         yield {
             **_facts(item, prompted, scores, best, other),
             "rank": 0,

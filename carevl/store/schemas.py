@@ -111,7 +111,7 @@ JUDGMENTS = pa.schema(
         ("text", pa.string()),  # what the judge wrote
         ("evidence", pa.string()),  # the part before the verdict
         ("winner", pa.int32()),  # pairwise: response index; null when unparsed
-        ("rating", pa.int32()),  # pointwise: 1 to 5; null when unparsed
+        ("rating", pa.float32()),  # pointwise: 1 to 5; null when unparsed
         ("ranking", pa.list_(pa.int32())),  # ranking: response indices, best first; null when unparsed
         ("status", pa.string()),  # ok, none (no verdict), both (contradicting verdicts) or truncated
         ("tokens", pa.int32()),  # tokens generated

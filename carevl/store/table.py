@@ -64,9 +64,10 @@ class Table:
         return data
 
     def read(self, number: int | None = None, columns: list[str] | None = None) -> pa.Table:
-        """Return one part, or all of them in order."""
+        """Return one part, or all of them in order; whole numbers that an earlier version wrote join later floats."""
         numbers = self.parts() if number is None else [number]
-        return pa.concat_tables([pq.ParquetFile(self.part(n)).read(columns) for n in numbers])
+        parts = [pq.ParquetFile(self.part(n)).read(columns) for n in numbers]
+        return pa.concat_tables(parts, promote_options="permissive")
 
     def errors(self, *stages: str) -> Counter[tuple[str, str]]:
         """Return rows with an error, here and in tables below, by kind and one message of that kind.

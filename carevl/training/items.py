@@ -25,7 +25,7 @@ from PIL import Image
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
-from carevl.judging.prompts import VERDICT_PREFIX
+from carevl.judging.verdicts import recognise_verdict
 from carevl.models.families import family_of
 from carevl.models.families.base import Picture
 from carevl.models.packing import Packed, Shape, Tree, computed_tokens, pack
@@ -148,9 +148,10 @@ class Encoder:
 
     def _weights(self, target: str) -> list[float]:
         """Return how much every token of a target counts, the one that ends it among them."""
-        verdict = max(target.rfind(prefix) for prefix in VERDICT_PREFIX.values())
+        recognised = recognise_verdict(target)
+        begin = None if recognised is None else recognised[1].begin
         _, offsets = encode_text_with_offsets(self.processor.tokenizer, target)
-        heavy = [0 <= verdict < end for _, end in offsets]
+        heavy = [begin is not None and begin < end for _, end in offsets]
         return [*(self.verdict_weight if of_verdict else 1.0 for of_verdict in heavy), 1.0]
 
     def _prefix(self, prompt: str, width: int, height: int) -> list[int]:

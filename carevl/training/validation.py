@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from carevl.judging.prompts import Task, parse_judgment
+from carevl.judging.verdicts import recognise_verdict
 from carevl.models.tree_attention import cast_floats
 from carevl.training.engine import gather_where_read
 from carevl.training.steps import Objective, all_gather, sum_shares
@@ -75,7 +75,8 @@ def _measure_parse_rate(loop: Loop) -> float:
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in _write(loop, batch.items, max_tokens)]
         for i, text in zip(batch.items, texts, strict=True):
             expected = tokenizer.decode(loop.items.tree(i).branches[0], skip_special_tokens=True)
-            written[i] = detect_task(text) is not None and detect_task(text) == detect_task(expected)
+            recognised, target = recognise_verdict(text), recognise_verdict(expected)
+            written[i] = recognised is not None and target is not None and recognised[0] == target[0]
     everyone = {i: good for worker in all_gather(written, loop.world) for i, good in worker.items()}
     return statistics.fmean(everyone.values())
 
@@ -98,16 +99,6 @@ def _write(loop: Loop, batch: Sequence[int], max_tokens: int) -> list[list[int]]
             synced_gpus=loop.world > 1 and loop.config.training.zero.stage == 3,
         )
     return sequences[:, plain.ids.shape[1] :].tolist()  # type: ignore[no-any-return]
-
-
-def detect_task(text: str) -> Task | None:
-    """Return the task whose grammar a judgment follows, None without a verdict."""
-    orders: dict[Task, tuple[int, ...]] = {
-        "pairwise": (0, 1),
-        "pointwise": (0,),
-        "ranking": tuple(range(text.count(">") + 1)),
-    }
-    return next((task for task, order in orders.items() if parse_judgment(text, task, order).status == "ok"), None)
 
 
 @dataclass

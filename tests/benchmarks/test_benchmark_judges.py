@@ -14,7 +14,7 @@ from carevl.benchmarks.rows import missing_images
 from carevl.benchmarks.run import JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.benchmarks.suites.vl_rewardbench_published import VL_REWARDBENCH, check
-from carevl.judging.prompts import Verdict
+from carevl.judging.verdicts import Verdict
 from carevl.settings.models import Judge
 from carevl.stats.bootstrap import estimate
 from carevl.store.table import Table

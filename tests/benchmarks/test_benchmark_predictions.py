@@ -8,7 +8,7 @@ from carevl.benchmarks.outcomes import pairs_right, response_ratings
 from carevl.benchmarks.predictions import by_key, draws_of, from_table, record, record_score, to_table
 from carevl.benchmarks.questions import judge_question
 from carevl.benchmarks.rows import Row
-from carevl.judging.prompts import Verdict
+from carevl.judging.verdicts import Verdict
 from carevl.store.schemas import PREDICTIONS
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carevl.judging.verdict_tokens import VERDICT_TEXTS, forced_probabilities, verdict_probabilities
+from carevl.judging.verdict_tokens import VERDICT_TEXTS, forced_probabilities
+from carevl.judging.verdict_tokens import verdict_probabilities as probabilities_at
+from carevl.judging.verdicts import read_verdict
 
 SPACE = 0.9
+
+
+def verdict_probabilities(logprobs, text):
+    return probabilities_at(logprobs, text, read_verdict(text).span)
 
 
 def seen(bare=(), spaced=(), space=None):
@@ -35,6 +41,19 @@ def test_digits_after_the_verdict_are_counted_off():
     logprobs = [seen(bare=(0.9, 0.1)), seen(), seen(bare=(0.2, 0.8)), seen(bare=(0.99, 0.001))]
     text = "Overall Judgment: Answer 1 is better.\nThe other says 2, not 1."
     assert verdict_probabilities(logprobs, text)[0] == pytest.approx(0.9)
+
+
+def test_the_token_is_that_of_the_verdict_that_was_read():
+    text = "**Overall Judgment:** **Answer 2** is better.\n\nIt says 1 book, and 2 cups."
+    logprobs = [seen(bare=(0.3, 0.6)), seen(bare=(0.99, 0.001)), seen(bare=(0.001, 0.99))]
+    assert verdict_probabilities(logprobs, text)[1] == pytest.approx(0.6 / 0.9)
+    assert verdict_probabilities(logprobs[:1], "Overall Judgment: Answer 2 is not better.") is None
+    assert verdict_probabilities(logprobs[:1], "Overall Judgment: the second answer is better.") is None
+
+
+def test_after_numbers_of_several_digits_the_token_is_not_known():
+    logprobs = [seen(bare=(0.9, 0.05)), seen(bare=(0.9, 0.05))]
+    assert verdict_probabilities(logprobs, "Overall Judgment: Answer 1 is better. The other says 12.") is None
 
 
 def test_a_verdict_that_cannot_be_located_has_no_probability():

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from carevl.judging import read_verdict
 from carevl.judging.languages import LANGUAGES, Language
+from carevl.judging.verdicts import recognise_verdict
 
 SEEN = "The image shows two cups next to a red book."
 CASES = Path(os.environ.get("CAREVL_JUDGE_TEXTS", Path(__file__).parents[3] / "shared" / "data" / "judge_texts.jsonl"))
@@ -570,3 +573,47 @@ def test_every_label_with_the_verdict_is_a_span():
     text = "Overall Judgment: Answer 1 is better. So the verdict: Answer 1. Answer 1 it is."
     reading = read_verdict(text)
     assert [begin for begin, _ in reading.spans] == [text.index("1"), text.index("1.", 40)]
+
+
+def test_a_verdict_is_of_the_item_whatever_the_order_it_was_shown_in():
+    text = "Overall Judgment: Answer 1 is better."
+    assert [read_verdict(text).in_items(order).winner for order in ((0, 1), (1, 0))] == [0, 1]
+    ranking = read_verdict("Overall Judgment: Ranking 3 > 1 > 2.", "ranking", 3).in_items((2, 0, 1))
+    assert ranking.ranking == (1, 2, 0)
+    assert read_verdict("Overall Judgment: Rating 4.5.", "pointwise", 1).in_items((1,)).rating == 4.5
+    tie = read_verdict("Overall Judgment: It is a tie.").in_items((0, 1))
+    assert (tie.winner, tie.tie) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [
+        ("So.\nOverall Judgment: Answer 2 is better.", "pairwise"),
+        ("So.\n**Overall Judgment:** Answer 2", "pairwise"),
+        ("Overall Judgment: Rating 4.", "pointwise"),
+        ("Overall Judgment: Ranking 2 > 1 > 3.", "ranking"),
+        ("Answer 2 is better.", None),
+        ("Overall Judgment: Answer 3 is better.", None),
+    ],
+)
+def test_the_task_of_a_judgment_is_that_of_its_labelled_verdict(text, task):
+    recognised = recognise_verdict(text)
+    assert (recognised and recognised[0]) == task
+    if recognised:
+        begin = recognised[1].begin
+        assert begin is not None
+        assert text[begin:].startswith("Overall Judgment")
+
+
+def test_the_document_shows_what_is_read(monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    section = page.split("## How a verdict is read")[1].split("\n## ")[0]
+    first, second = re.findall(r"```python\n(.+?)```", section, re.DOTALL)
+    shown: dict[str, Any] = {}
+    exec(first, shown)
+    reading = shown["reading"]
+    assert (reading.status, reading.value, reading.evidence, reading.span) == ("ok", 2, "Two cups.", (40, 41))
+    monkeypatch.setitem(LANGUAGES, "it", Language())
+    exec(second, shown)
+    assert read("Verdetto: risposta 2 è migliore.") == 2
+    assert read("Verdetto: risposta 2 non è migliore.") == "none"

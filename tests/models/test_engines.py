@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from carevl.judging.prompts import judge_prompt, parse_judgment
+from carevl.judging.prompts import judge_prompt
+from carevl.judging.verdicts import read_verdict
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.models import CAPTION_PROMPT
 from carevl.miniworld.weights import WEIGHTS
@@ -41,7 +42,7 @@ def _ask(item):
 
 
 def _evidence(generation):
-    return parse_judgment(generation.text, "pairwise", [0, 1]).evidence
+    return read_verdict(generation.text).evidence
 
 
 @pytest.mark.parametrize("name", ["judge", "captioner"])
@@ -151,7 +152,7 @@ def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
     )
     assert first == repeated
     assert first != other
-    assert any(parse_judgment(text, "pairwise", [0, 1]).status == "ok" for text in first)
+    assert any(read_verdict(text).status == "ok" for text in first)
 
 
 def test_a_small_nucleus_leaves_the_likeliest_token_and_images_may_come_last(drawn):

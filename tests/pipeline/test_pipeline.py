@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from carevl.data.drawn import draw
-from carevl.judging.prompts import parse_judgment
+from carevl.judging.verdicts import read_verdict
 from carevl.models.locate import locate
 from carevl.pipeline import results
 from carevl.pipeline.keys import stage_keys
@@ -95,13 +95,13 @@ def test_judgments_targets_and_pairs_fit_their_routes(first):
     targets = Table(tables["demonstrate"].directory / "targets").read().to_pylist()
     for row in targets:
         if row["task"] == "pairwise":
-            verdict = parse_judgment(row["text"], "pairwise", row["order"])
+            verdict = read_verdict(row["text"]).in_items(row["order"])
             assert verdict.winner == routes[row["item_id"], *sorted(row["order"])]["winner"]
             assert verdict.evidence
     for row in tables["select"].read().to_pylist():
         assert (row["item_id"], *sorted(row["order"])) in low
-        assert parse_judgment(row["chosen"], "pairwise", row["order"]).winner == row["winner"]
-        assert parse_judgment(row["rejected"], "pairwise", row["order"]).winner != row["winner"]
+        assert read_verdict(row["chosen"]).in_items(row["order"]).winner == row["winner"]
+        assert read_verdict(row["rejected"]).in_items(row["order"]).winner != row["winner"]
         assert row["score_chosen"] > row["score_rejected"]
 
 

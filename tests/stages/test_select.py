@@ -4,7 +4,8 @@ import pyarrow as pa
 import pytest
 
 from carevl.errors import SettingsError
-from carevl.judging.prompts import parse_judgment, write_judgment
+from carevl.judging.prompts import write_judgment
+from carevl.judging.verdicts import read_verdict
 from carevl.settings.loader import load_settings
 from carevl.stages import select
 from carevl.stages.selection.witness import Witness
@@ -21,7 +22,7 @@ def sampled(item_id, order, *judged):
             if winner is None
             else write_judgment(evidence, winner=order.index(winner) + 1)
         )
-        read = parse_judgment(text, "pairwise", order)
+        read = read_verdict(text).in_items(order)
         facts = {"evidence": read.evidence, "winner": read.winner, "status": read.status, "text": text}
         rows.append({"item_id": item_id, "task": "pairwise", "order": order, "sample": sample, **facts})
     return rows

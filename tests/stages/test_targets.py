@@ -3,7 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from carevl.judging.prompts import parse_judgment, write_judgment
+from carevl.judging.prompts import write_judgment
+from carevl.judging.verdicts import read_verdict
 from carevl.settings.loader import load_settings
 from carevl.stages import demonstrate, train_rows
 from carevl.store.ingested import Ingested
@@ -24,7 +25,7 @@ def route(item_id="a", first=0, second=1, winner=1, name="high"):
 
 def judgment(item_id, task, order, sample, evidence, **verdict):
     text = write_judgment(evidence, **verdict)
-    read = parse_judgment(text, task, order)
+    read = read_verdict(text, task, len(order)).in_items(order)
     return {
         "item_id": item_id,
         "task": task,

@@ -10,7 +10,7 @@ import pytest
 
 from carevl.judging.prompts import write_judgment
 from carevl.training.progress import read_log
-from carevl.training.validation import CheckpointSelector, detect_task, validate
+from carevl.training.validation import CheckpointSelector, validate
 from carevl.training.worker import run_loop
 
 
@@ -45,20 +45,6 @@ def test_labelled_pairs_decide_before_losses():
     assert (
         CheckpointSelector(0, {step: {"dev_accuracy": facts["dev_accuracy"]} for step, facts in seen.items()}).best == 4
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "task"),
-    [
-        ("So.\nOverall Judgment: Answer 2 is better.", "pairwise"),
-        ("Overall Judgment: Rating 4.", "pointwise"),
-        ("Overall Judgment: Ranking 2 > 1 > 3.", "ranking"),
-        ("Answer 2 is better.", None),
-        ("Overall Judgment: Answer 3 is better.", None),
-    ],
-)
-def test_the_form_of_a_judgment(text, task):
-    assert detect_task(text) == task
 
 
 def _labelled(rows, right):

@@ -25,6 +25,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from carevl.benchmarks.predictions import Prediction, draws_of
@@ -42,7 +43,7 @@ from carevl.benchmarks.suite import OfficialAnswer, Suite
 from carevl.benchmarks.suites import mllm_judge_metrics as metrics
 from carevl.benchmarks.suites.mllm_judge_metrics import LETTERS
 from carevl.benchmarks.suites.mllm_judge_prompt import official_prompt
-from carevl.judging.prompts import Verdict
+from carevl.judging.verdicts import Verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import Scored
 
@@ -100,9 +101,10 @@ class MllmJudge(Suite):
             yield from drawn_questions(self.name, rows, protocol, draws or self.draws, as_stored, _official_prompt)
 
     def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
-        """Return the verdict: by the official tags under `official`, else by the strict parser."""
+        """Return the verdict: by the official tags under `official`, else by our reader."""
         if question.protocol != "official":
-            return super().parse(question, text, truncated=truncated)
+            verdict = super().parse(question, text, truncated=truncated)
+            return replace(verdict, winner=-1) if verdict.tie and question.task == "pairwise" else verdict
         tags = official_tags(text)
         if question.task == "ranking":
             shown = [LETTERS.find(tag) for tag in tags]
@@ -123,7 +125,7 @@ class MllmJudge(Suite):
         if verdict.ranking is not None:
             return ", ".join(f"[[{LETTERS[question.order.index(i)]}]]" for i in verdict.ranking)
         if verdict.rating is not None:
-            return f"[[{verdict.rating}]]"
+            return f"[[{verdict.rating:g}]]"
         return "[[C]]" if verdict.winner not in question.order else f"[[{'AB'[question.order.index(verdict.winner)]}]]"
 
     def score(

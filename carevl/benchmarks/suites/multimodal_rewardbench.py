@@ -31,7 +31,7 @@ from carevl.benchmarks.questions import (
 )
 from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
 from carevl.benchmarks.suite import OfficialAnswer, Suite
-from carevl.judging.prompts import Verdict
+from carevl.judging.verdicts import Verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import FloatArray, Scored, accuracy_statistics
 
@@ -85,7 +85,7 @@ class MultimodalRewardBench(Suite):
         return drawn_questions(self.name, rows, protocol, draws or self.draws, as_stored, _official_prompt)
 
     def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
-        """Return the verdict: by the official tags under `official` (no coin: no tag is no verdict), else strict."""
+        """Return the verdict: by the official tags under `official` (no coin: no tag is no verdict), else ours."""
         if question.protocol != "official":
             return super().parse(question, text, truncated=truncated)
         for tag, position in (("[[A]]", 0), ("[[B]]", 1)):

@@ -37,7 +37,7 @@ from carevl.benchmarks.questions import (
 from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
 from carevl.benchmarks.suite import OfficialAnswer, Suite
 from carevl.benchmarks.suites.vl_rewardbench_published import published_table
-from carevl.judging.prompts import Verdict
+from carevl.judging.verdicts import Verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import Scored, accuracy_statistics
 
@@ -106,7 +106,7 @@ class VlRewardBench(Suite):
         )
 
     def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
-        """Return the verdict: by the official expression under `official`, else by the strict parser."""
+        """Return the verdict: by the official expression under `official`, else by our reader."""
         if question.protocol != "official":
             return super().parse(question, text, truncated=truncated)
         number = official_number(text)

@@ -140,7 +140,8 @@ def test_strict_asks_both_orders_in_the_own_prompt(write):
     assert [question.order for question in questions] == [(0, 1), (1, 0)]
     assert "Answer 1: good\nAnswer 2: bad" in questions[1].prompt
     assert SUITE.parse(questions[1], "x\nOverall Judgment: Answer 1 is better.").winner == 1
-    assert SUITE.parse(questions[1], "Therefore Answer 1 is better").status == "none"
+    assert SUITE.parse(questions[1], "Therefore Answer 1 is better").winner == questions[1].order[0]
+    assert SUITE.parse(questions[1], "Therefore Answer 1 is not better").status == "none"
 
 
 def test_official_parsing_turns_positions_into_responses(write):
