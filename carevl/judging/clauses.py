@@ -46,6 +46,8 @@ def read_passage(passage: Passage, task: Task, shown: int, truncated: bool) -> C
     if clause is None:
         return _CUT if cut else read_unlabelled(parts, task, shown)
     later = [_plainly(part, task, shown) for part in parts[1:]]
+    if not clause.finished and task == "pairwise":
+        later += [_bare(part, shown) for part in parts[1:] if re.fullmatch("A*N", part.letters)]
     if clause.kind == "value" and any(each and each.value != clause.value for each in later):
         return _BOTH
     return clause
@@ -83,7 +85,7 @@ def _plainly(sentence: Sentence, task: Task, shown: int) -> Clause | None:
     if task == "pairwise":
         stated = state(sentence, shown)
         values = {token.value for token in stated.better}
-        sure = stated.opening and len(values) == 1 and not (stated.open or "E" in sentence.letters)
+        sure = stated.opening and len(values) == 1 and not (stated.open or stated.tie)
         if not sure or any(token.value in values for token in stated.not_better):
             return None
         return Clause("value", int(stated.better[0].value), stated.better[0].span)
@@ -105,13 +107,13 @@ def _stated(sentence: Sentence, task: Task, shown: int) -> list[Value | None]:
     return values + ([0.0] if states_tie(sentence) else [])
 
 
-_ORDERED = re.compile(r"[AJHI,:(]*(?P<a>[N#])(?P<sign>,?>|<|=)A*(?P<b>[N#])(?=$|[,()RC])")
+_ORDERED = re.compile(r"[AJHI,:(]*(?P<a>[N#])(?P<sign>,?>+|<+|=+)A*(?P<b>[N#])(?=$|[,()RC])")
 _BARE = re.compile(r"[AJH,:(]*(?P<n>[N#])\)*(?=$|R|\(|,[RC]|C|TH*N?$|AI$)")
 
 
 def _pairwise(sentence: Sentence, shown: int) -> Clause | None:
     if ordered := _ORDERED.match(sentence.letters):
-        return _compared(ordered["sign"], [sentence.tokens[ordered.start(group)] for group in "ab"])
+        return _compared(ordered["sign"][-1], [sentence.tokens[ordered.start(group)] for group in "ab"])
     stated = state(sentence, shown)
     values, negated = ({token.value for token in tokens} for tokens in (stated.better, stated.not_better))
     if stated.tie:
@@ -155,8 +157,9 @@ def _bare(sentence: Sentence, shown: int) -> Clause | None:
     return Clause("value", int(token.value), token.span) if token.value in range(1, shown + 1) else _NONE
 
 
+_SCALE = r"\(?[ALDw]{0,5}#[,T]#\)?[,:]+"
 _RATED = re.compile(
-    r"(?:[AGLSKJPI,:(f]|SD)*?(?P<n>[#o])\)*U?(?P<of>(?:/|,?\(?D)[A(]*U?A*(?P<best>[#o])?U?\)?)?(?P<rest>.*)$"
+    rf"(?:S{_SCALE}|SD|[AGLSKJPI,:(f])*?(?P<n>[#o])\)*U?(?P<of>(?:/|,?\(?D)[A(]*U?A*(?P<best>[#o])?U?\)?)?(?P<rest>.*)$"
 )
 
 
@@ -164,19 +167,20 @@ def _rating(sentence: Sentence, _: int, *, labelled: bool = True) -> Clause | No
     letters = sentence.letters
     match = _RATED.match(letters)
     if not match or sentence.end == "?":
-        return None if re.search("[#o]", letters) is None else (_NONE if labelled else None)
+        return None
     rating, rest = sentence.tokens[match.start("n")], match["rest"]
     best = sentence.tokens[match.start("best")].value if match["best"] else None
     known = bool(re.search("[SK]", letters[: match.start("n")])) or best == BEST
-    if not (labelled or known):
-        return None
-    spread = re.match(r"[~%<>=/]|[,TOF]A*[#o]", rest) or (match["of"] and best is None and "/" in match["of"])
-    if spread or best not in (None, BEST) or not 1 <= rating.value <= BEST:
+    if not known and (not labelled or re.match("[^,(:RCZ]", rest)):
+        return None  # a number of something else
+    unsure = re.match(r"[~%<>=/+OQ]|[,TF]A*[#o]|,Q", rest) or (match["of"] and best is None and "/" in match["of"])
+    if unsure or best not in (None, BEST) or not 1 <= rating.value <= BEST:
         return _NONE if labelled else None
     return Clause("value", rating.value, rating.span, finished=bool(best))
 
 
-_CHAIN = re.compile(r"[N#](?:(?:,?>|<|=|,[FO]?|F|O|I?BT)A*[N#])+")
+_JOIN = r"(?:\([^()N#]*\))?(?:,?>+|<+|=+|,[FO]?|F|O|I?BT)A*"
+_CHAIN = re.compile(rf"[N#](?:{_JOIN}[N#])+")
 _PLACED = re.compile(r"[AJH,:(]*(?:(?P<first>B)|(?P<place>f)|(?P<last>W))[H]?[:I,]*(?P<who>N)")
 
 
@@ -186,15 +190,20 @@ def _ranking(sentence: Sentence, shown: int, *, labelled: bool = True) -> Clause
     if not chains:
         return None
     [chain, *more] = chains
-    before, signs = letters[: chain.start()], set(chain.group()) - set("N#A")
+    before, signs = letters[: chain.start()], {_kind(join) for join in re.split("[N#]", chain.group())[1:-1]}
     items = [token for token in sentence.tokens[chain.start() : chain.end()] if token.letter in "N#"]
-    if not labelled and (not signs <= set(",>") or ">" not in signs or not re.fullmatch("[AJIV,:]*", before)):
+    if not labelled and (signs != {">"} or not re.fullmatch("[AJIV,:]*", before)):
         return None
     backwards = "<" in signs
-    doubtful = more or re.search("[XZQ]", before) or sentence.end == "?" or (backwards and signs != {"<"})
+    doubtful = more or re.search("[XZQ]", before) or sentence.end == "?" or len(signs - {"="}) > 1
     if doubtful or ("W" in letters and not re.search("B.*W", letters)):
         return _NONE
     return _TIE if "=" in signs else _order(items[::-1] if backwards else items, shown)
+
+
+def _kind(join: str) -> str:
+    """Return how two responses of a ranking are joined: `>`, `<`, `=`, or a comma for all words that list them."""
+    return next((sign for sign in "><=" if sign in re.sub(r"\([^()]*\)", "", join)), ",")
 
 
 def _order(items: Sequence[Token], shown: int) -> Clause:

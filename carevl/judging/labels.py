@@ -129,7 +129,7 @@ def _patterns(task: Task, languages: tuple[Language, ...]) -> tuple[re.Pattern[s
     """Return the expressions of labels, and of what may stand between one and its verdict."""
     headings = "|".join(alternatives(field, languages) for field in dict.fromkeys(("headings", _NOUN_OF[task])))
     is_ = alternatives("is_", languages)
-    aside = r"[\"')\]]*(?P<aside>\s*\([^()\n]*\)|\s+(?:on|of|for|about)\s[^:\n.\d]{0,40}(?=:))?"
+    aside = r"[\"')\]]*(?P<aside>\s*\([^()\n]*\)|(?P<about>\s+(?:on|of|for|about)\s[^:\n.\d]{0,40}(?=:)))?"
     sign = rf"\s*(?:(?:{is_}\s*)?(?::+|=+>?|->|\|)|\s-+>?(?=\s)|{is_})\s*"
     after = rf"{aside}(?:(?P<sign>{sign})|(?P<line>[ \t]*\n\s*))"
     words = alternatives("labels", languages)
@@ -153,9 +153,11 @@ def _labels(text: str, task: Task) -> Iterator[_Label]:
             continue
         line = text[text.rfind("\n", 0, begin) + 1 : begin]
         starts = bool(_LINE_START.fullmatch(line)) or line.endswith((OPEN, CLOSE))
-        if _is_reported(line) or not (match["label"] or starts or _opens_sentence(line)):
+        if _is_of_response(line) or not (match["label"] or starts or _opens_sentence(line)):
             continue
         follows = after.match(text, at)
+        if follows and follows["about"] and not match["label"]:
+            continue  # the rating of one respect
         if match["weak"] and not (follows and follows["sign"] and _value_follows(text, follows.end(), False, task)):
             continue
         if follows and (follows["sign"] or starts):
@@ -171,10 +173,10 @@ def _opens_sentence(line: str) -> bool:
     return bool(re.search(r"(?:^|[.?])[JA,]*$", letters))
 
 
-def _is_reported(line: str) -> bool:
-    """Whether these words say of a response that it says what follows."""
+def _is_of_response(line: str) -> bool:
+    """Whether these words say of a response that it says what follows, or name it before a judgment of it alone."""
     letters = "".join(token.letter for token in tokens_of(line))
-    return bool(re.search(r"[NH][^.?CRJ]*Y[^.?CRJ]*$", letters))
+    return bool(re.search(r"[NH][^.?CRJ]*Y[^.?CRJ]*$|Nw?$", letters))
 
 
 def _value_follows(text: str, end: int, starts: bool, task: Task) -> bool:

@@ -38,6 +38,7 @@ _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[\w+-]*[ \t]*$", re.MULTILINE)
 _LINE_TAG = re.compile(r"<\s*/?\s*(?:br|p|div|li|ul|ol|h\d|tr|evidence|explanation|rationale)\s*/?\s*>", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:b|i|u|em|strong|code|span|mark|big)(?:\s[^<>]*)?>", re.IGNORECASE)
 _EMPHASIS = re.compile(r"\*+|__+|~~|(?<![\w])_|_(?![\w])|^[ \t]*#+[ \t]+", re.MULTILINE)
+_TICKS = re.compile(r"``+")
 _RULE = re.compile(r"^[ \t]*[-=]{3,}[ \t]*$", re.MULTILINE)
 
 
@@ -83,6 +84,7 @@ _STEPS = (
     (_SPECIAL, "\n"),
     (_CONTROL, "\n"),
     (_FENCE, ""),
+    (_TICKS, "`"),
     (_RULE, ""),
     (_LINE_TAG, "\n"),
     (_TAG, ""),

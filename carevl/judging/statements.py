@@ -234,8 +234,8 @@ def state(sentence: Sentence, shown: int) -> Stated:
             partly.append(subject)
         reason = letters.find("R", match.end())
         end = reason if reason >= 0 else end
-    said = letters[:end]
-    apart = bool(better) and ("C" in said or ("E" not in said and "," in said))
+    said = re.sub("XA*e", "X", letters[:end])
+    apart = bool(better or partly) and ("C" in said or ("E" not in said and "," in said))
     tie = ("E" in said or "e" in said) and not apart
     return Stated(tuple(better), tuple(partly), tuple(not_better), tie, is_open or "Q" in said, opens and bool(better))
 

@@ -77,6 +77,31 @@ def test_labelled_pairs_without_labels_are_refused(tmp_path):
         train_rows.write_dev(ingested, 5, 0, Table(tmp_path / "dev"))
 
 
+def test_a_rating_is_a_target_if_it_is_a_whole_number():
+    ratings = {"demonstrate.pointwise_share=1"}
+    for best, expected in ((4.5, []), (5, [0, 1])):
+        judged = [judgment("a", "pointwise", [i], 0, "Seen.", rating=r) for i, r in ((1, best), (0, 1))]
+        rows = [row for row in choose([item()], [route()], judged, *ratings) if row["task"] == "pointwise"]
+        assert sorted(row["order"][0] for row in rows) == expected
+    assert {row["text"] for row in rows} == {"Seen.\nOverall Judgment: Rating 5.", "Seen.\nOverall Judgment: Rating 1."}
+
+
+def test_a_target_is_written_in_the_grammar_and_has_evidence_where_any_judgment_has():
+    texts = [
+        "**Overall Judgment:** Answer {} is better.",
+        "Three.\n\n**Overall Judgment:** **Answer {}** is better.<|im_end|>",
+    ]
+    judged = []
+    for order in ([0, 1], [1, 0]):
+        for sample, text in enumerate([texts[0], texts[0], texts[1]]):
+            row = judgment("a", "pairwise", order, sample, "", winner=order.index(1) + 1)
+            spoken = text.format(order.index(1) + 1)
+            read = read_verdict(spoken).in_items(order)
+            judged.append(row | {"text": spoken, "evidence": read.evidence, "winner": read.winner})
+    rows = choose([item()], [route()], judged)
+    assert [row["text"] for row in rows] == [f"Three.\nOverall Judgment: Answer {n} is better." for n in (2, 1)]
+
+
 def test_a_pair_is_a_target_in_both_orders_with_its_usual_evidence():
     judged = [
         judgment("a", "pairwise", [0, 1], 0, "There are four.", winner=2),

@@ -7,7 +7,7 @@ import pytest
 
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey, differences
-from carevl.store.table import write_atomically
+from carevl.store.table import Table, write_atomically
 
 
 def _cause(**facts):
@@ -108,3 +108,10 @@ def test_a_table_comes_from_those_that_its_manifest_names(tmp_path):
     (run.table(route).directory / "manifest.json").unlink()
     with pytest.raises(RunError, match="is gone, but select was made from it"):
         run.origin(run.latest("select"), "ingest")
+
+
+def test_ratings_of_an_earlier_version_are_read_beside_later_ones(tmp_path):
+    table = Table(tmp_path / "judgments")
+    table.write(0, pa.table({"rating": pa.array([4, None], pa.int32())}))
+    table.write(1, pa.table({"rating": pa.array([4.5], pa.float32())}))
+    assert table.read()["rating"].to_pylist() == [4.0, None, 4.5]

@@ -170,6 +170,8 @@ def test_a_target_without_a_verdict_weighs_one(judge, sft_rows):
     row = sft_rows.to_pylist()[0]
     assert set(encoder.tree(row | {"target": "No verdict."}, "sft").weights[0]) == {1.0}
     assert set(encoder.tree(row, "sft").weights[0]) == {1.0, 3.0}
+    denied = row | {"target": "Overall Judgment: Answer 2 is not better."}
+    assert set(encoder.tree(denied, "sft").weights[0]) == {1.0}
 
 
 def test_a_control_string_in_a_judgment_is_plain_text(judge, sft_rows):

@@ -34,7 +34,7 @@ ENGLISH = Language(
     rankings=("rankings?", r"ranking\s+order", r"order(?=\s*:)", r"ranked\s+order"),
     evidence=("evidence", "reason(?:ing|s)?", "rationale", "explanation", "analysis", "justification", "thoughts?"),
     names=(
-        rf"(?:the\s+)?{_ANSWER}(?:-|\s*(?:number|no\.|nr\.)?\s*(?:[#(\[]\s*)?){{n}}(?:\s*[)\]])?",
+        rf"(?:the\s+)?{_ANSWER}(?:[-_]|\s*(?:number|no\.|nr\.)?\s*(?:[#(\[]\s*)?){{n}}(?:\s*[)\]])?",
         rf"(?:the\s+)?{{nth}}\s+(?:{_ANSWER}|one)",
         r"#{n}",
     ),
@@ -45,7 +45,6 @@ ENGLISH = Language(
         "are",
         r"remains",
         r"(?:seems|appears)(?:\s+to\s+be)?",
-        r"should\s+be",
         r"comes\s+out",
         "performs",
     ),
@@ -62,7 +61,8 @@ ENGLISH = Language(
         "outperforms",
         "beats",
         "surpasses",
-        r"(?:the\s+)?(?:correct|right)\s+(?:answer|one|choice|response)",
+        r"(?:the\s+)?(?:only\s+)?(?:correct|right)\s+(?:answer|one|choice|response)",
+        r"should\s+be\s+(?:preferred|chosen|selected)",
     ),
     more=(
         r"more\s+(?:\w+ly\s+)?(?:accurate|correct|precise|complete|detailed|helpful|faithful|informative|appropriate"
@@ -71,7 +71,16 @@ ENGLISH = Language(
         r"clearer",
     ),
     gives=("provides", "gives", "offers", "has", "does", r"presents", "contains"),
-    worse=("worse", "worst", "inferior", "weaker", "poorer", "loses", r"less\s+\w+"),
+    worse=(
+        "worse",
+        "worst",
+        "inferior",
+        "weaker",
+        "poorer",
+        "loses",
+        r"less\s+\w+",
+        r"not\s+(?:as|so)\s+(?:good|well|accurate)(?:\s+as)?",
+    ),
     equal=(
         r"equally\s+(?:good|bad|correct|valid|strong|right|wrong|well)",
         r"(?:a|the\s+result\s+is\s+a)\s+(?:tie|draw)",
@@ -165,7 +174,7 @@ ENGLISH = Language(
         r"based\s+on\s+(?:this|that|these|the\s+\w+)(?:\s+(?:evidence|comparison|analysis|above))?",
         r"for\s+(?:this|that|these)\s+reasons?",
         r"(?:i|we)\s+(?:think|believe|conclude|judge|find|would\s+say|say)(?:\s+that)?",
-        r"in\s+my\s+(?:opinion|view|judge?ment)",
+        r"(?:in|by)\s+my\s+(?:opinion|view|judge?ment)",
         r"it\s+is\s+clear\s+that",
     ),
     if_=(
@@ -181,14 +190,14 @@ ENGLISH = Language(
         r"which(?=\s+(?:answer|response|one|is\s+better))",
     ),
     prefer=(
-        r"(?:i|we)\s+(?:would\s+|'d\s+|will\s+|'ll\s+)?(?:prefer|choose|pick|select|favou?r|go\s+with|vote\s+for)",
+        r"(?:i|we)(?:\s+would|'d|\s+will|'ll)?\s+(?:prefer|choose|pick|select|favou?r|go\s+with|vote\s+for)",
         r"(?:the\s+|my\s+)?(?:clearly\s+)?(?:better|best|preferred|superior|stronger|winning)\s+"
         r"(?:answer|response|one|choice|option)\s+(?:here\s+)?is",
         r"(?:the\s+)?winner\s+is",
         r"(?:my\s+)?(?:preference|choice|vote)\s+(?:is|goes\s+to)",
     ),
     rate=(
-        r"(?:i|we)\s+(?:would\s+|'d\s+|will\s+)?(?:rate|give|score|assign|grade|award)"
+        r"(?:i|we)(?:\s+would|'d|\s+will|'ll)?\s+(?:rate|give|score|assign|grade|award)"
         r"(?:\s+(?:it|this|the|answer|response|one))*(?:\s+(?:with|as|at))?",
         r"(?:(?:it|this|the|answer|response)\s+)*(?:deserves|gets|earns|receives|is\s+rated|is\s+worth|scores|merits)",
     ),

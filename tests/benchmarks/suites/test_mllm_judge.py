@@ -121,6 +121,14 @@ def test_a_cut_answer_is_truncated_but_a_read_one_is_not():
     assert SUITE.parse(_asked("pairwise"), "[[A]]", truncated=True).status == "ok"
 
 
+def test_a_tie_that_the_judge_states_counts_in_its_own_prompt_too():
+    asked = _asked("pairwise", "official_scorer")
+    tie = SUITE.parse(asked, "Overall Judgment: Both answers are equally good.")
+    assert (tie.status, tie.winner) == ("none", -1)
+    refusal = SUITE.parse(asked, "I'm sorry, I can't help with that.")
+    assert (refusal.status, refusal.winner) == ("none", None)
+
+
 def test_official_prompts_are_put_together_as_in_the_script():
     prompt = _asked("pairwise").prompt
     assert prompt.endswith(
