@@ -19,7 +19,7 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,8 @@ class Judgment:
     `consistent` tells whether both orders gave the same winner; `evidence` is the judge's sentence for the winner;
     `texts` are what it wrote in the two orders.
 
+    `forced` tells whether a text was cut before its verdict, which was then asked for after the evidence.
+
     `status` is `ok` where both orders have a verdict. Else it says of one that has none why: `none` (a refusal, a
     tie, words that state no verdict), `both` (verdicts that contradict each other) or `truncated`; then `winner` and
     `probability` are None. With status `ok`, `probability` is None where the tokenizer does not let it be read, and
@@ -69,6 +71,7 @@ class Judgment:
     evidence: str
     texts: tuple[str, str]
     status: Status = "ok"
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class RewardModel:
         path: a judge's directory or hub id; `miniworld:judge` is the shipped base judge.
         engine: `transformers`, or `vllm` for throughput.
         max_tokens: longest judgment.
+        force_verdicts: whether a judgment that was cut before its verdict is asked for it once more, after the evidence
+            that it has. One that ended without a verdict has said its last word, be it a refusal.
         settings: further fields of the setting `judge`, such as `revision`, `dtype` or `max_model_len`.
 
     Raises:
@@ -99,7 +104,13 @@ class RewardModel:
     """
 
     def __init__(
-        self, path: str | Path, *, engine: str = "transformers", max_tokens: int = 256, **settings: Any
+        self,
+        path: str | Path,
+        *,
+        engine: str = "transformers",
+        max_tokens: int = 256,
+        force_verdicts: bool = True,
+        **settings: Any,
     ) -> None:
         from carevl.settings.models import Judge
 
@@ -107,7 +118,7 @@ class RewardModel:
         if split_scheme(judge.path) is None and len(Path(judge.path).parts) > 2 and not Path(path).is_dir():
             raise UserError(f"{path}: there is no such directory; a run's judge lies in RUN/judge")
         prepare_models({"judge": judge}, _log.info)
-        self.max_tokens = max_tokens
+        self.max_tokens, self.force_verdicts = max_tokens, force_verdicts
         self.resize_pixels = JudgeSpec.of(judge).resize_pixels
         self.engine = generator(judge)
 
@@ -137,15 +148,21 @@ class RewardModel:
             verdict_probabilities(each.logprobs, each.text, reading.span)
             for each, reading in zip(texts, readings, strict=True)
         ]
+        cut = {i for i, reading in enumerate(readings) if reading.status == "truncated" and self.force_verdicts}
         unclear = [i for i, reading in enumerate(readings) if reading.status == "ok" and verdicts[i] is None]
-        forced = self._force_verdicts("pairwise", [(requests[i], readings[i]) for i in unclear], 2)
-        for i, probabilities in zip(unclear, forced, strict=True):
-            if probabilities is not None and readings[i].value == 1 + int(probabilities.argmax()):
+        asked = [*unclear, *sorted(cut)]
+        forced = self._force_verdicts("pairwise", [(requests[i], readings[i]) for i in asked], 2)
+        for i, probabilities in zip(asked, forced, strict=True):
+            number = None if probabilities is None else 1 + int(probabilities.argmax())
+            if i in cut and number is not None:
+                readings[i] = replace(readings[i], status="ok", value=number)
+            if number is not None and number == readings[i].value:
                 verdicts[i] = probabilities
-        return [
-            _judgment((texts[i].text, texts[i + 1].text), readings[i : i + 2], verdicts[i : i + 2])
-            for i in range(0, len(texts), 2)
-        ]
+        judgments = []
+        for i in range(0, len(texts), 2):
+            judgment = _judgment((texts[i].text, texts[i + 1].text), readings[i : i + 2], verdicts[i : i + 2])
+            judgments.append(replace(judgment, forced=judgment.status == "ok" and not cut.isdisjoint((i, i + 1))))
+        return judgments
 
     def score(self, image: Picture, question: str, response: str) -> float:
         """Rate a response from 1 (bad) to 5 (right): return the mean rating under the judge's probabilities.
@@ -162,7 +179,8 @@ class RewardModel:
         ]
         texts = self.engine.generate(requests, max_tokens=self.max_tokens)
         readings = [read_verdict(each.text, "pointwise", 1, each.truncated) for each in texts]
-        rated = [i for i, reading in enumerate(readings) if reading.status in ("ok", "truncated")]
+        known = ("ok", "truncated") if self.force_verdicts else ("ok",)
+        rated = [i for i, reading in enumerate(readings) if reading.status in known]
         scores = [math.nan] * len(texts)
         forced = self._force_verdicts("pointwise", [(requests[i], readings[i]) for i in rated], CHOICES)
         for i, probabilities in zip(rated, forced, strict=True):

@@ -39,6 +39,7 @@ def test_one_case_is_judged_as_it_is_among_many(judge, cases):
     assert single.winner == many[2].winner
     assert single.probability == pytest.approx(many[2].probability, abs=1e-3)
     assert single.texts == many[2].texts
+    assert {judgment.forced for judgment in many} == {False}
 
 
 def test_swapping_the_responses_swaps_the_verdict(judge, cases):
@@ -107,6 +108,20 @@ def test_a_judgment_without_a_verdict_says_so(wording, judge, cases, tmp_path):
     lines = list(judgment_lines(silent, file, question, responses, as_json=False))
     assert lines[0] == "neither response is better: the judge gives no verdict (none); it wrote"
     assert [line.strip() for line in lines[1:]] == list(judgment.texts)
+
+
+def test_a_judgment_that_was_cut_is_asked_for_its_verdict_once_more(cases):
+    image, question, responses, _ = cases[0]
+    short = RewardModel("miniworld:judge", max_tokens=3)
+    judgment = short.judge(image, question, responses)
+    assert (judgment.status, judgment.forced) == ("ok", True)
+    assert judgment.winner in (0, 1)
+    assert judgment.probability is not None
+    assert 1 <= short.score(image, question, responses[0]) <= 5
+    left = RewardModel("miniworld:judge", max_tokens=3, force_verdicts=False)
+    judgment = left.judge(image, question, responses)
+    assert (judgment.status, judgment.forced, judgment.winner) == ("truncated", False, None)
+    assert math.isnan(left.score(image, question, responses[0]))
 
 
 def test_a_judge_that_bolds_its_verdict_judges_as_the_plain_one(judge, cases):

@@ -77,5 +77,7 @@ def _pair_lines(judgment: Judgment, responses: Sequence[str]) -> Iterator[str]:
     yield f"response {judgment.winner + 1} is better{probability}"
     yield f"  {responses[judgment.winner]}"
     yield f"evidence: {judgment.evidence}"
+    if judgment.forced:
+        yield "a judgment was cut before its verdict, which was asked for once more"
     if not judgment.consistent:
         yield "the judge changes its mind with the order of the responses; do not rely on this verdict"
