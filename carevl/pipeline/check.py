@@ -16,6 +16,7 @@ from carevl.data.formats import FORMATS
 from carevl.errors import SettingsError, UserError, suggest
 from carevl.models.chat_client import ChatClient
 from carevl.models.engines import ENGINES
+from carevl.models.engines.vllm_arguments import check_engine_args
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.judge_files import check_judge
 from carevl.models.locate import own_directory
@@ -113,6 +114,7 @@ def _check_models(settings: Settings) -> Iterator[str]:
     for place, model in writers.items():
         yield from _check_weights(place, model)
         yield from _refusal(f"{place}.engine", ENGINES.__getitem__, model.engine)
+        yield from _check_engine_args(place, model)
         if model.max_tokens >= model.max_model_len:
             yield (
                 f"{place}.max_tokens: {model.max_tokens} tokens of answer leave no room for a prompt in "
@@ -129,6 +131,11 @@ def _check_weights(place: str, model: Model) -> Iterator[str]:
         yield from _refusal(f"{place}.path", own_directory, model.path)
 
 
+def _check_engine_args(place: str, model: Model) -> Iterator[str]:
+    if model.engine == "vllm":
+        yield from _refusal(f"{place}.engine_args", check_engine_args, model)
+
+
 def _check_experts(settings: Settings) -> Iterator[str]:
     yield from _repeated({f"experts.{n}.name": expert.name for n, expert in enumerate(settings.experts)})
     for n, expert in enumerate(settings.experts):
@@ -142,6 +149,7 @@ def _check_experts(settings: Settings) -> Iterator[str]:
             unlocated = list(_check_weights(place, expert))
             yield from unlocated
             yield from _refusal(f"{place}.engine", ENGINES.__getitem__, expert.engine)
+            yield from _check_engine_args(place, expert)
         if not refusals and not unlocated:
             refusals = list(_refusal(f"{place}.path", EXPERT_KINDS[expert.kind].check, expert))
         yield from refusals

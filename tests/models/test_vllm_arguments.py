@@ -9,7 +9,14 @@ import pytest
 
 from carevl.errors import UserError
 from carevl.models.engines.card import GIB, Card
-from carevl.models.engines.vllm_arguments import ModelShape, check_engine_args, needed_bytes, read_shape, vllm_arguments
+from carevl.models.engines.vllm_arguments import (
+    ModelShape,
+    check_engine_args,
+    engine_argument_names,
+    needed_bytes,
+    read_shape,
+    vllm_arguments,
+)
 from carevl.settings.models import Expert, Judge, Model, Pool
 
 H100, L40S = Card("NVIDIA H100", int(79.1 * GIB)), Card("NVIDIA L40S", int(44.4 * GIB))
@@ -140,6 +147,14 @@ def test_arguments_that_other_settings_are_for_are_refused():
 
 
 @pytest.mark.vllm
+def test_the_names_of_arguments_are_those_of_vllm_itself():
+    from dataclasses import fields
+
+    from vllm.engine.arg_utils import EngineArgs
+
+    assert engine_argument_names() == frozenset(field.name for field in fields(EngineArgs))
+
+
 def test_arguments_that_vllm_does_not_know_are_refused():
     with pytest.raises(UserError, match=r"has gpu_memory_utilisation, .* did you mean gpu_memory_utilization\?"):
         check_engine_args(_judge(engine_args={"gpu_memory_utilisation": 0.5}))

@@ -93,6 +93,15 @@ REFUSALS = {
         ["judge.path='http://127.0.0.1:8000/v1#judge'"],
         "judge.path: http://127.0.0.1:8000/v1#judge is an endpoint, and a run loads weights",
     ),
+    "an argument that vLLM does not have": (
+        ["experts.0.engine=vllm", "experts.0.engine_args={gpu_memory_utilisation: 0.5}"],
+        "experts.0.engine_args: miniworld:expert-llama: engine_args has gpu_memory_utilisation, which vLLM does not "
+        "know; did you mean gpu_memory_utilization?",
+    ),
+    "an output that an expert's head does not have": (
+        ["experts.0.output=3"],
+        f"experts.0.path: {locate('miniworld:expert-llama')}: output is 3, and its head has one output",
+    ),
     "no room for a prompt": (
         ["captioner.engine=vllm", "captioner.max_tokens=256"],
         "captioner.max_tokens: 256 tokens of answer leave no room for a prompt in max_model_len 256",

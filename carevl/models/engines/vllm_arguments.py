@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -209,19 +212,32 @@ def _user_arguments(model: Model) -> dict[str, Any]:
 
 
 def check_engine_args(model: Model) -> None:
-    """Check the names in `engine_args` against those that this version of vLLM has; it is imported if there are any.
+    """Check the names in `engine_args` against those that the installed vLLM has; without one, nothing is refused.
 
     Raises:
         UserError: vLLM has no such argument, or another setting is there for it.
     """
-    if not model.engine_args:
+    given, names = _user_arguments(model), engine_argument_names() if model.engine_args else None
+    if names is None:
         return
-    from dataclasses import fields
-
-    from vllm.engine.arg_utils import EngineArgs
-
-    names = {field.name for field in fields(EngineArgs)}
-    for name in _user_arguments(model):
+    for name in given:
         if name not in names:
             hint = suggest(name, names, "see the engine arguments in vLLM's documentation")
             raise UserError(f"{model.path}: engine_args has {name}, which vLLM does not know; {hint}")
+
+
+@cache
+def engine_argument_names() -> frozenset[str] | None:
+    """Return the fields of vLLM's `EngineArgs`; None where vLLM is not installed.
+
+    They are read from its source, because importing it takes seconds, and a build that fits the machine.
+    """
+    package = find_spec("vllm")
+    if package is None or not package.submodule_search_locations:
+        return None
+    source = Path(package.submodule_search_locations[0]) / "engine" / "arg_utils.py"
+    classes = (node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef))
+    fields = next(node.body for node in classes if node.name == "EngineArgs")
+    return frozenset(
+        field.target.id for field in fields if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    )

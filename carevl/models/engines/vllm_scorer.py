@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
-from carevl.models.engines.parity import SAMPLE, check_parity, find_reference
+from carevl.models.engines.parity import SAMPLE, Reference, check_parity, find_reference
 from carevl.models.engines.vllm_body import body_arguments
 from carevl.models.engines.vllm_start import shut_down, start_engine
 from carevl.models.engines.vllm_window import nothing_left
@@ -20,7 +20,7 @@ from carevl.models.heads.ending import Ending
 from carevl.models.heads.outputs import choose_score
 from carevl.models.heads.reader import HeadReader
 from carevl.models.locate import loading_arguments, model_directory
-from carevl.models.row_errors import SomeRowsError
+from carevl.models.row_errors import SomeRowsError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +66,19 @@ def _body_class(layout: RewardLayout) -> str | None:
     return MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__ if kind in MODEL_FOR_CAUSAL_LM_MAPPING else None
 
 
+def _find_reference(model: Model, card: str) -> Reference | None:
+    """Return the scores of transformers; None, and a line in the log, where that lacks a package for the format."""
+    try:
+        return find_reference(model, card)
+    except ImportError as error:
+        _log.warning(
+            "%s: scores of vllm are not held against those of transformers, which does not load it (%s)",
+            model.path,
+            first_line(error),
+        )
+        return None
+
+
 class VllmScorer:
     """A text reward model; the same calls as `RewardScorer`.
 
@@ -85,7 +98,7 @@ class VllmScorer:
         from carevl.models.reward_head import load_head
 
         # The reference goes first, so that the engine finds the memory free.
-        reference = None if parity_tolerance is None else find_reference(model, card)
+        reference = None if parity_tolerance is None else _find_reference(model, card)
         directory = model_directory(model)
         self.path, self.layout, self.output = model.path, layout, HeadSettings.of(model).output
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, **loading_arguments(model))
@@ -99,9 +112,9 @@ class VllmScorer:
             self.head = HeadReader(layout.head, load_head(directory, layout.head), self.tokenizer)
             self.engine = start_engine(model, "pooling", **body_arguments(_body_class(layout) or "", layout.outside))
         self.limit: int = self.engine.llm_engine.vllm_config.model_config.max_model_len
-        if reference is None or parity_tolerance is None:
+        if parity_tolerance is None:
             _log.warning("%s: scores of vllm are not held against those of transformers", model.path)
-        else:
+        elif reference is not None:
             check_parity(model.path, reference, self.score(SAMPLE), parity_tolerance)
 
     def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:

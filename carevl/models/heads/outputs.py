@@ -28,9 +28,10 @@ def check_output(n_outputs: int, output: Output | None) -> None:
     elif isinstance(output, tuple):
         if len(output) != n_outputs:
             raise UserError(f"output has {len(output)} weights, and its head {n_outputs} outputs; give one for each")
+    elif n_outputs == 1 and output != 0:
+        raise UserError(f"output is {output}, and its head has one output; leave output out")
     elif output == "expected":
-        if n_outputs < 2:
-            raise UserError("output is expected, and its head has one output; leave output out")
+        return
     elif not 0 <= output < n_outputs:
         raise UserError(f"output is {output}, and its head has the outputs 0 to {n_outputs - 1}")
 
