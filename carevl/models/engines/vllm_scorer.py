@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
 from carevl.models.engines.parity import SAMPLE, Reference, check_parity, find_reference
 from carevl.models.engines.vllm_body import body_arguments
@@ -20,7 +21,7 @@ from carevl.models.heads.ending import Ending
 from carevl.models.heads.outputs import choose_score
 from carevl.models.heads.reader import HeadReader
 from carevl.models.locate import loading_arguments, model_directory
-from carevl.models.row_errors import SomeRowsError, first_line
+from carevl.models.row_errors import SomeRowsError, first_line, is_lost, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,8 +46,11 @@ def is_own_classifier(layout: RewardLayout) -> bool:
 
 def unread_reason(model: Model, layout: RewardLayout) -> str | None:
     """Return why vLLM cannot run a reward model, as half a sentence; None where nothing is known against it."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
     from vllm.model_executor.models import ModelRegistry
 
+    if layout.quantization is not None and layout.quantization not in QUANTIZATION_METHODS:
+        return f"vllm does not read weights quantised by {layout.quantization}"
     if layout.is_remote and layout.head is None:
         return f"its head is that of its own code ({layout.model_class.__name__}), which vllm does not run"
     if is_own_classifier(layout):
@@ -66,17 +70,38 @@ def _body_class(layout: RewardLayout) -> str | None:
     return MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__ if kind in MODEL_FOR_CAUSAL_LM_MAPPING else None
 
 
-def _find_reference(model: Model, card: str) -> Reference | None:
-    """Return the scores of transformers; None, and a line in the log, where that lacks a package for the format."""
+def _find_reference(model: Model, layout: RewardLayout, card: str) -> Reference | None:
+    """Return the scores of transformers; None, and a line in the log, where it does not run quantised weights here."""
     try:
         return find_reference(model, card)
-    except ImportError as error:
+    except Exception as error:  # of any kind: every method of quantisation has packages and kernels of its own
+        if layout.quantization is None or is_out_of_memory(error) or is_lost(error):
+            raise
         _log.warning(
-            "%s: scores of vllm are not held against those of transformers, which does not load it (%s)",
+            "%s: scores of vllm are not held against those of transformers, which does not run it (%s)",
             model.path,
             first_line(error),
         )
         return None
+
+
+def _start(model: Model, layout: RewardLayout, arguments: dict[str, Any]) -> Any:
+    """Start the engine.
+
+    Raises:
+        UserError: besides those of `start_engine`, vLLM does not run these quantised weights here.
+    """
+    try:
+        return start_engine(model, "pooling", **arguments)
+    except Exception as error:
+        quantization = layout.quantization or model.engine_args.get("quantization")
+        if quantization is None or isinstance(error, UserError) or is_out_of_memory(error) or is_lost(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{model.path}: vllm does not run weights quantised by {quantization} here ({reason}); choose another "
+            "format, or whole weights"
+        ) from error
 
 
 class VllmScorer:
@@ -98,7 +123,7 @@ class VllmScorer:
         from carevl.models.reward_head import load_head
 
         # The reference goes first, so that the engine finds the memory free.
-        reference = None if parity_tolerance is None else _find_reference(model, card)
+        reference = None if parity_tolerance is None else _find_reference(model, layout, card)
         directory = model_directory(model)
         self.path, self.layout, self.output = model.path, layout, HeadSettings.of(model).output
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, **loading_arguments(model))
@@ -106,11 +131,11 @@ class VllmScorer:
         self.head: HeadReader | None = None
         if is_own_classifier(layout):
             overrides = model.engine_args.get("hf_overrides", {}) | {"num_labels": layout.outputs}
-            self.engine = start_engine(model, "pooling", hf_overrides=overrides)
+            self.engine = _start(model, layout, {"hf_overrides": overrides})
         else:
             assert layout.head is not None
             self.head = HeadReader(layout.head, load_head(directory, layout.head), self.tokenizer)
-            self.engine = start_engine(model, "pooling", **body_arguments(_body_class(layout) or "", layout.outside))
+            self.engine = _start(model, layout, body_arguments(_body_class(layout) or "", layout.outside))
         self.limit: int = self.engine.llm_engine.vllm_config.model_config.max_model_len
         if parity_tolerance is None:
             _log.warning("%s: scores of vllm are not held against those of transformers", model.path)

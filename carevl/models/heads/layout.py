@@ -43,6 +43,12 @@ class RewardLayout:
     outside: frozenset[str]
 
     @property
+    def quantization(self) -> str | None:
+        """The method by which its weights are quantised, such as `gptq`; None where they are whole."""
+        stored = getattr(self.config, "quantization_config", None)
+        return None if stored is None else str(_as_mapping(stored).get("quant_method"))
+
+    @property
     def outputs(self) -> int | None:
         """Numbers that its head gives; None where only its own code knows."""
         if self.head is not None:
@@ -148,6 +154,10 @@ def _load_names(
         raise UserError(f"its model cannot be built: {first_line(error)}") from None
     mismatched = {name: shape for name, shape, _ in loaded["mismatched_keys"]}
     return skeleton, set(loaded["missing_keys"]), mismatched, set(loaded["unexpected_keys"])
+
+
+def _as_mapping(quantization: Any) -> Mapping[str, Any]:
+    return quantization if isinstance(quantization, Mapping) else quantization.to_dict()
 
 
 def _in_body(model: Any, name: str) -> bool:
