@@ -83,6 +83,8 @@ def _without_marker(parts: list[Sentence], passage: Passage) -> list[Sentence]:
 def _plainly(sentence: Sentence, task: Task, shown: int) -> Clause | None:
     """Return the value or tie that a sentence states in full, without a label."""
     if task == "pairwise":
+        if re.fullmatch("[AJ,]*N,?>+N", sentence.letters):
+            return _pairwise(sentence, shown)
         stated = state(sentence, shown)
         values = {token.value for token in stated.better}
         sure = stated.opening and len(values) == 1 and not (stated.open or stated.tie)

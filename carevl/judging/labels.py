@@ -176,7 +176,7 @@ def _opens_sentence(line: str) -> bool:
 def _is_of_response(line: str) -> bool:
     """Whether these words say of a response that it says what follows, or name it before a judgment of it alone."""
     letters = "".join(token.letter for token in tokens_of(line))
-    return bool(re.search(r"[NH][^.?CRJ]*Y[^.?CRJ]*$|Nw?$", letters))
+    return bool(re.search(r"[NH][^.?CRJ]*[Yy][^.?CRJ]*$|Nw?$", letters))
 
 
 def _value_follows(text: str, end: int, starts: bool, task: Task) -> bool:

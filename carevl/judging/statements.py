@@ -8,7 +8,7 @@
 | I, G | is, has | T | than |
 | P, K | what a better response, a rating follows | H, A | a response without its number, a filler |
 | R, C, J | because, but, therefore | Q | if, whether |
-| O, F | and, then | Y, L, Z | says, in, like |
+| O, F | and, then | Y, y, L, Z | says, contains, in, like |
 | S, U, D | noun of a rating, its unit, out of | V | noun of a ranking |
 | w | any other word | . ? , : and others | themselves; a line break is n |
 """
@@ -35,14 +35,15 @@ _LETTERS = (
     ("M", "more"),
     ("B", "better"),
     ("W", "worse"),
+    ("H", "nouns"),
     ("A", "fillers"),
     ("X", "not_"),
     ("D", "out_of"),
     ("Q", "if_"),
-    ("H", "nouns"),
     ("I", "is_"),
     ("T", "than"),
     ("Y", "claims"),
+    ("y", "holds"),
     ("Z", "like"),
     ("R", "because"),
     ("F", "then"),
@@ -196,7 +197,7 @@ def _worth(words: str, worth: Mapping[str, int]) -> float:
 _ENDS = ".?n"
 _PLAIN = {"stop": ".", "word": "w", "line": "n"}
 _GAP = r"(?:[IAHJX]|,[^,:?N#]{1,30},|,(?=I)|\([^()N]*\))*"
-_WHOLE = r"B(?=[HAJ]*(?:$|[,()RCOTNEeF>]))"
+_WHOLE = r"B(?=[HAJ]*(?:$|[,()RCONEeF>]|T[AHI]*(?:[N#of]|(?<=H)|$)))"
 _PARTLY = r"M|GA*[BM]|B(?=[HA]*L)"
 _SUBJECT = re.compile(
     rf"(?P<who>N)(?P<gap>(?:[XAI]*T[AHI]*N|[IA]*NT)?{_GAP})(?:(?P<whole>{_WHOLE})|(?P<part>{_PARTLY})|W)"
@@ -221,7 +222,7 @@ def state(sentence: Sentence, shown: int) -> Stated:
         subject, before = sentence.tokens[match.start("who")], letters[: match.start()]
         near = _RESET.sub("", before)
         whole = match.groupdict().get("whole") or match.re is _PREFERRED
-        if _REPORTED.search(before) or re.search("N.*Y|NO$", near):
+        if _REPORTED.search(before) or re.search("Y|N.*y|NO$", near):
             is_open = True  # a response says so itself, or it is said of two at once
         elif "X" in near or "X" in _ASIDE.sub("", match["gap"]) or not (whole or match["part"]):
             not_better.append(subject)

@@ -55,7 +55,9 @@ class Language:
     rate: Words = ()
     """Before a rating: `I would give it`."""
     claims: Words = ()
-    """Verbs by which a response itself says something."""
+    """Verbs by which somebody else than the judge says something."""
+    holds: Words = ()
+    """Verbs between a response and what stands in it."""
     in_: Words = ()
     """Before the respect in which a response is better."""
     nouns: Words = ()

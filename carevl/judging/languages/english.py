@@ -185,6 +185,8 @@ ENGLISH = Language(
         "otherwise",
         "either",
         r"maybe|perhaps|possibly",
+        r"only\s+(?:in|for|at|when|by)",
+        r"(?:in|for)\s+\w+\s+only",
         "assuming",
         "suppose",
         r"which(?=\s+(?:answer|response|one|is\s+better))",
@@ -202,11 +204,11 @@ ENGLISH = Language(
         r"(?:(?:it|this|the|answer|response)\s+)*(?:deserves|gets|earns|receives|is\s+rated|is\s+worth|scores|merits)",
     ),
     claims=(
-        r"says?|claims?|states?|asserts?|argues?|insists?|writes?|reads|tells|declares?|contains?|includes?"
-        r"|ends\s+with|adds?|appends?|quotes?|pretends?|instructs?",
+        r"says?|claims?|states?|asserts?|argues?|insists?|writes?|reads|tells|declares?|pretends?",
         r"according\s+to",
         r"puts\s+it",
     ),
+    holds=(r"contains?|includes?|ends\s+with|adds?|appends?|quotes?|instructs?",),
     in_=("in", "at", "for", "with", "on", "by", "when", "from", "regarding", "of"),
     nouns=(
         r"(?:answer|response|option|choice|one|candidate|reply|description|caption)",
@@ -216,14 +218,14 @@ ENGLISH = Language(
         "here",
     ),
     fillers=(
+        r"a\s+(?:bit|little|lot)",
+        r"by\s+far",
+        r"not\s+only",
         "a",
         "an",
         "the",
         r"(?:slightly|somewhat|much|far|clearly|definitely|significantly|marginally|considerably|generally|obviously"
         r"|certainly|undoubtedly|substantially|noticeably|really|also|even|just|simply|strongly|only\s+slightly)",
-        r"a\s+(?:bit|little|lot)",
-        r"by\s+far",
-        r"not\s+only",
         r"(?:no|without\s+(?:a\s+|any\s+)?)\s*doubt",
         "my",
         r"it(?:'s)?",
