@@ -1,4 +1,4 @@
-"""The models of a run: what of them is still to be downloaded, and what their weights take of a card."""
+"""The models of a run: where they are, and what of them is still to be downloaded."""
 
 from __future__ import annotations
 
@@ -120,63 +120,11 @@ def _listings(states: Mapping[str, ModelState]) -> list[Listing]:
     return list({(listing.name, listing.commit): listing for listing in listings}.values())
 
 
-def weight_lines(
-    loaded: Sequence[tuple[str, LoadedModel]], states: Mapping[str, ModelState], card: int | None
-) -> Iterator[str]:
-    """Yield a line for every model that a stage puts on a card: the bytes of its weights there.
-
-    Args:
-        card: bytes of memory of a card, None where that is not known.
-    """
-    for table, model in loaded:
-        if not model.gpus:
-            continue
-        size = _bytes_on_card(model, states)
-        least = "at least " if model.bits else ""
-        weights = "unknown bytes" if size is None else least + gigabytes(size)
-        room = "" if card is None else f" of {gigabytes(_share(model, card))}"
-        part = f", {model.gpus:g} of a card" if model.gpus < 1 else ""
-        spread = f", a part of {model.spread}" if model.spread > 1 else ""
-        yield f"{table:16s} {weights}{room} for the weights of {model.setting} {_form(model)}{part}{spread}"
-
-
-def find_problems(
-    loaded: Sequence[tuple[str, LoadedModel]], states: Mapping[str, ModelState], card: int | None
-) -> list[str]:
-    """Return a sentence for everything about models that keeps a run from beginning or from coming to its end.
-
-    What cannot fit does so by its weights alone; cache and activations come on top.
-    """
+def find_problems(states: Mapping[str, ModelState]) -> list[str]:
+    """Return a sentence for every model that the hub does not give, and one where the disk is too small for all."""
     problems = [f"{setting}.path: {state.refusal}" for setting, state in states.items() if state.refusal]
     try:
         check_disk(_listings(states))
     except HubError as error:
         problems.append(str(error))
-    for table, model in loaded if card is not None else ():
-        size = _bytes_on_card(model, states)
-        room = _share(model, card or 0)
-        if model.gpus and size is not None and size > room:
-            problems.append(
-                f"{table}: the weights of {model.setting} take {gigabytes(size)} of a card {_form(model)}, and "
-                f"{model.reservation} leaves them {gigabytes(room)}; {_advice(model)}"
-            )
     return problems
-
-
-def _bytes_on_card(model: LoadedModel, states: Mapping[str, ModelState]) -> int | None:
-    weights = states[model.setting].weights
-    return None if weights is None else weights.loaded_as(model.dtype, model.bits) // model.spread
-
-
-def _form(model: LoadedModel) -> str:
-    return f"in {model.bits} bits" if model.bits else f"as {model.dtype}"
-
-
-def _share(model: LoadedModel, card: int) -> float:
-    return card * min(model.gpus, 1.0)
-
-
-def _advice(model: LoadedModel) -> str:
-    if model.gpus < 1:
-        return f"raise {model.reservation}.num_gpus, or choose a smaller model or larger cards"
-    return f"{model.relief}, or choose a smaller model or larger cards"

@@ -23,8 +23,8 @@ from carevl.pipeline.downloads import (
     find_problems,
     loaded_models,
     models_by_setting,
-    weight_lines,
 )
+from carevl.pipeline.fit import find_fits
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.measure import measure
 from carevl.pipeline.trained import trained_lines
@@ -73,8 +73,8 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
     """Yield the lines of `carevl plan`.
 
     Raises:
-        RunError: something that a stage reserves can never be had, a model cannot be downloaded, or its weights alone
-            do not fit on a card; the lines before it come first.
+        RunError: something that a stage reserves can never be had, a model cannot be downloaded, or does not fit on a
+            card; the lines before it come first.
         UserError: there is nothing to train where the settings say.
     """
     planned = plan_run(settings, run)
@@ -88,10 +88,11 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
     loaded, states = loaded_models(settings, pending), find_models(models_by_setting(settings, pending))
     yield from download_lines(states)
     card = card_memory(settings.cluster) if any(model.gpus for _, model in loaded) else None
-    yield from weight_lines(loaded, states, card)
+    fits = find_fits(loaded, states, card)
+    yield from (fit.line() for fit in fits)
     yield from head_lines(settings)
     yield from trained_lines(settings, pending, states["judge"].directory if "judge" in states else None)
-    problems = find_problems(loaded, states, card)
+    problems = find_problems(states) + [problem for fit in fits if (problem := fit.problem())]
     with ray_cluster(settings.cluster) if measured or not is_private(settings.cluster) else nullcontext():
         needs = reservations(settings, pending)
         nodes = supply(settings.cluster, needs)

@@ -63,6 +63,8 @@ class LoadedModel:
     relief: str
     """What would make the weights take less of a card."""
     bits: int | None = None
+    training: Training | None = None
+    """How it is trained; None where it answers."""
 
 
 def no_models(settings: Settings, table: str) -> Sequence[LoadedModel]:
@@ -85,7 +87,7 @@ def in_training(setting: str, model: Model, phase: str, training: Training) -> L
     if training.lora and not training.base_bits:
         relief += f", set {phase}.lora.base_bits"
     gpus, bits = training.workers.num_gpus, training.base_bits
-    return LoadedModel(setting, model, f"{phase}.workers", training.dtype, gpus, spread, relief, bits)
+    return LoadedModel(setting, model, f"{phase}.workers", training.dtype, gpus, spread, relief, bits, training)
 
 
 def pixel_inputs(settings: Settings) -> dict[str, int]:

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 
 
-def load_skeleton(judge: Path) -> Any:
-    """Return the judge's modules without weights, on the meta device."""
+def load_skeleton(judge: Path, dtype: str | None = None) -> Any:
+    """Return the judge's modules without weights, on the meta device.
+
+    Args:
+        dtype: of the weights that are not there; None: as the configuration says.
+    """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(judge))
+        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(judge), dtype=dtype)

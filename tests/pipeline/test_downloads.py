@@ -60,11 +60,11 @@ def test_the_plan_of_a_preset_says_what_will_be_downloaded_and_put_on_the_card(h
         rf"experts\.2 +{experts[2].path}@main: 2\.8 MB to fetch, 0\.0 MB in the cache",
         rf"judge +{judge.path}@{judge.revision}: nothing to fetch, 3\.7 MB in the cache",
         rf"downloads +11\.9 MB to fetch into {tmp_path}/hf/hub, which has .* free",
-        r"caption +3\.6 MB of 80\.0 GB for the weights of captioner as auto",
+        r"caption +3\.6 MB of 80\.0 GB for the weights of captioner as auto",  # its configuration is not here yet
         r"score/rm-mistral +2\.7 MB of 26\.4 GB for the weights of experts\.2 as auto, 0\.33 of a card",
-        r"sft +3\.6 MB of 80\.0 GB for the weights of judge as bfloat16",
+        r"sft +[\d.]+ GB of 80\.0 GB for judge as bfloat16: weights 3\.\d MB, adapters .* MB, .*, CUDA 1\.6 GB",
         r"dpo +trains \d+ adapters of [\d,]+ numbers \(language\); frozen: 25 of 25 tensors of the vision tower, .*",
-        r"evaluate/phase2 +3\.6 MB of 80\.0 GB for the weights of judge as auto",
+        r"evaluate/phase2 +[\d.]+ GB of 80\.0 GB for judge as auto: weights 3\.\d MB, .*, cache .*, CUDA 1\.6 GB",
     ):
         assert re.search(rf"^{line}$", done.stdout, re.MULTILINE), line
     assert hub.bytes_served == 0
@@ -77,7 +77,7 @@ def test_a_plan_refuses_what_cannot_fit_by_its_weights_alone(serve, tmp_path):
     )
     lines = _refusal(settings, tmp_path)
     assert lines[0] == (
-        "score/skywork-llama: the weights of experts.0 take 2.7 MB of a card as auto, and experts.0.pool leaves them "
+        "score/skywork-llama: the weights of experts.0 take 2.7 MB of a card as auto, and experts.0.pool leaves it "
         "2.0 MB; raise experts.0.pool.num_gpus, or choose a smaller model or larger cards"
     )
     assert [line.split(":")[0] for line in lines[:-1]] == [
@@ -86,9 +86,7 @@ def test_a_plan_refuses_what_cannot_fit_by_its_weights_alone(serve, tmp_path):
         "score/rm-mistral",
         "sft",
     ]
-    assert (
-        "take 7.2 MB of a card as float32, and sft.workers leaves them 6.0 MB; spread it over more workers" in lines[3]
-    )
+    assert "take 7.2 MB of a card as float32, and sft.workers leaves it 6.0 MB; spread it over more workers" in lines[3]
     assert lines[4].startswith("dpo: 2 workers of 8 CPU, 1 GPU have to start together")
 
 

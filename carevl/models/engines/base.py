@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from carevl.errors import UserError
 from carevl.models.prompts import Prompt, encode_text
@@ -13,6 +13,7 @@ from carevl.models.prompts import Prompt, encode_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from carevl.models.footprint import Footprint
     from carevl.settings.models import Captioner, Judge, Model
 
 
@@ -109,6 +110,10 @@ class LanguageModel(Protocol):
         ...
 
 
+Runner = Literal["generate", "pooling"]
+"""Whether a model writes texts, or gives numbers for given ones."""
+
+
 class Engine(ABC):
     """Loads models that settings describe. Its heavy imports stay inside its methods: settings are checked without it.
 
@@ -139,6 +144,15 @@ class Engine(ABC):
         """
         del batch_tokens, parity_tolerance
         raise UserError(f"{model.path}: engine {self.name} loads no language models; use vllm or transformers")
+
+    def footprint(self, model: Model, path: str, runner: Runner) -> Footprint | None:
+        """Return the least that an actor takes of its device, from the model's configuration; None: nobody knows.
+
+        Args:
+            path: the model's directory, whose weights need not be there.
+        """
+        del model, path, runner
+        return None
 
 
 def limit_tiles(processor: Any, most: int | None) -> bool:

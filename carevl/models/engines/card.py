@@ -22,6 +22,8 @@ from carevl.models.device import device
 _log = logging.getLogger(__name__)
 
 GIB = 2**30
+CONTEXT = 3 * GIB // 2
+"""Bytes that a process takes of a card besides weights, activations and cache: CUDA's context, libraries, graphs."""
 _PATIENCE = 120.0
 """Seconds that memory is waited for, from when it last became more."""
 

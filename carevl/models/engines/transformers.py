@@ -16,6 +16,7 @@ from carevl.models.engines.base import (
     GenerationRequest,
     Generator,
     LanguageModel,
+    Runner,
     Scorer,
     first_tokens,
     limit_tiles,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from carevl.models.decoding import Texts
+    from carevl.models.footprint import Footprint
     from carevl.settings.models import Captioner, Judge, Model
 
 _log = logging.getLogger(__name__)
@@ -253,6 +255,12 @@ class TransformersEngine(Engine):
             max_model_len=model.max_model_len,
             **loading_arguments(model),
         )
+
+    def footprint(self, model: Model, path: str, runner: Runner) -> Footprint | None:
+        """Return what the weights and one row of tokens take; a batch is made smaller where memory runs out."""
+        from carevl.models.engine_footprint import transformers_footprint
+
+        return transformers_footprint(model, path, runner)
 
 
 ENGINE = TransformersEngine()

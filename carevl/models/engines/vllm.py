@@ -19,12 +19,14 @@ from carevl.models.engines.base import (
     GenerationRequest,
     Generator,
     LanguageModel,
+    Runner,
     Scorer,
     first_tokens,
     limit_tiles,
 )
 from carevl.models.engines.card import find_card
 from carevl.models.engines.parity import draw_requests, measure_parity
+from carevl.models.engines.vllm_arguments import read_shape, vllm_footprint
 from carevl.models.engines.vllm_scorer import VllmScorer, unread_reason
 from carevl.models.engines.vllm_start import free_memory, prepare_import, shut_down, start_engine
 from carevl.models.engines.vllm_support import is_unsupported, unsupported_reason
@@ -44,6 +46,7 @@ from carevl.models.prompts import (
 from carevl.models.row_errors import REFUSED, Failure, SomeRowsError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
+    from carevl.models.footprint import Footprint
     from carevl.settings.models import Captioner, Judge, Model
 
 _log = logging.getLogger(__name__)
@@ -281,6 +284,10 @@ class VllmEngine(Engine):
 
         del batch_tokens
         return VllmLanguageModel(model, parity_tolerance)
+
+    def footprint(self, model: Model, path: str, runner: Runner) -> Footprint | None:
+        """Return what weights, a step and the cache of one text take."""
+        return vllm_footprint(model, read_shape(path, model.dtype, loading_arguments(model)), runner)
 
 
 ENGINE = VllmEngine()

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError, suggest
-from carevl.models.engines.card import GIB, Card
+from carevl.models.engines.base import Runner
+from carevl.models.engines.card import CONTEXT, GIB, Card
+from carevl.models.footprint import Footprint
 from carevl.models.locate import loading_arguments
 from carevl.models.stored_weights import indexed_files, stored_dtype
 
@@ -22,8 +24,6 @@ _SHARED = 0.9
 """Share of a card that engines with a fraction of it divide among them; the rest is for what they do not count."""
 _SHARED_TOKENS, _SHARED_SEQUENCES = 8192, 256
 """Tokens of a step and sequences in flight of an engine that shares a card: what its activations are counted for."""
-_CONTEXT = 3 * GIB // 2
-"""Bytes that an engine takes besides weights, activations and cache: CUDA's context, libraries, graphs."""
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers whose state is the keys and values of every token."""
 _TOWER = 2 * GIB
@@ -127,9 +127,7 @@ def card_share(model: Model) -> float:
     return min(model.pool.num_gpus, 1.0) or 1.0
 
 
-def vllm_arguments(
-    model: Model, path: str, shape: ModelShape, card: Card | None, runner: Literal["generate", "pooling"]
-) -> dict[str, Any]:
+def vllm_arguments(model: Model, path: str, shape: ModelShape, card: Card | None, runner: Runner) -> dict[str, Any]:
     """Return the arguments of `vllm.LLM`.
 
     On a card: CUDA graphs, and vLLM's own sequences in flight and memory unless the settings say otherwise. Engines
@@ -187,16 +185,29 @@ def _share_arguments(
         return arguments
     whole = int(_SHARED * share * card.total_bytes)
     activations = shape.activation_bytes(tokens, sequences, runner)
-    left = whole - shape.weight_bytes - activations - _CONTEXT
+    left = whole - shape.weight_bytes - activations - CONTEXT
     least = shape.cache_bytes * length
     if left < max(least, 1):
         raise UserError(
             f"{model.path}: {share:g} of a {card.name} is {whole / GIB:.1f} GiB; weights take "
-            f"{shape.weight_bytes / GIB:.1f}, activations and CUDA {(activations + _CONTEXT) / GIB:.1f}, which leaves "
+            f"{shape.weight_bytes / GIB:.1f}, activations and CUDA {(activations + CONTEXT) / GIB:.1f}, which leaves "
             f"{left / GIB:.1f} for the cache, and one text of {length} tokens takes {least / GIB:.1f}; raise "
             "pool.num_gpus, lower max_model_len, or set engine_args.kv_cache_memory_bytes"
         )
     return arguments | {"kv_cache_memory_bytes": left}
+
+
+def vllm_footprint(model: Model, shape: ModelShape, runner: Runner) -> Footprint | None:
+    """Return the least that an engine takes of each of its cards: room in its cache for one text of full length.
+
+    None where the model's directory lacks its weights.
+    """
+    if shape.weight_bytes is None:
+        return None
+    length = min(model.max_model_len, shape.longest or model.max_model_len)
+    activations = shape.activation_bytes(max(_SHARED_TOKENS, length), model.max_num_seqs or _SHARED_SEQUENCES, runner)
+    parts = model.tensor_parallel
+    return Footprint(shape.weight_bytes // parts, activations=activations, cache=shape.cache_bytes * length // parts)
 
 
 def needed_bytes(arguments: Mapping[str, Any], card: Card) -> int:
