@@ -57,6 +57,8 @@ _ESCAPES = {r"\\n": "\n", r"\\t": " ", r"\\r": "", r"\\\"": '"', r"\\/": "/"}
 _UNICODE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _QUOTE = re.compile(r"(?<!\w)\"(?=\S)[^\"\n]*(?<=\S)\"(?!\w)|(?<!\w)'(?=\S)[^'\n]*(?:\w'\w[^'\n]*)*(?<=\S)'(?!\w)")
 _BLOCK = re.compile(r"^[ \t]*>[ \t]*[^\n]*$", re.MULTILINE)
+_NEAR = 200
+"""Characters before a label that may say whose verdict it announces: a judge that repeats itself has long lines."""
 _LINE_START = re.compile(r"[\s\-•>(\"'|#]*(?:\d+[.)]\s*)?")
 _STATEMENT = re.compile("[NH].*[BMEeW]|[BMEeW].*[NH]")
 
@@ -151,7 +153,7 @@ def _labels(text: str, task: Task) -> Iterator[_Label]:
         if match["box"]:
             yield _Label(begin, at)
             continue
-        line = text[text.rfind("\n", 0, begin) + 1 : begin]
+        line = text[max(text.rfind("\n", 0, begin) + 1, begin - _NEAR) : begin]
         starts = bool(_LINE_START.fullmatch(line)) or line.endswith((OPEN, CLOSE))
         if _is_of_response(line) or not (match["label"] or starts or _opens_sentence(line)):
             continue

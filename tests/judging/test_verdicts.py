@@ -618,6 +618,13 @@ def test_a_span_stands_in_the_text_as_it_was_given():
     assert quoted(ranking, read_verdict(ranking, "ranking", 3)) == "3** > Answer 1 > **Answer 2"
 
 
+def test_a_judge_that_repeats_itself_on_one_line_is_read():
+    text = "Overall Judgment: Answer 1 is better. " * 300
+    reading = read_verdict(text)
+    assert (reading.value, len(reading.spans)) == (1, 300)
+    assert read(f"{text}Overall Judgment: Answer 2 is better.") == "both"
+
+
 def test_every_label_with_the_verdict_is_a_span():
     text = "Overall Judgment: Answer 1 is better. So the verdict: Answer 1. Answer 1 it is."
     reading = read_verdict(text)
