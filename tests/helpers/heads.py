@@ -36,8 +36,8 @@ class HeadCase:
         own: what the model's code makes of the states [tokens, 64] of a conversation, its ids and these tensors.
         config: what config.json says of it.
         settings: what an expert's settings have to say of it.
-        engine: that runs it where its settings say vllm.
         bare: the body's tensors have no prefix.
+        code: the head's modules, and what is made of `states`, in code that comes with the model.
     """
 
     name: str
@@ -45,8 +45,8 @@ class HeadCase:
     own: Callable[[Tensor, Sequence[int], Tensors], Tensor]
     config: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    engine: str = "vllm"
     bare: bool = False
+    code: tuple[str, str] | None = None
 
 
 def _linear(name: str) -> Callable[[Tensor, Sequence[int], Tensors], Tensor]:
@@ -76,6 +76,27 @@ def _armorm(states: Tensor, ids: Sequence[int], tensors: Tensors) -> Tensor:
     return (weights * rewards).sum()[None]
 
 
+def _sluice(states: Tensor, ids: Sequence[int], tensors: Tensors) -> Tensor:
+    return tensors["value.weight"] @ (states[-1] * (tensors["gate.weight"] @ states[-1]).sigmoid())
+
+
+_OWN_CODE = """
+from torch import nn
+from transformers import LlamaModel, LlamaPreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+
+class OwnReward(LlamaPreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        MODULES
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, **more):
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, -1]
+        return SequenceClassifierOutputWithPast(logits=READ)
+"""
 _SEQUENCE = {"architectures": ["LlamaForSequenceClassification"]}
 _CAUSAL = {"architectures": ["LlamaForCausalLM"]}
 _LM_HEAD = {"lm_head.weight": (800, SIZE)}
@@ -179,6 +200,17 @@ CASES = (
         _armorm,
         {"architectures": ["LlamaForRewardModelWithGating"], "gating_temperature": 2.0},
     ),
+    HeadCase(
+        "code of its own, `trust_remote_code: true`",
+        {"gate.weight": (SIZE, SIZE), "value.weight": (1, SIZE)},
+        _sluice,
+        {"architectures": ["OwnReward"]},
+        {"trust_remote_code": True},
+        code=(
+            "self.gate, self.value = nn.Linear(64, 64, bias=False), nn.Linear(64, 1, bias=False)",
+            "self.value(states * self.gate(states).sigmoid())",
+        ),
+    ),
 )
 
 
@@ -266,6 +298,9 @@ def write_case(case: HeadCase | RefusedCase, directory: Path, tokenizer: Any = N
     stored = json.loads((directory / "config.json").read_text())
     labels = max((shape[0] for name, shape in case.tensors.items() if name == "score.weight"), default=1)
     stored |= {"id2label": {i: str(i) for i in range(labels)}, **case.config, **config}
+    if (code := getattr(case, "code", None)) is not None:
+        stored["auto_map"] = {"AutoModelForSequenceClassification": "own_reward.OwnReward"}
+        (directory / "own_reward.py").write_text(_OWN_CODE.replace("MODULES", code[0]).replace("READ", code[1]))
     (directory / "config.json").write_text(json.dumps(stored))
     return directory
 

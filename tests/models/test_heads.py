@@ -24,8 +24,8 @@ from tests.helpers.heads import CASES, CONVERSATIONS, REFUSED, make_reward_token
 
 pytestmark = pytest.mark.vllm
 
-LINEAR, GATED = CASES[0], CASES[-1]
-_OFTEN = (2, 7, 10, 13)
+LINEAR, GATED, OWN_CODE = CASES[0], CASES[-2], CASES[-1]
+_OFTEN = (2, 7, 10, 13, 14)
 """Cases that start vLLM in every run of the tests; the others at night."""
 NAMES = [case.name for case in CASES]
 
@@ -58,7 +58,7 @@ def test_a_head_gives_what_its_own_code_gives(case, load, tmp_path):
     engine = load(make_expert(tmp_path, **case.settings))
     assert engine.score(CONVERSATIONS) == pytest.approx(expected, abs=1e-4)
     assert [engine.score([each])[0] for each in CONVERSATIONS] == pytest.approx(expected, abs=1e-4)
-    assert engine.shares
+    assert engine.shares == (case.code is None)
     assert max(expected) - min(expected) > 0.01
 
 
@@ -72,7 +72,7 @@ def test_a_head_gives_what_its_own_code_gives(case, load, tmp_path):
 def test_a_head_gives_the_same_on_vllm(case, load, tmp_path):
     write_case(case, tmp_path)
     engine = load(make_expert(tmp_path, "vllm", **case.settings))
-    assert isinstance(engine, VllmScorer)
+    assert isinstance(engine, VllmScorer) == (case.code is None)
     assert engine.score(CONVERSATIONS) == pytest.approx(own_scores(case, tmp_path, CONVERSATIONS), abs=1e-4)
 
 
@@ -118,34 +118,20 @@ def test_a_conversation_that_another_begins_with_has_its_own_score(tmp_path):
     assert engine.score(texts) == pytest.approx([engine.score([text])[0] for text in texts], abs=1e-4)
 
 
-OWN_CODE = """
-import torch
-from torch import nn
-from transformers import LlamaModel, LlamaPreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_code_of_its_own_runs_only_where_it_is_trusted(engine, load, tmp_path):
+    write_case(OWN_CODE, tmp_path)
+    with pytest.raises(UserError, match=r"takes gate\.weight \[64, 64\], value\.weight \[1, 64\].*trust_remote_code"):
+        load(make_expert(tmp_path, engine))
+    with collect_fallbacks() as fallbacks:
+        load(make_expert(tmp_path, engine, trust_remote_code=True))
+    words = "its head is that of its own code (OwnReward), which vllm does not run; it runs in transformers"
+    assert len([sentence for sentence in fallbacks if words in sentence]) == (engine == "vllm")
 
 
-class OwnReward(LlamaPreTrainedModel):
-    def __init__(self, config):
-        super().__init__(config)
-        self.model = LlamaModel(config)
-        HEAD
-        self.post_init()
-
-    def forward(self, input_ids=None, attention_mask=None, **more):
-        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, -1]
-        return SequenceClassifierOutputWithPast(logits=READ)
-"""
-_AUTO_MAP = {"auto_map": {"AutoModelForSequenceClassification": "own_reward.OwnReward"}}
-
-
-def _write_own_code(directory, case, head, read):
-    write_case(case, directory, **_AUTO_MAP)
-    (directory / "own_reward.py").write_text(OWN_CODE.replace("HEAD", head).replace("READ", read))
-    return directory
-
-
-def _own_code_scores(directory):
+def _write_linear_code(directory, read):
+    """Write a model whose own code reads `score`; return what it gives."""
+    write_case(replace(LINEAR, code=("self.score = nn.Linear(64, 1, bias=False)", read)), directory)
     model = hf.AutoModelForSequenceClassification.from_pretrained(directory, trust_remote_code=True).eval()
     tokenizer = hf.AutoTokenizer.from_pretrained(directory)
     with torch.inference_mode():
@@ -153,34 +139,17 @@ def _own_code_scores(directory):
         return [float(model(input_ids=each).logits) for each in ids]
 
 
-BRANCHED = replace(LINEAR, tensors={"gate.weight": (64, 64), "value.weight": (1, 64)})
-
-
-@pytest.mark.parametrize("engine", ["transformers", "vllm"])
-def test_a_head_of_code_of_its_own_is_read_by_that_code(engine, load, tmp_path):
-    head = "self.gate, self.value = nn.Linear(64, 64, bias=False), nn.Linear(64, 1, bias=False)"
-    _write_own_code(tmp_path, BRANCHED, head, "self.value(states * self.gate(states).sigmoid())")
-    with pytest.raises(UserError, match=r"takes gate\.weight \[64, 64\], value\.weight \[1, 64\].*trust_remote_code"):
-        load(make_expert(tmp_path, engine))
-    with collect_fallbacks() as fallbacks:
-        read = load(make_expert(tmp_path, engine, trust_remote_code=True))
-    assert read.score(CONVERSATIONS) == pytest.approx(_own_code_scores(tmp_path), abs=1e-4)
-    assert not read.shares
-    words = "its head is that of its own code (OwnReward), which vllm does not run; it runs in transformers"
-    assert len([sentence for sentence in fallbacks if words in sentence]) == (engine == "vllm")
-
-
 def test_own_code_that_reads_a_known_head_as_we_do_is_shared(load, tmp_path):
-    _write_own_code(tmp_path, LINEAR, "self.score = nn.Linear(64, 1, bias=False)", "self.score(states)")
+    expected = _write_linear_code(tmp_path, "self.score(states)")
     read = load(make_expert(tmp_path, trust_remote_code=True))
-    assert read.score(CONVERSATIONS) == pytest.approx(_own_code_scores(tmp_path), abs=1e-4)
+    assert read.score(CONVERSATIONS) == pytest.approx(expected, abs=1e-4)
     assert read.shares
 
 
 def test_own_code_that_reads_a_known_head_otherwise_is_used(load, tmp_path, caplog):
-    _write_own_code(tmp_path, LINEAR, "self.score = nn.Linear(64, 1, bias=False)", "self.score(states).sigmoid()")
+    expected = _write_linear_code(tmp_path, "self.score(states).sigmoid()")
     read = load(make_expert(tmp_path, trust_remote_code=True))
-    assert read.score(CONVERSATIONS) == pytest.approx(_own_code_scores(tmp_path), abs=1e-4)
+    assert read.score(CONVERSATIONS) == pytest.approx(expected, abs=1e-4)
     assert "its own code reads its head otherwise, and is used" in caplog.text
 
 
