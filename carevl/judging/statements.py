@@ -2,8 +2,8 @@
 
 | letter | stands for | letter | stands for |
 |---|---|---|---|
-| N | a response | # | a number |
-| B, M | better, better in some respect | W | worse |
+| N | a response | #, o, f | a number in digits, in words, an ordinal number |
+| B, b, M | better, good beside another one, better in some respect | W | worse |
 | E, e | a tie, or what is one under a label | X | a negation |
 | I, G | is, has | T | than |
 | P, K | what a better response, a rating follows | H, A | a response without its number, a filler |
@@ -35,6 +35,7 @@ _LETTERS = (
     ("M", "more"),
     ("B", "better"),
     ("W", "worse"),
+    ("b", "good"),
     ("H", "nouns"),
     ("A", "fillers"),
     ("X", "not_"),
@@ -202,6 +203,7 @@ _PARTLY = r"M|GA*[BM]|B(?=[HA]*L)"
 _SUBJECT = re.compile(
     rf"(?P<who>N)(?P<gap>(?:[XAI]*T[AHI]*N|[IA]*NT)?{_GAP})(?:(?P<whole>{_WHOLE})|(?P<part>{_PARTLY})|W)"
 )
+_COMPARED = re.compile(r"(?P<who>N)(?P<gap>[XAI]*T[AHI]*NA*)(?P<whole>b)(?=$|[,()RCJ])")
 _PREFERRED = re.compile(r"P(?P<gap>[AIJHX,:]*)(?P<who>N(?=$|[,()RCOTLJ])|#(?=$|[,R]))")
 _ASIDE = re.compile(r",[^,]*,|\([^()]*\)")
 _REPORTED = re.compile(r"(?:YN|RN[^,]*Y[^,]*),$")
@@ -215,7 +217,7 @@ def state(sentence: Sentence, shown: int) -> Stated:
     partly: list[Token] = []
     not_better: list[Token] = []
     opens, is_open, end = True, sentence.end == "?", len(letters)
-    matches = [*_SUBJECT.finditer(letters), *_PREFERRED.finditer(letters)]
+    matches = [match for pattern in (_SUBJECT, _COMPARED, _PREFERRED) for match in pattern.finditer(letters)]
     for match in sorted(matches, key=lambda each: each.start()):
         if match.start() >= end:
             break

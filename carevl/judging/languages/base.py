@@ -33,6 +33,8 @@ class Language:
     """Between a response and what is said of it."""
     better: Words = ()
     """What is said of the better one."""
+    good: Words = ()
+    """What is said of it in a comparison with another one alone, where the language has no other form for that."""
     more: Words = ()
     """What is said of the better one in some respect: a verdict under a label alone."""
     gives: Words = ()
