@@ -10,7 +10,7 @@ import pytest
 from carevl.cluster.throughput import Rate
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.measure import Estimate
-from carevl.pipeline.plan import _rows_line, plan_lines, plan_run, unpinned
+from carevl.pipeline.plan import _rows_line, head_lines, plan_lines, plan_run, unpinned
 from carevl.pipeline.run import run_pipeline
 from carevl.settings.loader import load_settings
 from carevl.store.run import Run, RunError
@@ -25,6 +25,12 @@ SMALL = [
     "captioner.pool.num_cpus=0.5",
     "cluster.num_cpus=2",
 ]
+
+
+def test_a_plan_names_the_head_of_every_expert_that_is_here():
+    settings = load_settings("mini", ["experts.1.path=no/such-model"])
+    assert next(head_lines(settings)) == "experts.0 (llama): head: linear (score.weight), 1 output"
+    assert not [line for line in head_lines(settings) if line.startswith("experts.1")]
 
 
 @pytest.mark.ray
