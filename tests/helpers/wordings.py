@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -53,6 +54,17 @@ def _bold(text: str) -> str:
     return text.replace("Overall Judgment:", "**Overall Judgment:**")
 
 
+def _thinking(text: str) -> str:
+    return f"<think>\nOverall Judgment: Answer 1 is better? Or Answer 2?\n</think>\n\n{text}"
+
+
+def _json(text: str) -> str:
+    evidence, label, verdict = text.partition(LABEL)
+    return json.dumps({"evidence": evidence.strip(), "Overall Judgment": verdict}) if label else text
+
+
+THINKING = RewordedEngine("thinking", _thinking)
+JSON = RewordedEngine("json", _json)
 BOLD = RewordedEngine("bold", _bold)
 REFUSING = RewordedEngine("refusing", lambda text: "I'm sorry, I can't help with that.")
 NEGATING = RewordedEngine("negating", lambda text: "Answer 2 is not better.")

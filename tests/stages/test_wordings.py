@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from carevl.models.engines.base import Generation
 from carevl.settings.loader import load_settings
 from carevl.stages import demonstrate, select
-from carevl.stages.sampling import Prompted
+from carevl.stages.sampling import JudgeProcessor, Prompted
 from carevl.store.schemas import JUDGMENTS
 from carevl.store.table import Table
 
@@ -80,3 +81,23 @@ def test_judgments_in_another_wording_make_the_same_targets_and_pairs(name):
             assert again.select(facts).to_pylist() == judgments.read(number).select(facts).to_pylist()
             rows = make(settings, items.read(number), routes.read(number), again)
             assert rows.to_pylist() == made.read(number).to_pylist()
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("wording", ["BOLD", "THINKING", "JSON"])
+def test_a_base_judge_of_another_wording_makes_the_targets_of_the_plain_one(wording):
+    settings = load_settings(str(FINISHED / "settings.yaml"))
+    items, routes = _tables("ingest", "items").read(0), _tables("route").read(0)
+    high = set(routes.filter(pc.equal(routes["route"].cast(pa.string()), "high"))["item_id"].to_pylist()[:8])
+    few = items.filter(pc.is_in(items["item_id"], pa.array(sorted(high))))
+    tables = {"items": few, "routes": routes, "images": _tables("ingest", "images").read(0)}
+    made = []
+    for engine in ("transformers", f"tests.helpers.wordings:{wording}"):
+        judge = settings.judge.model_copy(update={"engine": engine})
+        processor = JudgeProcessor(judge, demonstrate.sampling_spec(settings))
+        processor.setup()
+        judgments = processor.process(processor.preprocess(tables))
+        made.append(demonstrate.make_targets(settings, few, routes, judgments).to_pylist())
+    plain, reworded = made
+    assert len(plain) > 2
+    assert reworded == plain
