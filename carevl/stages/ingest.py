@@ -96,7 +96,7 @@ def run_ingest(
     near_duplicates = NearDuplicates(directory / "spill" / "signatures")
     contamination = Contamination(_benchmark_rows(root), ImageLimits(max_image_pixels=data.max_image_pixels))
     rows_in = errors = 0
-    for image, item, signature in _intake(root, log):
+    for image, item, signature in read_rows(root, log):
         rows_in += 1
         errors += item["error"] is not None
         if image is not None and signature is not None:
@@ -165,7 +165,7 @@ def _benchmark_paths(root: DataRoot) -> Iterator[tuple[str, Path, Path | None]]:
                 yield test.name, Path(root.resolve(path)), None if images is None else Path(images)
 
 
-def _intake(
+def read_rows(
     root: DataRoot, log: Callable[[str], None] | None
 ) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any], ImageSignature | None]]:
     """Yield the row of `images`, the row of `items`, and the image's signature, where it is needed and whole."""

@@ -1,0 +1,275 @@
+"""What a run will meet, before it is paid for: sampled rows, their tokens, a probe by every expert, what fits."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from carevl.cluster.resources import card_memory
+from carevl.data.drawn import data_root
+from carevl.data.images import ImageLimits, decode_rgb
+from carevl.errors import UserError
+from carevl.judging.prompts import judge_prompt
+from carevl.judging.verdict_tokens import VERDICT_TEXTS
+from carevl.models.conversations import encode
+from carevl.models.download import gigabytes
+from carevl.models.engines import close_engines
+from carevl.models.experts import EXPERT_KINDS
+from carevl.models.families import find_family
+from carevl.models.judge_files import load_processor
+from carevl.models.locate import loading_arguments
+from carevl.models.memory import free_memory
+from carevl.models.prompts import Prompt, encode_text, encode_with_row_errors
+from carevl.models.row_errors import Failure, first_line
+from carevl.models.stored_weights import read_stored_weights
+from carevl.pipeline.check import check_settings
+from carevl.pipeline.downloads import find_models, loaded_models, models_by_setting
+from carevl.pipeline.fit import Fit, find_fits
+from carevl.stages import STAGES
+from carevl.stages.ingest import read_rows
+from carevl.training.image_sizes import by_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from carevl.pipeline.downloads import ModelState
+    from carevl.settings.models import Captioner, Expert, Judge
+    from carevl.settings.tree import Settings
+    from carevl.store.run import Run
+
+_PROBE = ("A red circle is left of a blue square.", "What is left of the square?", ["A red circle.", "A green cross."])
+"""Caption, question and responses that every expert scores."""
+_SHARE_OF_MEMORY = 0.8
+"""Most of the free memory that the weights of a probed expert may take."""
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of a sample as a model reads it: the fewest, the median and the most, of `n` images or items.
+
+    `over` of them have more than `limit`, which `setting` says; both are None for images.
+    """
+
+    model: str
+    of: str
+    n: int
+    least: int
+    typical: float
+    most: int
+    limit: int | None = None
+    over: int | None = None
+    setting: str | None = None
+
+    @classmethod
+    def of_values(cls, model: str, of: str, values: Sequence[int], limit: int | None = None, setting: str = "") -> Any:
+        """Count values, of which there is one at least."""
+        over = None if limit is None else sum(value > limit for value in values)
+        return cls(model, of, len(values), min(values), median(values), max(values), limit, over, setting or None)
+
+    def line(self) -> str:
+        """Return a line."""
+        counts = f"{self.least} to {self.most} tokens, {self.typical:g} the median, of {self.n} {self.of}"
+        if self.limit is None:
+            return f"{self.model:16s} {counts}"
+        return f"{self.model:16s} {counts}; {self.over} have more than the {self.limit} that {self.setting} leaves them"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found.
+
+    Attributes:
+        rows: source rows that were looked at; `errors` counts those that cannot be used by kind, `examples` has the
+            first message of each kind.
+        tokens: of images and items, by the model that reads them; `unread` says which models could not be asked.
+        verdict: token ids of the numbers 1 to 5 at the place of a verdict, bare and after a space.
+        probes: two scores by the name of the expert, or why there are none.
+        fits: what the stages take of a card.
+    """
+
+    rows: int
+    errors: Mapping[str, int]
+    examples: Mapping[str, str]
+    tokens: Sequence[TokenCounts]
+    unread: Mapping[str, str]
+    verdict: Mapping[str, int]
+    probes: Mapping[str, list[float] | str]
+    fits: Sequence[Fit]
+
+    @property
+    def problems(self) -> list[str]:
+        """Why a run would fail."""
+        return [problem for fit in self.fits if (problem := fit.problem())]
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything as JSON has it."""
+        fits = [
+            {"table": fit.table, "model": fit.loaded.setting, "bytes": fit.needed, "room": fit.room}
+            | {"parts": {} if fit.footprint is None else fit.footprint.parts()}
+            for fit in self.fits
+        ]
+        same = {"rows": self.rows, "errors": dict(self.errors), "examples": dict(self.examples)}
+        found = {"unread": dict(self.unread), "verdict": dict(self.verdict), "probes": dict(self.probes)}
+        return {**same, "tokens": [asdict(counts) for counts in self.tokens], **found, "fits": fits} | {
+            "problems": self.problems
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was found."""
+        good = self.rows - sum(self.errors.values())
+        yield f"{'sources':16s} {good} of the first {self.rows} rows can be used"
+        for kind, message in self.examples.items():
+            yield f"{'':16s} {self.errors[kind]} {kind}, such as {message}"
+        yield from (counts.line() for counts in self.tokens)
+        yield from (f"{model:16s} {reason}" for model, reason in self.unread.items())
+        if self.verdict:
+            written = ", ".join(f"{text!r} {token}" for text, token in self.verdict.items())
+            yield f"{'verdict':16s} is read at the first token of {written}"
+        for name, scores in self.probes.items():
+            told = (
+                scores
+                if isinstance(scores, str)
+                else f"{scores[0]:.4g} for a right and {scores[1]:.4g} for a wrong response"
+            )
+            yield f"{'score/' + name:16s} {told}"
+        yield from (fit.line() for fit in self.fits)
+
+
+def survey(settings: Settings, run: Run, rows: int, log: Callable[[str], None]) -> Survey:
+    """Look at what a run of some settings will meet. Nothing is fetched from a hub, and nothing is written.
+
+    Args:
+        run: where data that have to be drawn may lie already.
+        rows: source rows to look at.
+        log: called with a line before whatever takes long.
+
+    Raises:
+        SettingsError: a run cannot use the settings.
+    """
+    check_settings(settings)
+    tables = [table for stage in STAGES for table in stage.tables(settings)]
+    states = find_models(models_by_setting(settings, tables))
+    log(f"reading {rows} rows")
+    sample = _read_sample(settings, run, rows)
+    errors = Counter(item["error"]["kind"] for _, item in sample if item["error"])
+    examples = {item["error"]["kind"]: item["error"]["message"] for _, item in reversed(sample) if item["error"]}
+    reader = _Reader(settings, [(data, item) for data, item in sample if data is not None and not item["error"]])
+    log("counting tokens")
+    reader.read_writer("captioner", settings.captioner, states["captioner"])
+    reader.read_writer("judge", settings.judge, states["judge"])
+    for n, expert in enumerate(settings.experts):
+        reader.read_expert(expert, states.get(f"experts.{n}"))
+    probes = {expert.name: _probe(expert, states.get(f"experts.{n}"), log) for n, expert in enumerate(settings.experts)}
+    loaded = loaded_models(settings, tables)
+    card = card_memory(settings.cluster) if any(model.gpus for _, model in loaded) else None
+    fits = find_fits(loaded, states, card)
+    return Survey(len(sample), errors, examples, reader.tokens, reader.unread, reader.verdict, probes, fits)
+
+
+Sampled = tuple[bytes | None, dict[str, Any]]
+"""The bytes of a row's image, and its row of `items`."""
+
+
+def _read_sample(settings: Settings, run: Run, rows: int) -> list[Sampled]:
+    with data_root(settings, run) as root:
+        taken = itertools.islice(read_rows(root, None), rows)
+        return [(None if image is None else image["bytes"], item) for image, item, _ in taken]
+
+
+class _Reader:
+    """Counts the tokens of sampled items, as every model reads them."""
+
+    def __init__(self, settings: Settings, items: Sequence[tuple[bytes, dict[str, Any]]]) -> None:
+        self.settings, self.items = settings, items
+        self.tokens: list[TokenCounts] = []
+        self.unread: dict[str, str] = {}
+        self.verdict: dict[str, int] = {}
+
+    def read_writer(self, setting: str, model: Captioner | Judge, state: ModelState) -> None:
+        """Count images and prompts of the captioner or the judge."""
+        if state.directory is None:
+            self.unread[setting] = f"{model.path} is not on this machine; `carevl run` fetches it"
+            return
+        try:
+            processor = load_processor(state.directory)
+        except UserError as error:
+            self.unread[setting] = str(error)
+            return
+        prompt = getattr(model, "prompt", None)
+        limits = ImageLimits(max_image_pixels=self.settings.data.max_image_pixels)
+        config, sized = _config(state.directory), by_size(processor)
+        family = find_family(config.model_type)
+        token = family.image_token(config)
+        images, prompts, refused = [], [], ""
+        for data, item in self.items:
+            picture = decode_rgb(data, limits, self.settings.data.resize_pixels)
+            text = prompt or judge_prompt("pairwise", item["question"], item["responses"][:2])
+            encoded, failures = encode_with_row_errors(sized, [Prompt(text)], [picture], family)
+            if encoded is None:
+                refused = failures[0].message
+                continue
+            images.append(encoded.ids[0].count(token))
+            prompts.append(len(encoded.ids[0]))
+        if refused:
+            self.unread[setting] = f"{len(self.items) - len(prompts)} of {len(self.items)}: {refused}"
+        if prompts:
+            room = model.max_model_len - model.max_tokens
+            left = f"{setting}.max_model_len less {setting}.max_tokens"
+            self.tokens.append(TokenCounts.of_values(setting, "images", images))
+            self.tokens.append(TokenCounts.of_values(setting, "prompts", prompts, room, left))
+        if prompt is None:
+            ids = {text: encode_text(processor.tokenizer, text)[0] for text in VERDICT_TEXTS}
+            self.verdict = ids
+            for phase in ("sft", "dpo") if prompts else ():
+                most = getattr(self.settings, phase).batch_tokens
+                self.tokens.append(
+                    TokenCounts.of_values(phase, "prompts", prompts, most - model.max_tokens, f"{phase}.batch_tokens")
+                )
+
+    def read_expert(self, expert: Expert, state: ModelState | None) -> None:
+        """Count conversations without a caption, and with one of the longest."""
+        if state is None or not self.items:
+            return
+        if state.directory is None:
+            self.unread[f"score/{expert.name}"] = f"{expert.path} is not on this machine; `carevl run` fetches it"
+            return
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(state.directory, **loading_arguments(expert))
+        texts = [
+            (expert.write("", item["question"]), response) for _, item in self.items for response in item["responses"]
+        ]
+        lengths = [len(text.ids) for text in encode(tokenizer, texts)]
+        room = expert.max_model_len - self.settings.captioner.max_tokens
+        left = f"{expert.name}'s max_model_len less captioner.max_tokens"
+        self.tokens.append(TokenCounts.of_values(f"score/{expert.name}", "conversations", lengths, room, left))
+
+
+def _config(directory: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(directory)
+
+
+def _probe(expert: Expert, state: ModelState | None, log: Callable[[str], None]) -> list[float] | str:
+    """Return an expert's scores of the probe, or why it has none."""
+    if state is not None:
+        if state.directory is None:
+            return "not asked: it is not on this machine"
+        needed, free = read_stored_weights(state.directory).loaded_as(expert.dtype), free_memory()
+        if needed > _SHARE_OF_MEMORY * free:
+            return f"not asked: its weights take {gigabytes(needed)}, and {gigabytes(free)} of memory are free"
+    caption, question, responses = _PROBE
+    log(f"asking {expert.name}")
+    try:
+        [scores] = EXPERT_KINDS[expert.kind].load(expert)([(expert.write(caption, question), responses, question)])
+    except (UserError, OSError, ValueError, ImportError) as error:
+        return f"cannot be loaded: {first_line(error)}"
+    finally:
+        close_engines()
+    return scores.message if isinstance(scores, Failure) else scores
