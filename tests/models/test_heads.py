@@ -146,6 +146,17 @@ def test_own_code_that_reads_a_known_head_as_we_do_is_shared(load, tmp_path):
     assert read.shares
 
 
+def test_own_code_that_is_no_classifier_is_loaded_by_the_class_it_names(load, tmp_path):
+    """InternLM2's reward models name one for `AutoModel` alone."""
+    case = replace(CASES[2], code=("self.v_head = nn.Linear(64, 1, bias=False)", "self.v_head(states)"))
+    config = json.loads((write_case(case, tmp_path) / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "own_reward.OwnReward"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = load(make_expert(tmp_path, trust_remote_code=True))
+    assert type(read.model).__name__ == "OwnReward"
+    assert read.score(CONVERSATIONS) == pytest.approx(own_scores(case, tmp_path, CONVERSATIONS), abs=1e-4)
+
+
 def test_own_code_that_reads_a_known_head_otherwise_is_used(load, tmp_path, caplog):
     expected = _write_linear_code(tmp_path, "self.score(states).sigmoid()")
     read = load(make_expert(tmp_path, trust_remote_code=True))
