@@ -25,6 +25,11 @@ CASES = {
     "0.5B, adapters, bfloat16": ("0.5B", "dpo", Training(**LARGE, dtype="bfloat16")),
     "0.5B, all weights": ("0.5B", "sft", Training(**LARGE, lora=None)),
     "1.5B, adapters, bfloat16": ("1.5B", "sft", Training(**LARGE, dtype="bfloat16")),
+    "3B, adapters, bfloat16": (
+        "3B",
+        "sft",
+        Training(**{**LARGE, "batch_tokens": 640, "batch_size": 1}, dtype="bfloat16"),
+    ),
 }
 """Size of the judge, phase, settings; two steps of rows that are full."""
 
