@@ -23,6 +23,9 @@ def check(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch a hub model that is not on this machine; else nothing is fetched.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Of a model: run Python code that comes with it.")
+    ] = False,
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=1, help="Of settings: source rows to look at.")] = 64,
     as_json: AsJson = False,
@@ -48,8 +51,8 @@ def check(
     from carevl.settings.loader import presets
 
     if target in presets() or target.endswith((".yaml", ".yml")):
-        if revision is not None or download:
-            raise UserError("--revision and --download are for a model; settings name the revisions of theirs")
+        if revision is not None or download or trust_remote_code:
+            raise UserError("--revision, --download and --trust-remote-code are for a model; settings have their own")
         _check_settings(target, overrides, rows, as_json=as_json)
         return
     if overrides:
@@ -59,9 +62,9 @@ def check(
     from carevl.training.inspection import inspect_judge
 
     if download:
-        prepare_models({"model": Judge(path=target, revision=revision)}, log)
+        prepare_models({"model": Judge(path=target, revision=revision, trust_remote_code=trust_remote_code)}, log)
     try:
-        inspection = inspect_judge(target, revision)
+        inspection = inspect_judge(target, revision, code=trust_remote_code)
     except UserError as error:
         if hint := suggest(target, presets(), "", kind="the preset "):
             raise UserError(f"{error}; {hint}") from None

@@ -16,6 +16,7 @@ from carevl.errors import UserError
 from carevl.models.families import judge_family
 from carevl.models.hub import find_config, find_snapshot
 from carevl.models.locate import own_directory
+from carevl.models.own_code import code_arguments, explain_refusal, is_code_trusted, trust_own_code
 from carevl.models.prompts import check_tokenizer
 from carevl.models.stored_weights import indexed_files, tensor_names, tensor_shapes
 from carevl.settings.schemes import split_scheme
@@ -26,21 +27,23 @@ _OF_PEFT = (".lora_A.", ".lora_B.", ".lora_embedding_", ".base_layer.", "base_mo
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.gguf")
 
 
-def check_judge(path: str, revision: str | None = None) -> None:
+def check_judge(path: str, revision: str | None = None, *, code: bool = False) -> None:
     """Refuse a model that cannot be trained and asked as a judge.
 
     A hub model that does not lie whole on this machine is not fetched; of it nothing is told but its architecture.
 
     Args:
         path: as in the settings: a directory, a hub id, or a path with a scheme.
+        code: whether Python code that comes with it may run.
 
     Raises:
         UserError: a sentence: what the directory lacks or has too much of, and what to do.
     """
     judge_family(path, revision)
-    directory = own_directory(path) or find_snapshot(path, revision)
+    directory = own_directory(path) or find_snapshot(path, revision, code=code)
     if directory is not None:
-        check_directory(directory)
+        with trust_own_code(code):
+            check_directory(directory)
 
 
 def find_judge(path: str, revision: str | None = None) -> tuple[Path, bool]:
@@ -74,7 +77,8 @@ def check_directory(directory: Path, *, weights: bool = True) -> None:
     """
     if "model_type" not in _read_json(directory / "config.json"):
         raise UserError(f"{directory / 'config.json'} names no model_type: it is no configuration of a model")
-    _check_architecture(directory)
+    trusted = is_code_trusted()
+    _check_architecture(directory, trusted)
     if (directory / ADAPTER).is_file():
         raise UserError(
             f"{directory} carries an adapter ({ADAPTER}), which would be loaded into the judge unseen; merge it first, "
@@ -83,9 +87,9 @@ def check_directory(directory: Path, *, weights: bool = True) -> None:
     if weights:
         _check_weight_files(directory)
     _check_reader(directory)
-    _load_reader(directory)
+    _load_reader(directory, trusted)
     if weights:
-        _check_tensors(directory)
+        _check_tensors(directory, trusted)
 
 
 def has_weights(directory: Path) -> bool:
@@ -146,8 +150,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 @cache
-def _load_reader(directory: Path) -> None:
+def _load_reader(directory: Path, trusted: bool) -> None:
     """Load the processor, once in a process."""
+    del trusted
     load_processor(directory)
 
 
@@ -160,9 +165,10 @@ def load_processor(judge: Path) -> Any:
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(judge)
+        processor = AutoProcessor.from_pretrained(judge, **code_arguments())
     except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
-        raise UserError(f"{judge} has no processor that loads: {_one_line(error)}") from None
+        refusal = explain_refusal(judge, error) or f"{judge} has no processor that loads: {_one_line(error)}"
+        raise UserError(refusal) from None
     if not hasattr(processor, "image_processor"):
         raise UserError(f"{judge} has a tokenizer but no image processor; a judge needs its preprocessor_config.json")
     if not processor.chat_template:
@@ -172,36 +178,41 @@ def load_processor(judge: Path) -> Any:
 
 
 @cache
-def _check_architecture(directory: Path) -> None:
+def _check_architecture(directory: Path, trusted: bool) -> None:
     """Refuse a configuration that transformers does not know, or of a model that does not read images."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     kind = _read_json(directory / "config.json")["model_type"]
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, **code_arguments())
     except Exception as error:  # each architecture checks its fields in its own way
-        raise UserError(f"{directory / 'config.json'} is refused by transformers: {_one_line(error)}") from None
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        refusal = f"{directory / 'config.json'} is refused by transformers: {_one_line(error)}"
+        raise UserError(explain_refusal(directory, error) or refusal) from None
+    has_code = trusted and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not has_code:
         raise UserError(
             f"{directory} is a {kind} model, which does not read images; a judge is a vision-language model"
         )
 
 
 @cache
-def _check_tensors(directory: Path) -> None:
+def _check_tensors(directory: Path, trusted: bool) -> None:
     """Compare the names and shapes of the stored tensors with those of the model that the configuration describes.
 
     transformers would fill in what is missing with random numbers.
     """
     import torch
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    config = AutoConfig.from_pretrained(directory)
+    del trusted
+    config = AutoConfig.from_pretrained(directory, **code_arguments())
     # transformers opens a file by mapping it, which the system refuses for one that is larger than its memory.
     stored = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes(directory).items()}
     try:
         with quiet_transformers():
-            _, loaded = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].from_pretrained(
+            with torch.device("meta"):
+                model = AutoModelForImageTextToText.from_config(config, **code_arguments())
+            _, loaded = type(model).from_pretrained(
                 None,
                 config=config,
                 state_dict=stored,

@@ -72,17 +72,19 @@ class Weights:
 
     path: str
     revision: str | None = None
+    code: bool = False
+    """Whether Python code that comes with it may run."""
 
     @classmethod
-    def of(cls, path: str | Path, revision: str | None = None) -> Weights:
+    def of(cls, path: str | Path, revision: str | None = None, *, code: bool = False) -> Weights:
         """Name a model of the settings: a directory by its absolute path, a hub model by id and revision."""
         directory = own_directory(str(path))
-        return cls(str(path), revision) if directory is None else cls(str(directory.resolve()))
+        return cls(str(path), revision, code) if directory is None else cls(str(directory.resolve()), code=code)
 
     @property
     def directory(self) -> Path:
         """Its directory on this node; errors as for `ensure_local`."""
-        return Path(ensure_local(self.path, self.revision))
+        return Path(ensure_local(self.path, self.revision, code=self.code))
 
     @property
     def fingerprint(self) -> str:

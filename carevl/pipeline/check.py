@@ -229,7 +229,9 @@ def _check_judge(settings: Settings) -> Iterator[str]:
     """Yield why the judge cannot be trained or served; one of the hub that is not here is looked at when it is."""
     judge = settings.judge
     if not list(_check_weights("judge", judge)):  # told of with the weights
-        yield from _refusal("judge.path", lambda judge: check_judge(judge.path, judge.revision), judge)
+        yield from _refusal(
+            "judge.path", lambda judge: check_judge(judge.path, judge.revision, code=judge.trust_remote_code), judge
+        )
     if judge.serve == "adapter" and judge.engine == "vllm" and (unserved := find_unserved(settings)):
         yield (
             f"judge.serve: vllm does not compute adapters of {unserved} as they are trained; use judge.serve: merged, "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from carevl.models.download import gigabytes
 from carevl.models.engines import ENGINES
 from carevl.models.engines.card import CONTEXT
+from carevl.models.own_code import trust_own_code
 from carevl.settings.models import Expert
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def _footprint(loaded: LoadedModel, state: ModelState) -> Footprint | None:
     if loaded.training is not None:
         from carevl.training.footprint import training_footprint
 
-        return training_footprint(state.directory, loaded.training)
+        with trust_own_code(loaded.model.trust_remote_code):
+            return training_footprint(state.directory, loaded.training)
     model = loaded.model
     scores = isinstance(model, Expert) and model.kind == "reward_model"
     return ENGINES[model.engine].footprint(model, str(state.directory), "pooling" if scores else "generate")

@@ -24,6 +24,7 @@ from carevl.models.families import find_family
 from carevl.models.judge_files import load_processor
 from carevl.models.locate import loading_arguments
 from carevl.models.memory import free_memory
+from carevl.models.own_code import code_arguments, trust_own_code
 from carevl.models.prompts import Prompt, encode_text, encode_with_row_errors
 from carevl.models.row_errors import Failure, first_line
 from carevl.models.stored_weights import read_stored_weights
@@ -196,13 +197,14 @@ class _Reader:
             self.unread[setting] = f"{model.path} is not on this machine; `carevl run` fetches it"
             return
         try:
-            processor = load_processor(state.directory)
+            with trust_own_code(model.trust_remote_code):
+                processor, config = load_processor(state.directory), _config(state.directory)
         except UserError as error:
             self.unread[setting] = str(error)
             return
         prompt = getattr(model, "prompt", None)
         limits = ImageLimits(max_image_pixels=self.settings.data.max_image_pixels)
-        config, sized = _config(state.directory), by_size(processor)
+        sized = by_size(processor)
         family = find_family(config.model_type)
         token = family.image_token(config)
         images, prompts, refused = [], [], ""
@@ -253,7 +255,7 @@ class _Reader:
 def _config(directory: Path) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(directory)
+    return AutoConfig.from_pretrained(directory, **code_arguments())
 
 
 def _probe(expert: Expert, state: ModelState | None, log: Callable[[str], None]) -> list[float] | str:

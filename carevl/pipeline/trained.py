@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from carevl.models.own_code import trust_own_code
+
 if TYPE_CHECKING:
     from carevl.settings.tree import Settings
 
@@ -28,7 +30,8 @@ def trained_lines(settings: Settings, tables: Collection[str], judge: Path | Non
     from carevl.training.skeleton import load_skeleton  # torch and transformers take seconds
     from carevl.training.trainable import describe_trained
 
-    model = load_skeleton(judge)
+    with trust_own_code(settings.judge.trust_remote_code):
+        model = load_skeleton(judge)
     for phase in phases:
         training = getattr(settings, phase)
         yield f"{phase:16s} {describe_trained(model, training).line()}"

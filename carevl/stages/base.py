@@ -230,8 +230,9 @@ class RunContext:
         """Return the judge that phase 2 begins with, and the adapter on top of it: None where phase 1 is merged."""
         judge = self.settings.judge
         if keeps_adapter(self.settings):
-            return Weights(judge.path, judge.revision), self.table("sft", "adapter").directory.absolute()
-        return Weights(str(self.merged_judge("sft"))), None
+            base = Weights(judge.path, judge.revision, judge.trust_remote_code)
+            return base, self.table("sft", "adapter").directory.absolute()
+        return Weights(str(self.merged_judge("sft")), code=judge.trust_remote_code), None
 
     def merged_judge(self, phase: str) -> Path:
         """Return the directory of the merged weights that a phase made."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool, for_workers
 from carevl.models.locate import Weights
+from carevl.models.own_code import trust_own_code
 from carevl.stages.base import (
     Counts,
     LoadedModel,
@@ -74,6 +75,7 @@ def run(context: RunContext) -> Counts:
         replay=replay,
         dev=dev,
         resize_pixels=pixels,
+        trust_remote_code=settings.judge.trust_remote_code,
         on_progress=progress,
         log=log,
     )
@@ -114,7 +116,9 @@ class ReferenceProcessor(Processor):
     def setup(self) -> None:
         from carevl.training.reference import Reference
 
-        self.reference = Reference(self.judge.directory, self.training, self.adapter, resize_pixels=self.resize_pixels)
+        with trust_own_code(self.judge.code):
+            directory = self.judge.directory
+            self.reference = Reference(directory, self.training, self.adapter, resize_pixels=self.resize_pixels)
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows = self.reference(tables["pairs"])

@@ -48,6 +48,7 @@ def run(context: RunContext) -> Counts:
         revision=settings.judge.revision,
         dev=dev,
         resize_pixels=judge_pixels(settings),
+        trust_remote_code=settings.judge.trust_remote_code,
         on_progress=progress,
         log=log,
     )

@@ -20,6 +20,7 @@ from carevl.errors import UserError
 from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights, adapter_fingerprint
+from carevl.models.own_code import trust_own_code
 from carevl.models.packing import usable_packing
 from carevl.periodic import call_every
 from carevl.settings.training import Phase, Training, Workers
@@ -76,6 +77,7 @@ def train(
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
     resize_pixels: int | None = None,
+    trust_remote_code: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Trained:
@@ -96,6 +98,7 @@ def train(
         dev: labelled pairs: rows with the columns of dpo, whose `chosen` is the right verdict and `rejected` the wrong
             one; a row for each order, with the same `item_id`. The checkpoint that is best there is exported.
         resize_pixels: larger images are resized to so many pixels; `judge/` and `adapter/` keep it for their users.
+        trust_remote_code: whether Python code that comes with the judge may run.
         on_progress: called with the last steps every few seconds, from a thread of its own.
         log: called with a line while the workers wait for room on the cluster, from a thread of its own.
 
@@ -114,6 +117,7 @@ def train(
         replay=replay,
         dev=dev,
         resize_pixels=resize_pixels,
+        trust_remote_code=trust_remote_code,
     )
     out = config.out
     if not (out / "judge").exists():
@@ -147,6 +151,7 @@ def prepare_training(
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
     resize_pixels: int | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[WorkerConfig, int, list[dict[str, Any]]]:
     """Check and encode everything that workers need, into `out/data`; arguments and errors as for `train`.
 
@@ -156,7 +161,7 @@ def prepare_training(
     check_tracker(training.tracker)
     if training.base_bits is not None:
         check_bitsandbytes()
-    base, out = Weights.of(judge, revision), out.resolve()
+    base, out = Weights.of(judge, revision, code=trust_remote_code), out.resolve()
     adapter = None if adapter is None else adapter.resolve()
     record, facts = out / "training.json", _facts(phase, rows, base, adapter, training, replay, dev, resize_pixels)
     if record.exists():
@@ -169,10 +174,12 @@ def prepare_training(
             config = WorkerConfig(base, out / "data", out, schedule, training, adapter)
             return config, stored["rows"], stored["errors"]
     shutil.rmtree(out / "data", ignore_errors=True)  # that of an earlier version, or what was begun
-    schedule, used, errors = _encode(phase, rows, base.directory, out / "data", training, replay, dev, resize_pixels)
+    data = out / "data"
+    with trust_own_code(base.code):
+        schedule, used, errors = _encode(phase, rows, base.directory, data, training, replay, dev, resize_pixels)
     stored = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
     write_atomically(record, json.dumps(stored, indent=1).encode())
-    return WorkerConfig(base, out / "data", out, schedule, training, adapter), used, errors
+    return WorkerConfig(base, data, out, schedule, training, adapter), used, errors
 
 
 def _facts(

@@ -16,6 +16,7 @@ from carevl.models.engines.card import GIB
 from carevl.models.families import family_of
 from carevl.models.judge_files import check_directory, find_judge, load_processor, quiet_transformers
 from carevl.models.memory import free_memory
+from carevl.models.own_code import trust_own_code
 from carevl.models.prompts import Prompt, encode_prompts
 from carevl.models.stored_weights import read_stored_weights, stored_dtype
 from carevl.settings.training import Training
@@ -95,7 +96,7 @@ class Inspection:
             yield from ("", f"{task}, {self.prompt_tokens[task]} tokens:", text)
 
 
-def inspect_judge(path: str, revision: str | None = None) -> Inspection:
+def inspect_judge(path: str, revision: str | None = None, *, code: bool = False) -> Inspection:
     """Load a model as a judge and look at it. Nothing is fetched.
 
     Where its weights are not on this machine but its configuration is, or memory is too small for them, two random
@@ -103,10 +104,16 @@ def inspect_judge(path: str, revision: str | None = None) -> Inspection:
 
     Args:
         path: as in the settings: a directory, a hub id, or a path with a scheme.
+        code: whether Python code that comes with it may run.
 
     Raises:
         UserError: a sentence that says why it cannot be a judge.
     """
+    with trust_own_code(code):
+        return _inspect(path, revision)
+
+
+def _inspect(path: str, revision: str | None) -> Inspection:
     directory, is_whole = find_judge(path, revision)
     check_directory(directory, weights=is_whole)
     processor, skeleton, training = load_processor(directory), load_skeleton(directory), Training()

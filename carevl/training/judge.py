@@ -14,6 +14,7 @@ import torch
 from carevl.models.device import device
 from carevl.models.flex_attention import FLEX
 from carevl.models.judge_files import load_processor
+from carevl.models.own_code import code_arguments
 from carevl.models.packing import Packed
 from carevl.models.tree_attention import TREES, branch_log_probabilities, set_attention
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose, merge
@@ -58,7 +59,7 @@ def load_judge(judge: Path, dtype: str, base_bits: BaseBits | None = None) -> An
 
     quantized = {} if base_bits is None else loading_arguments(judge, base_bits, dtype)
     model = AutoModelForImageTextToText.from_pretrained(
-        judge, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **quantized
+        judge, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **quantized, **code_arguments()
     )
     if base_bits is not None:
         keep_trainable(model)

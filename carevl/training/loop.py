@@ -18,6 +18,7 @@ from carevl.models.device import device
 from carevl.models.flex_attention import FLEX
 from carevl.models.judge_files import load_processor
 from carevl.models.locate import Weights
+from carevl.models.own_code import code_arguments
 from carevl.models.packing import Packed, row_tokens
 from carevl.models.tree_attention import TREES, attention_of, set_attention
 from carevl.settings.training import Packing, Training
@@ -83,7 +84,7 @@ class Loop:
         from transformers.integrations import HfDeepSpeedConfig
 
         training = self.config.training
-        language = AutoConfig.from_pretrained(self.config.judge).get_text_config()
+        language = AutoConfig.from_pretrained(self.config.judge, **code_arguments()).get_text_config()
         configuration = deepspeed_config(training, language.hidden_size)
         # Under ZeRO 3, from_pretrained spreads the weights while it loads them, if this object is alive.
         spread = HfDeepSpeedConfig(configuration) if training.spreads_weights else None

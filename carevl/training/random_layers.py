@@ -11,6 +11,7 @@ from carevl.models.device import device
 from carevl.models.engines.card import GIB
 from carevl.models.flex_attention import FLEX
 from carevl.models.memory import free_memory
+from carevl.models.own_code import code_arguments
 from carevl.models.tree_attention import TREES, set_attention
 
 LAYERS = 2
@@ -29,10 +30,12 @@ def build_random_layers(directory: Path) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     def build() -> Any:
-        return AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        return AutoModelForImageTextToText.from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa", **code_arguments()
+        )
 
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, **code_arguments())
         config = type(config).from_dict(shorten(config.to_dict()))
         with torch.device("meta"):
             needed, free = sum(weight.nbytes for weight in build().parameters()), free_memory()

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from carevl.models.own_code import code_arguments
+
 
 def load_skeleton(judge: Path, dtype: str | None = None) -> Any:
     """Return the judge's modules without weights, on the meta device.
@@ -17,4 +19,5 @@ def load_skeleton(judge: Path, dtype: str | None = None) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(judge), dtype=dtype)
+        config = AutoConfig.from_pretrained(judge, **code_arguments())
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype, **code_arguments())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
+from carevl.models.own_code import is_code_trusted
 from carevl.models.stored_weights import INDEX, tensor_shapes, weight_files
 
 if TYPE_CHECKING:
@@ -145,3 +146,5 @@ def rewrite(
     for name in (INDEX, "config.json", "generation_config.json"):
         if (layout.directory / name).exists():
             shutil.copyfile(layout.directory / name, target / name)
+    for code in layout.directory.glob("*.py") if is_code_trusted() else ():
+        shutil.copyfile(code, target / code.name)

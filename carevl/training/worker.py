@@ -11,6 +11,7 @@ from typing import Any
 from carevl.errors import UserError
 from carevl.models.device import device, reserve_device
 from carevl.models.locate import ensure_local
+from carevl.models.own_code import trust_own_code
 from carevl.training.checkpoints import Checkpoints, exclusive_lock
 from carevl.training.loop import Loop, WorkerConfig
 from carevl.training.progress import StepLog
@@ -27,13 +28,13 @@ def run_worker(config: WorkerConfig) -> str | None:
     try:
         reserve_device(config.training.workers.num_gpus)
         # A node that lacks it fetches it before anybody waits for this worker in a collective.
-        ensure_local(config.base.path, config.base.revision)
+        ensure_local(config.base.path, config.base.revision, code=config.base.code)
     except UserError as error:
         return f"cannot begin: {error}"
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     join_workers(torch.distributed.get_backend())  # that of the group that Ray has made
-    with exclusive_lock(config.out) if rank == 0 else nullcontext():
+    with exclusive_lock(config.out) if rank == 0 else nullcontext(), trust_own_code(config.base.code):
         return run_loop(Loop(config, rank, world))
 
 
