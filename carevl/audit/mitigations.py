@@ -1,4 +1,4 @@
-"""The effect of each mitigation on label precision: labelled pairs routed with and without it, all else the same."""
+"""The effect of mitigations and of experts on label precision: pairs routed with and without one, all else the same."""
 
 from __future__ import annotations
 
@@ -38,6 +38,22 @@ def measure_mitigations(settings: RouterSettings, labelled: Pairs, unlabelled: P
     for name, changes in mitigations.items():
         panels = [cross_fit(settings.model_copy(update=change), labelled, unlabelled) for change in changes]
         figures[name] = _compare(*panels)
+    return figures
+
+
+def measure_contributions(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> Tree:
+    """Measure labelled pairs without and with each expert: what it adds to the others.
+
+    Returns:
+        `EXPERT.…`, as for `measure_mitigations`; nothing where there is one expert.
+    """
+    if len(labelled.experts) < 2:
+        return {}
+    whole = cross_fit(settings, labelled, unlabelled)
+    figures: Tree = {}
+    for expert in labelled.experts:
+        rest = None if unlabelled is None else unlabelled.without(expert)
+        figures[expert] = _compare(cross_fit(settings, labelled.without(expert), rest), whole)
     return figures
 
 

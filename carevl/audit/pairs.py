@@ -11,7 +11,7 @@ from carevl.audit.measures import (
     measure_reliability,
     measure_routing,
 )
-from carevl.audit.mitigations import measure_mitigations
+from carevl.audit.mitigations import measure_contributions, measure_mitigations
 from carevl.audit.panel import Panel, cross_fit
 from carevl.confidence.calibration import MIN_LABELS
 from carevl.confidence.guarantee import CannotCertifyError
@@ -39,7 +39,7 @@ def audit_pairs(
 
     Returns:
         `notes`, `label_free`, `training` (by the truth of a drawn world), and with enough labels `experts`,
-        `redundancy`, `router`, `reliability`, `coverage` and `mitigations`.
+        `redundancy`, `router`, `reliability`, `coverage`, `contributions` and `mitigations`.
     """
     router, notes = _fit_router(settings, labelled, unlabelled)
     free = Panel.of(router, pairs)
@@ -63,6 +63,7 @@ def audit_pairs(
         "level": settings.level,
         "wanted": settings.precision if router.certificate else None,
     }
+    report["contributions"] = measure_contributions(settings, labelled, unlabelled)
     report["mitigations"] = measure_mitigations(settings, labelled, unlabelled)
     return report
 

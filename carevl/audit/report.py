@@ -26,7 +26,9 @@ def format_lines(report: Tree) -> Iterator[str]:
     yield from _label_free(report)
     yield from _together(report)
     yield from _routing(report)
-    yield from _mitigations(report)
+    yield from _changes(report, "contributions", "what each expert adds: labels kept and right without and with it")
+    title = "mitigations, as settings of the router: labels kept and right without and with them"
+    yield from _changes(report, "mitigations", title)
     yield from ("", "notes", *(f"  {note}" for note in report["notes"]))
     yield from ("", "findings")
     yield from (f"  {finding['sentence']}" for finding in report["findings"])
@@ -130,13 +132,13 @@ def _routing(report: Tree) -> Iterator[str]:
                 yield _row(f"  {kind}", [_cell(group, "coverage"), _cell(group, "precision")])
 
 
-def _mitigations(report: Tree) -> Iterator[str]:
-    if "mitigations" not in report:
+def _changes(report: Tree, key: str, title: str) -> Iterator[str]:
+    if not report.get(key):
         return
-    yield from ("", "mitigations, as settings of the router: labels kept and right without and with them")
+    yield from ("", title)
     titles = ["kept without", "kept with", "right without", "right with", "change", "at same coverage"]
     yield _row("", titles, first=24)
-    for name, figures in report["mitigations"].items():
+    for name, figures in report[key].items():
         coverage, precision = figures["coverage"], figures["precision"]
         cells = [coverage["without"], coverage["with"], precision["without"], precision["with"]]
         changes = [precision["change"], precision["change_at_same_coverage"]]

@@ -58,6 +58,12 @@ class Pairs:
         """Select the pairs at `rows`, indices or a mask of pairs; the items stay as they are."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _PER_PAIR})
 
+    def without(self, expert: str) -> Pairs:
+        """Return the pairs as if an expert had not been asked."""
+        kept = [n for n, name in enumerate(self.experts) if name != expert]
+        names = tuple(self.experts[n] for n in kept)
+        return replace(self, experts=names, margins=self.margins[:, kept], no_caption=self.no_caption[:, kept])
+
     def sorted(self) -> Pairs:
         """Sort the pairs by image, item, first and second, whatever order they came in."""
         ids = pa.table(

@@ -9,7 +9,7 @@ import pytest
 from carevl.audit.findings import find
 from carevl.audit.ledger import Ledger, calibration_gaps, reliability
 from carevl.audit.measures import length_groups, measure_coverage, measure_experts, measure_label_free, measure_routing
-from carevl.audit.mitigations import measure_mitigations
+from carevl.audit.mitigations import measure_contributions, measure_mitigations
 from carevl.audit.panel import cross_fit
 from carevl.confidence.guarantee import Tally
 from carevl.settings.router import RouterSettings
@@ -199,6 +199,24 @@ def test_the_coverage_curve_counts_one_pair_of_each_image_and_bounds_its_precisi
     best = points[len(points) // 4]
     right, n = round(best["precision"] * best["n"]), best["n"]
     assert best["bound"] == pytest.approx(Tally(n, n, n - right).precision_interval(0.9)[0])
+
+
+def test_what_an_expert_adds_is_measured_against_the_others_without_it(make_pairs):
+    rng = np.random.default_rng(1)
+    gold = rng.choice([-1.0, 1.0], N)
+    a, c = (3.0 * gold + rng.normal(0, 3.0, N) for _ in range(2))
+    margins = np.stack([a, a + rng.normal(0, 0.3, N), c], axis=1)  # b errs where a does
+    pairs = make_pairs(margins, no_caption=rng.normal(0, 1, (N, 3)), gold=gold)
+    figures = measure_contributions(RouterSettings(), pairs, None)
+    assert list(figures) == ["a", "b", "c"]
+    changes = {expert: figures[expert]["precision"]["change_at_same_coverage"] for expert in "abc"}
+    assert changes["c"]["low"] > 0.01
+    assert abs(changes["b"]["value"]) < changes["c"]["value"] / 2
+    whole = measure_routing(cross_fit(RouterSettings(), pairs, None), {})
+    assert {expert: figures[expert]["coverage"]["with"] for expert in "abc"} == dict.fromkeys("abc", whole["coverage"])
+    without = measure_routing(cross_fit(RouterSettings(), pairs.without("c"), None), {})
+    assert figures["c"]["precision"]["without"] == without["precision"]
+    assert measure_contributions(RouterSettings(), pairs.without("b").without("c"), None) == {}
 
 
 def test_mitigations_are_measured_against_the_same_pairs_without_them(make_pairs):
