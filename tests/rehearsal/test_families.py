@@ -16,7 +16,7 @@ import pytest
 
 from carevl.judging.prompts import judge_prompt, write_judgment
 from carevl.miniworld.items import draw_items
-from carevl.models.engines import generator
+from carevl.models.engines import close_engines, generator
 from carevl.models.engines.base import GenerationRequest
 from carevl.settings.loader import load_settings
 from carevl.stages.caption import CaptionProcessor
@@ -31,6 +31,13 @@ SETTINGS = load_settings("single-gpu")
 EXPERTS = ("llama", "qwen3", "mistral")
 STEPS = {"batch_size": 4, "checkpoint_steps": 1, "workers": {"num_cpus": 1}}
 """Of eight rows, two steps; without the GPU that the presets reserve."""
+
+
+@pytest.fixture(autouse=True)
+def _no_engine_left():
+    """Engines of this process are ended: vLLM's give no memory back before, and whole runs follow."""
+    yield
+    close_engines()
 
 
 @pytest.fixture(scope="module")
