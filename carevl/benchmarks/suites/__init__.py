@@ -15,6 +15,7 @@ from carevl.benchmarks.suites import (
     mllm_judge,
     mm_rlhf_rewardbench,
     multimodal_rewardbench,
+    pairwise,
     rewardbench2,
     vl_rewardbench,
 )
@@ -29,6 +30,7 @@ SUITES: Registry[Suite] = Registry(
         multimodal_rewardbench.SUITE,
         mm_rlhf_rewardbench.SUITE,
         rewardbench2.SUITE,
+        pairwise.SUITE,
     ),
 )
 
