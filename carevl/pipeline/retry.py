@@ -65,7 +65,7 @@ def _retry_stage(context: RunContext, stage: Stage, tally: Tally) -> bool:
         tally[table] = {"rows_out": n, "errors": count_failed(table)}
         context.log(f"{table:16s} failed rows tried again: {tally[table]['errors']} of {n} still fail")
         if tally[table]["errors"] < n and context.table(table).manifest is not None:
-            _update_manifest(context.table(table), counts[table]["errors"])
+            _update_manifest(context.table(table), counts[table])
             changed = True
     return changed
 
@@ -90,7 +90,8 @@ def _retry_sources(context: RunContext, tally: Tally) -> bool:
     return changed
 
 
-def _update_manifest(table: Table, errors: int) -> None:
+def _update_manifest(table: Table, counts: Mapping[str, Any]) -> None:
     """Bring a manifest up to date with rows that were made again."""
     manifest = table.manifest or {}
-    table.finish(manifest | {"errors": errors, "retried": manifest.get("retried", 0) + 1})
+    new = {name: counts[name] for name in ("errors", "verdicts") if name in counts}
+    table.finish(manifest | new | {"retried": manifest.get("retried", 0) + 1})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from carevl.judging.counts import stored_warnings
 from carevl.pipeline.keys import stage_keys
 from carevl.stages import STAGES
 from carevl.store.run import Run
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def status_lines(settings: Settings, run: Run) -> Iterator[str]:
-    """Yield a line per table: what there is, or what a run would do and why; then its fallbacks, and errors by kind."""
+    """Yield a line per table: what there is, or what a run would do and why; then its warnings, and errors by kind."""
     keys = stage_keys(settings, run)
     for stage in STAGES:
         for name in stage.tables(settings):
@@ -27,6 +28,7 @@ def status_lines(settings: Settings, run: Run) -> Iterator[str]:
                 continue
             rows = f"{manifest['rows_out']} rows, {manifest['errors']} errors"
             yield f"{name:16s} finished {manifest['finished']}: {rows}"
-            yield from (f"{'':16s} {sentence}" for sentence in manifest.get("fallbacks", ()))
+            warnings = [*manifest.get("fallbacks", ()), *stored_warnings(manifest)]
+            yield from (f"{'':16s} {sentence}" for sentence in warnings)
             errors = Table(table.directory / stage.errors_in)
             yield from (f"{'':16s} {problem}" for problem in errors.problems(5))

@@ -21,6 +21,13 @@ class Demonstrate(Strict):
     verdict_only_share: float = Field(
         0.0, ge=0, lt=1, description="Share of the targets that are a bare verdict; items without a judgment first."
     )
+    min_parsed: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Least share of the base judge's texts that state a verdict or a tie: once fewer do, the stage "
+        "stops and quotes some. 0 goes on with whatever can be read.",
+    )
 
 
 class Sample(Strict):

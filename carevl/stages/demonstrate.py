@@ -158,11 +158,16 @@ def _target(item: Item, prompted: Prompted, text: str, *, evidence: bool) -> dic
 
 
 def run(context: RunContext) -> Counts:
-    """Ask the base judge about every high-confidence item, and make targets of what agrees with the label."""
+    """Ask the base judge about every high-confidence item, and make targets of what agrees with the label.
+
+    Raises:
+        RunError: few of its texts have a verdict that can be read; said as soon as some are there.
+    """
     [table] = context.pending
     settings, judged = context.settings, context.table(table, "judgments")
     spec = sampling_spec(settings)
-    counts = judge_items(context, table, settings.judge, spec, context.table("route"), judged)[table]
+    least = settings.demonstrate.min_parsed
+    counts = judge_items(context, table, settings.judge, spec, context.table("route"), judged, min_parsed=least)[table]
     target = context.table(table, "targets")
     choose_rows(context, make_targets, judged, target)
     evidence = target.read(columns=["evidence"])["evidence"].to_pylist()
@@ -173,7 +178,12 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     """Return what targets depend on, apart from items and routes."""
     del root, table
     judge = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision), **judge_inputs(settings)}
-    return {"version": VERSION, "seed": settings.seed, "judge": judge, **settings.demonstrate.model_dump()}
+    return {
+        "version": VERSION,
+        "seed": settings.seed,
+        "judge": judge,
+        **settings.demonstrate.model_dump(exclude={"min_parsed"}),
+    }
 
 
 STAGE = Stage(

@@ -12,6 +12,8 @@ import pyarrow as pa
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
 from carevl.data.pictures import decode_images, picture
+from carevl.errors import UserError
+from carevl.judging.counts import VerdictCounts, describe, join, store
 from carevl.judging.prompts import Task, judge_prompt, write_judgment
 from carevl.judging.verdicts import Verdict, read_verdict
 from carevl.models.engines import generate_with_row_errors, generator
@@ -19,6 +21,7 @@ from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.models.row_errors import Failure
 from carevl.stages.base import LoadedModel, in_pool, judge_pixels, pixel_inputs
 from carevl.stats.draws import hash_uniform
+from carevl.store.run import RunError
 from carevl.store.schemas import JUDGMENTS, row_error
 
 if TYPE_CHECKING:
@@ -95,12 +98,19 @@ class SamplingSpec:
 
 @dataclass
 class JudgeProcessor(Processor):
-    """Turns a part of `items`, `images` and `routes` into a part of `judgments`."""
+    """Turns a part of `items`, `images` and `routes` into a part of `judgments`.
+
+    Once few of its texts have a verdict, it makes no further part: those that are made stay.
+    """
 
     judge: Judge
     spec: SamplingSpec
     resize_pixels: int | None = None
+    min_parsed: float = 0.0
+    """Least share of texts that state a verdict or a tie."""
     engine: Generator = field(init=False, repr=False)
+    counts: VerdictCounts = field(init=False, repr=False, default_factory=VerdictCounts)
+    """What has been asked so far."""
 
     def setup(self) -> None:
         self.engine = generator(self.judge)
@@ -112,6 +122,8 @@ class JudgeProcessor(Processor):
         return {**tables, "images": decode_images(tables["images"], images, resize_pixels=self.resize_pixels)}
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
+        if self.counts.answered >= _ENOUGH:
+            refuse_unread(self.counts, self.min_parsed)
         images = {row["image_id"]: row for row in tables["images"].to_pylist()}
         rows: list[dict[str, Any]] = []
         prompted_rows: list[Prompted] = []
@@ -148,7 +160,35 @@ class JudgeProcessor(Processor):
                 "tokens": generation.tokens,
                 "error": None,
             }
+            if prompted.task != "answer":
+                self.counts.add(prompted.task, generation.text, verdict.status, tie=verdict.tie)
         return pa.Table.from_pylist(rows, JUDGMENTS)
+
+
+_ENOUGH = 32
+"""Texts of an actor after which their share with a verdict says something."""
+
+
+def refuse_unread(counts: VerdictCounts, min_parsed: float) -> None:
+    """Refuse to go on with a judge of whose texts few have a verdict.
+
+    Args:
+        min_parsed: least share of them.
+
+    Raises:
+        UserError: there are fewer; it quotes some.
+    """
+    if counts.read_share >= min_parsed:
+        return
+    cut = 2 * counts.statuses["truncated"] > counts.answered - counts.parsed
+    advice = (
+        "raise judge.max_tokens, which cuts most of them short" if cut else "choose a judge that follows its prompt"
+    )
+    raise UserError(
+        f"{counts.parsed + counts.ties} of {counts.answered} judgments of the base judge have a verdict that can be "
+        f"read, fewer than demonstrate.min_parsed = {min_parsed:g} asks for; it writes {'; '.join(counts.unread)}; "
+        f"{advice} (`carevl check` shows it), or go on with what can be read: --set demonstrate.min_parsed=0"
+    )
 
 
 def typical(judgments: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -175,12 +215,29 @@ JUDGMENT = ("task", "order", "sample")
 
 
 def judge_items(
-    context: RunContext, name: str, judge: Judge, spec: SamplingSpec, routes: Table, target: Table
+    context: RunContext,
+    name: str,
+    judge: Judge,
+    spec: SamplingSpec,
+    routes: Table,
+    target: Table,
+    *,
+    min_parsed: float = 0.0,
 ) -> Counts:
-    """Ask a judge about every item in the pool of the judge; return the counts of `name`."""
+    """Ask a judge about every item in the pool of the judge; return the counts of `name`, and log those of verdicts.
+
+    Args:
+        min_parsed: least share of the texts that state a verdict or a tie, as soon as some are there.
+
+    Raises:
+        RunError: fewer do; or as `RunContext.run_pools`. What is done stays.
+    """
+    if context.retry:
+        min_parsed = 0.0
+    _check_parsed(name, join(count_verdicts(target).values()), min_parsed)
     job = PoolJob(
         name=name,
-        processor=JudgeProcessor(judge, spec, judge_pixels(context.settings)),
+        processor=JudgeProcessor(judge, spec, judge_pixels(context.settings), min_parsed),
         sources={"items": context.ingested.items, "images": context.ingested.images, "routes": routes},
         target=target,
         pool=judge.pool,
@@ -188,7 +245,32 @@ def judge_items(
         identity=JUDGMENT,
         expected_keys=spec.item_ids,
     )
-    return context.run_pools([job])
+    counts = context.run_pools([job])
+    verdicts = count_verdicts(target)
+    for line in describe(verdicts):
+        context.log_for(name)(line)
+    _check_parsed(name, join(verdicts.values()), min_parsed)
+    return {name: {**counts[name], "verdicts": store(verdicts)}}
+
+
+def count_verdicts(judgments: Table) -> dict[str, VerdictCounts]:
+    """Return the counts of a table of judgments by their task; answers to the bare question have no verdict."""
+    counts: dict[str, VerdictCounts] = {}
+    for number in judgments.parts():
+        for row in judgments.read(number, ["task", "text", "status", "error"]).to_pylist():
+            if row["task"] != "answer":
+                of_task = counts.setdefault(row["task"], VerdictCounts())
+                of_task.add(row["task"], row["text"], row["status"], failed=row["error"] is not None)
+    return counts
+
+
+def _check_parsed(name: str, counts: VerdictCounts, min_parsed: float) -> None:
+    try:
+        refuse_unread(counts, min_parsed)
+    except UserError as error:
+        raise RunError(
+            f"{name}: {error}; the parts that are done stay: mend this, and run the same command again"
+        ) from error
 
 
 def choose_rows(context: RunContext, choose: Choose, judged: Table, target: Table) -> int:

@@ -14,6 +14,7 @@ from carevl.benchmarks import command
 from carevl.benchmarks.data import load
 from carevl.data.drawn import DataRoot, draw
 from carevl.pipeline.run import run_pipeline
+from carevl.pipeline.status import status_lines
 from carevl.pipeline.train import train_judge, training_settings
 from carevl.settings.loader import load_settings
 from carevl.store.run import Run, RunError
@@ -84,15 +85,28 @@ def test_both_engines_say_the_same_of_it(family, trained, rows):
 
 
 def _run_from_the_start(small_run, judge, directory, *overrides):
-    """What a run logs until it has nothing to learn from; captions, scores and routes are those of the small run."""
+    """What a run logs until it has nothing to learn from; captions, scores and routes are those of the small run.
+
+    It stops as soon as it is seen that the judge writes no verdicts, at no cost when it is told to run again, and goes
+    on where the settings say so.
+    """
     run = small_run.copy(directory, "ingest", "caption", "score", "route")
     lines = []
-    settings = load_settings("mini", [*SMALL, f"judge.path={judge}", "judge.max_tokens=16", *overrides])
+    changes = [*SMALL, f"judge.path={judge}", "judge.max_tokens=16", *overrides]
+    unread = r"demonstrate: \d+ of \d+ judgments of the base judge have a verdict .* it writes \w+: \".*min_parsed=0"
+    for _ in range(2):
+        with pytest.raises(RunError, match=unread):
+            run_pipeline(load_settings("mini", changes), run, lines.append)
+        assert [*run.root.glob("demonstrate/*/judgments/part-*")]
+        assert not [*run.root.glob("demonstrate/*/manifest.json")]
+    settings = load_settings("mini", [*changes, "demonstrate.min_parsed=0"])
     with pytest.raises(RunError, match="sft: no judgment of the base judge"):
         run_pipeline(settings, run, lines.append)
     [judged] = run.root.glob("demonstrate/*/manifest.json")
     manifest = json.loads(judged.read_text())
     assert (manifest["rows_in"] > 0, manifest["errors"], manifest["targets"]) == (True, 0, 0)
+    assert sum(counts["asked"] for counts in manifest["verdicts"].values()) == manifest["rows_out"]
+    assert "pairwise: " in "\n".join(status_lines(settings, run))
     return "\n".join(lines)
 
 

@@ -6,9 +6,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from carevl.errors import UserError
+from carevl.judging.counts import VerdictCounts
 from carevl.models.engines.base import Generation
 from carevl.settings.loader import load_settings
-from carevl.stages import caption, sample, sampling, select
+from carevl.stages import caption, demonstrate, sample, sampling, select
 from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS, JUDGMENTS
 
 SETTINGS = load_settings("mini")
@@ -85,3 +87,55 @@ def test_prompts_that_kill_the_judge_are_errors_that_no_pair_is_made_of(engine):
     assert len(rows) == 2 * 3 * SETTINGS.sample.samples  # both orders and the bare question
     assert all(row["winner"] is not None for row in rows if not row["error"] and row["task"] == "pairwise")
     assert "0" not in select.choose(SETTINGS, items, routes, made)["item_id"].to_pylist()
+
+
+def _tables(n_items):
+    routed = {"first": 0, "second": 1, "route": "high", "winner": 0, "probability": 0.9}
+    asked = {"question": "Which?", "responses": ["This.", "That."]}
+    items = [{"item_id": f"{n}", "image_id": "1", **asked} for n in range(n_items)]
+    return {
+        "items": pa.Table.from_pylist(items, ITEMS),
+        "images": pa.Table.from_pylist([image(1)], IMAGES),
+        "routes": pa.Table.from_pylist([{"item_id": item["item_id"], **routed} for item in items]),
+    }
+
+
+def _demonstrating(min_parsed):
+    spec = demonstrate.sampling_spec(SETTINGS)
+    return sampling.JudgeProcessor(SETTINGS.judge, spec, min_parsed=min_parsed).load()
+
+
+def test_a_judge_without_verdicts_is_not_asked_for_another_part(engine):
+    engine.text = "Both answers\ndescribe the image."
+    few = _demonstrating(0.5)
+    few.process(_tables(2))
+    few.process(_tables(2))  # too few texts to say anything
+    judge = _demonstrating(0.5)
+    judge.process(_tables(8))
+    with pytest.raises(
+        UserError, match=r'^0 of \d+ judgments .*writes none: "Both answers describe the image."; choose'
+    ):
+        judge.process(_tables(8))
+
+
+@pytest.mark.parametrize(
+    ("text", "min_parsed"),
+    [
+        ("Both answers describe the image.", 0.0),
+        ("Overall Judgment: Answer 2 is better.", 0.8),
+        ("Overall Judgment: It is a tie.", 0.8),
+    ],
+)
+def test_a_judge_that_states_verdicts_or_ties_is_asked_on(engine, text, min_parsed):
+    engine.text = text
+    judge = _demonstrating(min_parsed)
+    judge.process(_tables(8))
+    assert judge.process(_tables(8))["error"].null_count
+
+
+def test_texts_that_are_cut_short_are_told_from_others():
+    counts = VerdictCounts()
+    for _ in range(3):
+        counts.add("pairwise", "The first", "truncated")
+    with pytest.raises(UserError, match="max_tokens, which cuts most of them short"):
+        sampling.refuse_unread(counts, 0.5)
