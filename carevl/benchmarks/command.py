@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from carevl.benchmarks.answering import is_endpoint
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
 from carevl.benchmarks.data import BenchmarkData
-from carevl.benchmarks.layouts import read_official
 from carevl.benchmarks.listing import list_comparison, list_report
 from carevl.benchmarks.predictions import Prediction, from_table, to_table
+from carevl.benchmarks.result_files import read_results
 from carevl.benchmarks.results import PROTOCOLS, by_protocol, compare_judges, score_baselines, score_judge
 from carevl.benchmarks.run import EvalSet, JudgeRun, judge_fingerprint_inputs, predict
 from carevl.cluster.connect import ray_cluster
@@ -155,12 +155,10 @@ def compare(
 
 
 def _read(path: Path, data: BenchmarkData) -> list[Prediction]:
-    """Read the output of `carevl evaluate` (its directory, or the Parquet file), or an official result file."""
+    """Read the output of `carevl evaluate` (its directory, or the Parquet file), or result files of another harness."""
     file = path / PREDICTIONS if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"no predictions at {file}")
-    if file.suffix != ".parquet":
-        return read_official(data.suite, file, data.rows, path.stem)
+    if file.suffix != ".parquet" or not file.is_file():
+        return read_results(data.suite, path, data.rows, path.stem)
     stored = from_table(pq.read_table(file))
     predictions = [prediction for prediction in stored if prediction.benchmark == data.suite.name]
     if not predictions:

@@ -1,52 +1,108 @@
-"""Predictions that the benchmarks' own scripts wrote, read into the `predictions` table for the official scorer.
+"""Layouts of the result files that benchmarks' own scripts and other harnesses write.
 
-Each suite knows the layout of its script's files (JSONL, the row's own fields with the answer beside them). A row that
-comes several times is several draws. Answers to rows that were not asked for are left out. Most files do not keep the
-prompt, so `prompt_hash` is that of the empty text.
+A suite names those that hold answers to its rows (`Suite.layouts`). A file's layout is found by the fields of its first
+record. docs/benchmarks.md says where each was read.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from carevl.benchmarks.predictions import Prediction, record, record_score
-from carevl.benchmarks.questions import Question
-from carevl.benchmarks.rows import Row, read_records
-from carevl.benchmarks.suite import Suite
-from carevl.benchmarks.suites import SUITES
+from carevl.benchmarks.rows import Record, Row
 
 
-def read_official(suite: Suite, path: Path, rows: Sequence[Row], judge: str) -> list[Prediction]:
-    """Return the answers in an official result file to these rows.
+@dataclass(frozen=True)
+class FileAnswer:
+    """An answer in a result file.
 
-    Raises:
-        ValueError: the benchmark's scripts keep no answers that can be read, or a field is missing.
+    `order`: indices of the row's responses as they were shown; `answer`: the judge's text, empty where there is none,
+    or the score that a reward model gave the one response of `order`.
     """
-    if not suite.official_script:
-        readable = ", ".join(other.name for other in SUITES.values() if other.official_script)
-        raise ValueError(f"no official layout is known for {suite.name}; known: {readable}")
-    of_key = {row.key: row for row in rows}
-    draws: Counter[tuple[str, tuple[int, ...]]] = Counter()
-    predictions: list[Prediction] = []
-    for result in read_records(path):
-        stored = suite.read_official_row(result, path.parent)
-        if stored.key in of_key:
-            row = of_key[stored.key]
-            for shown, answer in suite.read_official_answers(result):
-                order = tuple(row.responses.index(stored.responses[i]) for i in shown)
-                drawn = (row.key, order if isinstance(answer, float) else ())
-                predictions.append(_predict(suite, row, order, draws[drawn], answer, judge))
-                draws[drawn] += 1
-    return predictions
+
+    row: Row
+    order: tuple[int, ...]
+    answer: str | float
 
 
-def _predict(
-    suite: Suite, row: Row, order: tuple[int, ...], sample: int, answer: str | float, judge: str
-) -> Prediction:
-    task = "pointwise" if isinstance(answer, float) else row.task
-    question = Question(suite.name, "official", row.key, order, sample, task, "", row.image)
-    if isinstance(answer, float):
-        return record_score(question, judge, answer)
-    return record(question, judge, answer, suite.parse(question, answer))
+class RowIndex:
+    """Rows of a benchmark, to be found by what a result file keeps of them."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._by_key = {row.key: row for row in rows}
+        self._by_id: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            self._by_id[row.native_id].append(row)
+
+    def with_key(self, key: str) -> Row | None:
+        """Return the row of this key, None if it is not among the rows."""
+        return self._by_key.get(key)
+
+    def with_id(self, native_id: object) -> list[Row]:
+        """Return the rows of this id of the benchmark's own."""
+        return self._by_id[str(native_id)]
+
+    def only(self, rows: Sequence[Row], record: Record) -> Row | None:
+        """Return the one row, None if there is none.
+
+        Raises:
+            ValueError: there are several; the message names the record.
+        """
+        if len(rows) > 1:
+            names = ", ".join(row.key for row in rows[:3])
+            raise ValueError(f"{record.location}: fits {len(rows)} rows of the benchmark: {names}")
+        return rows[0] if rows else None
+
+
+def _whole(record: Record) -> Iterable[Record]:
+    return (record,)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A kind of result file."""
+
+    name: str
+    """Who writes it, for messages."""
+    fields: tuple[str, ...]
+    """What it is found by: a record has all of them."""
+    read: Callable[[Iterable[Record], RowIndex], Iterator[FileAnswer]]
+    """Yield the answers to these rows, leave out those to others; raises ValueError where a field is missing or of
+    another kind."""
+    split: Callable[[Record], Iterable[Record]] = _whole
+    """Take apart a record that holds several; yield nothing where it cannot."""
+    draws_by_order: bool = False
+    """Whether several answers to a row are several draws only if they were shown in one order."""
+
+
+def own_script(
+    name: str,
+    fields: tuple[str, ...],
+    read_row: Callable[[Record], Row],
+    answers: Callable[[Record], Iterable[tuple[tuple[int, ...], str | float]]],
+    *,
+    draws_by_order: bool = False,
+) -> Layout:
+    """Return the layout of a script that writes every row again, with its answers beside the row's own fields.
+
+    Args:
+        read_row: of a record; its responses may be in another order than those of the row asked for.
+        answers: of a record, each as the order shown (of its own responses) with text or score.
+    """
+
+    def read(records: Iterable[Record], rows: RowIndex) -> Iterator[FileAnswer]:
+        for record in records:
+            written = read_row(record)
+            if row := rows.with_key(written.key):
+                for shown, answer in answers(record):
+                    order = tuple(row.responses.index(written.responses[i]) for i in shown)
+                    yield FileAnswer(row, order, answer)
+
+    return Layout(name, fields, read, draws_by_order=draws_by_order)
+
+
+NO_IMAGES = Path()
+"""Where image paths of a result file begin: no image of it is read."""

@@ -1,4 +1,4 @@
-"""Rows of a benchmark as every protocol sees them, and the files they come from (Parquet, JSON, JSONL, CSV)."""
+"""Rows of a benchmark as every protocol sees them, and the files they come from (Parquet, JSON, JSONL, CSV, TSV)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from carevl.judging.prompts import Task
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 _MAX_CSV_FIELD = 2**31 - 1
 
 
@@ -61,6 +61,11 @@ class Row:
     """Set where rows without a common image belong together all the same."""
 
     @property
+    def native_id(self) -> str:
+        """The benchmark's own id, as `row_key` put it into the key."""
+        return self.key.rpartition("#")[0]
+
+    @property
     def unit(self) -> str:
         """Name of the unit of resampling, whose rows stay together: the cluster, else the image, else the row."""
         return self.cluster or (self.image.name if self.image else self.key)
@@ -95,6 +100,10 @@ class Record:
                 return self.values[name]
         fields = ", ".join(sorted(self.values)) or "none"
         raise ValueError(f"{self.location}: no value for {' or '.join(names)}; fields found: {fields}")
+
+    def nullable(self, name: str) -> Any:
+        """Do as `get`, for a field that must be present and may be null."""
+        return None if name in self.values and self.values[name] is None else self.get(name)
 
     def text(self, *names: str) -> str:
         """Do as `get`, for a field that must be a string; NUL and lone surrogates become U+FFFD."""
@@ -143,10 +152,10 @@ def _values(path: Path) -> Iterable[Any]:
     if path.suffix == ".parquet":
         for batch in pq.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    elif path.suffix == ".csv":
+    elif path.suffix in (".csv", ".tsv"):
         csv.field_size_limit(_MAX_CSV_FIELD)
         with path.open(encoding="utf-8", newline="") as lines:
-            yield from csv.DictReader(lines)
+            yield from csv.DictReader(lines, delimiter="," if path.suffix == ".csv" else "\t")
     elif path.suffix in (".json", ".jsonl"):
         text = path.read_text(encoding="utf-8")
         documents = [text] if path.suffix == ".json" else text.split("\n")
@@ -158,7 +167,9 @@ def _values(path: Path) -> Iterable[Any]:
                     raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
                 yield from value if path.suffix == ".json" and isinstance(value, list) else [value]
     else:
-        raise ValueError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(SUFFIXES)}")
+        hint = "; VLMEvalKit writes .tsv with PRED_FORMAT=tsv" if path.suffix == ".xlsx" else ""
+        kind = path.suffix or "a file without suffix"
+        raise ValueError(f"{path}: cannot read {kind}; use {', '.join(SUFFIXES)}{hint}")
 
 
 def row_key(native: object, *parts: str) -> str:

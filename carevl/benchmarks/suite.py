@@ -7,16 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from carevl.benchmarks.layouts import Layout
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.questions import GREEDY, Decoding, Question
-from carevl.benchmarks.rows import Record, Row
+from carevl.benchmarks.rows import Row
 from carevl.judging.prompts import write_judgment
 from carevl.judging.verdicts import Verdict, read_verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import Scored
-
-OfficialAnswer = tuple[tuple[int, ...], str | float]
-"""The order shown, and the text (or, for a reward model, the score of the one response)."""
 
 
 class Suite(ABC):
@@ -41,8 +39,6 @@ class Suite(ABC):
     by_protocol: ClassVar[bool] = True
     """Whether results.json holds them by protocol; else those of the official scorer (strict where only that was
     asked) stand alone."""
-    official_script: ClassVar[str] = ""
-    """The benchmark's own script whose result files `read_official_row` and `read_official_answers` read, if any."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -103,21 +99,9 @@ class Suite(ABC):
             return write_judgment("", winner=question.order.index(verdict.winner) + 1)
         return ""
 
-    def read_official_row(self, record: Record, root: Path) -> Row:
-        """Return the row in one record of a result file of `official_script`; image paths begin in `root`.
-
-        Raises:
-            ValueError: a field is missing or of another kind.
-        """
-        raise NotImplementedError(f"{self.name} has no official_script")
-
-    def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
-        """Return the answers to that row in the same record; several are several draws.
-
-        Raises:
-            ValueError: a field is missing or of another kind.
-        """
-        raise NotImplementedError(f"{self.name} has no official_script")
+    def layouts(self) -> Sequence[Layout]:
+        """Return the layouts of its own script's result files, and of other harnesses'; none by default."""
+        return ()
 
     def published(self) -> Sequence[Sequence[str]]:
         """Return a table of scores that others published under `official`, its header first; empty by default."""

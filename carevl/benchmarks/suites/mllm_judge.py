@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from carevl.benchmarks.layouts import NO_IMAGES, Layout, own_script
 from carevl.benchmarks.predictions import Prediction, draws_of
 from carevl.benchmarks.questions import (
     Decoding,
@@ -39,7 +40,7 @@ from carevl.benchmarks.questions import (
     strict_questions,
 )
 from carevl.benchmarks.rows import Record, Row, read_image, read_records, row_key, unique
-from carevl.benchmarks.suite import OfficialAnswer, Suite
+from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites import mllm_judge_metrics as metrics
 from carevl.benchmarks.suites.mllm_judge_metrics import LETTERS
 from carevl.benchmarks.suites.mllm_judge_prompt import official_prompt
@@ -63,7 +64,6 @@ class MllmJudge(Suite):
     decoding = Decoding(temperature=0.2, top_p=0.4, image_first=False)
     headlines = ("score", "pair_with_ties", "pair_without_ties", "batch")
     by_protocol = False
-    official_script = "api_benchmark.py"
 
     def load(self, path: Path, images: Path | None = None) -> list[Row]:
         """Return the rows of one JSONL file, or of `score`, `pair` and `batch` in a folder (those that are there).
@@ -151,16 +151,16 @@ class MllmJudge(Suite):
         samples = [[drawn[row.key][sample] for row in rows] for sample in range(draws)]
         return metrics.scored(rows, [_outcomes(rows, answers) for answers in samples], strict=False)
 
-    def read_official_row(self, record: Record, root: Path) -> Row:
-        """Return the row of a record."""
-        return read_row(record, root)
-
-    def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
-        """Return the answer in `mllm_judge`: all of it, or the part under `Judgement`."""
-        n_shown = (
-            len(record.values["answers"]) if "answers" in record.values else 2 if "answer1" in record.values else 1
+    def layouts(self) -> Sequence[Layout]:
+        """Return that of the official script's result files."""
+        return (
+            own_script(
+                "api_benchmark.py",
+                ("instruction", "original_dataset", "mllm_judge"),
+                lambda record: read_row(record, NO_IMAGES),
+                _written_answers,
+            ),
         )
-        yield tuple(range(n_shown)), record.text("mllm_judge")
 
 
 def _label(record: Record) -> object:
@@ -200,6 +200,31 @@ def _answer(value: object, record: Record) -> str:
 
 def _official_prompt(row: Row, order: Sequence[int]) -> str:
     return official_prompt(row.task, row.question, [row.responses[i] for i in order])
+
+
+def _written_answers(record: Record) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yield the answer in `mllm_judge`: all of it, or the part under `Judgement`.
+
+    The script asks for JSON and keeps what stands under `Judgement`, of any type: a model that writes `[[4]]` without
+    quotes gives a list in a list, and an answer that is no JSON null.
+    """
+    n_shown = len(record.values["answers"]) if "answers" in record.values else 2 if "answer1" in record.values else 1
+    yield tuple(range(n_shown)), _as_text(record.nullable("mllm_judge"))
+
+
+def _as_text(judgement: object) -> str:
+    """Return a text as it is, null as the empty one, and a number or what a list holds as tags."""
+    if judgement is None or isinstance(judgement, str):
+        return judgement or ""
+    return ", ".join(leaf if "[[" in leaf else f"[[{leaf}]]" for leaf in _leaves(judgement))
+
+
+def _leaves(value: object) -> Iterator[str]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield str(value)
 
 
 def official_tags(text: str) -> list[str]:

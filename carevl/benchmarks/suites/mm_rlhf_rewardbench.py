@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from carevl.benchmarks.layouts import NO_IMAGES, Layout, own_script
 from carevl.benchmarks.outcomes import pairs_right, response_ratings, scored_rows
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.questions import (
@@ -31,7 +32,7 @@ from carevl.benchmarks.questions import (
     strict_questions,
 )
 from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
-from carevl.benchmarks.suite import OfficialAnswer, Suite
+from carevl.benchmarks.suite import Suite
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import FloatArray, Scored, Statistic, mean
 
@@ -43,7 +44,6 @@ class MmRlhfRewardBench(Suite):
 
     name = "mm-rlhf-rewardbench"
     summary = "pairs about images and videos"
-    official_script = "eval_mm_reward_bench.py"
 
     def load(self, path: Path, images: Path | None = None) -> list[Row]:
         """Return the rows of a JSONL file; image and video paths are relative to `images` or the file.
@@ -86,14 +86,17 @@ class MmRlhfRewardBench(Suite):
             statistics[f"accuracy_plus/{category}"] = mean(_plus(rows, inside))
         return scored_rows(rows, right, statistics)
 
-    def read_official_row(self, record: Record, root: Path) -> Row:
-        """Return the row of a record."""
-        return read_row(record, root)
-
-    def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
-        """Return the `rewards` of the two responses."""
-        for i, reward in enumerate(record.get("rewards")):
-            yield (i,), float(reward)
+    def layouts(self) -> Sequence[Layout]:
+        """Return that of the official script's result files, one a chunk."""
+        return (
+            own_script(
+                "eval_mm_reward_bench.py",
+                ("id", "prompt", "chosen", "rejected", "rewards"),
+                lambda record: read_row(record, NO_IMAGES),
+                _written_rewards,
+                draws_by_order=True,
+            ),
+        )
 
 
 def read_row(record: Record, root: Path) -> Row:
@@ -110,6 +113,12 @@ def read_row(record: Record, root: Path) -> Row:
         image=read_image(picture, root),
         cluster=row_id,
     )
+
+
+def _written_rewards(record: Record) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Yield the `rewards` of the two responses."""
+    for i, reward in enumerate(record.get("rewards")):
+        yield (i,), float(reward)
 
 
 def _plus(rows: Sequence[Row], right: FloatArray) -> FloatArray:

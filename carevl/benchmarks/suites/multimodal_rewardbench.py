@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from carevl.benchmarks.layouts import NO_IMAGES, FileAnswer, Layout, RowIndex
 from carevl.benchmarks.outcomes import pairs_right, scored_rows
 from carevl.benchmarks.predictions import Prediction, draws_of
 from carevl.benchmarks.questions import (
@@ -30,7 +31,7 @@ from carevl.benchmarks.questions import (
     strict_questions,
 )
 from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
-from carevl.benchmarks.suite import OfficialAnswer, Suite
+from carevl.benchmarks.suite import Suite
 from carevl.judging.verdicts import Verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import FloatArray, Scored, accuracy_statistics
@@ -65,7 +66,6 @@ class MultimodalRewardBench(Suite):
     summary = "pairs by category"
     draws = 1
     decoding = Decoding(temperature=1.0, max_tokens=1024, image_first=False)
-    official_script = "1_run_model_as_judge_gpt4o.py"
 
     def load(self, path: Path, images: Path | None = None) -> list[Row]:
         """Return the rows of a CSV, JSON, JSONL or Parquet file; image paths are relative to `images` or the file.
@@ -118,14 +118,9 @@ class MultimodalRewardBench(Suite):
             right = _official_right(rows, predictions, draws or self.draws)
         return scored_rows(rows, right, accuracy_statistics(right, [row.group for row in rows]))
 
-    def read_official_row(self, record: Record, root: Path) -> Row:
-        """Return the row in `Meta`."""
-        return read_row(record.nested("Meta"), root)
-
-    def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
-        """Return the answer in `output`, or those in `outputs` of several draws."""
-        for text in record.texts("outputs") if "outputs" in record.values else [record.text("output")]:
-            yield (0, 1), text
+    def layouts(self) -> Sequence[Layout]:
+        """Return that of the official script's result files."""
+        return (Layout("1_run_model_as_judge_gpt4o.py", ("Meta",), _read_results),)
 
 
 def read_row(record: Record, root: Path) -> Row:
@@ -153,6 +148,23 @@ def _group(category: str, row_id: str) -> str:
     if category == "reasoning":
         return "reasoning/math" if row_id.startswith("math") else "reasoning/coding"
     return category
+
+
+def _read_results(records: Iterable[Record], rows: RowIndex) -> Iterator[FileAnswer]:
+    """Yield the answer in `output`, or those in `outputs` of several draws.
+
+    `Meta` is the benchmark's row; the released example of such a file cuts it down to `Category`, so that only the `ID`
+    tells the row, which the official scorer does without.
+    """
+    for record in records:
+        meta = record.nested("Meta")
+        if "Text" in meta.values:
+            row = rows.with_key(read_row(meta, NO_IMAGES).key)
+        else:
+            row = rows.only(rows.with_id(record.get("ID")), record)
+        if row:
+            for text in record.texts("outputs") if "outputs" in record.values else [record.text("output")]:
+                yield FileAnswer(row, (0, 1), text)
 
 
 def _official_prompt(row: Row, order: Sequence[int]) -> str:

@@ -112,9 +112,7 @@ def _responses(record: Record) -> tuple[str, ...]:
 
 def _better(record: Record) -> int:
     """Return the index of the better response, -1 for a tie."""
-    if "better" not in record.values:
-        record.get("better")
-    value = record.values["better"]
+    value = record.nullable("better")
     if value is None or value == "":
         return -1
     try:

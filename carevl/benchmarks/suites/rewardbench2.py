@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from carevl.benchmarks.layouts import FileAnswer, Layout, RowIndex
 from carevl.benchmarks.outcomes import response_ratings, scored_rows
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.questions import Question, is_strict, pointwise_questions
@@ -83,6 +84,35 @@ class RewardBench2(Suite):
         if TIES in subsets and not strict:
             subsets[TIES] = _ties(rows, counted)
         return scored_rows(rows, right, {"macro": average(list(subsets.values())), **subsets})
+
+    def layouts(self) -> Sequence[Layout]:
+        """Return that of the scores that the official script saves."""
+        return (
+            Layout("run_v2.py", ("id", "subset", "scores"), _read_scores, split=_rows_of_columns, draws_by_order=True),
+        )
+
+
+def _rows_of_columns(record: Record) -> Iterator[Record]:
+    """Yield the rows of one object of columns; its other fields (the name of the model) are of the whole file."""
+    columns = {name: value for name, value in record.values.items() if isinstance(value, list)}
+    if {"id", "scores"} <= columns.keys():
+        for number in range(len(columns["id"])):
+            values = {name: column[number] for name, column in columns.items() if number < len(column)}
+            yield Record(values, f"{record.location}, item {number + 1}")
+
+
+def _read_scores(records: Iterable[Record], rows: RowIndex) -> Iterator[FileAnswer]:
+    """Yield the score of every response, chosen ones first; a score may be a list of one number."""
+    for record in records:
+        subset = record.text("subset")
+        row = rows.only([row for row in rows.with_id(record.get("id")) if row.group == subset], record)
+        if row is None:
+            continue
+        scores = record.get("scores")
+        if not isinstance(scores, list) or len(scores) != len(row.responses):
+            raise ValueError(f"{record.location}: expected {len(row.responses)} scores, found {scores!r:.80}")
+        for i, score in enumerate(scores):
+            yield FileAnswer(row, (i,), float(score[0] if isinstance(score, list) else score))
 
 
 def read_row(record: Record, root: Path) -> Row:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from carevl.benchmarks.layouts import NO_IMAGES, Layout, own_script
 from carevl.benchmarks.outcomes import pairs_right, scored_rows
 from carevl.benchmarks.predictions import Prediction, draws_of
 from carevl.benchmarks.questions import (
@@ -35,7 +36,8 @@ from carevl.benchmarks.questions import (
     strict_questions,
 )
 from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
-from carevl.benchmarks.suite import OfficialAnswer, Suite
+from carevl.benchmarks.suite import Suite
+from carevl.benchmarks.suites.vl_rewardbench_files import LMMS_EVAL, VLMEVALKIT
 from carevl.benchmarks.suites.vl_rewardbench_published import published_table
 from carevl.judging.verdicts import Verdict
 from carevl.settings.data import ProtocolName
@@ -85,7 +87,6 @@ class VlRewardBench(Suite):
     draws = 5
     decoding = Decoding(temperature=0.2, top_p=0.2, max_tokens=2048, image_first=False)
     headlines = ("overall", "macro", "general", "hallucination", "reasoning")
-    official_script = "inference_hf.py"
 
     def load(self, path: Path, images: Path | None = None) -> list[Row]:
         """Return the rows of a Parquet or JSONL file (or a folder); image paths begin in `images`, else beside it.
@@ -136,15 +137,10 @@ class VlRewardBench(Suite):
             right = np.array([_official_right(row, drawn[row.key]) for row in rows], np.float64)
         return scored_rows(rows, right, accuracy_statistics(right, [row.group for row in rows]))
 
-    def read_official_row(self, record: Record, root: Path) -> Row:
-        """Return the row of a record, whose ranks are called `ranking`."""
-        values = record.values | {"human_ranking": record.get("ranking", "human_ranking")}
-        return read_row(Record(values, record.location), root)
-
-    def read_official_answers(self, record: Record) -> Iterable[OfficialAnswer]:
-        """Return the answer in `meta.filter_choice`; it was asked in swapped order if `meta.random_number` is 1."""
-        meta = record.nested("meta")
-        yield (1, 0) if meta.get("random_number") else (0, 1), meta.text("filter_choice")
+    def layouts(self) -> Sequence[Layout]:
+        """Return those of the official script, of lmms-eval and of VLMEvalKit."""
+        own = own_script("inference_hf.py", ("id", "query", "response", "meta"), _written_row, _written_answers)
+        return own, LMMS_EVAL, VLMEVALKIT
 
     def published(self) -> Sequence[Sequence[str]]:
         """Return scores in percent; a row that contradicts itself says so."""
@@ -168,6 +164,18 @@ def read_row(record: Record, root: Path) -> Row:
         gold=tuple(-float(rank) for rank in ranks),
         image=read_image(record.values.get("image"), root),
     )
+
+
+def _written_row(record: Record) -> Row:
+    """Return the row that the official script wrote, whose ranks are called `ranking`."""
+    values = record.values | {"human_ranking": record.get("ranking", "human_ranking")}
+    return read_row(Record(values, record.location), NO_IMAGES)
+
+
+def _written_answers(record: Record) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yield the answer in `meta.filter_choice`; it was asked in swapped order if `meta.random_number` is 1."""
+    meta = record.nested("meta")
+    yield (1, 0) if meta.get("random_number") else (0, 1), meta.text("filter_choice")
 
 
 def _official_prompt(row: Row, order: Sequence[int]) -> str:
