@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,10 +34,10 @@ STEPS = {"batch_size": 4, "checkpoint_steps": 1, "workers": {"num_cpus": 1}}
 """Of eight rows, two steps; without the GPU that the presets reserve."""
 
 
-@pytest.fixture(autouse=True)
-def _no_engine_left():
-    """Engines of this process are ended: vLLM's give no memory back before, and whole runs follow."""
-    yield
+@contextmanager
+def _loaded(value):
+    """An engine, or what holds one, ended afterwards: vLLM's give no memory back before, and whole runs follow."""
+    yield value
     close_engines()
 
 
@@ -62,7 +63,8 @@ def test_the_captioners_family_describes_every_image(engine, images, family_dire
     settings = SETTINGS.captioner.model_copy(
         update={"path": str(path), "revision": None, "engine": engine, "max_tokens": 12}
     )
-    captions = CaptionProcessor(settings).load().process({"images": images}).to_pylist()
+    with _loaded(CaptionProcessor(settings).load()) as processor:
+        captions = processor.process({"images": images}).to_pylist()
     assert len(captions) == len(images)
     # Random weights seldom end what they write.
     assert {(row["error"] or {"kind": "none"})["kind"] for row in captions} <= {"none", "truncated"}
@@ -82,7 +84,8 @@ def test_an_experts_family_scores_every_response_in_vllm_and_agrees_with_transfo
         {"image_id": str(k), "view": "default", "text": "A red square.", "tokens": 4} for k in range(len(drawn))
     ]
     tables = {"items": pa.Table.from_pylist(rows, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)}
-    scores = ScoreProcessor(expert).load().process(tables).to_pylist()
+    with _loaded(ScoreProcessor(expert).load()) as processor:
+        scores = processor.process(tables).to_pylist()
     assert [row["error"] for row in scores] == [None] * 2 * len(rows)
     assert all(math.isfinite(score) for row in scores for score in row["scores"])
 
@@ -123,5 +126,6 @@ def test_the_judges_family_is_trained_in_both_phases_and_vllm_loads_what_they_ma
         assert not trained.errors
     here = {"path": str(second.judge), "revision": None, "tensor_parallel": 1}
     settings = chosen.judge.model_copy(update=here)
-    [written] = generator(settings).generate([GenerationRequest(drawn[0][0], "Which is better?")], max_tokens=8)
+    with _loaded(generator(settings)) as engine:
+        [written] = engine.generate([GenerationRequest(drawn[0][0], "Which is better?")], max_tokens=8)
     assert 0 < written.tokens <= 8
