@@ -33,7 +33,7 @@ from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabi
 from carevl.judging.verdicts import Reading, Status, read_verdict
 from carevl.models.engines import generator
 from carevl.models.engines.base import GenerationRequest
-from carevl.models.judge_spec import JudgeSpec
+from carevl.models.judge_spec import JudgeSpec, asking_of
 from carevl.models.locate import prepare_models
 from carevl.settings.schemes import split_scheme
 from carevl.stats.bootstrap import FloatArray
@@ -119,7 +119,7 @@ class RewardModel:
             raise UserError(f"{path}: there is no such directory; a run's judge lies in RUN/judge")
         prepare_models({"judge": judge}, _log.info)
         self.max_tokens, self.force_verdicts = max_tokens, force_verdicts
-        self.resize_pixels = JudgeSpec.of(judge).resize_pixels
+        self.resize_pixels, self.asking = JudgeSpec.of(judge).resize_pixels, asking_of(judge)
         self.engine = generator(judge)
 
     def judge(self, image: Picture, question: str, responses: Sequence[str]) -> Judgment:
@@ -138,7 +138,7 @@ class RewardModel:
             if len(shown) != 2:
                 raise UserError(f"judge compares two responses, not {len(shown)}; rank takes any number")
         requests = [
-            GenerationRequest(picture, judge_prompt("pairwise", question, shown, order))
+            GenerationRequest(picture, judge_prompt("pairwise", question, shown, order, self.asking.pairwise))
             for picture, question, shown in zip(map(self._picture, images), questions, responses, strict=True)
             for order in ((0, 1), (1, 0))
         ]
@@ -174,7 +174,7 @@ class RewardModel:
     def score_all(self, images: Sequence[Picture], questions: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Apply `score` to many cases, in batches."""
         requests = [
-            GenerationRequest(picture, judge_prompt("pointwise", question, [shown]))
+            GenerationRequest(picture, judge_prompt("pointwise", question, [shown], template=self.asking.pointwise))
             for picture, question, shown in zip(map(self._picture, images), questions, responses, strict=True)
         ]
         texts = self.engine.generate(requests, max_tokens=self.max_tokens)

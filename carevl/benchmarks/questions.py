@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from carevl.benchmarks.rows import Image, Row
 from carevl.judging.prompts import Task, judge_prompt
+from carevl.settings.asking import Asking
 from carevl.settings.data import ProtocolName
 from carevl.stats.draws import rng_for
 
@@ -57,6 +58,14 @@ def judge_question(
     task = task or row.task
     prompt = judge_prompt(task, row.question, row.responses, order)
     return Question(benchmark, protocol, row.key, tuple(order), sample, task, prompt, row.image)
+
+
+def ask_as_trained(question: Question, row: Row, asking: Asking) -> Question:
+    """Return a question about a row in the words of the judge that is asked; the benchmark's own words stay."""
+    template = asking.template(question.task)
+    if template is None or question.protocol == "official":
+        return question
+    return replace(question, prompt=judge_prompt(question.task, row.question, row.responses, question.order, template))
 
 
 def strict_questions(benchmark: str, rows: Iterable[Row], protocol: ProtocolName) -> Iterator[Question]:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from carevl.benchmarks.answering import Answerer, is_endpoint, judge_questions, load_judge
 from carevl.benchmarks.predictions import record_score, to_table
-from carevl.benchmarks.questions import Question
+from carevl.benchmarks.questions import Question, ask_as_trained
 from carevl.benchmarks.rows import Image, Row
 from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites import SUITES
@@ -32,7 +32,9 @@ from carevl.errors import UserError
 from carevl.judging.prompts import PROMPT_VERSION
 from carevl.models.engines import scorer
 from carevl.models.engines.base import Scorer
+from carevl.models.judge_spec import asking_of
 from carevl.models.locate import adapter_fingerprint, weights_fingerprint
+from carevl.settings.asking import Asking
 from carevl.settings.data import ProtocolName
 from carevl.store.run import RunError
 from carevl.store.schemas import QUESTION_IMAGES, QUESTIONS
@@ -150,7 +152,11 @@ def predict(
     blocks_of = {
         size: [block for eval_set in eval_sets for block in eval_set.blocks(seed, size)] for size in set(sizes)
     }
-    passes = [_Pass.of(judge, blocks_of[size], suites, seed, retry) for judge, size in zip(judges, sizes, strict=True)]
+    rows = {(eval_set.suite.name, row.key): row for eval_set in eval_sets for row in eval_set.rows}
+    passes = [
+        _Pass.of(judge, _in_words_of(judge.judge, blocks_of[size], rows), suites, seed, retry)
+        for judge, size in zip(judges, sizes, strict=True)
+    ]
     for each in passes:
         _refuse_without_image(question for block in each.pending.values() for question in block)
     for each in passes:
@@ -168,6 +174,14 @@ def predict(
         facts = {"fallbacks": tally.fallbacks} if tally.fallbacks else {}
         counts[each.name] = each.finish(total, max_error_fraction) | facts
     return counts
+
+
+def _in_words_of(
+    judge: Judge, blocks: Sequence[list[Question]], rows: Mapping[tuple[str, str], Row]
+) -> list[list[Question]]:
+    """Return questions as a judge is asked; an endpoint's is told by the settings alone."""
+    asking = (judge.asking or Asking()) if is_endpoint(judge.path) else asking_of(judge)
+    return [[ask_as_trained(q, rows[q.benchmark, q.key], asking) for q in block] for block in blocks]
 
 
 def size_parts(run: JudgeRun, total: int) -> int:

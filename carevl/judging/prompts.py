@@ -43,13 +43,20 @@ VERDICT_PREFIX: dict[Task, str] = {
 """The words of a verdict up to its first number. The space is left to the judge: tokenizers put it on either side."""
 
 
-def judge_prompt(task: Task, question: str, responses: Sequence[str], order: Sequence[int] | None = None) -> str:
-    """Return the user turn of a judging prompt (the image stands before it).
+def judge_prompt(
+    task: Task,
+    question: str,
+    responses: Sequence[str],
+    order: Sequence[int] | None = None,
+    template: str | None = None,
+) -> str:
+    """Return the user turn of a judging prompt, apart from its image.
 
     Args:
         task: pairwise (two responses shown), pointwise (one) or ranking (two or more).
         responses: the item's responses.
         order: indices of the responses to show, in that order; all of them when None.
+        template: with {question} and {answers}, in place of the words that are shipped; None: those.
     """
     shown = [responses[i] for i in (range(len(responses)) if order is None else order)]
     expected = {"pairwise": len(shown) == 2, "pointwise": len(shown) == 1, "ranking": len(shown) >= 2}
@@ -57,6 +64,8 @@ def judge_prompt(task: Task, question: str, responses: Sequence[str], order: Seq
         raise ValueError(f"a {task} prompt cannot show {len(shown)} responses")
     names = ["Answer"] if task == "pointwise" else [f"Answer {n}" for n in range(1, len(shown) + 1)]
     answers = [f"{name}: {text}" for name, text in zip(names, shown, strict=True)]
+    if template is not None:
+        return template.format(question=question, answers="\n".join(answers))
     return "\n".join([_QUESTION.format(question=question), *answers, _INSTRUCTIONS[task]])
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from carevl.errors import UserError
 from carevl.models.locate import model_directory
+from carevl.settings.asking import Asking
 from carevl.settings.base import Strict
 from carevl.store.table import write_atomically
 
@@ -26,6 +27,7 @@ class JudgeSpec(Strict):
     """How a judge was trained, as far as its users have to do the same."""
 
     resize_pixels: int | None = Field(None, ge=1, description="Larger images were resized to so many pixels.")
+    asking: Asking = Field(Asking(), description="How it was asked.")
 
     @classmethod
     def of(cls, judge: Judge) -> Self:
@@ -59,3 +61,8 @@ class JudgeSpec(Strict):
         """Write the specification into a directory, unless that says the same: defaults need no file."""
         if self != self.read(directory):
             write_atomically(directory / FILE, self.model_dump_json(exclude_defaults=True, indent=2).encode())
+
+
+def asking_of(judge: Judge) -> Asking:
+    """Return how a judge is asked: as its settings say, or else as it was trained; errors as for `JudgeSpec.of`."""
+    return JudgeSpec.of(judge).asking if judge.asking is None else judge.asking

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from carevl.errors import UserError
 from carevl.models.families.base import Family
 from carevl.models.row_errors import REFUSED, Failure, first_line, is_out_of_memory
+from carevl.settings.asking import Asking
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,6 +85,15 @@ def load_processor(path: str, **loading: Any) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # the attention mask tells which of them fill a row up
     return processor
+
+
+def ask_as(processor: Any, asking: Asking | None) -> Any:
+    """Return a copy of a processor by which prompts are written in a way of asking; None: as carevl asks."""
+    if asking is None:
+        return processor
+    asked = copy.copy(processor)
+    asked.carevl_asking = asking
+    return asked
 
 
 def check_tokenizer(tokenizer: Any, path: str) -> None:
@@ -449,9 +459,14 @@ def _placeholders(processor: Any) -> set[str]:
 
 
 def _render_turn(processor: Any, prompt: Prompt) -> str:
+    asking: Asking = getattr(processor, "carevl_asking", None) or Asking()
     content = [{"type": "image"}, {"type": "text", "text": prompt.text}]
-    messages = [{"role": "user", "content": content if prompt.image_first else content[::-1]}]
-    written: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    image_first = prompt.image_first and asking.image_first
+    messages = [{"role": "user", "content": content if image_first else content[::-1]}]
+    if asking.system is not None:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": asking.system}]})
+    options = {"tokenize": False, "add_generation_prompt": True, **asking.template_kwargs}
+    written: str = processor.apply_chat_template(messages, **options)
     return written
 
 

@@ -22,15 +22,17 @@ from carevl.models.engines import close_engines
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.families import find_family
 from carevl.models.judge_files import load_processor
+from carevl.models.judge_spec import asking_of
 from carevl.models.locate import loading_arguments
 from carevl.models.memory import free_memory
 from carevl.models.own_code import code_arguments, trust_own_code
-from carevl.models.prompts import Prompt, encode_text, encode_with_row_errors
+from carevl.models.prompts import Prompt, ask_as, encode_text, encode_with_row_errors
 from carevl.models.row_errors import Failure, first_line
 from carevl.models.stored_weights import read_stored_weights
 from carevl.pipeline.check import check_settings
 from carevl.pipeline.downloads import find_models, loaded_models, models_by_setting
 from carevl.pipeline.fit import Fit, find_fits
+from carevl.settings.models import Judge
 from carevl.stages import STAGES
 from carevl.stages.ingest import read_rows
 from carevl.training.image_sizes import by_size
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from carevl.pipeline.downloads import ModelState
-    from carevl.settings.models import Captioner, Expert, Judge
+    from carevl.settings.models import Captioner, Expert
     from carevl.settings.tree import Settings
     from carevl.store.run import Run
 
@@ -203,14 +205,16 @@ class _Reader:
             self.unread[setting] = str(error)
             return
         prompt = getattr(model, "prompt", None)
+        asking = asking_of(model) if isinstance(model, Judge) else None
+        template = None if asking is None else asking.pairwise
         limits = ImageLimits(max_image_pixels=self.settings.data.max_image_pixels)
-        sized = by_size(processor)
+        sized = by_size(ask_as(processor, asking))
         family = find_family(config.model_type)
         token = family.image_token(config)
         images, prompts, refused = [], [], ""
         for data, item in self.items:
             picture = decode_rgb(data, limits, self.settings.data.resize_pixels)
-            text = prompt or judge_prompt("pairwise", item["question"], item["responses"][:2])
+            text = prompt or judge_prompt("pairwise", item["question"], item["responses"][:2], template=template)
             encoded, failures = encode_with_row_errors(sized, [Prompt(text)], [picture], family)
             if encoded is None:
                 refused = failures[0].message

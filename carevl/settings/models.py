@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from carevl.settings.asking import Asking
 from carevl.settings.base import HomePath, Strict
 
 
@@ -236,9 +237,18 @@ class Judge(Model):
         description="Directory of a LoRA adapter (PEFT) that is loaded on top of `path`, not merged; not in a run, "
         "which begins with whole weights.",
     )
+    asking: Asking | None = Field(
+        None, description="How it is asked; null: as its directory says (carevl.json), or else as carevl asks."
+    )
     serve: Literal["auto", "merged", "adapter"] = Field(
         "auto",
         description="How a run loads the judges that it trained with LoRA: merged, which is fastest; or as an adapter "
         "of the base, as they were trained; auto: as an adapter where the base is stored in 16 bits, in which merging "
         "loses small changes.",
     )
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """As for every model, and how it is asked, where the settings say that."""
+        asking = {} if self.asking is None else {"asking": self.asking.model_dump(exclude_defaults=True)}
+        return super().computation | asking

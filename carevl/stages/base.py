@@ -96,6 +96,12 @@ def pixel_inputs(settings: Settings) -> dict[str, int]:
     return {} if pixels is None else {"resize_pixels": pixels}
 
 
+def asking_inputs(settings: Settings) -> dict[str, Any]:
+    """Return how the judge is asked, where the settings say it; what its directory says is part of its weights."""
+    asking = settings.judge.asking
+    return {} if asking is None else {"asking": asking.model_dump(exclude_defaults=True)}
+
+
 def judge_pixels(settings: Settings) -> int | None:
     """Return the most pixels of an image that the judge is shown: as set, or else as it was trained.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
+from carevl.models.judge_spec import asking_of
 from carevl.models.locate import weights_fingerprint
 from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.stages.sampling import (
@@ -37,6 +38,7 @@ from carevl.store.schemas import TARGETS
 
 if TYPE_CHECKING:
     from carevl.data.drawn import DataRoot
+    from carevl.settings.asking import Asking
     from carevl.settings.stages import Demonstrate
     from carevl.settings.tree import Settings
 
@@ -80,7 +82,7 @@ def rankable(n_responses: int, high: Sequence[dict[str, Any]]) -> bool:
 
 def make_targets(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.Table) -> pa.Table:
     """Return the targets of phase 1, a pure function of stored rows: TARGETS."""
-    share = settings.demonstrate.verdict_only_share
+    share, asking = settings.demonstrate.verdict_only_share, asking_of(settings.judge)
     written: dict[tuple[str, str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
     for row in judgments.to_pylist():
         written[row["item_id"], row["task"], tuple(row["order"])].append(row)
@@ -96,9 +98,9 @@ def make_targets(settings: Settings, items: pa.Table, routes: pa.Table, judgment
             if all(agreeing):
                 among = [row for rows in agreeing for row in rows]
                 texts = [in_grammar(typical(rows, among), p.order) for p, rows in zip(group, agreeing, strict=True)]
-                targets += [_target(item, p, text, evidence=True) for p, text in zip(group, texts, strict=True)]
+                targets += [_target(item, p, text, asking, evidence=True) for p, text in zip(group, texts, strict=True)]
             elif group[0].task == "pairwise":
-                bare += [_target(item, p, _verdict(p, of_item), evidence=False) for p in group]
+                bare += [_target(item, p, _verdict(p, of_item), asking, evidence=False) for p in group]
     keep = round(len(targets) * share / (1 - share))
     bare.sort(key=lambda row: hash_uniform(settings.seed, row["item_id"], "bare"))
     return pa.Table.from_pylist([*targets, *bare[:keep]], TARGETS)
@@ -146,12 +148,12 @@ def _verdict(prompted: Prompted, routes: Sequence[dict[str, Any]]) -> str:
     return write_judgment("", winner=prompted.order.index(_label(prompted.order, routes)) + 1)
 
 
-def _target(item: Item, prompted: Prompted, text: str, *, evidence: bool) -> dict[str, Any]:
+def _target(item: Item, prompted: Prompted, text: str, asking: Asking, *, evidence: bool) -> dict[str, Any]:
     return {
         "item_id": item["item_id"],
         "task": prompted.task,
         "order": prompted.order,
-        "prompt": prompted.write(item),
+        "prompt": prompted.write(item, asking),
         "text": text,
         "evidence": evidence,
     }

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool, for_workers
+from carevl.models.judge_spec import asking_of
 from carevl.models.locate import Weights
 from carevl.models.own_code import trust_own_code
 from carevl.stages.base import (
@@ -31,6 +32,7 @@ from carevl.store.table import Table
 if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
+    from carevl.settings.asking import Asking
     from carevl.settings.training import Training
     from carevl.settings.tree import Settings
     from carevl.training.reference import Reference
@@ -75,6 +77,7 @@ def run(context: RunContext) -> Counts:
         replay=replay,
         dev=dev,
         resize_pixels=pixels,
+        asking=asking_of(settings.judge),
         trust_remote_code=settings.judge.trust_remote_code,
         on_progress=progress,
         log=log,
@@ -94,7 +97,7 @@ def _reference_job(
 ) -> PoolJob:
     return PoolJob(
         name="reference",
-        processor=ReferenceProcessor(judge, settings.dpo, adapter, pixels),
+        processor=ReferenceProcessor(judge, settings.dpo, adapter, pixels, asking_of(settings.judge)),
         sources={"pairs": pairs},
         target=referenced,
         pool=settings.judge.pool,
@@ -111,6 +114,7 @@ class ReferenceProcessor(Processor):
     training: Training
     adapter: Path | None = None
     resize_pixels: int | None = None
+    asking: Asking | None = None
     reference: Reference = field(init=False, repr=False)
 
     def setup(self) -> None:
@@ -118,7 +122,9 @@ class ReferenceProcessor(Processor):
 
         with trust_own_code(self.judge.code):
             directory = self.judge.directory
-            self.reference = Reference(directory, self.training, self.adapter, resize_pixels=self.resize_pixels)
+            self.reference = Reference(
+                directory, self.training, self.adapter, resize_pixels=self.resize_pixels, asking=self.asking
+            )
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows = self.reference(tables["pairs"])

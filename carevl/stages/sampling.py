@@ -18,6 +18,7 @@ from carevl.judging.prompts import Task, judge_prompt, write_judgment
 from carevl.judging.verdicts import Verdict, read_verdict
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
+from carevl.models.judge_spec import asking_of
 from carevl.models.row_errors import Failure
 from carevl.stages.base import LoadedModel, in_pool, judge_pixels, pixel_inputs
 from carevl.stats.draws import hash_uniform
@@ -27,6 +28,7 @@ from carevl.store.schemas import JUDGMENTS, row_error
 if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.models.engines.base import Generator
+    from carevl.settings.asking import Asking
     from carevl.settings.models import Judge
     from carevl.settings.tree import Settings
     from carevl.stages.base import Counts, RunContext
@@ -43,12 +45,12 @@ class Prompted:
     task: Task | Literal["answer"]
     order: tuple[int, ...]
 
-    def write(self, item: Item) -> str:
+    def write(self, item: Item, asking: Asking) -> str:
         """Return the user turn."""
         if self.task == "answer":
             question: str = item["question"]
             return question
-        return judge_prompt(self.task, item["question"], item["responses"], self.order)
+        return judge_prompt(self.task, item["question"], item["responses"], self.order, asking.template(self.task))
 
     def read(self, generation: Generation) -> Verdict:
         """Return what was written. An answer is all evidence."""
@@ -109,11 +111,12 @@ class JudgeProcessor(Processor):
     min_parsed: float = 0.0
     """Least share of texts that state a verdict or a tie."""
     engine: Generator = field(init=False, repr=False)
+    asking: Asking = field(init=False, repr=False)
     counts: VerdictCounts = field(init=False, repr=False, default_factory=VerdictCounts)
     """What has been asked so far."""
 
     def setup(self) -> None:
-        self.engine = generator(self.judge)
+        self.engine, self.asking = generator(self.judge), asking_of(self.judge)
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode the pictures that the judge will be asked about."""
@@ -134,7 +137,7 @@ class JudgeProcessor(Processor):
                 continue
             image = picture(images[item["image_id"]], resize_pixels=self.resize_pixels)
             for prompted in prompts:
-                words = prompted.write(item)
+                words = prompted.write(item, self.asking)
                 for sample in range(self.spec.samples):
                     key = (item["item_id"], prompted.task, prompted.order, sample)
                     requests.append(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
+from carevl.models.judge_spec import asking_of
 from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.stages.sampling import Item, Prompted, both_orders, by_item, choose_rows, in_grammar, typical
 from carevl.stages.selection import RULES, JudgedPair, SelectionRule
@@ -43,6 +44,7 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
         [text for texts in items["responses"].to_pylist() for text in texts or ()],
         [row["evidence"] for rows in written.values() for row in rows if row["evidence"]],
     )
+    asking = asking_of(settings.judge)
     pairs: list[dict[str, Any]] = []
     for item, of_item in by_item(items, routes):
         for route in of_item:
@@ -54,10 +56,12 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
                 scores = verdict_scores(select, pair)
                 answers = pair.answers if select.answer_weight else []
                 if select.same_evidence:
-                    pairs += _contradictions(select, item, prompts, in_both, answers, scores)
+                    chosen = [*_contradictions(select, item, prompts, in_both, answers, scores)]
                 else:
-                    for prompted, rows in zip(prompts, judged, strict=True):
-                        pairs += _pairs(select, item, prompted, rows, answers, scores)
+                    of_order = zip(prompts, judged, strict=True)
+                    chosen = [pair for p, rows in of_order for pair in _pairs(select, item, p, rows, answers, scores)]
+                words = {prompted.order: prompted.write(item, asking) for prompted in prompts}
+                pairs += [{**pair, "prompt": words[pair["order"]]} for pair in chosen]
     if select.balance:
         pairs = _balanced(pairs, settings.seed)
     return pa.Table.from_pylist(pairs, PAIRS)
@@ -155,11 +159,10 @@ def _contradictions(
 def _facts(
     item: Item, prompted: Prompted, scores: dict[int | None, float], best: int, other: int | None
 ) -> dict[str, Any]:
-    """Return what a row of PAIRS says beside its two judgments."""
+    """Return what a row of PAIRS says beside its prompt and its two judgments."""
     return {
         "item_id": item["item_id"],
         "order": prompted.order,
-        "prompt": prompted.write(item),
         "winner": best,
         "score_chosen": scores[best],
         "score_rejected": scores[other],

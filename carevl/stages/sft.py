@@ -5,8 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.resources import for_workers
+from carevl.models.judge_spec import asking_of
 from carevl.models.locate import weights_fingerprint
-from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_training, judge_pixels, pixel_inputs, reads
+from carevl.stages.base import (
+    Counts,
+    LoadedModel,
+    RunContext,
+    Stage,
+    asking_inputs,
+    in_training,
+    judge_pixels,
+    pixel_inputs,
+    reads,
+)
 from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
 from carevl.store.run import RunError
 from carevl.store.table import Table
@@ -48,6 +59,7 @@ def run(context: RunContext) -> Counts:
         revision=settings.judge.revision,
         dev=dev,
         resize_pixels=judge_pixels(settings),
+        asking=asking_of(settings.judge),
         trust_remote_code=settings.judge.trust_remote_code,
         on_progress=progress,
         log=log,
@@ -60,7 +72,7 @@ def run(context: RunContext) -> Counts:
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what phase 1 depends on, apart from its targets."""
     del root, table
-    judge = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision)}
+    judge = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision), **asking_inputs(settings)}
     return {"judge": judge, "training": training_inputs(settings.sft) | pixel_inputs(settings)}
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.judging.prompts import write_judgment
+from carevl.models.judge_spec import asking_of
+from carevl.settings.asking import Asking
 from carevl.stages.sampling import both_orders
 from carevl.stats.draws import hash_uniform
 from carevl.store.run import RunError
@@ -56,7 +58,7 @@ def write_rows(learned: Table, columns: Mapping[str, str], ingested: Ingested, t
     return filled
 
 
-def write_dev(ingested: Ingested, n_pairs: int, seed: int, target: Table) -> list[int]:
+def write_dev(ingested: Ingested, n_pairs: int, seed: int, target: Table, asking: Asking) -> list[int]:
     """Labelled pairs, drawn by chance, as rows for `train(dev=…)`; return the parts that have rows.
 
     Raises:
@@ -78,11 +80,11 @@ def write_dev(ingested: Ingested, n_pairs: int, seed: int, target: Table) -> lis
         of_part.setdefault(number, {}).setdefault(name, []).append((i, j))
     for number, chosen in of_part.items():
         if not target.part(number).exists():
-            target.write(number, _dev_rows(ingested, number, chosen))
+            target.write(number, _dev_rows(ingested, number, chosen, asking))
     return sorted(of_part)
 
 
-def _dev_rows(ingested: Ingested, number: int, chosen: Mapping[str, list[tuple[int, int]]]) -> pa.Table:
+def _dev_rows(ingested: Ingested, number: int, chosen: Mapping[str, list[tuple[int, int]]], asking: Asking) -> pa.Table:
     images = ingested.images.read(number, ["image_id", "bytes"]).to_pylist()
     bytes_of = {row["image_id"]: row["bytes"] for row in images}
     rows = []
@@ -95,7 +97,7 @@ def _dev_rows(ingested: Ingested, number: int, chosen: Mapping[str, list[tuple[i
                     {
                         "item_id": f"{item['item_id']}, responses {i} and {j}",
                         "image": bytes_of[item["image_id"]],
-                        "prompt": prompted.write(item),
+                        "prompt": prompted.write(item, asking),
                         "chosen": write_judgment("", winner=right),
                         "rejected": write_judgment("", winner=3 - right),
                     }
@@ -108,7 +110,8 @@ def write_dev_parts(settings: Settings, training: Training, ingested: Ingested, 
     if not training.dev_pairs:
         return []
     target = Table(directory / "dev")
-    return [target.part(n) for n in write_dev(ingested, training.dev_pairs, settings.seed, target)]
+    numbers = write_dev(ingested, training.dev_pairs, settings.seed, target, asking_of(settings.judge))
+    return [target.part(number) for number in numbers]
 
 
 def training_counts(trained: Trained) -> dict[str, Any]:

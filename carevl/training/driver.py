@@ -22,7 +22,9 @@ from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights, adapter_fingerprint
 from carevl.models.own_code import trust_own_code
 from carevl.models.packing import usable_packing
+from carevl.models.prompts import ask_as
 from carevl.periodic import call_every
+from carevl.settings.asking import Asking
 from carevl.settings.training import Phase, Training, Workers
 from carevl.store.stage_key import differences
 from carevl.store.table import write_atomically
@@ -77,6 +79,7 @@ def train(
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
     resize_pixels: int | None = None,
+    asking: Asking | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     log: Callable[[str], None] | None = None,
@@ -98,6 +101,7 @@ def train(
         dev: labelled pairs: rows with the columns of dpo, whose `chosen` is the right verdict and `rejected` the wrong
             one; a row for each order, with the same `item_id`. The checkpoint that is best there is exported.
         resize_pixels: larger images are resized to so many pixels; `judge/` and `adapter/` keep it for their users.
+        asking: how prompts are written, which `judge/` and `adapter/` keep, too; None: as carevl asks.
         trust_remote_code: whether Python code that comes with the judge may run.
         on_progress: called with the last steps every few seconds, from a thread of its own.
         log: called with a line while the workers wait for room on the cluster, from a thread of its own.
@@ -117,6 +121,7 @@ def train(
         replay=replay,
         dev=dev,
         resize_pixels=resize_pixels,
+        asking=asking,
         trust_remote_code=trust_remote_code,
     )
     out = config.out
@@ -135,7 +140,7 @@ def train(
     trained = None if training.lora is None else out / "adapter"
     for directory in (out / "judge", trained):
         if directory is not None:
-            JudgeSpec(resize_pixels=resize_pixels).write(directory)
+            JudgeSpec(resize_pixels=resize_pixels, asking=asking or Asking()).write(directory)
     return Trained(out / "judge", trained, used, errors, read_log(out / "steps.jsonl"), Rounding.read(out / ROUNDING))
 
 
@@ -151,6 +156,7 @@ def prepare_training(
     replay: Sequence[Path] = (),
     dev: Sequence[Path] = (),
     resize_pixels: int | None = None,
+    asking: Asking | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[WorkerConfig, int, list[dict[str, Any]]]:
     """Check and encode everything that workers need, into `out/data`; arguments and errors as for `train`.
@@ -162,8 +168,9 @@ def prepare_training(
     if training.base_bits is not None:
         check_bitsandbytes()
     base, out = Weights.of(judge, revision, code=trust_remote_code), out.resolve()
+    spec = JudgeSpec(resize_pixels=resize_pixels, asking=asking or Asking())
     adapter = None if adapter is None else adapter.resolve()
-    record, facts = out / "training.json", _facts(phase, rows, base, adapter, training, replay, dev, resize_pixels)
+    record, facts = out / "training.json", _facts(phase, rows, base, adapter, training, replay, dev, spec)
     if record.exists():
         stored = json.loads(record.read_text())
         if changed := differences(stored["facts"], facts):
@@ -171,15 +178,15 @@ def prepare_training(
                 raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
         elif Items.are_current(out / "data"):
             schedule = Schedule(**{**stored["schedule"], "together": tuple(stored["schedule"].get("together", ()))})
-            config = WorkerConfig(base, out / "data", out, schedule, training, adapter)
+            config = WorkerConfig(base, out / "data", out, schedule, training, adapter, spec.asking)
             return config, stored["rows"], stored["errors"]
     shutil.rmtree(out / "data", ignore_errors=True)  # that of an earlier version, or what was begun
     data = out / "data"
     with trust_own_code(base.code):
-        schedule, used, errors = _encode(phase, rows, base.directory, data, training, replay, dev, resize_pixels)
+        schedule, used, errors = _encode(phase, rows, base.directory, data, training, replay, dev, spec)
     stored = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
     write_atomically(record, json.dumps(stored, indent=1).encode())
-    return WorkerConfig(base, data, out, schedule, training, adapter), used, errors
+    return WorkerConfig(base, data, out, schedule, training, adapter, spec.asking), used, errors
 
 
 def _facts(
@@ -190,7 +197,7 @@ def _facts(
     training: Training,
     replay: Sequence[Path],
     dev: Sequence[Path],
-    resize_pixels: int | None,
+    spec: JudgeSpec,
 ) -> dict[str, Any]:
     """Return what the curve depends on: not the number of workers, nor how often there are checkpoints."""
     contents = {"rows": rows, "replay": replay, "dev": dev}
@@ -198,8 +205,8 @@ def _facts(
     weights = {"judge": base.fingerprint}
     if adapter is not None:
         weights["adapter"] = adapter_fingerprint(str(adapter))
-    pixels = {} if resize_pixels is None else {"resize_pixels": resize_pixels}
-    return {"phase": phase, **weights, **hashes, "settings": training.learned(), **pixels}
+    asked = spec.model_dump(mode="json", exclude_defaults=True)
+    return {"phase": phase, **weights, **hashes, "settings": training.learned(), **asked}
 
 
 def _hash(file: Path) -> str:
@@ -217,10 +224,10 @@ def _encode(
     training: Training,
     replay: Sequence[Path],
     dev: Sequence[Path],
-    resize_pixels: int | None,
+    spec: JudgeSpec,
 ) -> tuple[Schedule, int, list[dict[str, Any]]]:
     """Write items into `data`; return the steps, and of the rows what `prepare_training` does."""
-    model, processor = load_skeleton(judge), load_processor(judge)
+    model, processor = load_skeleton(judge), ask_as(load_processor(judge), spec.asking)
     trained = describe_trained(model, training)
     StoredLayout(judge).check(changed_weights(model, training))
     encoder = Encoder(
@@ -228,7 +235,7 @@ def _encode(
         training.batch_tokens,
         packing=usable_packing(model, training.packing)[0],
         verdict_weight=training.verdict_weight,
-        resize_pixels=resize_pixels,
+        resize_pixels=spec.resize_pixels,
     )
     table = read_rows(rows, phase, reference=phase == "dpo" and not training.spreads_weights)
     items, images, errors = encoder.encode(table, phase)

@@ -20,7 +20,9 @@ from carevl.models.judge_files import load_processor
 from carevl.models.locate import Weights
 from carevl.models.own_code import code_arguments
 from carevl.models.packing import Packed, row_tokens
+from carevl.models.prompts import ask_as
 from carevl.models.tree_attention import TREES, attention_of, set_attention
+from carevl.settings.asking import Asking
 from carevl.settings.training import Packing, Training
 from carevl.training.attention import find_flaw
 from carevl.training.engine import deepspeed_config, gather_where_read, is_bare, zero_stage
@@ -55,6 +57,8 @@ class WorkerConfig:
     training: Training
     adapter: Path | None = None
     """An adapter that the judge begins with, besides the one that is trained."""
+    asking: Asking | None = None
+    """How prompts are written; None: as carevl asks."""
 
     @property
     def judge(self) -> Path:
@@ -68,7 +72,7 @@ class Loop:
     def __init__(self, config: WorkerConfig, rank: int, world: int) -> None:
         self.config, self.rank, self.world = config, rank, world
         self.items = Items.open(config.data)
-        self.processor = load_processor(config.judge)
+        self.processor = ask_as(load_processor(config.judge), config.asking)
         self.engine = self._build_engine()
         self.packing, reason = self._choose_packing()
         self.features = compute_features(self, config.data / "features")

@@ -17,6 +17,8 @@ import torch
 from carevl.models.device import device
 from carevl.models.judge_files import load_processor
 from carevl.models.packing import row_tokens
+from carevl.models.prompts import ask_as
+from carevl.settings.asking import Asking
 from carevl.settings.training import Packing, Training
 from carevl.store.table import write_atomically
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
@@ -62,13 +64,20 @@ class Reference:
         training: the settings of phase 2; rows are packed and computed as they will be there.
         adapter: directory of the adapter that phase 2 will begin with on top of it.
         resize_pixels: as for `Encoder`.
+        asking: how prompts are written; None: as carevl asks.
     """
 
     def __init__(
-        self, judge: Path, training: Training, adapter: Path | None = None, *, resize_pixels: int | None = None
+        self,
+        judge: Path,
+        training: Training,
+        adapter: Path | None = None,
+        *,
+        resize_pixels: int | None = None,
+        asking: Asking | None = None,
     ) -> None:
         self.training, self.resize_pixels = training, resize_pixels
-        self.processor = load_processor(judge)
+        self.processor = ask_as(load_processor(judge), asking)
         self.model: Any = load_judge(judge, training.dtype, training.base_bits)
         if adapter is not None:
             add_adapter(self.model, adapter)

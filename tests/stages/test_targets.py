@@ -5,6 +5,7 @@ import pytest
 
 from carevl.judging.prompts import write_judgment
 from carevl.judging.verdicts import read_verdict
+from carevl.settings.asking import Asking
 from carevl.settings.loader import load_settings
 from carevl.stages import demonstrate, train_rows
 from carevl.store.ingested import Ingested
@@ -58,7 +59,7 @@ def test_labelled_pairs_become_a_row_for_each_order(tmp_path):
     ingested.items.write(3, pa.Table.from_pylist([item(), labelled, broken], ITEMS))
     ingested.images.write(3, pa.table({"image_id": ["i"], "bytes": [b"image"]}))
     target = Table(tmp_path / "dev")
-    assert train_rows.write_dev(ingested, 5, 0, target) == [3]
+    assert train_rows.write_dev(ingested, 5, 0, target, Asking()) == [3]
     rows = target.read().to_pylist()
     assert sorted({row["item_id"] for row in rows}) == ["b, responses 0 and 1", "b, responses 0 and 2"]
     assert {row["image"] for row in rows} == {b"image"}
@@ -66,7 +67,7 @@ def test_labelled_pairs_become_a_row_for_each_order(tmp_path):
     assert "Answer 1: One.\nAnswer 2: Two." in first["prompt"]
     assert (first["chosen"], first["rejected"]) == tuple(f"Overall Judgment: Answer {n} is better." for n in (2, 1))
     assert (second["chosen"], second["rejected"]) == tuple(f"Overall Judgment: Answer {n} is better." for n in (1, 2))
-    assert train_rows.write_dev(ingested, 1, 0, Table(tmp_path / "one")) == [3]
+    assert train_rows.write_dev(ingested, 1, 0, Table(tmp_path / "one"), Asking()) == [3]
     assert len(Table(tmp_path / "one").read()) == 2
 
 
@@ -74,7 +75,7 @@ def test_labelled_pairs_without_labels_are_refused(tmp_path):
     ingested = Ingested(tmp_path / "ingest")
     ingested.items.write(0, pa.Table.from_pylist([item()], ITEMS))
     with pytest.raises(RunError, match="dev_pairs: no source has labels"):
-        train_rows.write_dev(ingested, 5, 0, Table(tmp_path / "dev"))
+        train_rows.write_dev(ingested, 5, 0, Table(tmp_path / "dev"), Asking())
 
 
 def test_a_rating_is_a_target_if_it_is_a_whole_number():

@@ -15,6 +15,7 @@ from PIL import Image
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.errors import UserError
 from carevl.models.prompts import Prompt, control_ids, encode_prompts, render_prompt
+from carevl.settings.asking import Asking
 from carevl.training.driver import prepare_training
 from carevl.training.image_sizes import by_size
 from carevl.training.items import Encoder, Items, split_holdout
@@ -303,3 +304,18 @@ def test_items_of_an_earlier_version_are_encoded_again(judge, sft_rows, write, q
 def test_a_budget_below_every_item_is_refused(judge, sft_rows, write, quick, tmp_path):
     with pytest.raises(UserError, match=r"none of the 8 rows can be trained on; the first: .* over batch_tokens 20"):
         prepare_training("sft", [write(sft_rows)], judge, tmp_path / "out", quick(batch_tokens=20))
+
+
+_ASKING = Asking(system="You are strict.", image_first=False)
+
+
+def test_items_are_encoded_as_they_are_asked(family_directory, sft_rows, write, quick, tmp_path):
+    judge = family_directory("qwen2_5_vl")
+    lengths = []
+    for name, asking in (("shipped", None), ("own", _ASKING)):
+        config, *_ = prepare_training("sft", [write(sft_rows)], judge, tmp_path / name, quick(), asking=asking)
+        lengths.append(Items.open(config.data).lengths)
+        assert (config.asking or Asking()) == (asking or Asking())
+    assert all(own != shipped for shipped, own in zip(*lengths, strict=True))
+    facts = [json.loads((tmp_path / name / "training.json").read_text())["facts"] for name in ("shipped", "own")]
+    assert ["asking" in each for each in facts] == [False, True]

@@ -207,8 +207,9 @@ def measure_parity(
     """
     from vllm import __version__ as vllm
 
-    adapter = getattr(model, "adapter", None)
-    facts = [*_facts(model, card), vllm, model.engine_args, model.max_image_tiles, adapter, _WORDS]
+    adapter, asking = getattr(model, "adapter", None), getattr(model, "asking", None)
+    asked = None if asking is None else asking.model_dump()
+    facts = [*_facts(model, card), vllm, model.engine_args, model.max_image_tiles, adapter, _WORDS, asked]
 
     def measure() -> Parity:
         expected, is_exact = _reference_logprobs(reference)

@@ -23,16 +23,19 @@ from carevl.models.engines.base import (
 )
 from carevl.models.families import family_of
 from carevl.models.heads import HeadSettings
+from carevl.models.judge_spec import asking_of
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
-from carevl.models.prompts import EncodedPrompts, encode_with_row_errors, end_ids, load_processor
+from carevl.models.prompts import EncodedPrompts, ask_as, encode_with_row_errors, end_ids, load_processor
 from carevl.models.row_errors import Failure, SomeRowsError
+from carevl.settings.models import Judge
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from carevl.models.decoding import Texts
     from carevl.models.footprint import Footprint
-    from carevl.settings.models import Captioner, Judge, Model
+    from carevl.settings.asking import Asking
+    from carevl.settings.models import Captioner, Model
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class ImageTextGenerator:
         max_image_tiles: tiles that an image is cut into at most, where the processor cuts them; None: its own number.
         max_model_len: tokens of prompt and answer together; None: no limit.
         adapter: directory of a LoRA adapter on top of it, which is not merged.
+        asking: how prompts are written; None: as carevl asks.
         loading: `trust_remote_code`, handed to transformers.
 
     Raises:
@@ -63,13 +67,14 @@ class ImageTextGenerator:
         max_image_tiles: int | None = None,
         max_model_len: int | None = None,
         adapter: Path | None = None,
+        asking: Asking | None = None,
         **loading: Any,
     ) -> None:
         from transformers import AutoModelForImageTextToText
 
         self.batch_size, self.max_model_len = batch_size, max_model_len
         self.device = device()
-        self.processor: Any = load_processor(str(model), **loading)
+        self.processor: Any = ask_as(load_processor(str(model), **loading), asking)
         limit_tiles(self.processor, max_image_tiles)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, use_safetensors=True, **loading
@@ -226,6 +231,7 @@ class TransformersEngine(Engine):
             max_image_tiles=model.max_image_tiles,
             max_model_len=model.max_model_len,
             adapter=None if adapter is None else locate_adapter(adapter),
+            asking=asking_of(model) if isinstance(model, Judge) else None,
             **loading_arguments(model),
         )
 

@@ -1,0 +1,51 @@
+"""How a judge is asked."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from carevl.settings.base import Strict
+
+_FIELDS = {"question", "answers"}
+
+
+class Asking(Strict):
+    """How a judge is asked: in the words and with the chat template's options that suit the model.
+
+    It is stored with what is trained so, and serving, evaluation and further training ask by it.
+    """
+
+    pairwise: str | None = Field(
+        None,
+        description="The user turn about two responses; {question} and {answers} are filled in, the latter with a line "
+        "`Answer N: …` for each; null: carevl's own.",
+    )
+    pointwise: str | None = Field(None, description="The same about one response, which is to be rated from 1 to 5.")
+    ranking: str | None = Field(None, description="The same about several responses, which are to be ranked.")
+    system: str | None = Field(None, description="The system turn before it; null: none, or the chat template's own.")
+    image_first: bool = Field(True, description="Whether the image stands before the words of the turn, or after them.")
+    template_kwargs: dict[str, Any] = Field(
+        {}, description="What the chat template is given besides, such as {enable_thinking: false}."
+    )
+
+    def template(self, task: str) -> str | None:
+        """Return the user turn of a task: pairwise, pointwise or ranking; None: carevl's own."""
+        template: str | None = getattr(self, task)
+        return template
+
+    @model_validator(mode="after")
+    def _check_templates(self) -> Asking:
+        for task in ("pairwise", "pointwise", "ranking"):
+            template = self.template(task)
+            if template is None:
+                continue
+            try:
+                found = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+            except ValueError as error:
+                raise ValueError(f"{task}: {error}; write a brace that stands for itself twice") from None
+            if found != _FIELDS:
+                raise ValueError(f"{task}: it has to name {{question}} and {{answers}}, and nothing else in braces")
+        return self
