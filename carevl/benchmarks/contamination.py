@@ -120,10 +120,10 @@ class Contamination:
         return count
 
     def _identify(self, image: benchmark_rows.Image, count: Counter[str]) -> tuple[ImageSignature, bytes] | None:
-        if not image.present:
+        if image.error or not image.present:
             count["missing_images"] += 1
             return None
-        data = image.data if image.data is not None else image.path.read_bytes() if image.path else b""
+        data = image.read()
         try:
             _, pixels = examine(data, self._limits)
         except RowError:

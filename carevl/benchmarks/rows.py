@@ -30,17 +30,19 @@ class Image:
     name: str
     data: bytes | None = field(default=None, repr=False)
     path: Path | None = None
+    error: str = ""
+    """Why no judge can be shown it, if none can: what becomes of its questions. It then counts as present."""
 
     @property
     def present(self) -> bool:
-        return self.data is not None or (self.path is not None and os.path.isfile(self.path))
+        return bool(self.error) or self.data is not None or (self.path is not None and os.path.isfile(self.path))
 
     def read(self) -> bytes:
         """Return the file's bytes. Raises OSError when there are none."""
         if self.data is not None:
             return self.data
         if self.path is None:
-            raise FileNotFoundError(f"{self.name}: no such image")
+            raise FileNotFoundError(f"{self.name}: {self.error or 'no such image'}")
         return self.path.read_bytes()
 
 

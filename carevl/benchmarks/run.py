@@ -330,7 +330,8 @@ def _to_questions(block: Sequence[Question]) -> pa.Table:
 def _to_images(block: Sequence[Question]) -> pa.Table:
     images = {q.image.name: q.image for q in block if q.image is not None and q.response is None}
     return pa.Table.from_pylist(
-        [{"name": name, "bytes": _bytes(image)} for name, image in images.items()], QUESTION_IMAGES
+        [{"name": name, "bytes": _bytes(image), "error": image.error or None} for name, image in images.items()],
+        QUESTION_IMAGES,
     )
 
 
@@ -390,6 +391,8 @@ def _question(row: Mapping[str, Any]) -> Question:
 
 def _picture(row: Mapping[str, Any], resize_pixels: int | None) -> PIL.Image.Image | str:
     """Return the picture, or the reason why it cannot be read."""
+    if row["error"] is not None:
+        return str(row["error"])
     try:
         return picture(row, _LIMITS, resize_pixels)
     except RowError as error:

@@ -197,8 +197,8 @@ QUESTIONS = pa.schema(
 )
 """Questions to judges; a part holds a block of them."""
 
-QUESTION_IMAGES = pa.schema([("name", pa.string()), ("bytes", pa.large_binary())])
-"""The image files that questions name."""
+QUESTION_IMAGES = pa.schema([("name", pa.string()), ("bytes", pa.large_binary()), ("error", pa.string())])
+"""The image files that questions name; `error` says why there is none to show."""
 
 
 def row_error(stage: str, kind: str, message: str) -> dict[str, str]:

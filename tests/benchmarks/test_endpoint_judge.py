@@ -209,6 +209,16 @@ def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
     assert any(p.status == "none" for p in predictions)
 
 
+def test_an_image_that_cannot_be_shown_is_an_error_of_its_questions(server, pairs, pair, tmp_path):
+    judge = Judge(path=server.address)
+    several = pair("several", image=benchmark_rows.Image("a + b", error="several images: 2"))
+    test = EvalSet("multimodal-rewardbench-2", [pairs[0], several], ["strict"])
+    counts = predict([JudgeRun(judge, "j", Table(tmp_path))], [test], lambda *_: None, max_error_fraction=0.5)["j"]
+    assert (counts["errors"], len(server.requests)) == (2, 2)
+    errors = {(p.key, p.error and p.error["message"]) for p in from_table(Table(tmp_path).read())}
+    assert errors == {(pairs[0].key, None), ("several", "several images: 2")}
+
+
 def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path):
     target = Table(tmp_path)
     asked_of = [JudgeRun(Judge(path=server.address), "j", target)]

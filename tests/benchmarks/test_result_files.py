@@ -306,6 +306,26 @@ def test_outputs_of_multimodal_rewardbench_through_the_command_line(tmp_path, fi
     assert scored == {"overall": 0.75, "macro": 0.75, "vqa": 0.75}
 
 
+def test_judgments_of_multimodal_rewardbench_2_through_the_command_line(tmp_path, figures):
+    pairs = [
+        {
+            "id": str(n),
+            "prompt_content": [["text", "Draw a cup."]],
+            "response_a": {"model_name": "m", "response_content": [["image", f"images/{n}_a.png"]]},
+            "response_b": {"model_name": "n", "response_content": [["image", f"images/{n}_b.png"]]},
+            "chosen": "A",
+        }
+        for n in range(3)
+    ]
+    judged = {
+        str(n): {name: [{"judgement": letter}] for name, letter in zip(("forward", "reverse"), letters, strict=True)}
+        for n, letters in enumerate((("A", "B"), ("A", "A"), ("B", None)))
+    }
+    results = _write(tmp_path / "task1_model.json", [judged])
+    scored = figures("multimodal-rewardbench-2", _write(tmp_path / "t2i.json", [{"pairs": pairs}]), results)
+    assert scored == {"overall": 0.6, "macro": 0.6, "t2i": 0.6}
+
+
 def test_results_of_mllm_judge_through_the_command_line(tmp_path, figures):
     rows = [MLLM | {"pair_id": n, "human": label} for n, label in enumerate("AABC")]
     answered = [
