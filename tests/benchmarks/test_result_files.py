@@ -326,6 +326,17 @@ def test_judgments_of_multimodal_rewardbench_2_through_the_command_line(tmp_path
     assert scored == {"overall": 0.6, "macro": 0.6, "t2i": 0.6}
 
 
+def test_answers_of_vlrmbench_through_the_command_line(tmp_path, figures):
+    row = {"image": ["1.jpg"], "question": "q", "step_list": ["STEP1: A."], "reasoning_error": "STEP1: B."}
+    answers = (("[7, 4]", "[4, 7]"), ("[7, 4]", "[9, 1]"), ("[5, 5]", None))
+    results = [
+        {"id": n, "task_gt": [0, 1], "model_answer_front": front, "model_answer_back": back}
+        for n, (front, back) in enumerate(answers)
+    ]
+    rows = _write(tmp_path / "multi_solution.jsonl", [row | {"id": n} for n in range(3)])
+    assert figures("vlrmbench", rows, _write(tmp_path / "m.jsonl", results)) == {"overall": pytest.approx(1 / 3)}
+
+
 def test_results_of_mllm_judge_through_the_command_line(tmp_path, figures):
     rows = [MLLM | {"pair_id": n, "human": label} for n, label in enumerate("AABC")]
     answered = [

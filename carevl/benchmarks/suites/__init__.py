@@ -19,6 +19,7 @@ from carevl.benchmarks.suites import (
     pairwise,
     rewardbench2,
     vl_rewardbench,
+    vlrmbench,
 )
 from carevl.settings.registry import Registry
 
@@ -32,6 +33,7 @@ SUITES: Registry[Suite] = Registry(
         multimodal_rewardbench2.SUITE,
         mm_rlhf_rewardbench.SUITE,
         rewardbench2.SUITE,
+        vlrmbench.SUITE,
         pairwise.SUITE,
     ),
 )
