@@ -34,13 +34,17 @@ def judge_trivially(
     if name not in TRIVIAL_JUDGES:
         raise ValueError(f"no trivial judge {name!r}; there are {', '.join(TRIVIAL_JUDGES)}")
     of_key = {row.key: row for row in rows}
+    read: dict[tuple[object, ...], Verdict] = {}  # its few texts are read once each
     for question in questions:
         responses = of_key[question.key].responses
         if question.response is not None:
             yield record_score(question, name, _SCORES[name](question, seed))
         else:
             text = suite.write_verdict(question, TRIVIAL_JUDGES[name](question, responses, seed))
-            yield record(question, name, text, suite.parse(question, text))
+            kind = (text, question.protocol, question.task, question.order)
+            if kind not in read:
+                read[kind] = suite.parse(question, text)
+            yield record(question, name, text, read[kind])
 
 
 def _longer(question: Question, responses: tuple[str, ...], _: int) -> Verdict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -61,9 +62,32 @@ def ensure_local(path: str, revision: str | None = None, *, code: bool = False) 
     """
     directory = own_directory(path) or find_snapshot(path, revision, code=code)
     if directory is None:
+        refuse_missing_directory(path)
         fetch_model((path, revision, code), _log.info)
         directory = find_snapshot(path, revision, code=code)
     return path if directory is None else str(directory)
+
+
+def refuse_missing_directory(path: str) -> None:
+    """Refuse what cannot be a model of the hub and is no directory here, before the hub is asked for it.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    if split_scheme(path) is not None or Path(path).is_dir():
+        return
+    parent = Path(path).parent
+    begins_here = str(parent) != "." and parent.is_dir()
+    if Path(path).exists():
+        raise RunError(f"{path} is a file; a model is a directory with config.json and safetensors, or a hub id")
+    if begins_here or _HUB_ID.fullmatch(path) is None:
+        beside = sorted(each.name for each in parent.iterdir() if each.is_dir()) if begins_here else ()
+        hint = f"{parent} has {', '.join(beside[:_NAMED]) or 'none'}" if begins_here else "nor is it an id of the hub"
+        raise RunError(f"{path}: there is no such directory; {hint}")
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -109,6 +133,8 @@ def prepare_models(models: Mapping[str, Model], log: Callable[[str], None]) -> b
         for place, model in models.items()
         if own_directory(model.path) is None
     }
+    for path, _, _ in hub.values():
+        refuse_missing_directory(path)
     fetch_models(hub, log)
     return bool(hub)
 
