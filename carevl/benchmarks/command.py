@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from carevl.benchmarks.answering import is_endpoint
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
-from carevl.benchmarks.data import BenchmarkData
+from carevl.benchmarks.coverage import draws_several
+from carevl.benchmarks.data import BenchmarkData, list_some
+from carevl.benchmarks.diagnostics import count_stored, count_verdicts
 from carevl.benchmarks.listing import list_comparison, list_report
 from carevl.benchmarks.predictions import Prediction, from_table, to_table
 from carevl.benchmarks.result_files import read_results
 from carevl.benchmarks.results import PROTOCOLS, by_protocol, compare_judges, score_baselines, score_judge
 from carevl.benchmarks.run import EvalSet, JudgeRun, judge_fingerprint_inputs, predict
+from carevl.benchmarks.suite import Suite
 from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import Tally
 from carevl.errors import UserError
+from carevl.judging.counts import VerdictCounts, describe, join, store
 from carevl.models.judge_spec import JudgeSpec
-from carevl.models.locate import prepare_models
+from carevl.models.locate import prepare_models, refuse_missing_directory
 from carevl.settings.data import ProtocolName
 from carevl.settings.loader import fill
 from carevl.settings.models import Judge
@@ -34,6 +38,8 @@ from carevl.store.stage_key import StageKey
 from carevl.store.table import Table, write_atomically
 
 PREDICTIONS, FIGURES = "predictions.parquet", "figures.json"
+_FINGERPRINT = "carevl.fingerprint"
+"""Of what predictions depend on, in the metadata of their file."""
 
 
 @dataclass(frozen=True)
@@ -53,24 +59,98 @@ def evaluate(data: BenchmarkData, request: EvalRequest, out: Path, log: Callable
     """Ask a judge what it has not been asked in `out` yet, write predictions and figures there, and list them.
 
     Raises:
-        UserError: no such protocol or setting, images are missing, or too many questions failed.
+        UserError: no such protocol, setting or model, images are missing, `out` holds other predictions, too many
+            questions failed, or nothing can be scored; what was answered stays.
     """
     protocols = _protocols(request.protocols, data)
+    _refuse_draws(data, protocols, request.draws)
     with Run(out).lock():
         if request.judge in TRIVIAL_JUDGES:
             eval_set = EvalSet(data.benchmark, data.rows, protocols, request.draws)
+            key = _key(eval_set, data.fingerprint, request.judge)
+            _refuse_other(out, key, eval_set.suite, request.judge)
             table = to_table(judge_trivially(request.judge, data.suite, data.rows, eval_set.questions()))
         else:
             judge = fill(Judge, {"path": request.judge, "engine": request.engine}, request.overrides)
-            data = data.without_missing_images(protocols, lambda _: True, allowed=request.allow_missing_images)
+            if not is_endpoint(judge.path):
+                refuse_missing_directory(judge.path)
+            data = data.without_missing_images(protocols, allowed=request.allow_missing_images)
             eval_set = EvalSet(data.benchmark, data.rows, protocols, request.draws)
-            table = _predict(eval_set, judge, data.fingerprint, Run(out), request.max_error_fraction, log)
+            key = _key(eval_set, data.fingerprint, judge_fingerprint_inputs(judge))
+            _refuse_other(out, key, eval_set.suite, judge.path)
+            table = _predict(eval_set, judge, key, Run(out), request.max_error_fraction, log)
         report = _report(data, from_table(table), request.draws)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        write_atomically(out / PREDICTIONS, sink.getvalue().to_pybytes())
+        _write_predictions(out, table, key)
         _write_figures(out, report)
+    _refuse_unscored(report, f"; the predictions are kept in {out / PREDICTIONS}")
     return list_report(data.suite, report)
+
+
+def _key(eval_set: EvalSet, rows_fingerprint: str, judge: Any) -> StageKey:
+    """Return what names the predictions of a judge: everything that they depend on."""
+    fingerprint_inputs = {
+        "benchmark": eval_set.suite.name,
+        "rows": rows_fingerprint,
+        "protocols": list(eval_set.protocols),
+        "draws": eval_set.suite.draws if eval_set.draws is None else eval_set.draws,
+        "judge": judge,
+    }
+    return StageKey("parts", fingerprint_inputs)
+
+
+def _write_predictions(out: Path, table: pa.Table, key: StageKey) -> None:
+    """Write predictions with the fingerprint of what they depend on, by which `_refuse_other` knows them."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({_FINGERPRINT: key.fingerprint}), sink, compression="zstd")
+    write_atomically(out / PREDICTIONS, sink.getvalue().to_pybytes())
+
+
+def _refuse_other(out: Path, key: StageKey, suite: Suite, judge: str) -> None:
+    """Refuse a directory whose predictions are others than those that a key names.
+
+    Raises:
+        UserError: they are; a file of an earlier version is known by its judge and benchmark.
+    """
+    file = out / PREDICTIONS
+    if not file.is_file():
+        return
+    stored = (pq.read_schema(file).metadata or {}).get(_FINGERPRINT.encode())
+    names = pq.read_table(file, columns=["benchmark", "judge"]).group_by(["benchmark", "judge"]).aggregate([])
+    if stored is None and names.to_pylist() == [{"benchmark": suite.name, "judge": judge}]:
+        return
+    if stored is None or stored.decode() != key.fingerprint:
+        held = ", ".join(f"{row['judge']} on {row['benchmark']}" for row in names.to_pylist()) or "nobody"
+        raise UserError(
+            f"{file} holds predictions of {held} that this command would replace: judge, rows, protocols or draws are "
+            "others now; give another --out, or remove that file"
+        )
+
+
+def _refuse_draws(data: BenchmarkData, protocols: Sequence[ProtocolName], draws: int | None) -> None:
+    """Refuse a number of draws where nothing is drawn.
+
+    Raises:
+        UserError: none of these protocols draws several judgments of a row.
+    """
+    if draws is not None and not any(draws_several(data.suite, data.rows, protocol) for protocol in protocols):
+        raise UserError(f"--k {draws}: {data.suite.name} draws nothing under {', '.join(protocols)}; leave it out")
+
+
+def _refuse_unscored(report: Mapping[str, Any], where: str = "") -> None:
+    """Refuse a report without any figure.
+
+    Args:
+        where: what is added to the message.
+
+    Raises:
+        UserError: no row of any judge counts under any protocol; it quotes what was written.
+    """
+    scores = [score for of_judge in report["judges"].values() for score in of_judge.values()]
+    if any(figure["value"] is not None for score in scores for figure in score["figures"].values()):
+        return
+    counts = join(VerdictCounts(**score["verdicts"]) for score in scores)
+    written = f", such as {'; '.join(counts.unread)}" if counts.unread else ""
+    raise UserError(f"{report['benchmark']}: nothing can be scored: {counts.line()}{written}{where}")
 
 
 def _protocols(names: Sequence[str], data: BenchmarkData) -> list[ProtocolName]:
@@ -86,20 +166,12 @@ def _protocols(names: Sequence[str], data: BenchmarkData) -> list[ProtocolName]:
 def _predict(
     eval_set: EvalSet,
     judge: Judge,
-    rows_fingerprint: str,
+    key: StageKey,
     run: Run,
     max_error_fraction: float,
     log: Callable[[str], None],
 ) -> pa.Table:
-    """Return the judge's predictions, from the table in `run` that these questions and this judge name."""
-    fingerprint_inputs = {
-        "benchmark": eval_set.suite.name,
-        "rows": rows_fingerprint,
-        "protocols": list(eval_set.protocols),
-        "draws": eval_set.suite.draws if eval_set.draws is None else eval_set.draws,
-        "judge": judge_fingerprint_inputs(judge),
-    }
-    key = StageKey("parts", fingerprint_inputs)
+    """Return the judge's predictions, from the table in `run` that `key` names."""
     table: Table = run.table(key)
     if table.manifest is None:
         logged: list[str] = []
@@ -117,46 +189,84 @@ def _predict(
         with nullcontext() if remote else ray_cluster(Cluster()):
             judge_run = JudgeRun(judge, judge.path, table, pixels)
             counts = predict([judge_run], [eval_set], on_progress, max_error_fraction=max_error_fraction)
-        table.finish({"stage": key.stage, "cause": dict(key.fingerprint_inputs), **counts[judge.path]})
+        verdicts = count_stored(table)
+        for line in describe(verdicts):
+            log(line)
+        facts = {**counts[judge.path], "verdicts": store(verdicts)}
+        table.finish({"stage": key.stage, "cause": dict(key.fingerprint_inputs), **facts})
     return table.read()
 
 
-def rescore(
-    data: BenchmarkData, path: Path, draws: int | None, out: Path | None, allow_missing_images: bool
-) -> Iterable[str]:
-    """Compute every figure anew from stored predictions, and list them.
+def rescore(data: BenchmarkData, path: Path, draws: int | None, out: Path | None) -> Iterable[str]:
+    """Compute every figure anew from stored predictions, of the rows that have some, and list them.
 
     Args:
         out: where figures.json is written, if anywhere.
 
     Raises:
-        UserError: there are no predictions of this benchmark, or some rows have none.
+        UserError: there are no predictions of these rows, nothing of them can be scored, or `out` holds others.
     """
     predictions = _read(path, data)
-    report = _report(_answered(data, [predictions], allow_missing_images), predictions, draws)
+    _refuse_draws(data, list(by_protocol(data.rows, predictions)), draws)
+    report = _report(data, predictions, draws)
+    _refuse_unscored(report)
     if out is not None:
+        file = out / PREDICTIONS
+        if file.exists() and not (_file(path).exists() and file.samefile(_file(path))):
+            raise UserError(f"{file} is of other predictions than {path}; give another --out for their figures")
         _write_figures(out, report)
     return list_report(data.suite, report)
 
 
-def compare(
-    data: BenchmarkData, paths: tuple[Path, Path], draws: int | None, allow_missing_images: bool
-) -> Iterable[str]:
-    """List the differences of two judges' figures by their stored predictions.
+def compare(data: BenchmarkData, paths: tuple[Path, Path], draws: int | None) -> Iterable[str]:
+    """List the differences of two judges' figures by their stored predictions, on the rows that both have.
 
     Raises:
-        UserError: as `rescore`.
+        UserError: there are no predictions of these rows, or the two have no row under one protocol in common.
     """
     a, b = (_read(path, data) for path in paths)
-    data = _answered(data, (a, b), allow_missing_images)
-    return list_comparison(
-        (f"{paths[0]}", f"{paths[1]}"), data.excluded, compare_judges(data.suite, data.rows, a, b, draws=draws)
-    )
+    of_a, of_b = (by_protocol(data.rows, predictions) for predictions in (a, b))
+    _refuse_draws(data, [protocol for protocol in of_a if protocol in of_b] or list(of_a), draws)
+    comparisons = compare_judges(data.suite, data.rows, a, b, draws=draws)
+    if not comparisons:
+        raise UserError(
+            f"nothing to compare: {paths[0]} has {_describe(a)}, {paths[1]} has {_describe(b)}, and no row of "
+            f"{data.suite.name} has predictions of both under one protocol"
+        )
+    return list_comparison(data.suite, (f"{paths[0]}", f"{paths[1]}"), len(data.rows), comparisons)
+
+
+def _describe(predictions: Sequence[Prediction]) -> str:
+    """Return the protocols of predictions, and how many rows each has."""
+    keys: dict[str, set[str]] = {}
+    for prediction in predictions:
+        keys.setdefault(prediction.protocol, set()).add(prediction.key)
+    return ", ".join(f"{len(of_protocol)} rows under {protocol}" for protocol, of_protocol in keys.items())
+
+
+def _file(path: Path) -> Path:
+    return path / PREDICTIONS if path.is_dir() else path
 
 
 def _read(path: Path, data: BenchmarkData) -> list[Prediction]:
-    """Read the output of `carevl evaluate` (its directory, or the Parquet file), or result files of another harness."""
-    file = path / PREDICTIONS if path.is_dir() else path
+    """Read the output of `carevl evaluate` (its directory, or the Parquet file), or result files of another harness.
+
+    Raises:
+        UserError: there is none, or it has no prediction of these rows.
+    """
+    predictions = _read_file(path, data)
+    keys = {row.key for row in data.rows}
+    if not any(prediction.key in keys for prediction in predictions):
+        answered = list_some(list(dict.fromkeys(prediction.key for prediction in predictions)))
+        raise UserError(
+            f"{path}: none of its answers is to one of the {len(data.rows)} rows of --data, such as "
+            f"{list_some([row.key for row in data.rows])}" + (f"; they are to {answered}" if answered else "")
+        )
+    return predictions
+
+
+def _read_file(path: Path, data: BenchmarkData) -> list[Prediction]:
+    file = _file(path)
     if file.suffix != ".parquet" or not file.is_file():
         return read_results(data.suite, path, data.rows, path.stem)
     stored = from_table(pq.read_table(file))
@@ -167,25 +277,35 @@ def _read(path: Path, data: BenchmarkData) -> list[Prediction]:
     return predictions
 
 
-def _answered(data: BenchmarkData, judges: Sequence[Sequence[Prediction]], allow_missing_images: bool) -> BenchmarkData:
-    """Return the rows to be scored: all, but for those without an image that some judge has not answered."""
-    answered = set.intersection(*({prediction.key for prediction in predictions} for predictions in judges))
-    protocols = list(by_protocol(data.rows, judges[0]))
-    return data.without_missing_images(protocols, lambda row: row.key not in answered, allowed=allow_missing_images)
-
-
 def _report(data: BenchmarkData, predictions: Sequence[Prediction], draws: int | None) -> dict[str, Any]:
     """Return the content of figures.json: every judge's figures by protocol, the trivial judges' beside them."""
     by_judge: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_judge.setdefault(prediction.judge, []).append(prediction)
+    judges = {name: _score(data, own, draws) for name, own in by_judge.items()}
+    scores = [score for of_judge in judges.values() for score in of_judge.items()]
+    k = {protocol: score["k"] for protocol, score in sorted(scores, key=lambda each: each[1]["k"] or 0)}
+    answered = {prediction.key for prediction in predictions}
+    rows = [row for row in data.rows if row.key in answered]
     return {
         "benchmark": data.suite.name,
         "rows": len(data.rows),
         "rows_fingerprint": data.fingerprint,
         "excluded": list(data.excluded),
-        "judges": {name: score_judge(data.suite, data.rows, own, draws=draws) for name, own in by_judge.items()},
-        "baselines": score_baselines(data.suite, data.rows, by_protocol(data.rows, predictions), draws=draws),
+        "judges": judges,
+        "baselines": score_baselines(
+            data.suite, rows, {protocol: k[protocol] for protocol in PROTOCOLS if protocol in k}
+        ),
+    }
+
+
+def _score(data: BenchmarkData, predictions: Sequence[Prediction], draws: int | None) -> dict[str, dict[str, Any]]:
+    """Return one judge's scores by protocol, with the counts of its verdicts."""
+    scores = score_judge(data.suite, data.rows, predictions, draws=draws)
+    predicted = by_protocol(data.rows, predictions)
+    return {
+        protocol: {**score, "verdicts": count_verdicts(predicted[cast("ProtocolName", protocol)]).facts}
+        for protocol, score in scores.items()
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,20 +52,21 @@ class BenchmarkData:
                 digest.update(f"{file.st_size} {file.st_mtime_ns}".encode())
         return digest.hexdigest()[:16]
 
-    def without_missing_images(
-        self, protocols: Sequence[ProtocolName], needed: Callable[[Row], bool], *, allowed: bool
-    ) -> BenchmarkData:
+    def without_missing_images(self, protocols: Sequence[ProtocolName], *, allowed: bool) -> BenchmarkData:
         """Return the data without the rows whose questions need an image that is missing.
 
         Args:
-            needed: whether a row has to be asked at all.
             allowed: whether rows may be left out.
 
         Raises:
             UserError: there are such rows and they may not be left out, or none would remain.
         """
-        keys = tuple(row.key for row in self.rows if needed(row) and self._lacks_image(row, protocols))
+        lacking = [row for row in self.rows if self._lacks_image(row, protocols)]
+        keys = tuple(row.key for row in lacking)
+        tried = [str(row.image.path) for row in lacking if row.image is not None and row.image.path is not None]
         summary = f"{self.suite.name}: {len(keys)} of {len(self.rows)} rows have no image: {list_some(keys)}"
+        if tried:
+            summary += f"; looked for at {list_some(tried)}"
         if keys and not allowed:
             raise UserError(f"{summary}; give --images DIR, or leave them out with --allow-missing-images")
         kept = [row for row in self.rows if row.key not in set(keys)]
@@ -87,8 +88,10 @@ def load(name: str, path: Path, images: Path | None = None) -> BenchmarkData:
         name: as in `SUITES`, or an import path.
 
     Raises:
-        UserError: there is no such benchmark, or it has no rows here.
+        UserError: there is no such benchmark or folder of images, or it has no rows here.
     """
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images {images}: there is no such folder")
     rows = SUITES[name].load(path, images)
     if not rows:
         raise UserError(f"{name}: {path} has no rows")

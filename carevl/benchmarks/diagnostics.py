@@ -9,18 +9,39 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from carevl.benchmarks.outcomes import scored_rows
-from carevl.benchmarks.predictions import Prediction, by_key
+from carevl.benchmarks.predictions import Prediction, by_key, from_table
 from carevl.benchmarks.rows import Row
-from carevl.judging.verdicts import Status
+from carevl.judging.counts import STATUSES, VerdictCounts, join
 from carevl.stats.bootstrap import FloatArray, Scored, Statistic, divide, mean, ratio
-
-STATUSES: tuple[Status, ...] = ("ok", "none", "both", "truncated")
+from carevl.store.table import Table
 
 
 def count_statuses(predictions: Iterable[Prediction]) -> dict[str, int]:
     """Return the number of predictions of each parse status."""
     counts = Counter(prediction.status for prediction in predictions)
     return {status: counts[status] for status in STATUSES}
+
+
+def count_verdicts(predictions: Iterable[Prediction]) -> VerdictCounts:
+    """Return how many judgments were asked for, came, and have a verdict by the reader of their protocol."""
+    counts = VerdictCounts()
+    for prediction in predictions:
+        task = "pairwise" if len(prediction.order) == 2 and prediction.protocol != "official" else ""
+        tie = True if prediction.winner == -1 else None
+        counts.add(task, prediction.text, prediction.status, failed=prediction.error is not None, tie=tie)
+    return counts
+
+
+def count_stored(table: Table) -> dict[str, VerdictCounts]:
+    """Return the same of a table of predictions, by benchmark and protocol."""
+    grouped: dict[str, VerdictCounts] = {}
+    for number in table.parts():
+        by_kind: dict[str, list[Prediction]] = {}
+        for prediction in from_table(table.read(number)):
+            by_kind.setdefault(f"{prediction.benchmark} {prediction.protocol}", []).append(prediction)
+        for kind, predictions in by_kind.items():
+            grouped[kind] = join([grouped.get(kind, VerdictCounts()), count_verdicts(predictions)])
+    return grouped
 
 
 def diagnose(rows: Sequence[Row], predictions: Iterable[Prediction]) -> Scored:

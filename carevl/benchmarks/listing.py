@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from carevl.benchmarks.comparison import Comparison
 from carevl.benchmarks.data import list_some
+from carevl.benchmarks.results import JudgeComparison
 from carevl.benchmarks.suite import Suite
+from carevl.judging.counts import VerdictCounts
 from carevl.settings.data import ProtocolName
 from carevl.stats.estimate import Estimate, format_estimate
 
@@ -27,21 +28,48 @@ def list_report(suite: Suite, report: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield from _table(protocol, columns)
         for name, score in scores.items():
-            counts = ", ".join(f"{number} {status}" for status, number in score["statuses"].items() if number)
-            yield f"{name}: {score['predictions']} judgments: {counts}; {score['errors']} errors"
+            yield from _count_lines(suite, name, score, report["rows"])
         if protocol == "official" and (published := suite.published()):
             yield ""
             yield from _aligned(published)
 
 
+def _count_lines(suite: Suite, name: str, score: Mapping[str, Any], rows: int) -> Iterator[str]:
+    """Yield what a judge's figures are of: rows and draws, then judgments; and a warning where few have a verdict."""
+    without = {
+        "without a verdict that counts": score["rows"] - score["scored"],
+        "without a prediction": rows - score["rows"],
+    }
+    details = "; ".join(f"{n:,} {words}" for words, n in without.items() if n)
+    of_rows = f"figures over {score['scored']:,} of {rows:,} rows" + (f" ({details})" if details else "")
+    yield f"{name}: {of_rows}{_draws(suite, score['k'], score['fewer_draws'])}"
+    counts = VerdictCounts(**score["verdicts"])
+    yield f"{name}: {counts.line()}"
+    yield from counts.warning(name)
+
+
+def _draws(suite: Suite, k: int | None, fewer: int = 0) -> str:
+    if k is None:
+        return ""
+    usual = "" if k == suite.draws else f"; the benchmark draws {suite.draws}"
+    short = f"; {fewer:,} rows have fewer and are scored by those" if fewer else ""
+    return f", k = {k}{usual}{short}"
+
+
 def list_comparison(
-    names: tuple[str, str], excluded: Sequence[str], comparisons: Mapping[ProtocolName, Comparison]
+    suite: Suite, names: tuple[str, str], rows: int, comparisons: Mapping[ProtocolName, JudgeComparison]
 ) -> Iterator[str]:
-    """Yield a table per protocol of the differences A - B, and the rows that only one got right."""
+    """Yield a table per protocol of the differences A - B, what they are of, and the rows that only one got right.
+
+    Args:
+        rows: number of rows of the benchmark.
+    """
     a, b = names
-    yield from _left_out(excluded)
-    for protocol, comparison in comparisons.items():
+    for protocol, each in comparisons.items():
+        comparison, (of_a, of_b) = each.comparison, each.scored
         yield from _table(protocol, {f"{a} - {b}": comparison.differences})
+        counted = f"{of_a:,} count for {a}, {of_b:,} for {b}"
+        yield f"over {each.rows:,} of {rows:,} rows that both answered: {counted}{_draws(suite, each.k)}"
         only = f"right only by {a}: {comparison.only_a}; only by {b}: {comparison.only_b}"
         yield f"{only}; McNemar's exact p = {comparison.p_value:.3g}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from carevl.benchmarks.predictions import Prediction, by_key, in_orders, refuse_missing
 from carevl.benchmarks.rows import Row
@@ -13,9 +14,14 @@ from carevl.stats.bootstrap import FloatArray, Scored, Statistic
 BOTH_ORDERS = ((0, 1), (1, 0))
 
 
-def scored_rows(rows: Sequence[Row], right: FloatArray, statistics: dict[str, Statistic]) -> Scored:
-    """Return outcomes and statistics over these rows."""
-    return Scored(tuple(row.key for row in rows), tuple(row.unit for row in rows), right, statistics)
+def scored_rows(
+    rows: Sequence[Row],
+    right: FloatArray,
+    statistics: dict[str, Statistic],
+    counted: NDArray[np.bool_] | None = None,
+) -> Scored:
+    """Return outcomes and statistics over these rows; `counted` as in `Scored`."""
+    return Scored(tuple(row.key for row in rows), tuple(row.unit for row in rows), right, statistics, counted)
 
 
 def pairs_right(rows: Sequence[Row], predictions: Iterable[Prediction]) -> FloatArray:
@@ -31,10 +37,13 @@ def pairs_right(rows: Sequence[Row], predictions: Iterable[Prediction]) -> Float
 
 
 def response_ratings(rows: Sequence[Row], predictions: Iterable[Prediction], draws: int) -> list[FloatArray]:
-    """Return per row the mean rating of each response over its draws (float64 [n_responses]); nan where one is missing.
+    """Return per row the mean rating of each response over its first `draws` draws, or as many as there are.
+
+    Returns:
+        float64 [n_responses] per row; nan where a rating is missing in an answer.
 
     Raises:
-        ValueError: a response was not asked `draws` times.
+        ValueError: a response was not asked at all.
     """
     answers = by_key(rows, predictions)
     ratings: list[FloatArray] = []
@@ -44,9 +53,9 @@ def response_ratings(rows: Sequence[Row], predictions: Iterable[Prediction], dra
         for answer in answers[row.key]:
             if len(answer.order) == 1 and answer.sample < draws:
                 drawn[answer.order[0]].append(np.nan if answer.rating is None else answer.rating)
-        if any(len(values) < draws for values in drawn):
+        if not all(drawn):
             short.append(row)
         else:
-            ratings.append(np.array(drawn, np.float64).mean(axis=1))
-    refuse_missing(rows, short, f"{draws} ratings of every response")
+            ratings.append(np.array([np.mean(values) for values in drawn], np.float64))
+    refuse_missing(rows, short, "a rating of every response")
     return ratings

@@ -116,14 +116,12 @@ def by_key(rows: Sequence[Row], predictions: Iterable[Prediction]) -> dict[str, 
 
 
 def draws_of(rows: Sequence[Row], predictions: Iterable[Prediction], draws: int) -> dict[str, list[Prediction]]:
-    """Return the first `draws` samples of each row, for protocols that show one order per sample.
+    """Return the first `draws` samples of each row, or as many as it has; for protocols of one order per sample.
 
     Raises:
-        ValueError: a row has fewer.
+        ValueError: a row has none.
     """
-    draws_by_key = {key: answers[:draws] for key, answers in by_key(rows, predictions).items()}
-    refuse_missing(rows, [row for row in rows if len(draws_by_key[row.key]) < draws], f"{draws} draws")
-    return draws_by_key
+    return {key: answers[:draws] for key, answers in by_key(rows, predictions).items()}
 
 
 def in_orders(

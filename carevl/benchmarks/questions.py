@@ -3,7 +3,7 @@
 | protocol | prompt | verdict read by | a row counts as right |
 |---|---|---|---|
 | `official` | the benchmark's | the benchmark's own parser | as the benchmark says |
-| `official_scorer` | the judge's own | the benchmark's parser where it fits, else ours | as the benchmark says |
+| `official_scorer` | the judge's own | our reader | as the benchmark says |
 | `strict` | the judge's own, both orders, greedy | our reader | only if every order is right |
 | `verdict_prob` | the judge's own, both orders, verdict forced | the verdict token's probability | as `strict` |
 """

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
 from carevl.benchmarks.comparison import Comparison, compare
+from carevl.benchmarks.coverage import Coverage, cover
 from carevl.benchmarks.diagnostics import count_statuses, diagnose
-from carevl.benchmarks.predictions import Prediction
+from carevl.benchmarks.predictions import Prediction, refuse_missing
 from carevl.benchmarks.rows import Row
 from carevl.benchmarks.suite import Suite
 from carevl.settings.data import ProtocolName
-from carevl.stats.bootstrap import estimate
+from carevl.stats.bootstrap import Scored, estimate
 from carevl.stats.estimate import Estimate
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
@@ -31,53 +33,74 @@ def by_protocol(rows: Iterable[Row], predictions: Iterable[Prediction]) -> dict[
 def score_judge(
     suite: Suite, rows: Sequence[Row], predictions: Iterable[Prediction], *, draws: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Score one judge's predictions under every protocol.
+    """Score one judge's predictions under every protocol, on the rows that it answered.
 
     Args:
-        draws: samples per row that the official scorer uses; when absent the benchmark's own number, or as many as
-            every row has.
+        draws: samples per row that the official scorer uses; when absent the benchmark's own number, or the most that
+            a row has.
 
     Returns:
         Per protocol `figures` (the scorer's), `answers` (parse rate, first-position rate, order consistency, length
-        slope), `statuses` (predictions by parse status), and the numbers of `predictions` and
-        `errors` (questions that the judge could not be asked).
+        slope), `k` (draws per row; None where none are drawn), the numbers of `rows` that were answered, of those that
+        are `scored` and of those with `fewer_draws` than k, `statuses` (predictions by parse status), and the numbers
+        of `predictions` and `errors` (questions that the judge could not be asked).
 
     Raises:
-        ValueError: a row lacks a prediction, or there are several judges' predictions.
+        ValueError: there are several judges' predictions.
+        UserError: no row has as many draws.
     """
     scores: dict[str, dict[str, Any]] = {}
     for protocol, predicted in by_protocol(rows, predictions).items():
-        used = draws or min(suite.draws, _fewest_draws(predicted))
-        scored = suite.score(rows, predicted, protocol, draws=used)
+        covered = cover(suite, rows, protocol, predicted, draws)
+        if not covered.rows:
+            continue
+        scored = suite.score(covered.rows, covered.predictions, protocol, draws=covered.k)
         scores[protocol] = {
             "figures": estimate(scored),
-            "answers": estimate(diagnose(rows, predicted)),
-            "statuses": count_statuses(predicted),
-            "predictions": len(predicted),
-            "errors": sum(each.error is not None for each in predicted),
+            "answers": estimate(diagnose(covered.rows, covered.predictions)),
+            "k": covered.k,
+            "rows": len(covered.rows),
+            "scored": _count_scored(scored, covered),
+            "fewer_draws": covered.fewer_draws,
+            "statuses": count_statuses(covered.predictions),
+            "predictions": len(covered.predictions),
+            "errors": sum(each.error is not None for each in covered.predictions),
         }
     return scores
 
 
-def _fewest_draws(predictions: Sequence[Prediction]) -> int:
-    samples = Counter({prediction.key: 0 for prediction in predictions})
-    for prediction in predictions:
-        samples[prediction.key] = max(samples[prediction.key], prediction.sample + 1)
-    return min(samples.values())
+def _count_scored(scored: Scored, covered: Coverage) -> int:
+    """Return how many rows count; those with a verdict, where a suite's rows are no matter of right and wrong."""
+    return scored.n_counted or len({each.key for each in covered.predictions if each.status == "ok"})
 
 
 def score_baselines(
-    suite: Suite, rows: Sequence[Row], protocols: Iterable[ProtocolName], *, draws: int | None = None
+    suite: Suite, rows: Sequence[Row], draws: Mapping[ProtocolName, int | None]
 ) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """Return the figures of the trivial judges on the same rows: judge to protocol to figure."""
+    """Return the figures of the trivial judges on the same rows: judge to protocol to figure.
+
+    Args:
+        draws: protocol to its draws per row.
+    """
     scores: dict[str, dict[str, dict[str, Estimate]]] = {name: {} for name in TRIVIAL_JUDGES}
-    used = draws or suite.draws
-    for protocol in protocols:
-        questions = list(suite.questions(rows, protocol, draws=used))
+    for protocol, k in draws.items():
+        questions = list(suite.questions(rows, protocol, draws=k))
         for name, of_protocol in scores.items():
             predicted = judge_trivially(name, suite, rows, questions)
-            of_protocol[protocol] = estimate(suite.score(rows, predicted, protocol, draws=used))
+            of_protocol[protocol] = estimate(suite.score(rows, predicted, protocol, draws=k))
     return scores
+
+
+@dataclass(frozen=True)
+class JudgeComparison:
+    """Two judges under one protocol, on the rows that both answered."""
+
+    comparison: Comparison
+    k: int | None
+    """Draws per row of either; None where none are drawn."""
+    rows: int
+    scored: tuple[int, int]
+    """Those of the rows that count for each."""
 
 
 def compare_judges(
@@ -87,15 +110,26 @@ def compare_judges(
     b: Iterable[Prediction],
     *,
     draws: int | None = None,
-) -> dict[ProtocolName, Comparison]:
-    """Compare judge A with judge B on the same rows, under every protocol that both answered."""
+) -> dict[ProtocolName, JudgeComparison]:
+    """Compare judge A with judge B under every protocol that both answered, on the rows that both did."""
     of_a, of_b = by_protocol(rows, a), by_protocol(rows, b)
-    comparisons: dict[ProtocolName, Comparison] = {}
+    comparisons: dict[ProtocolName, JudgeComparison] = {}
     for protocol in of_a:
-        if protocol in of_b:
-            used = draws or min(suite.draws, _fewest_draws(of_a[protocol]), _fewest_draws(of_b[protocol]))
-            both = (suite.score(rows, each[protocol], protocol, draws=used) for each in (of_a, of_b))
-            comparisons[protocol] = compare(*both)
+        if protocol not in of_b:
+            continue
+        both = [cover(suite, rows, protocol, each[protocol], draws) for each in (of_a, of_b)]
+        keys = {row.key for row in both[0].rows} & {row.key for row in both[1].rows}
+        common = [row for row in rows if row.key in keys]
+        if not common:
+            continue
+        k = min((covered.k for covered in both if covered.k is not None), default=None)
+        both = [
+            replace(covered, rows=common, predictions=[each for each in covered.predictions if each.key in keys])
+            for covered in both
+        ]
+        scored = [suite.score(common, covered.predictions, protocol, draws=k) for covered in both]
+        counted = tuple(_count_scored(each, covered) for each, covered in zip(scored, both, strict=True))
+        comparisons[protocol] = JudgeComparison(compare(*scored), k, len(common), (counted[0], counted[1]))
     return comparisons
 
 
@@ -114,6 +148,8 @@ def summarize(answered: Mapping[str, tuple[Suite, Sequence[Row], Sequence[Predic
     rows: list[Row] = []
     strict: list[Prediction] = []
     for name, (suite, benchmark_rows, predictions) in answered.items():
+        answered_keys = {prediction.key for prediction in predictions}
+        refuse_missing(benchmark_rows, [row for row in benchmark_rows if row.key not in answered_keys])
         of_protocol = score_judge(suite, benchmark_rows, predictions)
         kept = {
             protocol: {

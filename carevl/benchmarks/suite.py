@@ -82,7 +82,7 @@ class Suite(ABC):
         """Return the statistics of one judge's predictions under one protocol.
 
         Raises:
-            ValueError: a row has no prediction, or fewer than `draws`.
+            ValueError: a row has no prediction; one with fewer than `draws` is scored by those that it has.
         """
 
     def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:

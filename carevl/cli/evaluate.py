@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -25,7 +25,7 @@ _Protocols = Annotated[
     typer.Option(help="{protocols}; may be given several times."),
 ]
 _Draws = Annotated[int | None, typer.Option("--k", min=1, help="Judgments per row where a protocol draws several.")]
-_Engine = Annotated[str, typer.Option(help="{engines}.")]
+_Engine = Annotated[str | None, typer.Option(help="{engines}; vllm by default.")]
 _JudgeOverrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -35,7 +35,10 @@ _JudgeOverrides = Annotated[
     ),
 ]
 _MaxErrorFraction = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of questions that may fail; each counts as without a verdict.")
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Share of questions that may fail, 0.05 by default; each counts as without a verdict."
+    ),
 ]
 _AllowMissingImages = Annotated[bool, typer.Option(help="Leave out rows whose image is missing.")]
 _Out = Annotated[Path | None, typer.Option(help="Directory for predictions.parquet and figures.json.")]
@@ -54,9 +57,9 @@ def evaluate(
     images: _Images = None,
     protocol: _Protocols = None,
     k: _Draws = None,
-    engine: _Engine = "vllm",
+    engine: _Engine = None,
     overrides: _JudgeOverrides = None,
-    max_error_fraction: _MaxErrorFraction = 0.05,
+    max_error_fraction: _MaxErrorFraction = None,
     allow_missing_images: _AllowMissingImages = False,
     out: _Out = None,
     stored: _Stored = None,
@@ -70,28 +73,57 @@ def evaluate(
     --out runs/base
     """
     from carevl.benchmarks import command
+    from carevl.benchmarks.answering import is_endpoint
+    from carevl.benchmarks.baselines import TRIVIAL_JUDGES
     from carevl.benchmarks.data import load
     from carevl.models.engines import ENGINES
 
-    _ = ENGINES[engine]  # refuses a name that nothing has before anything is read
+    if engine is not None:
+        _ = ENGINES[engine]  # refuses a name that nothing has before anything is read
     _refuse_unknown(protocol or ())
-    rows = load(benchmark, data, images)
     if sum(choice is not None for choice in (judge, stored, compare)) != 1:
         raise UserError("evaluate: give one of --judge JUDGE, --from PREDICTIONS and --compare A B")
+    asking = {"--engine": engine, "--set": overrides, "--max-error-fraction": max_error_fraction}
+    asking["--allow-missing-images"] = allow_missing_images or None
+    if judge is None:
+        choice = "--from" if compare is None else "--compare"
+        _refuse_options(f"{choice}, which asks nobody", {**asking, "--protocol": protocol})
+        _refuse_options("--compare, which writes nothing", {"--out": out if compare is not None else None})
+    elif judge in TRIVIAL_JUDGES:
+        _refuse_options(f"--judge {judge}, which needs no model and no images", asking)
+    elif is_endpoint(judge):
+        _refuse_options("an endpoint", {"--engine": engine})
+    rows = load(benchmark, data, images)
     lines: Iterable[str] = ()
     if judge is not None:
         if out is None:
             raise UserError("evaluate: give --out DIR, where predictions and figures are written")
         request = command.EvalRequest(
-            judge, engine, protocol or (), k, overrides or (), allow_missing_images, max_error_fraction
+            judge,
+            engine or "vllm",
+            protocol or (),
+            k,
+            overrides or (),
+            allow_missing_images,
+            0.05 if max_error_fraction is None else max_error_fraction,
         )
         lines = command.evaluate(rows, request, out, log)
     elif stored is not None:
-        lines = command.rescore(rows, stored, k, out, allow_missing_images)
+        lines = command.rescore(rows, stored, k, out)
     elif compare is not None:
-        lines = command.compare(rows, compare, k, allow_missing_images)
+        lines = command.compare(rows, compare, k)
     for line in lines:
         typer.echo(line)
+
+
+def _refuse_options(what: str, options: Mapping[str, object]) -> None:
+    """Refuse options that do nothing beside another.
+
+    Raises:
+        UserError: one of them was given (is not None); it names all that were.
+    """
+    if given := [name for name, value in options.items() if value is not None]:
+        raise UserError(f"evaluate: {', '.join(given)} does not apply to {what}; leave it out")
 
 
 def _refuse_unknown(protocols: Sequence[str]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from carevl.benchmarks.diagnostics import count_stored
 from carevl.benchmarks.run import VERSION, EvalSet, JudgeRun, predict
 from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot
+from carevl.judging.counts import describe, store
 from carevl.models.locate import weights_fingerprint
 from carevl.stages.base import Counts, RunContext, Stage, judge_pixels, serving_inputs
 from carevl.stages.ingest import stamps
@@ -78,7 +80,15 @@ def run(context: RunContext) -> Counts:
         max_error_fraction=settings.max_error_fraction,
         retry=context.retry,
     )
-    return {table: counts[_judge(table)] for table in judges}
+    return {table: {**counts[_judge(table)], "verdicts": _log_verdicts(context, table)} for table in judges}
+
+
+def _log_verdicts(context: RunContext, table: str) -> dict[str, Any]:
+    """Log how many of a judge's answers have a verdict, and return it for the manifest."""
+    verdicts = count_stored(context.table(table))
+    for line in describe(verdicts):
+        context.log_for(table)(line)
+    return store(verdicts)
 
 
 def members(settings: Settings) -> list[str]:

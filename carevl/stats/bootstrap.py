@@ -33,6 +33,13 @@ class Scored:
     right: FloatArray
     """[n_rows]: 1 right, 0 wrong, nan where the row does not count or is not a matter of right and wrong."""
     statistics: dict[str, Statistic] = field(default_factory=dict)
+    counted: NDArray[np.bool_] | None = None
+    """[n_rows]: whether the row counts in any figure; None: where `right` is a number."""
+
+    @property
+    def n_counted(self) -> int:
+        """Number of rows that count in any figure."""
+        return int((~np.isnan(self.right) if self.counted is None else self.counted).sum())
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Statistic:

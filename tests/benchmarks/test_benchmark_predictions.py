@@ -44,8 +44,14 @@ def test_missing_and_doubled_predictions_are_refused(pair, answer):
         by_key(rows, [answer("k")])
     with pytest.raises(ValueError, match=r"two predictions for k, order \[0, 1\], sample 0"):
         by_key(rows, [answer("k"), answer("k", judge="another"), answer("l")])
-    with pytest.raises(ValueError, match="1 of 2 rows lack 2 draws: l"):
-        draws_of(rows, [answer("k"), answer("k", sample=1), answer("l")], 2)
+    with pytest.raises(ValueError, match="1 of 2 rows lack a prediction: l"):
+        draws_of(rows, [answer("k"), answer("k", sample=1)], 2)
+
+
+def test_a_row_with_fewer_draws_has_those(pair, answer):
+    first, second, third = answer("k"), answer("k", sample=1), answer("k", sample=2)
+    drawn = draws_of([pair("k"), pair("l")], [third, second, first, answer("l")], 2)
+    assert drawn == {"k": [first, second], "l": [answer("l")]}
 
 
 def test_predictions_of_rows_left_out_are_ignored(pair, answer):
@@ -76,5 +82,6 @@ def test_ratings_are_averaged_over_draws(answer):
     assert ratings[0] == 4.5
     assert ratings[1] != ratings[1]
     assert response_ratings([row], answers, 1)[0].tolist() == [4, 2]
-    with pytest.raises(ValueError, match="lack 3 ratings"):
-        response_ratings([row], answers, 3)
+    assert response_ratings([row], answers[:3], 2)[0].tolist() == [4.5, 2]
+    with pytest.raises(ValueError, match="1 of 1 rows lack a rating of every response"):
+        response_ratings([row], answers[:2], 2)

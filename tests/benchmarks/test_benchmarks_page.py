@@ -30,6 +30,6 @@ def test_the_example_runs(name, rows, command, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    figures = json.loads(Path("runs/longer/figures.json").read_text())
+    figures = json.loads(Path(f"runs/{name}/figures.json").read_text())
     assert figures["rows"] == 1
     assert f"{name}: 1 rows" in capsys.readouterr().out

@@ -43,7 +43,7 @@ def test_the_example_of_the_page_runs(importable, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    figures = json.loads(Path("runs/longer/figures.json").read_text())
+    figures = json.loads(Path("runs/captions/figures.json").read_text())
     assert (figures["benchmark"], figures["rows"]) == ("captions", 1)
     assert figures["judges"]["longer"]["strict"]["figures"]["photo"]["value"] == 1
     assert "captions: 1 rows" in capsys.readouterr().out

@@ -142,13 +142,13 @@ class MllmJudge(Suite):
         pairs (with ties; the first draw of the official scorer), nan for other rows.
 
         Raises:
-            ValueError: a row has no prediction, or fewer than `draws`.
+            ValueError: a row has no prediction.
         """
         if is_strict(protocol):
             return metrics.scored(rows, [metrics.strict_outcomes(rows, predictions)], strict=True)
         draws = draws or self.draws
         drawn = draws_of(rows, predictions, draws)
-        samples = [[drawn[row.key][sample] for row in rows] for sample in range(draws)]
+        samples = [[_draw(drawn[row.key], sample) for row in rows] for sample in range(draws)]
         return metrics.scored(rows, [_outcomes(rows, answers) for answers in samples], strict=False)
 
     def layouts(self) -> Sequence[Layout]:
@@ -233,10 +233,16 @@ def official_tags(text: str) -> list[str]:
     return [str(tag).upper() for tag in tags]
 
 
-def _outcomes(rows: Sequence[Row], answers: Sequence[Prediction]) -> metrics.Outcomes:
+def _draw(draws: Sequence[Prediction], sample: int) -> Prediction | None:
+    """Return the draw of this number; None, which counts as no verdict, for a row that has fewer."""
+    return draws[sample] if sample < len(draws) else None
+
+
+def _outcomes(rows: Sequence[Row], answers: Sequence[Prediction | None]) -> metrics.Outcomes:
     """Official rankings are compared as the letters written, permutation or not."""
-    letters = [official_tags(answer.text) if answer.protocol == "official" else None for answer in answers]
-    return metrics.outcomes(rows, answers, ["".join(tags) if tags is not None else None for tags in letters])
+    official = [answer.text if answer is not None and answer.protocol == "official" else None for answer in answers]
+    letters = [None if text is None else "".join(official_tags(text)) for text in official]
+    return metrics.outcomes(rows, answers, letters)
 
 
 SUITE = MllmJudge()

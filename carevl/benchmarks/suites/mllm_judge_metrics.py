@@ -46,13 +46,19 @@ def levenshtein(a: str, b: str) -> float:
     return previous[-1] / max(len(a), len(b), 1)
 
 
-def outcomes(rows: Sequence[Row], answers: Sequence[Prediction], written: Sequence[str | None]) -> Outcomes:
-    """Return those of one answer per row; `written`: the letters of a ranking as the judge wrote them, or None."""
+def outcomes(rows: Sequence[Row], answers: Sequence[Prediction | None], written: Sequence[str | None]) -> Outcomes:
+    """Return those of one answer per row (None: there is none).
+
+    Args:
+        written: the letters of a ranking as the judge wrote them, or None.
+    """
     values = [_value(row, answer, text) for row, answer, text in zip(rows, answers, written, strict=True)]
-    return Outcomes(np.array(values, np.float64), tuple(answer.winner == -1 for answer in answers))
+    return Outcomes(np.array(values, np.float64), tuple(each is not None and each.winner == -1 for each in answers))
 
 
-def _value(row: Row, answer: Prediction, written: str | None) -> float:
+def _value(row: Row, answer: Prediction | None, written: str | None) -> float:
+    if answer is None:
+        return np.nan
     if row.task == "pointwise":
         return np.nan if answer.rating is None else answer.rating
     if row.task == "pairwise":
@@ -88,7 +94,8 @@ def scored(rows: Sequence[Row], samples: Sequence[Outcomes], *, strict: bool) ->
         if per_dataset:
             statistics |= {name: average(list(per_dataset.values())), **per_dataset}
     pairs = np.where([row.task == "pairwise" for row in rows], samples[0].values, np.nan)
-    return scored_rows(rows, pairs, statistics)
+    counted = np.logical_or(strict, ~np.isnan([each.values for each in samples]).all(axis=0))
+    return scored_rows(rows, pairs, statistics, counted)
 
 
 def _statistic(name: str, rows: Sequence[Row], dataset: str, sample: Outcomes, strict: bool) -> Statistic:

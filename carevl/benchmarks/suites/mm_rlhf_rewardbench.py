@@ -72,7 +72,7 @@ class MmRlhfRewardBench(Suite):
         """Return `accuracy` and `accuracy_plus`, and each as `NAME/CATEGORY`. Rewards of several draws are averaged.
 
         Raises:
-            ValueError: a row has no prediction, or fewer than `draws`.
+            ValueError: a row has no prediction, or one of its responses has none.
         """
         if is_strict(protocol):
             right = pairs_right(rows, predictions)

@@ -110,7 +110,7 @@ class MultimodalRewardBench(Suite):
         """Return `overall`, `macro` and each group; several draws of the official scorer are averaged per row.
 
         Raises:
-            ValueError: a row has no prediction, or fewer than `draws`.
+            ValueError: a row has no prediction.
         """
         if is_strict(protocol):
             right = pairs_right(rows, predictions)
@@ -178,11 +178,13 @@ def _official_right(rows: Sequence[Row], predictions: Iterable[Prediction], draw
     for sample in range(draws):
         coin = random.Random(_COIN_SEED)
         for number, row in enumerate(rows):
+            if sample >= len(drawn[row.key]):
+                continue
             answer = drawn[row.key][sample]
             winner = answer.winner
             if winner is None:
                 winner = answer.order[0 if coin.random() < 0.5 else 1]
-            right[number] += (winner == row.winner) / draws
+            right[number] += (winner == row.winner) / len(drawn[row.key])
     return right
 
 

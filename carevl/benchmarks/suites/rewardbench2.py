@@ -68,7 +68,7 @@ class RewardBench2(Suite):
         """Return `macro` and each subset; `right`: every right response above all wrong ones. Draws are averaged.
 
         Raises:
-            ValueError: a row has no prediction, or fewer than `draws` per response.
+            ValueError: a row has no prediction, or one of its responses has none.
         """
         strict = is_strict(protocol)
         ratings = response_ratings(rows, predictions, 1 if strict else draws or self.draws)

@@ -4,8 +4,9 @@ Official prompt and scorer: github.com/vl-rewardbench/VL_RewardBench (`prompt.py
 Its quirks, kept under `official` and `official_scorer`:
 
 - Each draw shows a random order; the number of draws and k are the caller's. The script draws 10 and prints
-  k = 1, 3, 5, 7, 9, taking k draws of a shuffled list; here the first k, which is as random.
-- The verdict is the last match of a regular expression in the text without newlines and asterisks, so
+  k = 1, 3, 5, 7, 9, taking k draws of a shuffled list; here the first k, which is as random. A row with fewer draws is
+  scored by those.
+- Under `official` the verdict is the last match of a regular expression in the text without newlines and asterisks, so
   `Answer 2 isbetter` and `Therefore … Answer 1 is slightly better` are verdicts.
 - A verdict that does not name the rejected answer agrees with the label, `Answer 3 is better` too.
 - One draw without a verdict takes its row out of the denominator, however clear the others are; so does a draw of
@@ -125,16 +126,16 @@ class VlRewardBench(Suite):
     ) -> Scored:
         """Return `overall`, `macro`, `general`, `hallucination` and `reasoning` of one judge's predictions.
 
-        The official scorer reads each stored text anew; only strict scoring uses the stored verdicts.
+        Under `official` each stored text is read anew; all else uses the stored verdicts.
 
         Raises:
-            ValueError: a row has no prediction, or fewer than `draws`.
+            ValueError: a row has no prediction.
         """
         if is_strict(protocol):
             right = pairs_right(rows, predictions)
         else:
             drawn = draws_of(rows, predictions, draws or self.draws)
-            right = np.array([_official_right(row, drawn[row.key]) for row in rows], np.float64)
+            right = np.array([_official_right(row, drawn[row.key], protocol) for row in rows], np.float64)
         return scored_rows(rows, right, accuracy_statistics(right, [row.group for row in rows]))
 
     def layouts(self) -> Sequence[Layout]:
@@ -189,8 +190,13 @@ def official_number(text: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def _official_right(row: Row, draws: Sequence[Prediction]) -> float:
-    numbers = [official_number(draw.text) for draw in draws]
+def _number(draw: Prediction) -> int | None:
+    """Return the number (as shown, from 1) of the answer that a draw prefers by its stored verdict."""
+    return draw.order.index(draw.winner) + 1 if draw.winner in draw.order else None
+
+
+def _official_right(row: Row, draws: Sequence[Prediction], protocol: ProtocolName) -> float:
+    numbers = [official_number(draw.text) if protocol == "official" else _number(draw) for draw in draws]
     if None in numbers:
         return np.nan
     rejected = 1 - row.winner

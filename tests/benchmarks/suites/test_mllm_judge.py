@@ -175,6 +175,19 @@ def test_datasets_and_draws_are_averaged_unweighted(answer, values):
     assert result["pair_with_ties"] == 0.75
 
 
+def test_a_row_with_fewer_draws_leaves_the_others_of_its_denominator(answer, values):
+    rows = [_row("a", "pairwise", (1.0, 0.0)), _row("b", "pairwise", (1.0, 0.0))]
+    draws = [answer("a", sample=0, winner=1), answer("b", sample=0, winner=0), answer("b", sample=1, winner=0)]
+    assert values(SUITE.score(rows, draws, "official", draws=2))["pair_with_ties"] == (0.5 + 1.0) / 2
+
+
+def test_rows_count_that_have_a_verdict_and_strictly_all(answer):
+    rows = [_row("a", "pointwise", (1.0,)), _row("b", "pointwise", (2.0,))]
+    predictions = [answer("a", order=(0,), rating=3), answer("b", order=(0,), status="none")]
+    assert SUITE.score(rows, predictions, "official_scorer", draws=1).n_counted == 1
+    assert SUITE.score(rows, predictions, "strict").n_counted == 2
+
+
 def test_pearson_per_dataset_leaves_unread_ratings_out_officially(answer, values):
     rows = [_row(str(n), "pointwise", (float(n),)) for n in range(1, 5)]
     ratings = {"1": 2, "2": 3, "3": 5, "4": None}

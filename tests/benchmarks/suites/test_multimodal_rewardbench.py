@@ -89,6 +89,11 @@ def test_the_coin_of_seed_123_is_thrown_only_for_rows_without_a_tag(pair, answer
     assert values(scored)["overall"] == sum(expected) / 40
 
 
+def test_a_row_with_fewer_draws_is_the_mean_of_those(pair, answer):
+    draws = [answer("a", winner=0), answer("a", sample=1, winner=1), answer("b", winner=0)]
+    assert SUITE.score([pair("a"), pair("b")], draws, "official", draws=2).right.tolist() == [0.5, 1.0]
+
+
 def test_strict_does_not_guess(pair, both_orders, values):
     rows = [pair("a"), pair("b", group="safety/bias")]
     predictions = [*both_orders("a", 0, 0), *both_orders("b", None, 0)]

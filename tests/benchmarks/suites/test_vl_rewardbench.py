@@ -154,7 +154,11 @@ def test_official_parsing_turns_positions_into_responses(write):
 def _say(answer, key, numbers, orders=((0, 1),)):
     texts = ["?" if number is None else f"Overall Judgment: Answer {number} is better" for number in numbers]
     orders = list(orders) * len(texts)
-    return [answer(key, sample=n, order=orders[n], text=text) for n, text in enumerate(texts)]
+    winners = [orders[n][number - 1] if number in (1, 2) else None for n, number in enumerate(numbers)]
+    return [
+        answer(key, sample=n, order=orders[n], text=text, winner=winner)
+        for n, (text, winner) in enumerate(zip(texts, winners, strict=True))
+    ]
 
 
 def test_the_official_majority_by_hand(pair, answer, values):
@@ -174,6 +178,21 @@ def test_the_official_majority_by_hand(pair, answer, values):
 def test_the_official_verdict_is_about_what_was_shown(pair, answer):
     predictions = _say(answer, "k", (2,), orders=[(1, 0)])
     assert SUITE.score([pair("k")], predictions, "official", draws=1).right.tolist() == [1]
+
+
+def test_a_row_with_fewer_draws_is_scored_by_those_as_officially(pair, answer, values):
+    """`cal.py` counts a row that has fewer than k draws by the majority of what it has."""
+    rows = [pair(f"{n}") for n in range(41)]
+    draws = [(1, 1, 1, 2, 2)] * 32 + [(2, 1, 1, 2, 2)] * 8 + [(1,)]
+    predictions = [each for row, numbers in zip(rows, draws, strict=True) for each in _say(answer, row.key, numbers)]
+    assert values(SUITE.score(rows, predictions, "official", draws=5))["overall"] == pytest.approx(33 / 41)
+
+
+def test_the_own_prompt_is_read_by_our_reader_alone(pair, answer):
+    read = answer("k", text=r"\boxed{1}", winner=0)
+    assert SUITE.score([pair("k")], [read], "official_scorer", draws=1).right.tolist() == [1]
+    unread = answer("k", text="Therefore Answer 1 is better, they say.", status="none")
+    assert np.isnan(SUITE.score([pair("k")], [unread], "official_scorer", draws=1).right[0])
 
 
 def test_denominators_differ_between_groups(pair, answer, values):
