@@ -7,20 +7,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from carevl.benchmarks.answering import is_endpoint
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
-from carevl.benchmarks.coverage import draws_several
+from carevl.benchmarks.coverage import Coverage, draws_several
 from carevl.benchmarks.data import BenchmarkData, list_some
 from carevl.benchmarks.diagnostics import count_stored, count_verdicts
 from carevl.benchmarks.listing import list_comparison, list_report
 from carevl.benchmarks.predictions import Prediction, from_table, to_table
 from carevl.benchmarks.result_files import read_results
-from carevl.benchmarks.results import PROTOCOLS, by_protocol, compare_judges, score_baselines, score_judge
+from carevl.benchmarks.results import (
+    PROTOCOLS,
+    by_protocol,
+    compare_judges,
+    cover_all,
+    score_baselines,
+    score_covered,
+)
 from carevl.benchmarks.run import EvalSet, JudgeRun, judge_fingerprint_inputs, predict
 from carevl.benchmarks.suite import Suite
 from carevl.cluster.connect import ray_cluster
@@ -282,31 +289,23 @@ def _report(data: BenchmarkData, predictions: Sequence[Prediction], draws: int |
     by_judge: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_judge.setdefault(prediction.judge, []).append(prediction)
-    judges = {name: _score(data, own, draws) for name, own in by_judge.items()}
-    scores = [score for of_judge in judges.values() for score in of_judge.items()]
-    k = {protocol: score["k"] for protocol, score in sorted(scores, key=lambda each: each[1]["k"] or 0)}
-    answered = {prediction.key for prediction in predictions}
-    rows = [row for row in data.rows if row.key in answered]
+    covered = {name: cover_all(data.suite, data.rows, own, draws) for name, own in by_judge.items()}
     return {
         "benchmark": data.suite.name,
         "rows": len(data.rows),
         "rows_fingerprint": data.fingerprint,
         "excluded": list(data.excluded),
-        "judges": judges,
-        "baselines": score_baselines(
-            data.suite, rows, {protocol: k[protocol] for protocol in PROTOCOLS if protocol in k}
-        ),
+        "judges": {
+            name: {protocol: _score(data.suite, protocol, each) for protocol, each in of_judge.items()}
+            for name, of_judge in covered.items()
+        },
+        "baselines": score_baselines(data.suite, data.rows, list(covered.values())),
     }
 
 
-def _score(data: BenchmarkData, predictions: Sequence[Prediction], draws: int | None) -> dict[str, dict[str, Any]]:
-    """Return one judge's scores by protocol, with the counts of its verdicts."""
-    scores = score_judge(data.suite, data.rows, predictions, draws=draws)
-    predicted = by_protocol(data.rows, predictions)
-    return {
-        protocol: {**score, "verdicts": count_verdicts(predicted[cast("ProtocolName", protocol)]).facts}
-        for protocol, score in scores.items()
-    }
+def _score(suite: Suite, protocol: ProtocolName, covered: Coverage) -> dict[str, Any]:
+    """Return a judge's scores under a protocol, with the counts of its verdicts."""
+    return {**score_covered(suite, protocol, covered), "verdicts": count_verdicts(covered.predictions).facts}
 
 
 def _write_figures(out: Path, report: dict[str, Any]) -> None:

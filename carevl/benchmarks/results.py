@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+import numpy as np
+
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
 from carevl.benchmarks.comparison import Comparison, compare
 from carevl.benchmarks.coverage import Coverage, cover
@@ -33,61 +35,83 @@ def by_protocol(rows: Iterable[Row], predictions: Iterable[Prediction]) -> dict[
 def score_judge(
     suite: Suite, rows: Sequence[Row], predictions: Iterable[Prediction], *, draws: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Score one judge's predictions under every protocol, on the rows that it answered.
-
-    Args:
-        draws: samples per row that the official scorer uses; when absent the benchmark's own number, or the most that
-            a row has.
+    """Score one judge's predictions under every protocol, on the rows that it answered; arguments as for `cover_all`.
 
     Returns:
-        Per protocol `figures` (the scorer's), `answers` (parse rate, first-position rate, order consistency, length
-        slope), `k` (draws per row; None where none are drawn), the numbers of `rows` that were answered, of those that
-        are `scored` and of those with `fewer_draws` than k, `statuses` (predictions by parse status), and the numbers
-        of `predictions` and `errors` (questions that the judge could not be asked).
+        As `score_covered`, per protocol.
 
     Raises:
         ValueError: there are several judges' predictions.
         UserError: no row has as many draws.
     """
-    scores: dict[str, dict[str, Any]] = {}
-    for protocol, predicted in by_protocol(rows, predictions).items():
-        covered = cover(suite, rows, protocol, predicted, draws)
-        if not covered.rows:
-            continue
-        scored = suite.score(covered.rows, covered.predictions, protocol, draws=covered.k)
-        scores[protocol] = {
-            "figures": estimate(scored),
-            "answers": estimate(diagnose(covered.rows, covered.predictions)),
-            "k": covered.k,
-            "rows": len(covered.rows),
-            "scored": _count_scored(scored, covered),
-            "fewer_draws": covered.fewer_draws,
-            "statuses": count_statuses(covered.predictions),
-            "predictions": len(covered.predictions),
-            "errors": sum(each.error is not None for each in covered.predictions),
-        }
-    return scores
+    covered = cover_all(suite, rows, predictions, draws)
+    return {protocol: score_covered(suite, protocol, each) for protocol, each in covered.items()}
+
+
+def cover_all(
+    suite: Suite, rows: Sequence[Row], predictions: Iterable[Prediction], draws: int | None = None
+) -> dict[ProtocolName, Coverage]:
+    """Return what one judge's predictions cover of every protocol, where that is any row.
+
+    Args:
+        draws: samples per row that the official scorer uses; when None the benchmark's own number, or the most that
+            a row has.
+
+    Raises:
+        UserError: no row has so many.
+    """
+    predicted = by_protocol(rows, predictions)
+    covered = {protocol: cover(suite, rows, protocol, own, draws) for protocol, own in predicted.items()}
+    return {protocol: each for protocol, each in covered.items() if each.rows}
+
+
+def score_covered(suite: Suite, protocol: ProtocolName, covered: Coverage) -> dict[str, Any]:
+    """Score one judge's predictions under one protocol.
+
+    Returns:
+        `figures` (the scorer's), `answers` (parse rate, first-position rate, order consistency, length
+        slope), `k` (draws per row; None where none are drawn), the numbers of `rows` that were answered, of those that
+        are `scored` and of those with `fewer_draws` than k, `statuses` (predictions by parse status), and the numbers
+        of `predictions` and `errors` (questions that the judge could not be asked).
+    """
+    scored = suite.score(covered.rows, covered.predictions, protocol, draws=covered.k)
+    return {
+        "figures": estimate(scored),
+        "answers": estimate(diagnose(covered.rows, covered.predictions)),
+        "k": covered.k,
+        "rows": len(covered.rows),
+        "scored": _count_scored(scored, covered),
+        "fewer_draws": covered.fewer_draws,
+        "statuses": count_statuses(covered.predictions),
+        "predictions": len(covered.predictions),
+        "errors": sum(each.error is not None for each in covered.predictions),
+    }
 
 
 def _count_scored(scored: Scored, covered: Coverage) -> int:
     """Return how many rows count; those with a verdict, where a suite's rows are no matter of right and wrong."""
-    return scored.n_counted or len({each.key for each in covered.predictions if each.status == "ok"})
+    once = np.ones((1, len(scored.keys)))
+    if scored.n_counted or all(np.isnan(statistic(once)[0]) for statistic in scored.statistics.values()):
+        return scored.n_counted
+    return len({each.key for each in covered.predictions if each.status == "ok"})
 
 
 def score_baselines(
-    suite: Suite, rows: Sequence[Row], draws: Mapping[ProtocolName, int | None]
+    suite: Suite, rows: Sequence[Row], judges: Sequence[Mapping[ProtocolName, Coverage]]
 ) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """Return the figures of the trivial judges on the same rows: judge to protocol to figure.
-
-    Args:
-        draws: protocol to its draws per row.
-    """
+    """Return the figures of the trivial judges where any of some judges has some: judge to protocol to figure."""
     scores: dict[str, dict[str, dict[str, Estimate]]] = {name: {} for name in TRIVIAL_JUDGES}
-    for protocol, k in draws.items():
-        questions = list(suite.questions(rows, protocol, draws=k))
+    for protocol in PROTOCOLS:
+        covered = [judge[protocol] for judge in judges if protocol in judge]
+        if not covered:
+            continue
+        keys = {row.key for each in covered for row in each.rows}
+        answered = [row for row in rows if row.key in keys]
+        k = max((each.k for each in covered if each.k is not None), default=None)
+        questions = list(suite.questions(answered, protocol, draws=k))
         for name, of_protocol in scores.items():
-            predicted = judge_trivially(name, suite, rows, questions)
-            of_protocol[protocol] = estimate(suite.score(rows, predicted, protocol, draws=k))
+            predicted = judge_trivially(name, suite, answered, questions)
+            of_protocol[protocol] = estimate(suite.score(answered, predicted, protocol, draws=k))
     return scores
 
 
