@@ -225,7 +225,8 @@ def test_mm_rlhf_rewards_become_scores(read):
 
 def test_scores_of_rewardbench2_belong_to_the_responses_in_their_order(read):
     columns = {"id": ["12", "9"], "subset": ["Math", "Math"], "scores": [[1.5, [0.5], 2, -1], [1, 2]], "model": "m"}
-    _, rows, predictions = read("rewardbench2", REWARDBENCH2, [columns], suffix="json")
+    same_id = [REWARDBENCH2, REWARDBENCH2 | {"subset": "Focus"}]
+    _, rows, predictions = read("rewardbench2", same_id, [columns], suffix="json")
     assert [(each.key, each.order, each.rating) for each in predictions] == [
         (rows[0].key, (i,), score) for i, score in enumerate((1.5, 0.5, 2, -1))
     ]
@@ -373,3 +374,25 @@ def test_rewards_of_mm_rlhf_over_the_public_rows(shared_data, tmp_path, figures)
     results = [row | {"rewards": pair, "critic": []} for row, pair in zip(rows, rewards, strict=True)]
     scored = figures("mm-rlhf-rewardbench", path, _write(tmp_path / "answers_chunk0_of_1.jsonl", results))
     assert scored["accuracy"] == pytest.approx(sum(better > worse for better, worse in rewards) / len(rows))
+
+
+def test_results_of_the_own_script_of_vl_rewardbench_over_the_public_rows(shared_data, tmp_path, figures):
+    path = shared_data / "vl_rewardbench.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()][:300]
+    swaps = [len(row["query"]) % 2 for row in rows]
+    results = [
+        {**row, "ranking": row["human_ranking"], "meta": {"filter_choice": FIRST_IS_BETTER, "random_number": swap}}
+        for row, swap in zip(rows, swaps, strict=True)
+    ]
+    scored = figures("vl-rewardbench", _write(tmp_path / "rows.jsonl", rows), _write(tmp_path / "r.jsonl", results))
+    right = [row["human_ranking"].index(0) == swap for row, swap in zip(rows, swaps, strict=True)]
+    assert scored["overall"] == pytest.approx(sum(right) / len(rows))
+
+
+def test_results_of_mllm_judge_over_the_public_rows(shared_data, tmp_path, figures):
+    path = shared_data / "mllm_judge_pair.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    results = [row | {"mllm_judge": [["A"]]} for row in rows]
+    scored = figures("mllm-judge", path, _write(tmp_path / "pair_model.jsonl", results))
+    labels = [row["human_answer"] for row in rows if str(row["human_answer"]) != "-1"]
+    assert scored["pair_with_ties/coco"] == pytest.approx(labels.count("A") / len(labels))
