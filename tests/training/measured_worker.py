@@ -9,33 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 from pathlib import Path
 
 
-def resident() -> int:
-    """Return the bytes of this process in memory, those of mapped files among them."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:")]
+def read_memory(field: str) -> int:
+    """Return bytes of this process, those of mapped files among them: VmRSS, what it has; VmHWM, the most it had."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")]
     return int(line.split()[1]) * 1024
-
-
-class Highest:
-    """The most memory, looked at every few milliseconds."""
-
-    def __enter__(self) -> Highest:
-        self.value, self.over = resident(), threading.Event()
-        self.watcher = threading.Thread(target=self._watch)
-        self.watcher.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.over.set()
-        self.watcher.join()
-
-    def _watch(self) -> None:
-        while not self.over.wait(0.005):
-            self.value = max(self.value, resident())
 
 
 def main() -> None:
@@ -55,14 +35,13 @@ def main() -> None:
     join_workers("gloo")
     phase = "sft" if "targets" in rows else "dpo"
     config, _, _ = prepare_training(phase, [Path(rows)], Path(judge), Path(out), Training.model_validate_json(settings))
-    time.sleep(0.1)
-    before = resident()
-    with Highest() as highest:
-        loop = Loop(config, 0, 1)
-        loop.step(0)
-        loop.step(1)
+    Path("/proc/self/clear_refs").write_text("5")  # the most that it had is what it has
+    before = read_memory("VmRSS")
+    loop = Loop(config, 0, 1)
+    loop.step(0)
+    loop.step(1)
+    print(read_memory("VmHWM") - before, flush=True)
     loop.engine.destroy()
-    print(highest.value - before, flush=True)
 
 
 if __name__ == "__main__":
