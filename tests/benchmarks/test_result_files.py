@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 
 import pytest
@@ -161,9 +162,10 @@ def test_vlmevalkit_predictions_find_their_row_by_its_texts(tmp_path):
     ]
 
 
-def test_a_response_that_is_no_list_is_named(tmp_path):
-    file = _write(tmp_path / "r.json", [{"index": 1, "question": "q", "response": "good", "prediction": "x"}])
-    with pytest.raises(ValueError, match=r"r.json, row 1: response must be a list, found 'good'"):
+@pytest.mark.parametrize("response", ["good", "[" * 100_000])
+def test_a_response_that_is_no_list_is_named(tmp_path, response):
+    file = _write(tmp_path / "r.json", [{"index": 1, "question": "q", "response": response, "prediction": "x"}])
+    with pytest.raises(ValueError, match=rf"r.json, row 1: response must be a list, found '{re.escape(response[:4])}"):
         read_results(SUITES["vl-rewardbench"], file, [], "j")
 
 

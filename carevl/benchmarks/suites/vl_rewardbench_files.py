@@ -69,7 +69,7 @@ def _responses(record: Record) -> tuple[str, ...]:
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             raise ValueError(f"{record.location}: response must be a list, found {value!r:.80}") from error
     responses = Record({"response": value}, record.location).texts("response")
     if len(responses) != 2:

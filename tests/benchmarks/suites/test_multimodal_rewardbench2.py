@@ -180,3 +180,10 @@ def test_verdicts_of_our_reader_are_scored_alike(pair, both_orders, values):
     predictions = [*both_orders("a", 0, 0), *both_orders("b", 0, None), *both_orders("c", 0, 1)]
     assert values(SUITE.score(rows, predictions, "official_scorer"))["overall"] == pytest.approx(4 / 5)
     assert values(SUITE.score(rows, predictions, "strict"))["overall"] == pytest.approx(1 / 3)
+
+
+def test_published_averages_are_those_of_their_tasks():
+    header, *judges = SUITE.published()
+    assert header == ("published", "t2i", "edit", "interleaved", "reasoning", "macro")
+    for _, *tasks, macro in judges:
+        assert sum(map(float, tasks)) / 4 == pytest.approx(float(macro), abs=0.051)
