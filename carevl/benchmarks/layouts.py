@@ -84,6 +84,7 @@ def own_script(
     read_row: Callable[[Record], Row],
     answers: Callable[[Record], Iterable[tuple[tuple[int, ...], str | float]]],
     *,
+    split: Callable[[Record], Iterable[Record]] = _whole,
     draws_by_order: bool = False,
 ) -> Layout:
     """Return the layout of a script that writes every row again, with its answers beside the row's own fields.
@@ -91,6 +92,7 @@ def own_script(
     Args:
         read_row: of a record; its responses may be in another order than those of the row asked for.
         answers: of a record, each as the order shown (of its own responses) with text or score.
+        split, draws_by_order: as in `Layout`.
     """
 
     def read(records: Iterable[Record], rows: RowIndex) -> Iterator[FileAnswer]:
@@ -101,7 +103,7 @@ def own_script(
                     order = tuple(row.responses.index(written.responses[i]) for i in shown)
                     yield FileAnswer(row, order, answer)
 
-    return Layout(name, fields, read, draws_by_order=draws_by_order)
+    return Layout(name, fields, read, split, draws_by_order)
 
 
 NO_IMAGES = Path()

@@ -42,7 +42,7 @@ def _find(suite: Suite, records: Sequence[Record], path: Path) -> Layout:
     if not records:
         raise UserError(f"{path} has no records")
     for layout in suite.layouts():
-        first = next(iter(layout.split(records[0])), None)
+        first = next((part for each in records for part in layout.split(each)), None)
         if first is not None and first.values.keys() >= set(layout.fields):
             return layout
     known = "; ".join(f"{layout.name}: {', '.join(layout.fields)}" for layout in suite.layouts())

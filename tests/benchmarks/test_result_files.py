@@ -91,6 +91,12 @@ def test_vl_rewardbench_results_are_draws_in_the_order_shown(read):
     assert suite.score(rows, predictions, "official", draws=3).right.tolist() == [1]
 
 
+def test_results_may_stand_under_a_0_and_be_null_there(read):
+    results = [{"0": None}, {"0": _vl(FIRST_IS_BETTER, 0)}]
+    _, _, predictions = read("vl-rewardbench", VL | {"human_ranking": [0, 1]}, results)
+    assert [(each.order, each.sample, each.winner) for each in predictions] == [((0, 1), 0, 0)]
+
+
 def test_results_over_swapped_responses_find_their_row(read):
     swapped = _vl(FIRST_IS_BETTER, 0, response=["bad", "good"], ranking=[1, 0])
     suite, rows, predictions = read("vl-rewardbench", VL | {"human_ranking": [0, 1]}, [swapped])

@@ -140,7 +140,8 @@ class VlRewardBench(Suite):
 
     def layouts(self) -> Sequence[Layout]:
         """Return those of the official script, of lmms-eval and of VLMEvalKit."""
-        own = own_script("inference_hf.py", ("id", "query", "response", "meta"), _written_row, _written_answers)
+        fields = ("id", "query", "response", "meta")
+        own = own_script("inference_hf.py", fields, _written_row, _written_answers, split=_unwrap)
         return own, LMMS_EVAL, VLMEVALKIT
 
     def published(self) -> Sequence[Sequence[str]]:
@@ -165,6 +166,14 @@ def read_row(record: Record, root: Path) -> Row:
         gold=tuple(-float(rank) for rank in ranks),
         image=read_image(record.values.get("image"), root),
     )
+
+
+def _unwrap(record: Record) -> Iterator[Record]:
+    """Yield the record, or what it has under `0`, as the script also writes it; null where a row failed."""
+    if record.values.keys() != {"0"}:
+        yield record
+    elif record.values["0"] is not None:
+        yield record.nested("0")
 
 
 def _written_row(record: Record) -> Row:
