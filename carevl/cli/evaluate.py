@@ -43,7 +43,8 @@ _MaxErrorFraction = Annotated[
 _AllowMissingImages = Annotated[bool, typer.Option(help="Leave out rows whose image is missing.")]
 _Out = Annotated[Path | None, typer.Option(help="Directory for predictions.parquet and figures.json.")]
 _Stored = Annotated[
-    Path | None, typer.Option("--from", help="Ask nobody: compute every figure anew from these predictions.")
+    Path | None,
+    typer.Option("--from", help="Ask nobody: score these predictions, or another harness's result files, anew."),
 ]
 _Compare = Annotated[
     tuple[Path, Path] | None, typer.Option(help="Ask nobody: compare two judges by their predictions.")
