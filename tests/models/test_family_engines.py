@@ -6,6 +6,7 @@ Nightly but for one that vLLM runs, one that it computes otherwise and one that 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from carevl.models.engines import generator
 from carevl.models.engines.base import GenerationRequest
@@ -52,6 +53,7 @@ def test_texts_on_vllm_are_those_of_transformers(family, family_directory):
     ]
     with collect_fallbacks() as fallbacks:
         engine = generator(judge)
+    assert torch.get_default_dtype() == torch.float32
     try:
         assert isinstance(engine, ImageTextGenerator if family in SENTENCES else VllmGenerator)
         assert len(fallbacks) == (family in SENTENCES)

@@ -58,9 +58,14 @@ def start_engine(
     arguments = vllm_arguments(model, path, shape, card, runner) | arguments
     if card is not None:
         wait_for_room(needed_bytes(arguments, card), lambda: free_bytes(model.tensor_parallel))
+    import torch
     from vllm import LLM
 
-    return LLM(**arguments)
+    default = torch.get_default_dtype()
+    try:
+        return LLM(**arguments)
+    finally:  # where it does not start, vLLM leaves the format of its model as that of everything made later
+        torch.set_default_dtype(default)
 
 
 def shut_down(engine: Any) -> None:
