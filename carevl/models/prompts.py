@@ -18,11 +18,12 @@ from weakref import WeakKeyDictionary
 from carevl.errors import UserError
 from carevl.models.families.base import Family
 from carevl.models.row_errors import REFUSED, Failure, first_line, is_out_of_memory
-from carevl.settings.asking import Asking
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+    from carevl.settings.asking import Asking
 
 Span = tuple[int, int]
 """Begin and end of a part of a text, in characters."""
@@ -459,14 +460,14 @@ def _placeholders(processor: Any) -> set[str]:
 
 
 def _render_turn(processor: Any, prompt: Prompt) -> str:
-    asking: Asking = getattr(processor, "carevl_asking", None) or Asking()
+    asking: Asking | None = getattr(processor, "carevl_asking", None)
     content = [{"type": "image"}, {"type": "text", "text": prompt.text}]
-    image_first = prompt.image_first and asking.image_first
+    image_first = prompt.image_first and (asking is None or asking.image_first)
     messages = [{"role": "user", "content": content if image_first else content[::-1]}]
-    if asking.system is not None:
+    if asking is not None and asking.system is not None:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": asking.system}]})
-    options = {"tokenize": False, "add_generation_prompt": True, **asking.template_kwargs}
-    written: str = processor.apply_chat_template(messages, **options)
+    options = {} if asking is None else asking.template_kwargs
+    written: str = processor.apply_chat_template(messages, **options, tokenize=False, add_generation_prompt=True)
     return written
 
 

@@ -16,7 +16,7 @@ from carevl.models.families import FAMILIES
 from carevl.settings.models import Captioner, Expert, Judge
 
 TEXT = (Path(carevl.__file__).parents[1] / "docs" / "models.md").read_text()
-SETTINGS, ENGINE, EXPERTS, KIND, FAMILY = (
+SETTINGS, ENGINE, EXPERTS, KIND, ASKING, FAMILY = (
     code for _, code in re.findall(r"^```(yaml|python)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 )
 
@@ -51,6 +51,7 @@ def test_families_are_what_the_document_prints(capsys):
 def test_settings_of_the_document_are_settings():
     settings = yaml.safe_load(SETTINGS)
     assert {Captioner(**settings["captioner"]).engine, Judge(**settings["judge"]).engine} == set(ENGINES)
+    assert Judge(**yaml.safe_load(ASKING)["judge"]).asking is not None
     assert [Expert(**expert).kind for expert in yaml.safe_load(EXPERTS)["experts"]] == list(EXPERT_KINDS)
 
 

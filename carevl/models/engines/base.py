@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from carevl.models.footprint import Footprint
+    from carevl.settings.asking import Asking
     from carevl.settings.models import Captioner, Judge, Model
 
 
@@ -153,6 +154,14 @@ class Engine(ABC):
         """
         del model, path, runner
         return None
+
+
+def asking_of_model(model: Captioner | Judge) -> Asking | None:
+    """Return how a judge is asked; None for a captioner."""
+    from carevl.models.judge_spec import asking_of
+    from carevl.settings.models import Judge
+
+    return asking_of(model) if isinstance(model, Judge) else None
 
 
 def limit_tiles(processor: Any, most: int | None) -> bool:

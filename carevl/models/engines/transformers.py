@@ -18,16 +18,15 @@ from carevl.models.engines.base import (
     LanguageModel,
     Runner,
     Scorer,
+    asking_of_model,
     first_tokens,
     limit_tiles,
 )
 from carevl.models.families import family_of
 from carevl.models.heads import HeadSettings
-from carevl.models.judge_spec import asking_of
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.prompts import EncodedPrompts, ask_as, encode_with_row_errors, end_ids, load_processor
 from carevl.models.row_errors import Failure, SomeRowsError
-from carevl.settings.models import Judge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from carevl.models.decoding import Texts
     from carevl.models.footprint import Footprint
     from carevl.settings.asking import Asking
-    from carevl.settings.models import Captioner, Model
+    from carevl.settings.models import Captioner, Judge, Model
 
 _log = logging.getLogger(__name__)
 
@@ -231,7 +230,7 @@ class TransformersEngine(Engine):
             max_image_tiles=model.max_image_tiles,
             max_model_len=model.max_model_len,
             adapter=None if adapter is None else locate_adapter(adapter),
-            asking=asking_of(model) if isinstance(model, Judge) else None,
+            asking=asking_of_model(model),
             **loading_arguments(model),
         )
 

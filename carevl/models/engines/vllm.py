@@ -21,6 +21,7 @@ from carevl.models.engines.base import (
     LanguageModel,
     Runner,
     Scorer,
+    asking_of_model,
     first_tokens,
     limit_tiles,
 )
@@ -34,7 +35,6 @@ from carevl.models.engines.vllm_window import process_prompt, run_in_window
 from carevl.models.fallbacks import note_fallback
 from carevl.models.heads import HeadSettings
 from carevl.models.heads.layout import read_layout
-from carevl.models.judge_spec import asking_of
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.prompts import (
     ask_as,
@@ -46,11 +46,10 @@ from carevl.models.prompts import (
     load_processor,
 )
 from carevl.models.row_errors import REFUSED, Failure, SomeRowsError, first_line, is_out_of_memory
-from carevl.settings.models import Judge
 
 if TYPE_CHECKING:
     from carevl.models.footprint import Footprint
-    from carevl.settings.models import Captioner, Model
+    from carevl.settings.models import Captioner, Judge, Model
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +124,7 @@ class VllmGenerator:
         lora = {} if self.adapter is None else {"enable_lora": True, "max_lora_rank": _slot(self.adapter)}
         self.path = model.path
         processor = load_processor(model_directory(model), **loading_arguments(model))
-        self.processor: Any = ask_as(processor, asking_of(model) if isinstance(model, Judge) else None)
+        self.processor: Any = ask_as(processor, asking_of_model(model))
         tiles = limit_tiles(self.processor, model.max_image_tiles)
         self.engine = start_engine(model, "generate", cuts_tiles=tiles, **lora)
         stored = self.engine.llm_engine.model_config.try_get_generation_config()
