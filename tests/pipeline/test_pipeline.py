@@ -105,6 +105,20 @@ def test_judgments_targets_and_pairs_fit_their_routes(first):
         assert row["score_chosen"] > row["score_rejected"]
 
 
+def test_what_judges_were_asked_is_counted_by_task_and_by_protocol(first):
+    where, settings, _ = first
+    tables = {name: where.table(key) for name, key in stage_keys(settings, where).items()}
+    judged = Table(tables["demonstrate"].directory / "judgments").read().to_pylist()
+    sampled = [row for row in tables["sample"].read().to_pylist() if row["task"] != "answer"]
+    predicted = tables["evaluate/phase2"].read().to_pylist()
+    for name, rows in (("demonstrate", judged), ("sample", sampled), ("evaluate/phase2", predicted)):
+        kinds = [row.get("task") or f"{row['benchmark']} {row['protocol']}" for row in rows]
+        verdicts = tables[name].manifest["verdicts"]
+        assert {kind: counts["asked"] for kind, counts in verdicts.items()} == Counter(kinds)
+        parsed = Counter(kind for kind, row in zip(kinds, rows, strict=True) if row["status"] == "ok")
+        assert {kind: counts["statuses"]["ok"] for kind, counts in verdicts.items()} == parsed
+
+
 def test_results_are_those_of_the_stored_rows(first):
     where, settings, done = first
     file = where.root / results.RESULTS
@@ -179,7 +193,8 @@ def test_failed_questions_are_asked_again_and_no_others(small_run, tmp_path):
     error = row_error("evaluate", "not answered", "a test took it")
     rows[3] |= {"text": "", "winner": None, "status": "none", "probability": None, "error": error}
     predictions.write(0, pa.Table.from_pylist(rows, good.schema))
-    predictions.finish({**predictions.manifest, "errors": 1})
+    verdicts = predictions.manifest["verdicts"]
+    predictions.finish({**predictions.manifest, "errors": 1, "verdicts": {}})
     kept = {file: file.stat().st_mtime_ns for file in other.root.glob("evaluate/phase*/*/part-*.parquet")}
     before = json.loads((other.root / results.RESULTS).read_text())["judges"]
     assert retry_failed_rows(settings, other, lambda _: None) == {"evaluate/base": {"rows_out": 1, "errors": 0}}
@@ -188,6 +203,7 @@ def test_failed_questions_are_asked_again_and_no_others(small_run, tmp_path):
     assert ours.drop_columns("probability").equals(theirs.drop_columns("probability"))
     assert ours["probability"].to_pylist() == pytest.approx(theirs["probability"].to_pylist(), abs=1e-5)
     assert (predictions.manifest["errors"], predictions.manifest["retried"]) == (0, 1)
+    assert predictions.manifest["verdicts"].keys() == verdicts.keys()
     assert kept == {file: file.stat().st_mtime_ns for file in kept}
     assert json.loads((other.root / results.RESULTS).read_text())["judges"] == before
 
