@@ -74,8 +74,6 @@ def evaluate(
     --out runs/base
     """
     from carevl.benchmarks import command
-    from carevl.benchmarks.answering import is_endpoint
-    from carevl.benchmarks.baselines import TRIVIAL_JUDGES
     from carevl.benchmarks.data import load
     from carevl.models.engines import ENGINES
 
@@ -86,14 +84,12 @@ def evaluate(
         raise UserError("evaluate: give one of --judge JUDGE, --from PREDICTIONS and --compare A B")
     asking = {"--engine": engine, "--set": overrides, "--max-error-fraction": max_error_fraction}
     asking["--allow-missing-images"] = allow_missing_images or None
-    if judge is None:
+    if judge is not None:
+        _refuse_for_judge(judge, asking)
+    else:
         choice = "--from" if compare is None else "--compare"
         _refuse_options(f"{choice}, which asks nobody", {**asking, "--protocol": protocol})
         _refuse_options("--compare, which writes nothing", {"--out": out if compare is not None else None})
-    elif judge in TRIVIAL_JUDGES:
-        _refuse_options(f"--judge {judge}, which needs no model and no images", asking)
-    elif is_endpoint(judge):
-        _refuse_options("an endpoint", {"--engine": engine})
     rows = load(benchmark, data, images)
     lines: Iterable[str] = ()
     if judge is not None:
@@ -115,6 +111,17 @@ def evaluate(
         lines = command.compare(rows, compare, k)
     for line in lines:
         typer.echo(line)
+
+
+def _refuse_for_judge(judge: str, asking: Mapping[str, object]) -> None:
+    """Refuse options of asking that do nothing for a kind of judge; errors as for `_refuse_options`."""
+    from carevl.benchmarks.answering import is_endpoint
+    from carevl.benchmarks.baselines import TRIVIAL_JUDGES
+
+    if judge in TRIVIAL_JUDGES:
+        _refuse_options(f"--judge {judge}, which needs no model and no images", asking)
+    elif is_endpoint(judge):
+        _refuse_options("an endpoint", {"--engine": asking["--engine"]})
 
 
 def _refuse_options(what: str, options: Mapping[str, object]) -> None:
