@@ -20,9 +20,8 @@ def read_memory(field: str) -> int:
 
 def main() -> None:
     judge, rows, settings, out = sys.argv[1:]
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "LOCAL_RANK": "0"}.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("WORLD_SIZE", "1")
+    # Those of the caller, which may be a worker itself, are not this one's.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
     import torch
 
