@@ -18,7 +18,7 @@ READER = ["kind: llm", "name: reader", "engine: transformers", "dtype: float32",
 def test_a_run_with_a_language_model_among_its_experts_ends_in_a_judge(scoring, ray, smollm, tmp_path):
     run = Run(tmp_path / "run")
     expert = ", ".join([*READER, f"scoring: {scoring}", f"path: {smollm}", "pool: {num_cpus: 0.5}"])
-    overrides = [f"experts.2={{{expert}}}", "miniworld.calibration_images=60"]
+    overrides = [f"experts.2={{{expert}}}", "miniworld.calibration_images=240"]
     settings = load_settings("mini", [*SMALL, *overrides])
     done = run_pipeline(settings, run, lambda _: None, None if scoring == "likelihood" else "route")
     assert {stage.action for stage in done} == {"ran"}
