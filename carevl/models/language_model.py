@@ -22,18 +22,18 @@ from carevl.models.device import device
 from carevl.models.packing import Packed, Tree, fill_rows, find_state, laid_out, pack
 from carevl.models.reward_head import probe_ids
 from carevl.models.reward_scorer import allowed_distance, relative_distance
+from carevl.models.token_budget import TokenBudget
 from carevl.models.tree_attention import TREES, NotSharedError
 
 _log = logging.getLogger(__name__)
 
-_LEAST_TOKENS = 256
 _LOGITS = 2**28
 """Most logits that exist at a time: 1 GiB in float32."""
 _EXACT, _ROUNDED = 1e-4, 5e-2
 """Distance of logits with and without sharing that passes for rounding in any case, in float32 and in 16 bits."""
 
 
-class CausalLanguageModel:
+class CausalLanguageModel(TokenBudget):
     """A causal language model with a chat template, as `carevl.models.engines.base.LanguageModel` says.
 
     Args:
@@ -105,15 +105,6 @@ class CausalLanguageModel:
             for number, place in zip(numbers, packed.places, strict=True):
                 values[number] += [next(read) for _ in place.ends]
         return values
-
-    def reduce_batch_size(self) -> bool:
-        """Halve the tokens that run at a time; False when they are few already."""
-        if self.batch_tokens <= _LEAST_TOKENS:
-            return False
-        self.batch_tokens //= 2
-        _log.warning("out of memory: %d tokens at a time from now on", self.batch_tokens)
-        torch.cuda.empty_cache()
-        return True
 
     def _rows(self, trees: Sequence[Tree], read: Sequence[int]) -> Iterator[tuple[list[int], Packed]]:
         """Yield rows of trees with the number of each tree in it; where nothing is shared, every text by itself.

@@ -26,13 +26,13 @@ from carevl.models.heads.reader import HeadReader
 from carevl.models.packing import Tree, fill_rows, find_state, pack
 from carevl.models.reward_head import RewardModelParts, is_bidirectional, load_reward_model, probe_ids
 from carevl.models.row_errors import Failure, SomeRowsError
+from carevl.models.token_budget import TokenBudget
 from carevl.models.tree_attention import TREES, NotSharedError, branch_states
 
 _log = logging.getLogger(__name__)
 
 PROBE = ("How many circles are there?", "There are two.")
 """A short conversation that a model is tried with."""
-_LEAST_TOKENS = 256
 _EXACT, _ROUNDED = 1e-4, 5e-2
 """Distance of states with and without sharing that passes for rounding in any case, in float32 and in 16 bits."""
 _NOISE = 4.0
@@ -41,7 +41,7 @@ _SLACK = 1 / 16
 """Most padding of a text in a batch of nearly equal lengths, as a share of the longest."""
 
 
-class RewardScorer:
+class RewardScorer(TokenBudget):
     """A text reward model: one raw score per conversation, higher is better, on a scale of its own.
 
     Args:
@@ -106,15 +106,6 @@ class RewardScorer:
         if failures:
             raise SomeRowsError([None if i in failures else score for i, score in enumerate(scores)], failures)
         return scores
-
-    def reduce_batch_size(self) -> bool:
-        """Halve the tokens that run at a time; False when they are few already."""
-        if self.batch_tokens <= _LEAST_TOKENS:
-            return False
-        self.batch_tokens //= 2
-        _log.warning("out of memory: %d tokens at a time from now on", self.batch_tokens)
-        torch.cuda.empty_cache()
-        return True
 
     def _choose_head(self, parts: RewardModelParts) -> None:
         """Read the head that was found, or leave that to the model's own forward pass."""
