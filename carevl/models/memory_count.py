@@ -7,8 +7,7 @@ the backward pass or frees on its way. Attention is counted as kernels do it tha
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ COUNTED = "carevl_counted"
 
 
 class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of what is made inside, beyond what there was before.
+    """Counts the bytes of what is made inside, beyond what there was before; attention has to be `COUNTED`.
 
     Attributes:
         now: bytes of what lives.
@@ -90,13 +89,6 @@ def _no_mask(*arguments: Any, **more: Any) -> None:
     del arguments, more
 
 
-@contextmanager
-def counting() -> Iterator[MemoryCounter]:
-    """Count what is made inside, of models whose attention is `COUNTED`."""
-    with MemoryCounter() as counter:
-        yield counter
-
-
 ALL_ATTENTION_FUNCTIONS.register(COUNTED, _attend)
 ALL_MASK_ATTENTION_FUNCTIONS.register(COUNTED, _no_mask)
 
@@ -112,7 +104,7 @@ def count_forward(model: Any, tokens: int) -> int:
     """
     model.set_attn_implementation(COUNTED)
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
-    with torch.no_grad(), counting() as counter:
+    with torch.no_grad(), MemoryCounter() as counter:
         states = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         del states
     return int(counter.peak)

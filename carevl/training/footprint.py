@@ -17,7 +17,7 @@ from torch import Tensor
 
 from carevl.models.families import family_of
 from carevl.models.footprint import Footprint
-from carevl.models.memory_count import COUNTED, counting
+from carevl.models.memory_count import COUNTED, MemoryCounter
 from carevl.models.tree_attention import set_attention
 from carevl.models.vocabulary import token_log_probabilities
 from carevl.settings.training import Training
@@ -105,7 +105,7 @@ def _activations(model: Any, gradients: int, training: Training) -> int | None:
 
 def _count_step(model: Any, inputs: dict[str, Tensor]) -> int:
     answers = max(1, int(inputs["input_ids"].shape[1] * _ANSWERS))
-    with counting() as counter:
+    with MemoryCounter() as counter:
         states = family_of(model).hidden_states(model, **inputs)
         read = token_log_probabilities(model, states[0, :answers], inputs["input_ids"][0, :answers])
         read.sum().backward()  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from carevl.models.memory_count import counting
+from carevl.models.memory_count import MemoryCounter
 from carevl.settings.training import Lora, Training, Zero
 from carevl.training.footprint import training_footprint
 from tests.helpers.sized_judge import write_pairs, write_sized_judge
@@ -92,7 +92,7 @@ def test_fewer_bits_make_the_base_smaller(configuration):
 def test_what_was_there_before_and_what_is_freed_is_not_counted():
     with torch.device("meta"):
         weight = torch.empty(1000)
-    with counting() as counter:
+    with MemoryCounter() as counter:
         view = weight.view(10, 100).t()
         doubled = weight + weight
         del doubled
