@@ -12,6 +12,8 @@ import pickle
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from carevl.errors import UserError
 from carevl.training.checkpoints import Checkpoints
 from carevl.training.loop import Loop
@@ -33,6 +35,8 @@ def main(rank: int, world: int, port: str, file: Path, last: int) -> None:
         if rank == 0:
             log = file.with_name(f"losses-{name}.json")
             log.write_text(json.dumps([*(json.loads(log.read_text()) if log.exists() else []), *said]))
+    dist.barrier()  # none leaves while another still hears from it: gloo's threads end a process that they outlive
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import pickle
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from carevl.training.loop import Loop
 from carevl.training.worker import join_workers
 
@@ -31,6 +33,8 @@ def main(rank: int, port: str, file: Path) -> None:
         loop.export()
         curves[name] = losses
     file.with_name(f"curve-{rank}.json").write_text(json.dumps(curves))
+    dist.barrier()  # none leaves while another still hears from it: gloo's threads end a process that they outlive
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
