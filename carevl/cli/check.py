@@ -10,6 +10,8 @@ import typer
 
 from carevl.cli.options import AsJson, Overrides, load_tree, log, run_at
 
+_ROWS = 64
+
 
 def check(
     target: Annotated[
@@ -27,7 +29,9 @@ def check(
         bool, typer.Option("--trust-remote-code", help="Of a model: run Python code that comes with it.")
     ] = False,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, help="Of settings: source rows to look at.")] = 64,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help=f"Of settings: source rows to look at. [default: {_ROWS}]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell whether a model can become a judge, or whether settings will do, before anything is paid for.
@@ -53,10 +57,10 @@ def check(
     if target in presets() or target.endswith((".yaml", ".yml")):
         if revision is not None or download or trust_remote_code:
             raise UserError("--revision, --download and --trust-remote-code are for a model; settings have their own")
-        _check_settings(target, overrides, rows, as_json=as_json)
+        _check_settings(target, overrides, rows or _ROWS, as_json=as_json)
         return
-    if overrides:
-        raise UserError(f"--set is for settings, and {target} is neither a preset nor a YAML file")
+    if overrides or rows is not None:
+        raise UserError(f"--set and --rows are for settings, and {target} is neither a preset nor a YAML file")
     from carevl.models.locate import prepare_models
     from carevl.settings.models import Judge
     from carevl.training.inspection import inspect_judge

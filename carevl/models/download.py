@@ -25,6 +25,7 @@ from carevl.models.hub import (
     partial_file,
     repository_directory,
 )
+from carevl.models.stored_weights import gigabytes
 
 _FILES_AT_ONCE = 4
 _LOG_SECONDS = 5.0
@@ -118,11 +119,6 @@ def free_disk() -> tuple[Path, int]:
     directory = repository_directory("any").parent
     existing = next(each for each in (directory, *directory.parents) if each.exists())
     return directory, shutil.disk_usage(existing).free
-
-
-def gigabytes(size: float) -> str:
-    """Return a number of bytes in words: `16.6 GB`."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def fetch(listing: Listing, log: Callable[[str], None]) -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from carevl.models.device import device
 from carevl.models.engines.card import free_bytes
+from carevl.models.stored_weights import gigabytes, read_stored_weights
+
+_SHARE = 0.8
+"""Most of the free memory that weights may take; the rest is for what a try needs."""
 
 _FILES = {
     "": ("memory.max", "memory.current", ""),
@@ -19,6 +23,18 @@ def free_memory() -> int:
     """Return the bytes that a model may take up here: of main memory, where it is loaded, and of a GPU."""
     free = free_main_memory()
     return min(free, *free_bytes()) if device() == "cuda" else free
+
+
+def find_lack(directory: Path, dtype: str) -> str | None:
+    """Return why a model is not loaded here to be tried, as half a sentence; None where its weights leave it room.
+
+    Args:
+        dtype: format in which it would be loaded; `auto`: as it is stored.
+    """
+    needed, free = read_stored_weights(directory).loaded_as(dtype), free_memory()
+    if needed <= _SHARE * free:
+        return None
+    return f"its weights take {gigabytes(needed)} as {dtype}, and {gigabytes(free)} of memory are free"
 
 
 def free_main_memory(root: Path = Path("/")) -> int:

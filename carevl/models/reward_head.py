@@ -11,7 +11,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from carevl.errors import UserError
 from carevl.models.heads import FoundHead, HeadSettings
 from carevl.models.heads.layout import RewardLayout, read_layout
 from carevl.models.judge_files import quiet_transformers
@@ -45,23 +44,12 @@ def load_reward_model(
         OSError: the directory lacks weights or configuration.
     """
     layout = read_layout(path, settings, **loading)
-    try:
-        model = _load_model(path, dtype, layout)
-    except ImportError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: transformers does not load weights quantised by {layout.quantization} here ({reason}); install "
-            "what it names, or use engine: vllm"
-        ) from error
+    with quiet_transformers():
+        model = layout.model_class.from_pretrained(path, config=layout.config, dtype=dtype, use_safetensors=True)
     head = None if layout.head is None else load_head(path, layout.head)
     if head is not None and dtype != "auto":
         head.to(getattr(torch, dtype))
     return RewardModelParts(model.eval(), head, layout)
-
-
-def _load_model(path: str | Path, dtype: str, layout: RewardLayout) -> Any:
-    with quiet_transformers():
-        return layout.model_class.from_pretrained(path, config=layout.config, dtype=dtype, use_safetensors=True)
 
 
 def load_head(path: str | Path, found: FoundHead) -> nn.Module:

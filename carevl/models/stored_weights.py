@@ -17,6 +17,11 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _LOADED = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
+def gigabytes(size: float) -> str:
+    """Return a number of bytes in words: `16.6 GB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 @dataclass(frozen=True)
 class StoredWeights:
     """Bytes of the files, and how many weights there are of each format, by its name in safetensors."""

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carevl.models.download import check_disk, find_missing, free_disk, gigabytes
+from carevl.models.download import check_disk, find_missing, free_disk
 from carevl.models.hub import HubError, Listing, find_snapshot
 from carevl.models.locate import own_directory
-from carevl.models.stored_weights import StoredWeights, read_stored_weights
+from carevl.models.stored_weights import StoredWeights, gigabytes, read_stored_weights
 from carevl.stages import STAGES
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from carevl.models.download import gigabytes
 from carevl.models.engines import ENGINES
 from carevl.models.engines.card import CONTEXT
 from carevl.models.own_code import trust_own_code
+from carevl.models.stored_weights import gigabytes
 from carevl.settings.models import Expert
 
 if TYPE_CHECKING:

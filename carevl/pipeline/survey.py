@@ -17,18 +17,16 @@ from carevl.errors import UserError
 from carevl.judging.prompts import judge_prompt
 from carevl.judging.verdict_tokens import VERDICT_TEXTS
 from carevl.models.conversations import encode
-from carevl.models.download import gigabytes
 from carevl.models.engines import close_engines
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.families import find_family
 from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import asking_of
 from carevl.models.locate import loading_arguments
-from carevl.models.memory import free_memory
+from carevl.models.memory import find_lack
 from carevl.models.own_code import code_arguments, trust_own_code
 from carevl.models.prompts import Prompt, ask_as, encode_text, encode_with_row_errors
 from carevl.models.row_errors import Failure, first_line
-from carevl.models.stored_weights import read_stored_weights
 from carevl.pipeline.check import check_settings
 from carevl.pipeline.downloads import find_models, loaded_models, models_by_setting
 from carevl.pipeline.fit import Fit, find_fits
@@ -47,8 +45,6 @@ if TYPE_CHECKING:
 
 _PROBE = ("A red circle is left of a blue square.", "What is left of the square?", ["A red circle.", "A green cross."])
 """Caption, question and responses that every expert scores."""
-_SHARE_OF_MEMORY = 0.8
-"""Most of the free memory that the weights of a probed expert may take."""
 
 
 @dataclass(frozen=True)
@@ -267,9 +263,8 @@ def _probe(expert: Expert, state: ModelState | None, log: Callable[[str], None])
     if state is not None:
         if state.directory is None:
             return "not asked: it is not on this machine"
-        needed, free = read_stored_weights(state.directory).loaded_as(expert.dtype), free_memory()
-        if needed > _SHARE_OF_MEMORY * free:
-            return f"not asked: its weights take {gigabytes(needed)}, and {gigabytes(free)} of memory are free"
+        if lack := find_lack(state.directory, expert.dtype):
+            return f"not asked: {lack}"
     caption, question, responses = _PROBE
     log(f"asking {expert.name}")
     try:

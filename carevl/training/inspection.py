@@ -6,19 +6,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
 from carevl.judging.prompts import Task, judge_prompt
 from carevl.models.device import device
-from carevl.models.engines.card import GIB
 from carevl.models.families import family_of
 from carevl.models.judge_files import check_directory, find_judge, load_processor, quiet_transformers
-from carevl.models.memory import free_memory
+from carevl.models.memory import find_lack
 from carevl.models.own_code import trust_own_code
 from carevl.models.prompts import Prompt, encode_prompts
-from carevl.models.stored_weights import read_stored_weights, stored_dtype
+from carevl.models.stored_weights import stored_dtype
 from carevl.settings.training import Training
 from carevl.training.judge import load_judge
 from carevl.training.random_layers import build_random_layers
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 PROBE = (448, 336)
 """Width and height of the probe image in pixels."""
 _RANDOM = "two random layers of the same configuration stand for them"
-_SHARE_OF_MEMORY = 0.8
-"""Most of the free memory that weights may take; the rest is for what two items need."""
 _ASKED: Mapping[Task, tuple[str, ...]] = {
     "pairwise": ("Two red circles.", "Three red circles."),
     "pointwise": ("Two red circles.",),
@@ -121,7 +117,7 @@ def _inspect(path: str, revision: str | None) -> Inspection:
     if is_whole:
         StoredLayout(directory).check(changed_weights(skeleton, training))
     dtype = "float32" if stored_dtype(directory) == "float32" else "bfloat16"
-    lacking = _find_lack(directory, dtype) if is_whole else "not on this machine"
+    lacking = find_lack(directory, dtype) if is_whole else "not on this machine"
     with quiet_transformers():
         model = load_judge(directory, dtype) if lacking is None else build_random_layers(directory)
     model.to(device()).eval()
@@ -143,14 +139,6 @@ def _inspect(path: str, revision: str | None) -> Inspection:
         prompts={task: show_tokens(processor.tokenizer, ids) for task, ids in prompts.items()},
         prompt_tokens={task: len(ids) for task, ids in prompts.items()},
     )
-
-
-def _find_lack(directory: Path, dtype: str) -> str | None:
-    """Return why the weights of a model are not loaded; None where they are."""
-    needed, free = read_stored_weights(directory).loaded_as(dtype), free_memory()
-    if needed <= _SHARE_OF_MEMORY * free:
-        return None
-    return f"too large for this machine ({needed / GIB:.1f} GiB as {dtype}, {free / GIB:.1f} GiB of memory are free)"
 
 
 def _write(processor: Any, task: Task) -> list[int]:

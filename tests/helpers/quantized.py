@@ -99,3 +99,23 @@ def write_bitsandbytes(directory: Path) -> Path:
         directory
     )
     return directory
+
+
+def write_eight_bit_floats(directory: Path) -> Path:
+    """Write a model with linear layers of eight-bit floats, which have a scale for every 128 x 128 of them."""
+    write_whole(directory)
+    stored = {}
+    for name, weight in load_file(directory / "model.safetensors").items():
+        if not name.endswith("proj.weight"):
+            stored[name] = weight.bfloat16()
+            continue
+        blocks = weight.reshape(weight.shape[0] // _GROUP, _GROUP, weight.shape[1] // _GROUP, _GROUP)
+        scales = blocks.abs().amax((1, 3)) / 448  # the largest number of the format
+        numbers = (blocks / scales[:, None, :, None]).reshape(weight.shape)
+        stored |= {name: numbers.to(torch.float8_e4m3fn), f"{name}_scale_inv": scales}
+    save_file(stored, directory / "model.safetensors", {"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    scheme = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [_GROUP] * 2}
+    config |= {"dtype": "bfloat16", "quantization_config": scheme}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from carevl.errors import UserError
-from carevl.models.engines import scorer
+from carevl.models.engines import language_model, scorer
 from carevl.models.engines.vllm_scorer import VllmScorer
 from carevl.models.fallbacks import collect_fallbacks
 from carevl.models.reward_scorer import RewardScorer
 from tests.helpers.heads import CONVERSATIONS
-from tests.helpers.quantized import write_bitsandbytes, write_packed, write_whole
+from tests.helpers.quantized import write_bitsandbytes, write_eight_bit_floats, write_packed, write_whole
 from tests.models.test_heads import make_expert
 
 pytestmark = pytest.mark.vllm
@@ -47,3 +47,11 @@ def test_a_format_that_needs_a_gpu_is_refused_in_a_sentence(tmp_path):
     expert = make_expert(write_whole(tmp_path), "vllm", dtype="bfloat16", engine_args={"quantization": "fp8"})
     with pytest.raises(UserError, match=r"vllm does not run weights quantised by fp8 here .*; choose another format"):
         scorer(expert)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+@pytest.mark.parametrize("load", [scorer, language_model], ids=["scorer", "language_model"])
+def test_stored_eight_bit_floats_run_or_are_refused_in_a_sentence(load, engine, tmp_path):
+    expert = make_expert(write_eight_bit_floats(tmp_path), engine, parity_tolerance=None)
+    with pytest.raises(UserError, match=f"{engine} does not run weights quantised by fp8 here .*; choose another"):
+        load(expert)

@@ -109,4 +109,5 @@ def test_options_of_the_one_are_refused_for_the_other():
     assert _check("mini", "--download")[0] == 2
     status, _, err = _check("miniworld:judge", "--set", "items=3")
     assert (status, "neither a preset nor a YAML file" in err) == (2, True)
+    assert _check("miniworld:judge", "--rows", "4")[0] == 2
     assert "the preset mini?" in _check("minii")[2]

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from carevl.errors import UserError
 from carevl.models.conversations import Conversation, encode_turns
 from carevl.models.engines.base import GenerationRequest, Generator, LanguageModel
+from carevl.models.engines.transformers import ENGINE
 from carevl.models.heads import HeadSettings
-from carevl.models.locate import loading_arguments, model_directory
 from carevl.models.prompts import encode_text
 from carevl.store.table import write_atomically
 
@@ -35,6 +35,9 @@ SAMPLE: list[Conversation] = [
     for response in ("None.", "There are two circles, and both of them are red.", "I see 7 circles, I think.")
 ]
 """What engine and reference both score before work begins; short enough for any expert."""
+
+_BATCH_TOKENS = 8192
+"""Tokens that the reference reads at a time: all of the sample."""
 
 _WORDS = ("1", "2", "A", "B", "Yes", "No", "The", "There")
 """Replies to the questions of `draw_requests` begin with such words."""
@@ -149,17 +152,12 @@ def _kept(name: str, facts: list[Any], compute: Callable[[], T], read: Callable[
 
 
 def _compute(model: Model) -> Reference:
-    from carevl.models.reward_scorer import RewardScorer
-
-    settings = HeadSettings.of(model)
-    scorer = RewardScorer(model_directory(model), model.dtype, settings=settings, **loading_arguments(model))
+    scorer = ENGINE.scorer(model, batch_tokens=_BATCH_TOKENS, parity_tolerance=None)
     return _measure(scorer, scorer.score)
 
 
 def _compute_likelihoods(model: Model) -> Reference:
-    from carevl.models.language_model import CausalLanguageModel
-
-    reader = CausalLanguageModel(model_directory(model), model.dtype, **loading_arguments(model))
+    reader = ENGINE.language_model(model, batch_tokens=_BATCH_TOKENS, parity_tolerance=None)
     return _measure(reader, lambda conversations: mean_log_likelihoods(reader, conversations))
 
 

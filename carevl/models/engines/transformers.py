@@ -26,6 +26,7 @@ from carevl.models.families import family_of
 from carevl.models.heads import HeadSettings
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.prompts import EncodedPrompts, ask_as, encode_with_row_errors, end_ids, load_processor
+from carevl.models.quantization import explain_quantization
 from carevl.models.row_errors import Failure, SomeRowsError
 
 if TYPE_CHECKING:
@@ -223,43 +224,48 @@ class TransformersEngine(Engine):
     def generator(self, model: Captioner | Judge) -> Generator:
         """Load a vision-language model."""
         path, adapter = model_directory(model), getattr(model, "adapter", None)
-        return ImageTextGenerator(
-            path,
-            model.dtype,
-            batch_size=model.pool.batch_size,
-            max_image_tiles=model.max_image_tiles,
-            max_model_len=model.max_model_len,
-            adapter=None if adapter is None else locate_adapter(adapter),
-            asking=asking_of_model(model),
-            **loading_arguments(model),
-        )
+        with explain_quantization(self.name, model, path):
+            return ImageTextGenerator(
+                path,
+                model.dtype,
+                batch_size=model.pool.batch_size,
+                max_image_tiles=model.max_image_tiles,
+                max_model_len=model.max_model_len,
+                adapter=None if adapter is None else locate_adapter(adapter),
+                asking=asking_of_model(model),
+                **loading_arguments(model),
+            )
 
     def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:
         """Load a text reward model; it is its own reference, so there is no tolerance to hold."""
         from carevl.models.reward_scorer import RewardScorer
 
         del parity_tolerance
-        return RewardScorer(
-            model_directory(model),
-            model.dtype,
-            batch_tokens=batch_tokens,
-            max_model_len=model.max_model_len,
-            settings=HeadSettings.of(model),
-            **loading_arguments(model),
-        )
+        path = model_directory(model)
+        with explain_quantization(self.name, model, path):
+            return RewardScorer(
+                path,
+                model.dtype,
+                batch_tokens=batch_tokens,
+                max_model_len=model.max_model_len,
+                settings=HeadSettings.of(model),
+                **loading_arguments(model),
+            )
 
     def language_model(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> LanguageModel:
         """Load a language model; it is its own reference, so there is no tolerance to hold."""
         from carevl.models.language_model import CausalLanguageModel
 
         del parity_tolerance
-        return CausalLanguageModel(
-            model_directory(model),
-            model.dtype,
-            batch_tokens=batch_tokens,
-            max_model_len=model.max_model_len,
-            **loading_arguments(model),
-        )
+        path = model_directory(model)
+        with explain_quantization(self.name, model, path):
+            return CausalLanguageModel(
+                path,
+                model.dtype,
+                batch_tokens=batch_tokens,
+                max_model_len=model.max_model_len,
+                **loading_arguments(model),
+            )
 
     def footprint(self, model: Model, path: str, runner: Runner) -> Footprint | None:
         """Return what the weights and one row of tokens take; a batch is made smaller where memory runs out."""

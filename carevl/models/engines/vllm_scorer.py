@@ -10,7 +10,6 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from carevl.errors import UserError
 from carevl.models.conversations import Conversation, Encoded, encode, too_long
 from carevl.models.engines.parity import SAMPLE, Reference, check_parity, find_reference
 from carevl.models.engines.vllm_body import body_arguments
@@ -85,25 +84,6 @@ def _find_reference(model: Model, layout: RewardLayout, card: str) -> Reference 
         return None
 
 
-def _start(model: Model, layout: RewardLayout, arguments: dict[str, Any]) -> Any:
-    """Start the engine.
-
-    Raises:
-        UserError: besides those of `start_engine`, vLLM does not run these quantised weights here.
-    """
-    try:
-        return start_engine(model, "pooling", **arguments)
-    except Exception as error:
-        quantization = layout.quantization or model.engine_args.get("quantization")
-        if quantization is None or isinstance(error, UserError) or is_out_of_memory(error) or is_lost(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{model.path}: vllm does not run weights quantised by {quantization} here ({reason}); choose another "
-            "format, or whole weights"
-        ) from error
-
-
 class VllmScorer:
     """A text reward model; the same calls as `RewardScorer`.
 
@@ -131,11 +111,11 @@ class VllmScorer:
         self.head: HeadReader | None = None
         if is_own_classifier(layout):
             overrides = model.engine_args.get("hf_overrides", {}) | {"num_labels": layout.outputs}
-            self.engine = _start(model, layout, {"hf_overrides": overrides})
+            self.engine = start_engine(model, "pooling", hf_overrides=overrides)
         else:
             assert layout.head is not None
             self.head = HeadReader(layout.head, load_head(directory, layout.head), self.tokenizer)
-            self.engine = _start(model, layout, body_arguments(_body_class(layout) or "", layout.outside))
+            self.engine = start_engine(model, "pooling", **body_arguments(_body_class(layout) or "", layout.outside))
         self.limit: int = self.engine.llm_engine.vllm_config.model_config.max_model_len
         if parity_tolerance is None:
             _log.warning("%s: scores of vllm are not held against those of transformers", model.path)

@@ -12,6 +12,7 @@ from carevl.models.device import check_vllm_build
 from carevl.models.engines.card import Card, find_card, free_bytes, wait_for_room
 from carevl.models.engines.vllm_arguments import check_engine_args, needed_bytes, read_shape, vllm_arguments
 from carevl.models.locate import loading_arguments, model_directory
+from carevl.models.quantization import explain_quantization
 
 if TYPE_CHECKING:
     from carevl.settings.models import Model
@@ -48,7 +49,7 @@ def start_engine(
     """Build a vLLM engine in this process; settings already in the environment win over ours.
 
     Raises:
-        UserError: see `vllm_arguments`, `check_engine_args` and `wait_for_room`.
+        UserError: see `vllm_arguments`, `check_engine_args`, `wait_for_room` and `explain_quantization`.
     """
     card = find_card()
     prepare_import(model, card)
@@ -63,7 +64,8 @@ def start_engine(
 
     default = torch.get_default_dtype()
     try:
-        return LLM(**arguments)
+        with explain_quantization("vllm", model, path):
+            return LLM(**arguments)
     finally:  # where it does not start, vLLM leaves the format of its model as that of everything made later
         torch.set_default_dtype(default)
 
