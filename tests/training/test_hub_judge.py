@@ -37,10 +37,13 @@ def test_facts_of_a_training_name_the_commit_and_no_path_of_a_cache(
         prepare_training("sft", rows, "org/nobody", tmp_path / "other", quick())
 
 
-def test_a_judge_of_the_hub_learns_what_its_directory_learns(hub, commit, begin, judge, sft_rows, quick, tmp_path):
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_judge_of_the_hub_learns_what_its_directory_learns(
+    stage, hub, commit, begin, judge, sft_rows, quick, tmp_path
+):
     losses = []
     for name, source in (("directory", {"judge": judge}), ("hub", {"judge": "org/judge", "revision": commit})):
-        loop, _ = begin("sft", sft_rows, quick(), out=tmp_path / name, **source)
+        loop, _ = begin("sft", sft_rows, quick(zero={"stage": stage}), out=tmp_path / name, **source)
         losses.append([loop.step(number)["loss"] for number in range(2)])
         loop.export()
         assert list((tmp_path / name / "judge").glob("model*.safetensors"))
