@@ -19,6 +19,7 @@ from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabi
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.models.row_errors import Failure
+from carevl.settings.requests import is_endpoint
 from carevl.stats.draws import rng_for
 from carevl.store.schemas import row_error
 
@@ -48,13 +49,8 @@ def load_judge(judge: Judge) -> Answerer:
     if is_endpoint(judge.path):
         from carevl.benchmarks.endpoint import Endpoint
 
-        return Endpoint(judge.path, judge.max_tokens, judge.pool.batch_size)
+        return Endpoint(judge)
     return EngineJudge(judge)
-
-
-def is_endpoint(path: str) -> bool:
-    """Whether a judge is asked over HTTP."""
-    return path.startswith(("http://", "https://"))
 
 
 class EngineJudge:
@@ -150,7 +146,8 @@ def _read(suite: Suite, name: str, question: Question, answer: Answer) -> Predic
     probability = None
     if probabilities is not None and question.task == "pairwise":
         probability = float(probabilities[question.order.index(min(question.order))])
-    return record(question, name, text, suite.parse(question, text, truncated=truncated), probability)
+    verdict = suite.parse(question, text, truncated=truncated)
+    return record(question, name, text, verdict, probability, reasoning=answer.reasoning)
 
 
 def _verdict(task: Task, number: int) -> str:

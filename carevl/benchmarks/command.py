@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from carevl.benchmarks.answering import is_endpoint
 from carevl.benchmarks.baselines import TRIVIAL_JUDGES, judge_trivially
 from carevl.benchmarks.coverage import Coverage, draws_several
 from carevl.benchmarks.data import BenchmarkData, list_some
@@ -39,6 +38,7 @@ from carevl.models.locate import prepare_models, refuse_missing_directory
 from carevl.settings.data import ProtocolName
 from carevl.settings.loader import fill
 from carevl.settings.models import Judge
+from carevl.settings.requests import is_endpoint
 from carevl.settings.tree import Cluster
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
@@ -47,6 +47,8 @@ from carevl.store.table import Table, write_atomically
 PREDICTIONS, FIGURES = "predictions.parquet", "figures.json"
 _FINGERPRINT = "carevl.fingerprint"
 """Of what predictions depend on, in the metadata of their file."""
+_OF_ENDPOINTS = {"path", "engine", "max_tokens", "asking", "endpoint", "pool", "pool.batch_size"}
+"""Settings of a judge that hold for one behind an endpoint."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ def evaluate(data: BenchmarkData, request: EvalRequest, out: Path, log: Callable
             table = to_table(judge_trivially(request.judge, data.suite, data.rows, eval_set.questions()))
         else:
             judge = fill(Judge, {"path": request.judge, "engine": request.engine}, request.overrides)
-            if not is_endpoint(judge.path):
+            if is_endpoint(judge.path):
+                _refuse_for_endpoint(judge)
+            else:
                 refuse_missing_directory(judge.path)
             data = data.without_missing_images(protocols, allowed=request.allow_missing_images)
             eval_set = EvalSet(data.benchmark, data.rows, protocols, request.draws)
@@ -131,6 +135,17 @@ def _refuse_other(out: Path, key: StageKey, suite: Suite, judge: str) -> None:
             f"{file} holds predictions of {held} that this command would replace: judge, rows, protocols or draws are "
             "others now; give another --out, or remove that file"
         )
+
+
+def _refuse_for_endpoint(judge: Judge) -> None:
+    """Refuse settings of a judge that do nothing where it is an endpoint.
+
+    Raises:
+        UserError: some were given.
+    """
+    given = {*judge.model_fields_set, *(f"pool.{name}" for name in judge.pool.model_fields_set)}
+    if idle := sorted(given - _OF_ENDPOINTS):
+        raise UserError(f"--set {', '.join(idle)} does not apply to an endpoint; leave it out")
 
 
 def _refuse_draws(data: BenchmarkData, protocols: Sequence[ProtocolName], draws: int | None) -> None:

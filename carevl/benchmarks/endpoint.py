@@ -8,45 +8,49 @@ from __future__ import annotations
 
 import base64
 import io
-import math
+import logging
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from carevl.benchmarks.answering import Answer
+from carevl.benchmarks.completion import read_completion
 from carevl.benchmarks.questions import Decoding
 from carevl.errors import UserError
 from carevl.models.chat_client import ChatClient, NoAnswerError
-from carevl.models.engines.base import Generation, GenerationRequest
+from carevl.models.engines.base import GenerationRequest
+from carevl.settings.requests import LOGPROBS, JudgeRequests
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from carevl.settings.models import Judge
+
 KEY = "CAREVL_API_KEY"
-_RETRIES = 5
-_SECONDS = 600.0
 _LIKELIEST = 20
+_log = logging.getLogger(__name__)
 
 
 class Endpoint:
     """Answers over HTTP, several at a time; busy answers (429, 5xx) and broken connections are tried again.
 
     Args:
-        address: `URL#MODEL`; the URL ends where `/chat/completions` is added.
-        max_tokens: longest judgment unless the protocol says otherwise.
-        concurrency: requests in flight.
+        judge: its path is `URL#MODEL`; the URL ends where `/chat/completions` is added.
 
     Raises:
         UserError: the address names no model, or the key would travel unencrypted to another machine.
     """
 
-    def __init__(self, address: str, max_tokens: int, concurrency: int) -> None:
-        base, _, self.model = address.partition("#")
+    def __init__(self, judge: Judge) -> None:
+        base, _, self.model = judge.path.partition("#")
         if not self.model:
-            raise UserError(f"{address}: name the model after the address, like {address}#MODEL")
-        self.client = ChatClient(base, KEY if os.environ.get(KEY) else None, timeout=_SECONDS, retries=_RETRIES)
-        self.max_tokens, self.concurrency = max_tokens, concurrency
+            raise UserError(f"{judge.path}: name the model after the address, like {judge.path}#MODEL")
+        requests = judge.endpoint or JudgeRequests()
+        if "batch_size" in judge.pool.model_fields_set:  # said so before there was endpoint.concurrency
+            requests = requests.model_copy(update={"concurrency": judge.pool.batch_size})
+        self.client = ChatClient(base, KEY if os.environ.get(KEY) else None, requests)
+        self.max_tokens = judge.max_tokens
+        self._gives_logprobs = "logprobs" not in requests.omit
 
     def answer(
         self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
@@ -56,55 +60,47 @@ class Endpoint:
         An endpoint that refuses to return log-probabilities is asked without them.
 
         Raises:
-            UserError: it cannot be reached, knows no such model, or does not accept the key; or a reply is to begin
-                with given words, which such endpoints do not promise.
+            UserError: before it has answered any question, it cannot be reached, knows no such model, does not accept
+                the key, or refuses a field; or a reply is to begin with given words, which such endpoints do not
+                promise.
         """
         if any(request.response_prefix for request in requests):
             raise UserError("verdict_prob: an endpoint cannot be made to begin its reply; use --protocol strict")
-        with ThreadPoolExecutor(self.concurrency) as threads:
-            return list(threads.map(lambda request: self._request(request, decoding, logprob_texts), requests))
+        return self.client.ask_all(lambda request: self._request(request, decoding, logprob_texts), requests)
 
     def _request(self, request: GenerationRequest, decoding: Decoding, logprob_texts: Sequence[str]) -> Answer:
-        body = {
+        read = logprob_texts if self._gives_logprobs else ()
+        max_tokens = decoding.max_tokens or self.max_tokens
+        fields = {
             "model": self.model,
-            "messages": [{"role": "user", "content": _content(request, decoding.image_first)}],
-            "max_tokens": decoding.max_tokens or self.max_tokens,
+            "messages": self._messages(request, decoding.image_first),
+            "max_tokens": max_tokens,
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
             "seed": request.seed,
-            **({"logprobs": True, "top_logprobs": _LIKELIEST} if logprob_texts else {}),
+            **({"logprobs": True, "top_logprobs": _LIKELIEST} if read else {}),
         }
         try:
-            reply = self.client.complete(body)
+            answer = read_completion(self.client.complete(fields, optional=LOGPROBS), max_tokens, read)
+            return self.client.quote(answer) if isinstance(answer, str) else answer
         except NoAnswerError as error:
-            if not error.reached:
-                raise UserError(f"{self.client.url} cannot be reached: {error}") from None
-            return self._request(request, decoding, ()) if logprob_texts and "logprobs" in str(error) else str(error)
-        try:
-            [choice] = reply["choices"]
-            text, truncated = choice["message"]["content"] or "", choice["finish_reason"] == "length"
-            tokens = int((reply.get("usage") or {}).get("completion_tokens", 0))
-            positions = ((choice.get("logprobs") or {}).get("content") or []) if logprob_texts else []
-            return Generation(
-                text, tokens, truncated, tuple(_logprobs(token["top_logprobs"], logprob_texts) for token in positions)
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            return f"not a chat completion ({type(error).__name__}: {error})"
+            if not read or error.field not in LOGPROBS:
+                return str(error)
+            if self._gives_logprobs:
+                _log.warning("%s: asked without log-probabilities, which it refuses: %s", self.client.url, error)
+            self._gives_logprobs = False
+            return self._request(request, decoding, logprob_texts)
 
-
-def _content(request: GenerationRequest, image_first: bool) -> list[dict[str, Any]]:
-    text = {"type": "text", "text": request.prompt}
-    image = {"type": "image_url", "image_url": {"url": _data_url(request.image)}}
-    return [image, text] if image_first else [text, image]
+    @staticmethod
+    def _messages(request: GenerationRequest, image_first: bool) -> list[dict[str, Any]]:
+        """Return the turns of a request, as the judge is asked."""
+        text = {"type": "text", "text": request.prompt}
+        image = {"type": "image_url", "image_url": {"url": _data_url(request.image)}}
+        content = [image, text] if image_first else [text, image]
+        return [{"role": "user", "content": content}]
 
 
 def _data_url(image: Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _logprobs(likeliest: Sequence[Mapping[str, Any]], logprob_texts: Sequence[str]) -> tuple[float, ...]:
-    """Return the log-probability of each text at one token; a text not among the likeliest is impossible."""
-    logprobs = {each["token"]: float(each["logprob"]) for each in likeliest}
-    return tuple(logprobs.get(text, -math.inf) for text in logprob_texts)

@@ -34,6 +34,7 @@ class Prediction:
     status: Status
     probability: float | None
     error: dict[str, str] | None = None
+    reasoning: str | None = None
 
 
 def prompt_hash(prompt: str) -> str:
@@ -47,6 +48,7 @@ def record(
     verdict: Verdict,
     probability: float | None = None,
     error: dict[str, str] | None = None,
+    reasoning: str | None = None,
 ) -> Prediction:
     """Return a judge's answer as a row. `probability` is that of the lower response index being the better one."""
     return Prediction(
@@ -64,6 +66,7 @@ def record(
         status=verdict.status,
         probability=probability,
         error=error,
+        reasoning=reasoning,
     )
 
 
@@ -82,10 +85,10 @@ def from_table(table: pa.Table) -> list[Prediction]:
     Raises:
         ValueError: a column is missing.
     """
-    names = [field.name for field in fields(Prediction)]
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
+    missing = [field.name for field in fields(Prediction) if field.name not in table.column_names]
+    if missing not in ([], ["reasoning"]):  # which earlier versions did not keep
         raise ValueError(f"not a predictions table: no column {', '.join(missing)}; found {table.column_names}")
+    names = [field.name for field in fields(Prediction) if field.name not in missing]
     return [_from_values(values) for values in table.select(names).to_pylist()]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from carevl.benchmarks.answering import Answerer, is_endpoint, judge_questions, load_judge
+from carevl.benchmarks.answering import Answerer, judge_questions, load_judge
 from carevl.benchmarks.predictions import record_score, to_table
 from carevl.benchmarks.questions import Question, ask_as_trained
 from carevl.benchmarks.rows import Image, Row
@@ -36,6 +36,7 @@ from carevl.models.judge_spec import asking_of
 from carevl.models.locate import adapter_fingerprint, weights_fingerprint
 from carevl.settings.asking import Asking
 from carevl.settings.data import ProtocolName
+from carevl.settings.requests import is_endpoint
 from carevl.store.run import RunError
 from carevl.store.schemas import QUESTION_IMAGES, QUESTIONS
 from carevl.store.table import Table, write_atomically
@@ -295,7 +296,7 @@ def _replace(predictions: pa.Table, retried: pa.Table) -> pa.Table:
     """Return a part with these predictions in place of those that they repeat."""
     new = set(_identities(retried))
     kept = predictions.filter(pa.array([identity not in new for identity in _identities(predictions)], pa.bool_()))
-    return pa.concat_tables([kept, retried])
+    return pa.concat_tables([kept, retried], promote_options="permissive")  # earlier versions had fewer columns
 
 
 def _import_names(eval_sets: Sequence[EvalSet]) -> dict[str, str]:

@@ -115,8 +115,8 @@ def evaluate(
 
 def _refuse_for_judge(judge: str, asking: Mapping[str, object]) -> None:
     """Refuse options of asking that do nothing for a kind of judge; errors as for `_refuse_options`."""
-    from carevl.benchmarks.answering import is_endpoint
     from carevl.benchmarks.baselines import TRIVIAL_JUDGES
+    from carevl.settings.requests import is_endpoint
 
     if judge in TRIVIAL_JUDGES:
         _refuse_options(f"--judge {judge}, which needs no model and no images", asking)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from carevl.benchmarks.answering import is_endpoint
 from carevl.benchmarks.suites import SUITES
 from carevl.cluster.connect import is_private
 from carevl.data.formats import FORMATS
@@ -20,6 +19,7 @@ from carevl.models.engines.vllm_arguments import check_engine_args
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.judge_files import check_judge
 from carevl.models.locate import own_directory
+from carevl.settings.requests import is_endpoint
 from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
 from carevl.stages.base import find_unserved
@@ -171,7 +171,7 @@ def _open_client(expert: Expert) -> None:
     """Open the client of an endpoint, which asks for the key but connects to nothing."""
     assert expert.endpoint is not None
     endpoint = expert.endpoint
-    ChatClient(endpoint.url, endpoint.api_key_env, timeout=endpoint.timeout, retries=endpoint.retries)
+    ChatClient(endpoint.url, endpoint.api_key_env, endpoint)
 
 
 def _check_benchmarks(settings: Settings, final: bool) -> Iterator[str]:

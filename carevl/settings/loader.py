@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,7 +96,12 @@ def _explain(problem: Any, kind: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         value = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-        return f"{place}: {problem['msg'].removeprefix('Value error, ')}{value}"
+        near = ""
+        if problem["type"] == "literal_error":
+            choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            near = suggest(str(problem["input"]), choices, "")
+        said = problem["msg"].removeprefix("Value error, ")
+        return f"{place and place + ': '}{said}{value}{near and '; ' + near}"
     *branch, name = problem["loc"]
     names = list(_model_at(branch, kind).model_fields)
     hint = suggest(str(name), names, f"the fields here are {', '.join(names)}", cutoff=0.5)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from carevl.settings.asking import Asking
 from carevl.settings.base import HomePath, Strict
+from carevl.settings.requests import JudgeRequests, Requests, is_endpoint
 
 
 class Pool(Strict):
@@ -148,16 +149,19 @@ class Captioner(Model):
     max_tokens: int = Field(512, ge=1, description="Longest caption, in tokens.")
 
 
-class Endpoint(Strict):
+class Endpoint(Requests):
     """An OpenAI-compatible service that judges texts; captions, questions and responses are sent to it."""
 
     url: str = Field(description="Its base address, such as http://127.0.0.1:8000/v1.", pattern=r"^https?://")
     api_key_env: str | None = Field(
         None, description="Environment variable that holds its key; none is sent if absent."
     )
-    timeout: float = Field(60.0, gt=0, description="Seconds that an answer may take.")
-    retries: int = Field(5, ge=0, description="Failed requests of a row that are tried again, with growing pauses.")
-    concurrency: int = Field(8, ge=1, description="Rows that are asked about at a time, by each actor.")
+
+    @model_validator(mode="after")
+    def _asks_for_log_probabilities(self) -> Self:
+        if "logprobs" in self.omit:
+            raise ValueError("omit: logprobs cannot be left out: an expert's score is read from them")
+        return self
 
 
 Scoring = Literal["likelihood", "yes", "pairwise"]
@@ -246,9 +250,21 @@ class Judge(Model):
         "of the base, as they were trained; auto: as an adapter where the base is stored in 16 bits, in which merging "
         "loses small changes.",
     )
+    endpoint: JudgeRequests | None = Field(
+        None, description="Of a judge of `carevl evaluate` that is an endpoint: how it is asked; not in a run."
+    )
 
     @property
     def computation(self) -> dict[str, Any]:
         """As for every model, and how it is asked, where the settings say that."""
         asking = {} if self.asking is None else {"asking": self.asking.model_dump(exclude_defaults=True)}
-        return super().computation | asking
+        requests = {} if self.endpoint is None else self.endpoint.computation
+        return super().computation | asking | ({"endpoint": requests} if requests else {})
+
+    @model_validator(mode="after")
+    def _is_endpoint(self) -> Self:
+        if self.endpoint is not None and not is_endpoint(self.path):
+            raise ValueError(
+                f"endpoint: {self.path} is none; an endpoint is written as its address and model, URL#MODEL"
+            )
+        return self

@@ -179,6 +179,12 @@ _PREDICTION_FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("status", pa.string(), False, "ok, none (no verdict), both (contradicting verdicts) or truncated"),
     ("probability", pa.float64(), True, "P(winner is the lower response index), from the verdict token; may be null"),
     ("error", ERROR, True, "why the judge could not be asked, null if it was; such a row counts as without a verdict"),
+    (
+        "reasoning",
+        pa.string(),
+        True,
+        "what an endpoint returned of the judge's thoughts, apart from the text; may be null",
+    ),
 )
 
 PREDICTIONS = pa.schema(

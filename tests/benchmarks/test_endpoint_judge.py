@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -58,8 +60,12 @@ def server(monkeypatch):
             with lock:
                 served.requests.append((self.path, dict(self.headers), body))
                 status, content, headers = served.replies.pop(0) if served.replies else (200, completion(), {})
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
+            if callable(content):
+                self.end_headers()
+                content(self.wfile)
+                return
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -80,9 +86,13 @@ def server(monkeypatch):
     served.server_close()
 
 
-def _ask(server, n=1, logprob_texts=(), **options):
+def _judge(address, **settings):
+    return Endpoint(Judge(path=address, max_tokens=64, endpoint={"concurrency": 1, **settings}))
+
+
+def _ask(server, n=1, logprob_texts=(), **settings):
     requests = [GenerationRequest(Image.new("RGB", (4, 3), "red"), f"prompt {i}", seed=i) for i in range(n)]
-    return Endpoint(server.address, 64, options.pop("concurrency", 1)).answer(requests, GREEDY, logprob_texts)
+    return _judge(server.address, **settings).answer(requests, GREEDY, logprob_texts)
 
 
 def test_prompt_and_image_are_sent_and_the_text_comes_back(server):
@@ -126,8 +136,10 @@ def test_an_endpoint_that_stays_busy_is_a_row_error(server):
     ("reply", "message"),
     [
         ((400, {"error": "prompt is too long"}, {}), "status 400.*too long"),
-        ((200, {"choices": []}, {}), "not a chat completion"),
-        ((200, [], {}), "not a chat completion"),
+        ((200, {"choices": []}, {}), "a completion without choices"),
+        ((200, [], {}), "not a chat completion: a list"),
+        ((200, {"error": {"message": "upstream is\ndown"}}, {}), "an error in place of a completion: upstream is down"),
+        ((422, {"error": "odd image"}, {}), "status 422.*odd image"),
     ],
 )
 def test_a_refused_question_fails_alone(server, reply, message):
@@ -137,20 +149,51 @@ def test_a_refused_question_fails_alone(server, reply, message):
     assert answer.text == TEXT
 
 
-def test_a_wrong_key_stops_everything_and_is_never_shown(server, monkeypatch):
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (
+            (401, {"error": f"no such key {SECRET}"}, {}),
+            r"status 401.*\[key\].*check the address, the model tiny and the",
+        ),
+        ((404, {"error": "no such model"}, {}), "status 404.*check the address, the model tiny and the key"),
+        (
+            (308, b"", {"Location": "https://other/v1"}),
+            "status 308.*redirects to https://other/v1, where nothing is sent",
+        ),
+    ],
+)
+def test_what_refuses_the_first_question_refuses_all_and_is_asked_once(server, monkeypatch, reply, message):
     monkeypatch.setenv("CAREVL_API_KEY", SECRET)
-    server.replies = [(401, {"error": f"no such key {SECRET}"}, {})]
-    with pytest.raises(UserError, match=r"status 401.*check the address, the model tiny and the key") as caught:
-        _ask(server)
+    server.replies = [reply]
+    with pytest.raises(UserError, match=message) as caught:
+        _ask(server, n=20, concurrency=8)
     assert SECRET not in str(caught.value)
     assert server.requests[0][1]["Authorization"] == f"Bearer {SECRET}"
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 307])
+def test_a_later_question_that_is_refused_fails_alone(server, status):
+    server.replies = [(200, completion(), {}), (status, {"error": "not this one"}, {"Location": "/elsewhere"})]
+    first, refused, last = _ask(server, n=3)
+    assert refused.startswith(f"status {status}")
+    assert first.text == last.text == TEXT
+    assert len(server.requests) == 3
+
+
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(server, monkeypatch):
+    monkeypatch.setenv("CAREVL_API_KEY", f"{SECRET}\n{SECRET}")
+    with pytest.raises(UserError, match="CAREVL_API_KEY holds characters that no key has") as caught:
+        _judge(server.address)
+    assert SECRET not in str(caught.value)
 
 
 def test_a_key_never_travels_unencrypted(monkeypatch):
     monkeypatch.setenv("CAREVL_API_KEY", SECRET)
     with pytest.raises(UserError, match=r"http://judges\.example/v1 is not encrypted"):
-        Endpoint("http://judges.example/v1#tiny", 64, 1)
-    Endpoint("https://judges.example/v1#tiny", 64, 1)
+        _judge("http://judges.example/v1#tiny")
+    _judge("https://judges.example/v1#tiny")
 
 
 def test_nobody_there_and_no_model_are_said_in_one_line(server):
@@ -159,14 +202,109 @@ def test_nobody_there_and_no_model_are_said_in_one_line(server):
     with pytest.raises(UserError, match=r"127\.0\.0\.1.* cannot be reached"):
         _ask(server)
     with pytest.raises(UserError, match="name the model after the address, like http://h/v1#MODEL"):
-        Endpoint("http://h/v1", 64, 1)
+        _judge("http://h/v1")
 
 
 def test_a_reply_cannot_be_begun_for_it(server):
     with pytest.raises(UserError, match="verdict_prob"):
-        Endpoint(server.address, 64, 1).answer(
+        _judge(server.address).answer(
             [GenerationRequest(Image.new("RGB", (4, 3)), "p", response_prefix="Overall")], GREEDY, ()
         )
+
+
+def test_an_answer_that_is_too_long_is_a_row_error(server, monkeypatch):
+    monkeypatch.setattr(chat_client, "_MOST_BYTES", 10_000)
+    server.replies = [(200, completion("a" * 20_000), {})]
+    refused, answer = _ask(server, n=2)
+    assert refused.startswith("the answer has more than")
+    assert answer.text == TEXT
+
+
+def test_an_answer_that_never_ends_is_a_row_error(server):
+    def trickle(stream):
+        with contextlib.suppress(OSError):
+            while True:
+                stream.write(b" ")
+                time.sleep(0.02)
+
+    server.replies = [(200, completion(), {}), (200, trickle, {})]
+    first, refused, answer = _ask(server, n=3, timeout=0.5, retries=0)
+    assert refused.startswith("ReadTimeout: the answer had not ended after 0.5 seconds")
+    assert first.text == answer.text == TEXT
+
+
+REFUSALS = [
+    (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        "endpoint.max_tokens_field: max_completion_tokens sends that in its place",
+        {"max_tokens_field": "max_completion_tokens"},
+        "max_tokens",
+    ),
+    (
+        "Unsupported value: 'temperature' does not support 0 with this model.",
+        "endpoint.omit: [temperature] leaves it out",
+        {"omit": ["temperature"]},
+        "temperature",
+    ),
+    (
+        "Unrecognized request argument supplied: seed",
+        "endpoint.omit: [seed] leaves it out",
+        {"omit": ["seed"]},
+        "seed",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "way_out", "settings", "field"), REFUSALS)
+def test_a_field_that_is_refused_is_named_with_the_setting_that_leaves_it_out(server, words, way_out, settings, field):
+    server.replies = [(400, {"error": {"message": words}}, {})]
+    with pytest.raises(UserError, match="status 400") as caught:
+        _ask(server, n=9)
+    assert str(caught.value).endswith(f"; {way_out}")
+    assert len(server.requests) == 1
+    [answer] = _ask(server, **settings)
+    assert answer.text == TEXT
+    assert field not in server.requests[1][2]
+
+
+def test_fields_of_ones_own_are_sent_and_replace_carevls(server):
+    server.replies = [(200, completion(), {}), (400, {"error": "top_k: Extra inputs are not permitted"}, {})]
+    _, refused = _ask(server, n=2, extra_body={"top_k": 1, "top_p": 0.5}, max_tokens_field="max_completion_tokens")
+    assert refused.endswith("; endpoint.extra_body sets top_k")
+    body = server.requests[0][2]
+    assert (body["top_k"], body["top_p"], body["max_completion_tokens"]) == (1, 0.5, 64)
+
+
+def test_a_model_whose_name_is_that_of_a_field_is_not_taken_for_it(server):
+    server.address = server.address.replace("#tiny", "#seed")
+    server.replies = [(404, {"error": "The model 'seed' does not exist"}, {})]
+    with pytest.raises(UserError, match="check the address, the model seed and the key"):
+        _ask(server)
+
+
+def test_a_prompt_that_is_too_long_is_no_refused_field(server):
+    server.replies = [(400, {"error": "'max_tokens' is too large: 64; the context has 50 tokens"}, {})]
+    refused, answer = _ask(server, n=2)
+    assert refused.endswith('the context has 50 tokens"}')
+    assert answer.text == TEXT
+
+
+def test_thoughts_that_stand_apart_are_kept_apart(server, pairs, tmp_path):
+    thought = completion()
+    thought["choices"][0]["message"] |= {"reasoning_content": "[[A]] Overall Judgment: Answer 1 is better."}
+    server.replies = [(200, thought, {})]
+    eval_set = EvalSet("vl-rewardbench", pairs[:1], ["strict"])
+    predict([JudgeRun(Judge(path=server.address), "j", Table(tmp_path))], [eval_set], lambda *_: None)
+    predictions = {p.reasoning: p for p in from_table(Table(tmp_path).read())}
+    assert set(predictions) == {None, "[[A]] Overall Judgment: Answer 1 is better."}
+    assert {(p.text, p.status) for p in predictions.values()} == {(TEXT, "ok")}
+
+
+def test_a_body_that_json_does_not_read_is_asked_for_again(server):
+    server.replies = [(200, b"[" * 100_000, {}), (200, b"\xff\xfe", {}), (200, b"x", {"Content-Encoding": "gzip"})]
+    [answer] = _ask(server)
+    assert answer.text == TEXT
+    assert len(server.requests) == 4
 
 
 def test_watched_tokens_are_found_among_the_likeliest(server):
@@ -181,9 +319,9 @@ def test_watched_tokens_are_found_among_the_likeliest(server):
 
 def test_an_endpoint_without_log_probabilities_is_asked_without(server):
     server.replies = [(400, {"error": "logprobs are not supported"}, {})]
-    [answer] = _ask(server, logprob_texts=VERDICT_TEXTS)
-    assert answer.text == TEXT
-    assert "logprobs" not in server.requests[1][2]
+    answers = _ask(server, n=3, logprob_texts=VERDICT_TEXTS)
+    assert [answer.text for answer in answers] == [TEXT] * 3
+    assert ["logprobs" in body for *_, body in server.requests] == [True, False, False, False]
 
 
 @pytest.fixture
@@ -250,7 +388,7 @@ def test_official_draws_are_sampled_as_the_benchmark_does(server, pairs):
     suite = SUITES["vl-rewardbench"]
     questions = list(suite.questions(pairs[:1], "official"))
     pictures = {pairs[0].image.name: Image.new("RGB", (4, 4))}
-    predictions = judge_questions(Endpoint(server.address, 64, 1), "j", suite, questions, pictures, seed=0)
+    predictions = judge_questions(_judge(server.address), "j", suite, questions, pictures, seed=0)
     assert len(predictions) == len(server.requests) == 5
     bodies = [body for *_, body in server.requests]
     assert {(body["temperature"], body["top_p"], body["max_tokens"]) for body in bodies} == {(0.2, 0.2, 2048)}

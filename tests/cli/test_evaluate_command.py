@@ -255,6 +255,12 @@ PAIRS = "--benchmark vl-rewardbench --data rows.jsonl"
         (f"--judge longer --set max_tokens=1 --out o {PAIRS}", "--set does not apply to --judge longer"),
         (f"--judge longer --allow-missing-images --out o {PAIRS}", "--allow-missing-images does not apply to"),
         (f"--judge http://h/v1#m --engine vllm --out o {PAIRS}", "--engine does not apply to an endpoint"),
+        (
+            f"--judge http://h/v1#m --set dtype=auto --set pool.num_gpus=1 --out o {PAIRS}",
+            "--set dtype, pool.num_gpus do",
+        ),
+        (f"--judge http://h/v1#m --set endpoint.timout=1 --out o {PAIRS}", "did you mean timeout?"),
+        (f"--judge m --set endpoint.timeout=1 --out o {PAIRS}", "endpoint: m is none; an endpoint is written as"),
         (f"--judge longer --k 3 --protocol strict --out o {PAIRS}", "--k 3: vl-rewardbench draws nothing under strict"),
         (f"--from p.parquet --k 6 {PAIRS}", "--k 6: no row has more than 5 draws under official_scorer"),
         ("--from p.parquet --benchmark vl-rewardbench --data other.jsonl", "they are to RLHF-V-1#"),

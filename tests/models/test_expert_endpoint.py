@@ -111,11 +111,41 @@ def test_a_row_has_a_budget_of_tries_and_the_others_go_on(server):
     assert caught.value.results == [None, pytest.approx([0.75, -0.75])]
 
 
-def test_an_endpoint_that_is_not_there_fails_its_rows(server):
+def test_an_endpoint_that_is_not_there_is_said_once(server):
     server.http.shutdown()
     server.http.server_close()
-    with pytest.raises(SomeRowsError, match=r"ConnectError: .*; given up after 1 more tries"):
-        _judge(server, retries=1).score_rows([ROW])
+    with pytest.raises(UserError, match=r"cannot be reached: ConnectError: .*; given up after 1 more tries"):
+        _judge(server, retries=1).score_rows([ROW] * 3)
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_once_the_endpoint_has_answered_a_refused_row_fails_alone(server, status):
+    judge = _judge(server, concurrency=1)
+    judge.score_rows([ROW])
+    server.script = [status]
+    with pytest.raises(SomeRowsError) as caught:
+        judge.score_rows([ROW, ROW])
+    assert list(caught.value.failures) == [0]
+    assert caught.value.results[1] == pytest.approx([1.5, 0.0, -1.5])
+
+
+def test_fields_of_requests_are_settings(server):
+    fields = {"max_tokens_field": "max_completion_tokens", "omit": ["temperature"], "extra_body": {"top_logprobs": 5}}
+    _judge(server, **fields).score_rows([ROW])
+    body = server.asked[0]
+    assert (body["max_completion_tokens"], body["top_logprobs"], body["logprobs"]) == (1, 5, True)
+    assert not {"max_tokens", "temperature"} & set(body)
+
+
+def test_settings_that_change_scores_are_in_the_fingerprint():
+    def fingerprint(**fields):
+        endpoint = Endpoint(url="https://judges.example/v1", **fields)
+        expert = Expert(name="remote", kind="endpoint", path="judge-1", endpoint=endpoint)
+        return EXPERT_KINDS["endpoint"].fingerprint(expert)
+
+    assert fingerprint(timeout=5, retries=1, max_tokens_field="max_completion_tokens") == fingerprint()
+    assert fingerprint() == "https://judges.example/v1 judge-1"
+    assert len({fingerprint(), fingerprint(omit=["top_p"]), fingerprint(extra_body={"top_k": 1})}) == 3
 
 
 def test_a_row_that_the_endpoint_does_not_take_is_not_asked_again(server):
@@ -158,6 +188,8 @@ def test_a_letter_that_the_service_calls_impossible_has_a_finite_score(server):
     [[first, second]] = _judge(server).score_rows([("What is there?", ["a red circle", "nothing"])])
     assert first == second == 0.0
     odds = _log_odds(server.answer({}))
+    logs[1]["logprob"] = math.nan
+    assert _log_odds(server.answer({})) == odds
     assert odds == pytest.approx(100.0)
 
 

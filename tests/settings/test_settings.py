@@ -44,6 +44,16 @@ def test_every_field_is_documented():
         ("captioner.pool.num_gpus=4", "captioner: pool.num_gpus reserves 4 GPUs, but an engine uses one"),
         ("captioner={path: x, tensor_parallel: 4, pool: {num_gpus: 2}}", "but pool.num_gpus reserves 2"),
         ("judge.tensor_parallel=2", "judge: tensor_parallel: 2 needs engine: vllm"),
+        ("judge.dtype=bfloat6", "(found 'bfloat6'); did you mean bfloat16?"),
+        ("judge.endpoint.timeout=5", "judge: endpoint: miniworld:judge is none; an endpoint is written as its address"),
+        ("experts.0.endpoint={url: 'http://h', omit: [logprobs]}", "logprobs cannot be left out"),
+        ("experts.0.endpoint={url: 'http://h', omit: [temprature]}", "(found 'temprature'); did you mean temperature?"),
+        ("experts.0.endpoint={url: 'http://h', extra_body: {stream: true}}", "stream cannot be set"),
+        ("experts.0.endpoint={url: 'http://h', extra_body: {x: 2020-01-01}}", "it cannot be sent as JSON"),
+        (
+            "experts.0.endpoint={url: 'http://h', retires: 1}",
+            "endpoint.retires: there is no such setting; did you mean",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_would_do(override, says):

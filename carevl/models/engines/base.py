@@ -44,12 +44,14 @@ class Generation:
 
     `tokens` counts what was generated; `truncated` when it stopped at the token limit; `logprobs` has, for every
     generated token, the log-probability (nats, at temperature 1) that each `logprob_texts`' first token had there.
+    `reasoning` is what an endpoint returns of the thoughts before the text, apart from it.
     """
 
     text: str
     tokens: int
     truncated: bool
     logprobs: tuple[tuple[float, ...], ...] = ()
+    reasoning: str | None = None
 
 
 class Generator(Protocol):

@@ -7,8 +7,8 @@ and No, with kind `llm` and `scoring: yes`.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from carevl.errors import SettingsError
@@ -44,23 +44,22 @@ class EndpointJudge:
 
     def __init__(self, model: str, settings: Endpoint, scoring: Literal["yes", "pairwise"] = "pairwise") -> None:
         self.model, self.settings, self.scoring = model, settings, scoring
-        self.client = ChatClient(settings.url, settings.api_key_env, timeout=settings.timeout, retries=settings.retries)
+        self.client = ChatClient(settings.url, settings.api_key_env, settings)
 
     def score_rows(self, rows: Sequence[TextRow]) -> list[list[float]]:
         """Return one score per response of each (user turn, responses), in their order.
 
         Raises:
             SomeRowsError: the endpoint gave no verdict on some rows within their tries; the others are in it.
-            UserError: the endpoint refuses the key, or does not know the model.
+            UserError: the endpoint cannot be reached, refuses the key or a field, or does not know the model.
         """
         failures: dict[int, Failure] = {}
         results: list[list[float] | None] = [None] * len(rows)
-        with ThreadPoolExecutor(self.settings.concurrency) as threads:
-            for i, scores in enumerate(threads.map(self._row, rows)):
-                if isinstance(scores, Failure):
-                    failures[i] = scores
-                else:
-                    results[i] = scores
+        for i, scores in enumerate(self.client.ask_all(self._row, rows)):
+            if isinstance(scores, Failure):
+                failures[i] = scores
+            else:
+                results[i] = scores
         if failures:
             raise SomeRowsError(results, failures)
         return [result for result in results if result is not None]
@@ -80,7 +79,7 @@ class EndpointJudge:
 
     def _odds(self, prompt: str, words: Sequence[Sequence[str]], tries: itertools.count[int]) -> float:
         """Return the log-odds of the first words over the second. `tries` counts the row's failed requests."""
-        body = {
+        fields = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
             "max_tokens": 1,
@@ -88,7 +87,7 @@ class EndpointJudge:
             "logprobs": True,
             "top_logprobs": _LIKELIEST,
         }
-        return _log_odds(self.client.complete(body, tries), words)
+        return _log_odds(self.client.complete(fields, tries), words)
 
 
 def _log_odds(answer: Any, words: Sequence[Sequence[str]] = questions.LETTERS) -> float:
@@ -98,8 +97,8 @@ def _log_odds(answer: Any, words: Sequence[Sequence[str]] = questions.LETTERS) -
     """
     try:
         likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        logprobs = [(str(entry["token"]).strip(), max(float(entry["logprob"]), IMPOSSIBLE)) for entry in likeliest]
-    except (ValueError, KeyError, IndexError, TypeError):
+        logprobs = [(str(entry["token"]).strip(), _finite(float(entry["logprob"]))) for entry in likeliest]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise _RowError("endpoint", "the answer has no log-probabilities of its first token") from None
     found = [[value for token, value in logprobs if token in kind] for kind in words]
     if not any(found):
@@ -107,6 +106,10 @@ def _log_odds(answer: Any, words: Sequence[Sequence[str]] = questions.LETTERS) -
         raise _RowError("no verdict", f"neither {names} is among the likeliest first tokens")
     least = min(value for _, value in logprobs)
     return questions.log_odds(found[0] or [least], found[1] or [least])
+
+
+def _finite(logprob: float) -> float:
+    return min(max(IMPOSSIBLE, logprob), -IMPOSSIBLE)  # in this order NaN becomes impossible
 
 
 class EndpointKind(ExpertKind):
@@ -120,8 +123,10 @@ class EndpointKind(ExpertKind):
         return lambda rows: retry_and_bisect(judge.score_rows, cast("Sequence[TextRow]", rows))
 
     def fingerprint(self, expert: Expert) -> str:
-        """Return the address and the model's name: what the service computes cannot be seen from here."""
-        return f"{_settings(expert).url} {expert.path}"
+        """Return the address, the model's name and what changes its answers: what it computes cannot be seen here."""
+        settings = _settings(expert)
+        computation = [json.dumps(settings.computation, sort_keys=True)] if settings.computation else []
+        return " ".join([settings.url, expert.path, *computation])
 
     def check(self, expert: Expert) -> None:
         """Refuse an expert without an address, or whose key would travel unencrypted; actors hold the key itself."""
