@@ -19,6 +19,7 @@ from carevl.benchmarks.questions import Decoding
 from carevl.errors import UserError
 from carevl.models.chat_client import ChatClient, NoAnswerError
 from carevl.models.engines.base import GenerationRequest
+from carevl.settings.asking import Asking
 from carevl.settings.requests import LOGPROBS, JudgeRequests
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Endpoint:
         if "batch_size" in judge.pool.model_fields_set:  # said so before there was endpoint.concurrency
             requests = requests.model_copy(update={"concurrency": judge.pool.batch_size})
         self.client = ChatClient(base, KEY if os.environ.get(KEY) else None, requests)
-        self.max_tokens = judge.max_tokens
+        self.max_tokens, self.asking = judge.max_tokens, judge.asking or Asking()
         self._gives_logprobs = "logprobs" not in requests.omit
 
     def answer(
@@ -79,6 +80,7 @@ class Endpoint:
             "top_p": decoding.top_p,
             "seed": request.seed,
             **({"logprobs": True, "top_logprobs": _LIKELIEST} if read else {}),
+            **({"chat_template_kwargs": self.asking.template_kwargs} if self.asking.template_kwargs else {}),
         }
         try:
             answer = read_completion(self.client.complete(fields, optional=LOGPROBS), max_tokens, read)
@@ -91,13 +93,13 @@ class Endpoint:
             self._gives_logprobs = False
             return self._request(request, decoding, logprob_texts)
 
-    @staticmethod
-    def _messages(request: GenerationRequest, image_first: bool) -> list[dict[str, Any]]:
+    def _messages(self, request: GenerationRequest, image_first: bool) -> list[dict[str, Any]]:
         """Return the turns of a request, as the judge is asked."""
         text = {"type": "text", "text": request.prompt}
         image = {"type": "image_url", "image_url": {"url": _data_url(request.image)}}
-        content = [image, text] if image_first else [text, image]
-        return [{"role": "user", "content": content}]
+        content = [image, text] if image_first and self.asking.image_first else [text, image]
+        system = [] if self.asking.system is None else [{"role": "system", "content": self.asking.system}]
+        return [*system, {"role": "user", "content": content}]
 
 
 def _data_url(image: Image) -> str:

@@ -384,6 +384,24 @@ def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {target.part(number).name for number in target.parts()}
 
 
+def test_a_judge_is_asked_as_its_settings_say(server, pairs, tmp_path):
+    asking = {
+        "pairwise": "{question}\n{answers}\nWhich?",
+        "system": "You judge.",
+        "image_first": False,
+        "template_kwargs": {"enable_thinking": False},
+    }
+    judge = Judge(path=server.address, asking=asking)
+    test = EvalSet("vl-rewardbench", pairs[:1], ["strict"])
+    predict([JudgeRun(judge, "j", Table(tmp_path))], [test], lambda *_: None)
+    for *_, body in server.requests:
+        system, user = body["messages"]
+        assert system == {"role": "system", "content": "You judge."}
+        assert [part["type"] for part in user["content"]] == ["text", "image_url"]
+        assert user["content"][0]["text"].endswith("\nWhich?")
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_official_draws_are_sampled_as_the_benchmark_does(server, pairs):
     suite = SUITES["vl-rewardbench"]
     questions = list(suite.questions(pairs[:1], "official"))
