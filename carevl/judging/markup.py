@@ -42,6 +42,22 @@ _TICKS = re.compile(r"``+")
 _RULE = re.compile(r"^[ \t]*[-=]{3,}[ \t]*$", re.MULTILINE)
 
 
+def split_thinking(text: str) -> tuple[str, str]:
+    """Return what a judge thought, up to the last tag that ends thinking, and what it wrote after that."""
+    end = max((match.end() for match in _THINK_END.finditer(text)), default=0)
+    return text[:end], text[end:]
+
+
+def thinking_tags(text: str) -> list[Span]:
+    """Return where a text has the tags around its thinking: the one that it opens with, and the last that ends it.
+
+    Chat templates may have opened it before the text begins.
+    """
+    opening = _THINK_BEGIN.match(text, len(text) - len(text.lstrip()))
+    ends = list(_THINK_END.finditer(text))
+    return [match.span() for match in (opening, *ends[-1:]) if match]
+
+
 @dataclass(frozen=True)
 class Plain:
     """A judgment without its markup.
@@ -57,10 +73,7 @@ class Plain:
     @classmethod
     def of(cls, text: str) -> Plain:
         """Take the markup off a text."""
-        words = MappedText.of(text)
-        ends = list(_THINK_END.finditer(text))
-        if ends:
-            words = words.part(ends[-1].end(), len(text))
+        words = MappedText.of(text).part(len(split_thinking(text)[0]), len(text))
         unended = bool(_THINK_BEGIN.search(words.text))
         for pattern, by in _STEPS:
             words = words.replace(pattern, by)

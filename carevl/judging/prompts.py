@@ -70,9 +70,20 @@ def judge_prompt(
 
 
 def write_judgment(
-    evidence: str, *, winner: int | None = None, rating: float | None = None, ranking: Sequence[int] | None = None
+    evidence: str,
+    *,
+    winner: int | None = None,
+    rating: float | None = None,
+    ranking: Sequence[int] | None = None,
+    thinking: str = "",
 ) -> str:
-    """Return a judgment in the grammar. `winner` and `ranking` are positions as shown, counted from 1."""
+    """Return a judgment in the grammar.
+
+    Args:
+        winner: position of the better response as shown, counted from 1.
+        ranking: the same of all of them, best first.
+        thinking: what stands before the judgment, with its tags.
+    """
     if winner is not None:
         verdict = f"Answer {winner} is better."
     elif rating is not None:
@@ -81,4 +92,5 @@ def write_judgment(
         verdict = f"Ranking {' > '.join(map(str, ranking))}."
     else:
         raise ValueError("a judgment needs a winner, a rating or a ranking")
-    return f"{evidence}\nOverall Judgment: {verdict}" if evidence else f"Overall Judgment: {verdict}"
+    judgment = f"{evidence}\nOverall Judgment: {verdict}" if evidence else f"Overall Judgment: {verdict}"
+    return f"{thinking}\n\n{judgment}" if thinking else judgment

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from carevl.errors import UserError
+from carevl.judging.markup import thinking_tags
 from carevl.models.families.base import Family
 from carevl.models.row_errors import REFUSED, Failure, first_line, is_out_of_memory
 
@@ -234,15 +235,31 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     return encode_text_with_offsets(tokenizer, text)[0]
 
 
-def encode_text_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
-    """Return the token ids of a text without any control token, and the characters that each stands for."""
+def encode_reply(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
+    """Return the token ids of what a judge wrote, and the characters that each stands for.
+
+    The tags around its thinking are the tokens that it wrote, where the tokenizer has such; nothing else controls.
+    """
+    return encode_text_with_offsets(tokenizer, text, thinking_tags(text))
+
+
+def encode_text_with_offsets(tokenizer: Any, text: str, tags: Sequence[Span] = ()) -> tuple[list[int], list[Span]]:
+    """Return the token ids of a text without any control token, and the characters that each stands for.
+
+    Args:
+        tags: parts that may be control tokens.
+    """
     written = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = written["input_ids"], written["offset_mapping"]
     control = control_ids(tokenizer)
     if control.isdisjoint(ids):
         return ids, offsets
     plain = _PlainStrings(tokenizer, control)
-    replacements = {i: plain(text[slice(*offsets[i])]) for i, token in enumerate(ids) if token in control}
+    replacements = {
+        i: plain(text[slice(*offsets[i])])
+        for i, token in enumerate(ids)
+        if token in control and not any(begin <= offsets[i][0] < end for begin, end in tags)
+    }
     spliced = _splice({"ids": ids, "offsets": offsets}, "ids", replacements)
     return spliced["ids"], spliced["offsets"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,12 @@ class Asking(Strict):
     image_first: bool = Field(True, description="Whether the image stands before the words of the turn, or after them.")
     template_kwargs: dict[str, Any] = Field(
         {}, description="What the chat template is given besides, such as {enable_thinking: false}."
+    )
+
+    thinking: Literal["drop", "keep"] = Field(
+        "drop",
+        description="What a judge thinks before it judges, between tags such as <think>…</think>: dropped from what it "
+        "learns in both phases, or kept before the judgment.",
     )
 
     def template(self, task: str) -> str | None:

@@ -31,6 +31,7 @@ from carevl.stages.sampling import (
     judge_items,
     judge_models,
     judge_reservations,
+    judgment_rows,
     typical,
 )
 from carevl.stats.draws import hash_uniform
@@ -84,7 +85,7 @@ def make_targets(settings: Settings, items: pa.Table, routes: pa.Table, judgment
     """Return the targets of phase 1, a pure function of stored rows: TARGETS."""
     share, asking = settings.demonstrate.verdict_only_share, asking_of(settings.judge)
     written: dict[tuple[str, str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
-    for row in judgments.to_pylist():
+    for row in judgment_rows(judgments, asking):
         written[row["item_id"], row["task"], tuple(row["order"])].append(row)
     targets: list[dict[str, Any]] = []
     bare: list[dict[str, Any]] = []

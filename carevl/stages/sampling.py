@@ -14,6 +14,7 @@ from carevl.cluster.resources import for_pool
 from carevl.data.pictures import decode_images, picture
 from carevl.errors import UserError
 from carevl.judging.counts import VerdictCounts, describe, join, store
+from carevl.judging.markup import split_thinking
 from carevl.judging.prompts import Task, judge_prompt, write_judgment
 from carevl.judging.verdicts import Verdict, read_verdict
 from carevl.models.engines import generate_with_row_errors, generator
@@ -53,9 +54,10 @@ class Prompted:
         return judge_prompt(self.task, item["question"], item["responses"], self.order, asking.template(self.task))
 
     def read(self, generation: Generation) -> Verdict:
-        """Return what was written. An answer is all evidence."""
+        """Return what was written. An answer is all evidence, but for what was thought before it."""
         if self.task == "answer":
-            return Verdict("truncated" if generation.truncated else "ok", generation.text.strip())
+            answer = split_thinking(generation.text)[1].strip()
+            return Verdict("truncated" if generation.truncated else "ok", answer)
         reading = read_verdict(generation.text, self.task, len(self.order), generation.truncated)
         return reading.in_items(self.order)
 
@@ -203,14 +205,21 @@ def typical(judgments: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]
     return max(judgments, key=lambda row: (bool(row["evidence"]), counts[row["evidence"]], -row["sample"]))
 
 
+def judgment_rows(judgments: pa.Table, asking: Asking) -> Iterator[dict[str, Any]]:
+    """Yield rows of JUDGMENTS, under `thinking` what a judge is to learn of its thinking: all of it, or nothing."""
+    for row in judgments.to_pylist():
+        keeps = asking.thinking == "keep" and row["text"] is not None
+        yield row | {"thinking": split_thinking(row["text"])[0].strip() if keeps else ""}
+
+
 def in_grammar(row: Mapping[str, Any], order: Sequence[int]) -> str:
-    """Return a stored judgment that has a verdict in the words of the grammar, for responses shown in this order."""
-    evidence: str = row["evidence"]
+    """Return one of `judgment_rows` with a verdict in the words of the grammar, for responses shown in this order."""
+    evidence, thinking = row["evidence"], row["thinking"]
     if row["winner"] is not None:
-        return write_judgment(evidence, winner=order.index(row["winner"]) + 1)
+        return write_judgment(evidence, winner=order.index(row["winner"]) + 1, thinking=thinking)
     if row["rating"] is not None:
-        return write_judgment(evidence, rating=row["rating"])
-    return write_judgment(evidence, ranking=[order.index(i) + 1 for i in row["ranking"]])
+        return write_judgment(evidence, rating=row["rating"], thinking=thinking)
+    return write_judgment(evidence, ranking=[order.index(i) + 1 for i in row["ranking"]], thinking=thinking)
 
 
 JUDGMENT = ("task", "order", "sample")

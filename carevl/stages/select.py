@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl.judging.prompts import write_judgment
 from carevl.models.judge_spec import asking_of
 from carevl.stages.base import Counts, RunContext, Stage, reads
-from carevl.stages.sampling import Item, Prompted, both_orders, by_item, choose_rows, in_grammar, typical
+from carevl.stages.sampling import Item, Prompted, both_orders, by_item, choose_rows, in_grammar, judgment_rows, typical
 from carevl.stages.selection import RULES, JudgedPair, SelectionRule
 from carevl.stages.selection.base import Part
 from carevl.stages.selection.witness import NAMES_ANSWERS, Row, content_words, most_given
@@ -37,14 +36,14 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
     """Return the pairs of phase 2: PAIRS."""
     select = settings.select
     written: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
-    for row in judgments.to_pylist():
+    asking = asking_of(settings.judge)
+    for row in judgment_rows(judgments, asking):
         if row["error"] is None:
             written[row["item_id"], tuple(row["order"])].append(row)
     part = Part(
         [text for texts in items["responses"].to_pylist() for text in texts or ()],
         [row["evidence"] for rows in written.values() for row in rows if row["evidence"]],
     )
-    asking = asking_of(settings.judge)
     pairs: list[dict[str, Any]] = []
     for item, of_item in by_item(items, routes):
         for route in of_item:
@@ -128,8 +127,9 @@ def _contradictions(
 ) -> Iterator[dict[str, Any]]:
     """In each order a judgment of the better verdict, and the same with the other verdict.
 
-    A judgment of the other order will do as well, its verdict renamed, unless its evidence names an answer by number:
-    a judge that always prefers what it is shown first has the better verdict in one order only.
+    A judgment of the other order will do as well, its verdict renamed, unless its evidence (or thinking that is kept)
+    names an answer by number: a judge that always prefers what it is shown first has the better verdict in one order
+    only.
     """
     best, other = sorted(prompts[0].order, key=lambda winner: -scores[winner])
     if scores[best] - scores[other] < select.min_gap or all(row["winner"] == best for row in rows):
@@ -140,14 +140,12 @@ def _contradictions(
             row
             for row in rows
             if row["winner"] == best
-            and (tuple(row["order"]) == prompted.order or not NAMES_ANSWERS.search(row["evidence"]))
+            and (tuple(row["order"]) == prompted.order or not NAMES_ANSWERS.search(row["thinking"] + row["evidence"]))
         ]
         if not agreeing:
             continue
         source = typical(_like(agreeing, answer), rows)
-        chosen, rejected = (
-            write_judgment(source["evidence"], winner=prompted.order.index(winner) + 1) for winner in (best, other)
-        )
+        chosen, rejected = (in_grammar(source | {"winner": winner}, prompted.order) for winner in (best, other))
         yield {
             **_facts(item, prompted, scores, best, other),
             "rank": 0,

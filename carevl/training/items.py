@@ -29,7 +29,7 @@ from carevl.judging.verdicts import recognise_verdict
 from carevl.models.families import family_of
 from carevl.models.families.base import Picture
 from carevl.models.packing import Packed, Shape, Tree, computed_tokens, pack
-from carevl.models.prompts import EncodedPrompts, Prompt, encode_prompts, encode_text, encode_text_with_offsets
+from carevl.models.prompts import EncodedPrompts, Prompt, encode_prompts, encode_reply
 from carevl.store.schemas import TRAINING_IMAGES, TRAINING_ITEMS, row_error
 from carevl.training.image_sizes import by_size
 from carevl.training.plain import Plain, separate
@@ -137,7 +137,7 @@ class Encoder:
             self._shown[image] = _Shown.of(row["image"], self.resize_pixels)
         prefix = self._prefix(row["prompt"], self._shown[image].width, self._shown[image].height)
         tokenizer = self.processor.tokenizer
-        branches = [[*encode_text(tokenizer, text), tokenizer.eos_token_id] for text in texts]
+        branches = [[*encode_reply(tokenizer, text)[0], tokenizer.eos_token_id] for text in texts]
         weighted = phase == "sft" and self.verdict_weight != 1.0
         tree = Tree(prefix, branches, image, [self._weights(texts[0])] if weighted else None)
         tokens = computed_tokens([tree.shape], self.packing)
@@ -150,7 +150,7 @@ class Encoder:
         """Return how much every token of a target counts, the one that ends it among them."""
         recognised = recognise_verdict(target)
         begin = None if recognised is None else recognised[1].begin
-        _, offsets = encode_text_with_offsets(self.processor.tokenizer, target)
+        _, offsets = encode_reply(self.processor.tokenizer, target)
         heavy = [begin is not None and begin < end for _, end in offsets]
         return [*(self.verdict_weight if of_verdict else 1.0 for of_verdict in heavy), 1.0]
 

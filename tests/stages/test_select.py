@@ -61,6 +61,32 @@ def test_the_verdict_that_most_judgments_share_is_chosen_in_each_order():
     assert pair["score_rejected"] == pytest.approx((1 / 8 + 0.25) / 1.5)
 
 
+def _thinking(rows, thoughts):
+    return [row | {"text": f"<think>{thoughts}</think>\n\n{row['text']}"} for row in rows]
+
+
+def test_thinking_that_is_kept_stands_before_both_judgments():
+    judged = sampled("a", FIRST, (1, "Three."), (0, "Two.")) + sampled("a", SECOND, (1, "Three."))
+    keep = "judge.asking.thinking=keep"
+    [plain] = choose(judged)
+    [dropped], [kept] = (choose(_thinking(judged, "Hm."), *more) for more in ([], [keep]))
+    assert dropped == plain
+    for name in ("chosen", "rejected"):
+        assert kept[name] == f"<think>Hm.</think>\n\n{plain[name]}"
+
+
+def test_kept_thinking_that_names_an_answer_stays_in_its_order():
+    judged = sampled("a", FIRST, (1, "Three."), (1, "Three.")) + sampled(
+        "a", SECOND, (0, "Two."), (0, "Two."), (0, "x")
+    )
+    same = ["select.same_evidence=true", "select.min_gap=0.1"]
+    for thoughts, orders in (("Hm.", [FIRST, SECOND]), ("Answer 2 says so.", [SECOND])):
+        pairs = choose(_thinking(judged, thoughts), *same, "judge.asking.thinking=keep")
+        assert [pair["order"] for pair in pairs] == orders
+        assert all(pair[name].startswith(f"<think>{thoughts}") for pair in pairs for name in ("chosen", "rejected"))
+        assert [pair["order"] for pair in choose(_thinking(judged, thoughts), *same)] == [FIRST, SECOND]
+
+
 def test_unanimous_judgments_give_nothing():
     assert choose(sampled("a", FIRST, (1, "x"), (1, "y")) + sampled("a", SECOND, (1, "x"), (1, "y"))) == []
 

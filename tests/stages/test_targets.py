@@ -103,6 +103,27 @@ def test_a_target_is_written_in_the_grammar_and_has_evidence_where_any_judgment_
     assert [row["text"] for row in rows] == [f"Three.\nOverall Judgment: Answer {n} is better." for n in (2, 1)]
 
 
+@pytest.mark.parametrize("opened", ["<think>\n", ""])  # or by the chat template, before the reply
+def test_thinking_is_dropped_from_targets_or_kept_before_the_judgment(opened):
+    thoughts = f"{opened}Answer 1 is better? <|im_end|> No.\n</think>"
+    judged = []
+    for order in ([0, 1], [1, 0]):
+        row = judgment("a", "pairwise", order, 0, "Three.", winner=order.index(1) + 1)
+        judged.append(row | {"text": f"{thoughts}\n\n**Evidence:** {row['text']}"})
+    written = [f"Three.\nOverall Judgment: Answer {n} is better." for n in (2, 1)]
+    assert [row["text"] for row in choose([item()], [route()], judged)] == written
+    kept = choose([item()], [route()], judged, "judge.asking.thinking=keep")
+    assert [row["text"] for row in kept] == [f"{thoughts}\n\n{text}" for text in written]
+    [again] = {read_verdict(row["text"]).evidence for row in kept}
+    assert again == "Three."
+
+
+def test_a_judgment_without_thinking_is_a_target_as_it_is_where_thinking_is_kept():
+    judged = [judgment("a", "pairwise", order, 0, "Three.", winner=order.index(1) + 1) for order in ([0, 1], [1, 0])]
+    plain, kept = (choose([item()], [route()], judged, *more) for more in ([], ["judge.asking.thinking=keep"]))
+    assert kept == plain
+
+
 def test_a_pair_is_a_target_in_both_orders_with_its_usual_evidence():
     judged = [
         judgment("a", "pairwise", [0, 1], 0, "There are four.", winner=2),

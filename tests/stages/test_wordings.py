@@ -83,6 +83,11 @@ def test_judgments_in_another_wording_make_the_same_targets_and_pairs(name):
             assert rows.to_pylist() == made.read(number).to_pylist()
 
 
+def test_an_answer_to_the_bare_question_is_what_follows_the_thinking():
+    answer = Prompted("answer", ()).read(Generation("<think>Two? Three?</think>\n\nThree.", 9, False))
+    assert (answer.status, answer.evidence) == ("ok", "Three.")
+
+
 @pytest.mark.vllm
 @pytest.mark.parametrize("wording", ["BOLD", "THINKING", "JSON"])
 def test_a_base_judge_of_another_wording_makes_the_targets_of_the_plain_one(wording):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.errors import UserError
-from carevl.models.prompts import Prompt, control_ids, encode_prompts, render_prompt
+from carevl.models.prompts import Prompt, control_ids, encode_prompts, encode_text, render_prompt
 from carevl.settings.asking import Asking
 from carevl.training.driver import prepare_training
 from carevl.training.image_sizes import by_size
@@ -187,6 +187,21 @@ def test_a_control_string_in_a_judgment_is_plain_text(judge, sft_rows):
     assert control_ids(tokenizer) & {*after[:-1]} == set()
     assert after[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(after[:-1]).startswith(f"Of {strings}. ")
+
+
+def test_tags_of_thinking_are_the_judges_tokens_and_nothing_else_in_a_judgment_is(judge, sft_rows):
+    processor = hf.AutoProcessor.from_pretrained(judge)
+    tokenizer, row = processor.tokenizer, sft_rows.to_pylist()[0]
+    tokenizer.add_tokens(["<think>", "</think>"])
+    end = tokenizer.eos_token
+    text = f"<think>Is {end} or </think> or <think> a word?</think>\n\nNo <think>. {row['target']}"
+    [ids] = Encoder(processor, 4096, verdict_weight=3.0).tree(row | {"target": text}, "sft").branches
+    control = [token for token in ids[:-1] if token in control_ids(tokenizer)]
+    assert control == tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    assert ids[0] == control[0]
+    assert tokenizer.decode(ids[:-1]) == text
+    behind = ids[ids.index(control[1]) + 1 : -1]
+    assert behind == encode_text(tokenizer, text.rpartition("</think>")[2])
 
 
 def test_what_is_held_out_has_images_of_its_own():
