@@ -42,7 +42,7 @@ from carevl.settings.requests import is_endpoint
 from carevl.settings.tree import Cluster
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
-from carevl.store.table import Table, write_atomically
+from carevl.store.table import write_atomically
 
 PREDICTIONS, FIGURES = "predictions.parquet", "figures.json"
 _FINGERPRINT = "carevl.fingerprint"
@@ -193,9 +193,9 @@ def _predict(
     max_error_fraction: float,
     log: Callable[[str], None],
 ) -> pa.Table:
-    """Return the judge's predictions, from the table in `run` that `key` names."""
-    table: Table = run.table(key)
-    if table.manifest is None:
+    """Return the judge's predictions, from the table in `run` that `key` names; errors of endpoints are asked again."""
+    table, remote = run.table(key), is_endpoint(judge.path)
+    if table.manifest is None or (remote and table.errors()):
         logged: list[str] = []
 
         def on_progress(name: str, tally: Tally, parts: int) -> None:
@@ -204,13 +204,12 @@ def _predict(
             logged[:] = tally.fallbacks
             log(f"{name}: part {tally.parts} of {parts}, {tally.rows_out} questions, {tally.errors} errors")
 
-        remote = is_endpoint(judge.path)
         if not remote:
             prepare_models({"judge": judge}, log)
         pixels = None if remote else JudgeSpec.of(judge).resize_pixels
         with nullcontext() if remote else ray_cluster(Cluster()):
             judge_run = JudgeRun(judge, judge.path, table, pixels)
-            counts = predict([judge_run], [eval_set], on_progress, max_error_fraction=max_error_fraction)
+            counts = predict([judge_run], [eval_set], on_progress, max_error_fraction=max_error_fraction, log=log)
         verdicts = count_stored(table)
         for line in describe(verdicts):
             log(line)

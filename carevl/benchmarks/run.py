@@ -15,11 +15,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from carevl.benchmarks.answering import Answerer, judge_questions, load_judge
 from carevl.benchmarks.predictions import record_score, to_table
 from carevl.benchmarks.questions import Question, ask_as_trained
+from carevl.benchmarks.retries import failed_questions, replace_predictions
 from carevl.benchmarks.rows import Image, Row
 from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites import SUITES
@@ -126,15 +126,18 @@ def predict(
     max_error_fraction: float = 0.05,
     part_questions: int | None = None,
     retry: bool = False,
+    log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
     """Ask every judge every question, and write the parts of `predictions` that are missing.
 
-    Ray has to be running, unless all judges are endpoints.
+    Questions to an endpoint that failed in the parts that exist are asked once more, too. Ray has to be running, unless
+    all judges are endpoints.
 
     Args:
         max_error_fraction: share of a judge's questions that may fail.
         part_questions: questions per part, more where one image has more; None: as `size_parts` finds.
         retry: ask those questions once more that failed in the parts that exist, and no others.
+        log: told how many questions to an endpoint are asked again.
 
     Returns:
         Name of the judge to rows_in (questions), rows_out (predictions), errors; and fallbacks, if there were any.
@@ -164,6 +167,9 @@ def predict(
         for number, block in each.pending.items():
             each.questions.write(number, _to_questions(block))
             each.images.write(number, _to_images(block))
+    for each in passes:
+        if each.asked_again:
+            log(f"{each.name}: {each.asked_again} questions that failed are asked again; answers are kept")
     pooled = [each for each in passes if each.pending and not is_endpoint(each.judge.path)]
     for each in passes:
         if is_endpoint(each.judge.path):
@@ -211,6 +217,8 @@ class _Pass:
     output: Table
     """The table of new predictions: the target, or apart from it those of a retry."""
     pending: Mapping[int, list[Question]]
+    asked_again: int
+    """Questions among them whose predictions in the target are errors."""
     suites: Mapping[str, str]
     """Name of a suite in the questions to what it is imported by."""
     seed: int
@@ -220,15 +228,15 @@ class _Pass:
     def of(
         cls, run: JudgeRun, blocks: Sequence[list[Question]], suites: Mapping[str, str], seed: int, retry: bool
     ) -> _Pass:
-        target = run.target
-        if not retry:
-            pending = {number: block for number, block in enumerate(blocks) if not target.part(number).exists()}
-            return cls(run.name, run.judge, target, target, pending, suites, seed, run.resize_pixels)
-        output = Table(target.directory / "again")
-        shutil.rmtree(output.directory, ignore_errors=True)
-        failed = {number: _failed(target.read(number), blocks[number]) for number in target.parts()}
-        pending = {number: block for number, block in failed.items() if block}
-        return cls(run.name, run.judge, target, output, pending, suites, seed, run.resize_pixels)
+        target, output, here = run.target, run.target, is_endpoint(run.judge.path)
+        failed = failed_questions(target, blocks) if retry or here else {}
+        missing = {number: block for number, block in enumerate(blocks) if not target.part(number).exists()}
+        if retry and not here:
+            output = Table(target.directory / "again")
+            shutil.rmtree(output.directory, ignore_errors=True)
+        pending = {**failed, **({} if retry else missing)}
+        again = sum(map(len, failed.values()))
+        return cls(run.name, run.judge, target, output, pending, again, suites, seed, run.resize_pixels)
 
     @property
     def questions(self) -> Table:
@@ -256,47 +264,34 @@ class _Pass:
         target = self.target
         if self.output != target:
             for number in self.pending:
-                target.write(number, _replace(target.read(number), self.output.read(number)))
+                target.write(number, replace_predictions(target.read(number), self.output.read(number)))
             shutil.rmtree(self.output.directory, ignore_errors=True)
         for table in (self.questions, self.images):
             shutil.rmtree(table.directory, ignore_errors=True)
         errors = [error for error in target.read(columns=["error"])["error"].to_pylist() if error is not None]
         if len(errors) > max_error_fraction * total:
+            way_on = "; the same command asks them again, and no others" if is_endpoint(self.judge.path) else ""
             raise RunError(
                 f"{self.name}: {len(errors)} of {total} questions failed, more than max_error_fraction = "
-                f"{max_error_fraction:.1%} allows; the first: {errors[0]['message']}"
+                f"{max_error_fraction:.1%} allows; the first: {errors[0]['message']}{way_on}"
             )
         return {"rows_in": total, "rows_out": total, "errors": len(errors)}
 
 
 def _run_here(job: PoolJob, on_progress: Callable[[str, Tally, int], None]) -> None:
-    """Do as `run_jobs`, in this process: an endpoint needs neither actors nor, on other machines, its key."""
+    """Do as `run_jobs`, in this process: an endpoint needs neither actors nor, on other machines, its key.
+
+    Answers to questions of a part that is there take the place of their errors: what was answered is never lost.
+    """
     processor, tally, parts = job.processor.load(), Tally(), job.parts or ()
     for number in parts:
         started = time.monotonic()
         rows = processor.process({name: table.read(number) for name, table in job.sources.items()})
-        job.target.write(number, rows)
         errors = len(rows) - rows["error"].null_count
+        known = job.target.read(number) if job.target.part(number).exists() else None
+        job.target.write(number, rows if known is None else replace_predictions(known, rows))
         tally.add(Tally(1, len(rows), len(rows), errors, time.monotonic() - started))
         on_progress(job.name, tally, len(parts))
-
-
-def _identities(predictions: pa.Table) -> list[tuple[Any, ...]]:
-    rows = predictions.select(["benchmark", "protocol", "key", "order", "sample"]).to_pylist()
-    return [(row["benchmark"], row["protocol"], row["key"], tuple(row["order"]), row["sample"]) for row in rows]
-
-
-def _failed(predictions: pa.Table, block: Sequence[Question]) -> list[Question]:
-    """Return those questions of a part whose prediction has an error."""
-    failed = set(_identities(predictions.filter(pc.is_valid(predictions["error"]))))
-    return [q for q in block if (q.benchmark, q.protocol, q.key, q.order, q.sample) in failed]
-
-
-def _replace(predictions: pa.Table, retried: pa.Table) -> pa.Table:
-    """Return a part with these predictions in place of those that they repeat."""
-    new = set(_identities(retried))
-    kept = predictions.filter(pa.array([identity not in new for identity in _identities(predictions)], pa.bool_()))
-    return pa.concat_tables([kept, retried], promote_options="permissive")  # earlier versions had fewer columns
 
 
 def _import_names(eval_sets: Sequence[EvalSet]) -> dict[str, str]:

@@ -13,11 +13,14 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from carevl.benchmarks import rows as benchmark_rows
 from carevl.benchmarks.answering import judge_questions
+from carevl.benchmarks.command import PREDICTIONS, EvalRequest, evaluate
+from carevl.benchmarks.data import load
 from carevl.benchmarks.endpoint import Endpoint
 from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.questions import GREEDY
@@ -28,6 +31,7 @@ from carevl.judging.verdict_tokens import VERDICT_TEXTS
 from carevl.models import chat_client
 from carevl.models.engines.base import GenerationRequest
 from carevl.settings.models import Judge
+from carevl.store.run import RunError
 from carevl.store.table import Table
 
 SECRET = "sk-very-secret"
@@ -355,33 +359,97 @@ def test_an_image_that_cannot_be_shown_is_an_error_of_its_questions(server, pair
     assert (counts["errors"], len(server.requests)) == (2, 2)
     errors = {(p.key, p.error and p.error["message"]) for p in from_table(Table(tmp_path).read())}
     assert errors == {(pairs[0].key, None), ("several", "several images: 2")}
+    lines: list[str] = []
+    predict([JudgeRun(judge, "j", Table(tmp_path))], [test], lambda *_: None, max_error_fraction=0.5, log=lines.append)
+    assert (lines, len(server.requests)) == ([], 2)
 
 
-def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path):
+@pytest.mark.parametrize("retry", [False, True])
+def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path, retry):
     target = Table(tmp_path)
     asked_of = [JudgeRun(Judge(path=server.address), "j", target)]
     tests = [EvalSet("vl-rewardbench", pairs, ["official_scorer", "strict"])]
+    lines = []
 
     def ask(retry):
-        return predict(asked_of, tests, lambda *_: None, max_error_fraction=1.0, part_questions=7, retry=retry)["j"]
+        return predict(
+            asked_of,
+            tests,
+            lambda *_: None,
+            max_error_fraction=1.0,
+            part_questions=7,
+            retry=retry,
+            log=lines.append,
+        )["j"]
 
     server.replies = [(400, {"error": "out of luck"}, {})] * 2
     first = ask(retry=False)
     assert first["errors"] > 0
     before = [target.read(number).to_pylist() for number in target.parts()]
     n_requests = len(server.requests)
-    assert ask(retry=False) == first
-    assert len(server.requests) == n_requests
-    assert ask(retry=True) == {**first, "errors": 0}
+    assert lines == []
+    assert ask(retry) == {**first, "errors": 0}
+    assert lines == [f"j: {first['errors']} questions that failed are asked again; answers are kept"]
     assert len(server.requests) == n_requests + 2
     for number, rows in zip(target.parts(), before, strict=True):
         after = target.read(number).to_pylist()
         assert [row for row in rows if row["error"] is None] == after[: len(rows) - sum(bool(r["error"]) for r in rows)]
         assert len(after) == len(rows)
         assert {row["text"] for row in after} == {TEXT}
-    assert ask(retry=True)["errors"] == 0
+    assert ask(retry)["errors"] == 0
     assert len(server.requests) == n_requests + 2
     assert {path.name for path in tmp_path.iterdir()} == {target.part(number).name for number in target.parts()}
+
+
+def test_missing_parts_and_failed_questions_are_asked_in_one_go(server, pairs, tmp_path):
+    target = Table(tmp_path)
+    asked_of = [JudgeRun(Judge(path=server.address), "j", target)]
+
+    def ask():
+        tests = [EvalSet("vl-rewardbench", pairs, ["strict"])]
+        return predict(asked_of, tests, lambda *_: None, max_error_fraction=1.0, part_questions=2)["j"]
+
+    server.replies = [(200, completion(), {}), (403, {}, {})]
+    assert ask()["errors"] == 1
+    target.part(2).unlink()
+    n_requests = len(server.requests)
+    assert ask() == {"rows_in": 6, "rows_out": 6, "errors": 0}
+    assert len(server.requests) == n_requests + 3
+
+
+@pytest.fixture
+def rows_file(tmp_path):
+    """Three rows, about which 6 questions are asked under `strict`."""
+    row = {"response": ["A cup.", "A dog."], "human_ranking": [0, 1], "image": "a.png"}
+    rows = [json.dumps({"id": f"RLHF-V-{n}", "query": f"What {n}?", **row}) for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    return tmp_path / "rows.jsonl"
+
+
+def _evaluate(server, rows_file, **options):
+    """Evaluate under `strict`; return the log and the errors that are left."""
+    lines: list[str] = []
+    request = EvalRequest(server.address, **{"protocols": ["strict"], **options})
+    out = rows_file.parent / "out"
+    list(evaluate(load("vl-rewardbench", rows_file), request, out, lines.append))
+    table = pq.read_table(out / PREDICTIONS)
+    return lines, len(table) - table["error"].null_count
+
+
+def test_the_same_command_asks_again_what_failed_and_keeps_what_was_paid_for(server, rows_file):
+    again = "2 questions that failed are asked again; answers are kept"
+    server.replies = [(200, completion(), {})] * 4 + [(400, {"error": "not now"}, {})] * 2
+    with pytest.raises(RunError, match=r"2 of 6 questions failed.*not now.*; the same command asks them again"):
+        _evaluate(server, rows_file)
+    assert len(server.requests) == 6
+    server.replies = [(400, {"error": "not now"}, {})]
+    lines, errors = _evaluate(server, rows_file, max_error_fraction=0.2)
+    assert (lines[0], errors, len(server.requests)) == (f"{server.address}: {again}", 1, 8)
+    lines, errors = _evaluate(server, rows_file, max_error_fraction=0.2)
+    assert (again.replace("2", "1") in lines[0], errors, len(server.requests)) == (True, 0, 9)
+    lines, errors = _evaluate(server, rows_file, max_error_fraction=0.2)
+    assert (lines, errors, len(server.requests)) == ([], 0, 9)
 
 
 def test_a_judge_is_asked_as_its_settings_say(server, pairs, tmp_path):
