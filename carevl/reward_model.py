@@ -29,7 +29,13 @@ from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
 from carevl.judging.prompts import VERDICT_PREFIX, Task, judge_prompt
-from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
+from carevl.judging.verdict_tokens import (
+    CHOICES,
+    VERDICT_TEXTS,
+    forced_probabilities,
+    verdict_probabilities,
+    verdict_texts,
+)
 from carevl.judging.verdicts import Reading, Status, read_verdict
 from carevl.models.engines import generator
 from carevl.models.engines.base import GenerationRequest
@@ -142,8 +148,9 @@ class RewardModel:
             for picture, question, shown in zip(map(self._picture, images), questions, responses, strict=True)
             for order in ((0, 1), (1, 0))
         ]
-        texts = self.engine.generate(requests, max_tokens=self.max_tokens, logprob_texts=VERDICT_TEXTS)
-        readings = [read_verdict(each.text, "pairwise", 2, each.truncated) for each in texts]
+        wording = self.asking.verdict
+        texts = self.engine.generate(requests, max_tokens=self.max_tokens, logprob_texts=verdict_texts(wording))
+        readings = [read_verdict(each.text, "pairwise", 2, each.truncated, wording) for each in texts]
         verdicts = [
             verdict_probabilities(each.logprobs, each.text, reading.span)
             for each, reading in zip(texts, readings, strict=True)
@@ -178,7 +185,7 @@ class RewardModel:
             for picture, question, shown in zip(map(self._picture, images), questions, responses, strict=True)
         ]
         texts = self.engine.generate(requests, max_tokens=self.max_tokens)
-        readings = [read_verdict(each.text, "pointwise", 1, each.truncated) for each in texts]
+        readings = [read_verdict(each.text, "pointwise", 1, each.truncated, self.asking.verdict) for each in texts]
         known = ("ok", "truncated") if self.force_verdicts else ("ok",)
         rated = [i for i, reading in enumerate(readings) if reading.status in known]
         scores = [math.nan] * len(texts)

@@ -15,7 +15,7 @@ from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.suite import Suite
 from carevl.judging import read_verdict
 from carevl.judging.prompts import VERDICT_PREFIX, Task, write_judgment
-from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS, forced_probabilities, verdict_probabilities
+from carevl.judging.verdict_tokens import CHOICES, forced_probabilities, verdict_probabilities, verdict_texts
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.models.row_errors import Failure
@@ -102,6 +102,7 @@ def judge_questions(
         seed: of sampled judgments.
     """
     calls = [_call(suite, question, seed) for question in questions]
+    wording = next((question.wording for question in questions if question.wording is not None), None)
     answers: dict[_Call, Answer] = {}
     batches: dict[Decoding, dict[_Call, GenerationRequest]] = {}
     for call in dict.fromkeys(calls):
@@ -113,7 +114,7 @@ def judge_questions(
                 picture, call.prompt, call.response_prefix, call.seed
             )
     for decoding, requests in batches.items():
-        logprob_texts = () if decoding.temperature else VERDICT_TEXTS
+        logprob_texts = () if decoding.temperature else verdict_texts(wording)
         answers |= zip(requests, judge.answer([*requests.values()], decoding, logprob_texts), strict=True)
     return [_read(suite, name, q, answers[call]) for q, call in zip(questions, calls, strict=True)]
 
@@ -141,7 +142,7 @@ def _read(suite: Suite, name: str, question: Question, answer: Answer) -> Predic
             probabilities = forced_probabilities(answer.logprobs, 2 if question.task == "pairwise" else CHOICES)
             text = text if probabilities is None else _verdict(question.task, 1 + int(probabilities.argmax()))
     elif question.task == "pairwise" and question.protocol != "official":
-        span = read_verdict(text, question.task, len(question.order), truncated).span
+        span = read_verdict(text, question.task, len(question.order), truncated, question.wording).span
         probabilities = verdict_probabilities(answer.logprobs, text, span)
     probability = None
     if probabilities is not None and question.task == "pairwise":

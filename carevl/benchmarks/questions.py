@@ -49,6 +49,8 @@ class Question:
     image: Image | None
     response: str | None = None
     """The assistant turn a reward model has to score. None: the judge writes it."""
+    wording: str | None = None
+    """The judge's own wording of a verdict; None: it has none, or the benchmark's is asked for."""
 
 
 def judge_question(
@@ -62,10 +64,12 @@ def judge_question(
 
 def ask_as_trained(question: Question, row: Row, asking: Asking) -> Question:
     """Return a question about a row in the words of the judge that is asked; the benchmark's own words stay."""
-    template = asking.template(question.task)
-    if template is None or question.protocol == "official":
+    if question.protocol == "official":
         return question
-    return replace(question, prompt=judge_prompt(question.task, row.question, row.responses, question.order, template))
+    prompt, template = question.prompt, asking.template(question.task)
+    if template is not None:
+        prompt = judge_prompt(question.task, row.question, row.responses, question.order, template)
+    return replace(question, prompt=prompt, wording=asking.verdict)
 
 
 def strict_questions(benchmark: str, rows: Iterable[Row], protocol: ProtocolName) -> Iterator[Question]:

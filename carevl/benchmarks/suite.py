@@ -87,7 +87,8 @@ class Suite(ABC):
 
     def parse(self, question: Question, text: str, *, truncated: bool = False) -> Verdict:
         """Return the verdict of an answer; by default as `read_verdict` reads it."""
-        return read_verdict(text, question.task, len(question.order), truncated).in_items(question.order)
+        reading = read_verdict(text, question.task, len(question.order), truncated, question.wording)
+        return reading.in_items(question.order)
 
     def write_verdict(self, question: Question, verdict: Verdict) -> str:
         """Return words that `parse` reads back as this verdict; by default empty for a tie, which our grammar lacks."""

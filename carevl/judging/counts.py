@@ -37,12 +37,22 @@ class VerdictCounts:
     ties: int = 0
     unread: list[str] = field(default_factory=list)
 
-    def add(self, task: str, text: str, status: str, *, failed: bool = False, tie: bool | None = None) -> None:
+    def add(
+        self,
+        task: str,
+        text: str,
+        status: str,
+        *,
+        failed: bool = False,
+        tie: bool | None = None,
+        wording: str | None = None,
+    ) -> None:
         """Count a judgment.
 
         Args:
             failed: whether the judge could not be asked; then there is no text.
             tie: whether it states a tie; read in a pairwise text without a verdict when None.
+            wording: the judge's own of a verdict.
         """
         self.asked += 1
         if failed:
@@ -51,7 +61,9 @@ class VerdictCounts:
         self.statuses[status] += 1
         if status == "ok":
             return
-        if status == "none" and (task == "pairwise" and read_verdict(text).tie if tie is None else tie):
+        if tie is None:
+            tie = status == "none" and task == "pairwise" and read_verdict(text, wording=wording).tie
+        if status == "none" and tie:
             self.ties += 1
         elif len(self.unread) < _SAMPLES and (sample := f"{status}: {quote(text)}") not in self.unread:
             self.unread.append(sample)

@@ -26,6 +26,7 @@ from carevl.judging.mapped_text import Span
 from carevl.judging.markup import CLOSE, OPEN, Plain
 from carevl.judging.prompts import Task
 from carevl.judging.statements import alternatives, sentences
+from carevl.judging.wordings import read_wording
 
 Status = Literal["ok", "none", "both", "truncated"]
 
@@ -85,16 +86,21 @@ class Reading:
         return Verdict(self.status, self.evidence, rating=self.value, tie=self.tie)
 
 
-def read_verdict(text: str, task: Task = "pairwise", shown: int = 2, truncated: bool = False) -> Reading:
+def read_verdict(
+    text: str, task: Task = "pairwise", shown: int = 2, truncated: bool = False, wording: str | None = None
+) -> Reading:
     """Read a judgment.
 
     Args:
         shown: number of responses in the prompt.
         truncated: whether generation stopped at the token limit.
+        wording: the judge's own of a verdict, such as `[[{verdict}]]`; where the text has it, nothing else counts.
     """
     plain = Plain.of(text)
     if plain.unended:
         return Reading("truncated", "")
+    if wording is not None and (worded := read_wording(plain, wording, task, shown, truncated)):
+        return _of_wording(plain, worded)
     marked = mark(plain.norm, task)
     clauses = [(passage, read_passage(passage, task, shown, truncated)) for passage in marked.passages]
     stated = [(passage, clause) for passage, clause in clauses if clause is not None]
@@ -119,6 +125,17 @@ def read_verdict(text: str, task: Task = "pairwise", shown: int = 2, truncated: 
     return Reading(status, evidence, value, tie, spans, plain.words.places[begin][0], labelled=bool(stated))
 
 
+def _of_wording(plain: Plain, worded: Sequence[tuple[int, Clause]]) -> Reading:
+    """Return the reading of a judgment that has verdicts in the judge's own wording."""
+    status, value, tie = _together([clause for _, clause in worded])
+    begin = plain.norm.places[worded[0][0]][0]
+    evidence = _without_heading(plain.words.text[:begin])
+    if value is None:
+        return Reading(status, evidence, tie=tie)
+    spans = tuple(plain.span(clause.span) for _, clause in worded if clause.span)
+    return Reading(status, evidence, value, tie, spans, plain.words.places[begin][0], labelled=True)
+
+
 def _together(clauses: Sequence[Clause]) -> tuple[Status, Value | None, bool]:
     """Return status, value and tie of labelled verdicts together."""
     kinds = {clause.kind for clause in clauses}
@@ -134,8 +151,10 @@ def _together(clauses: Sequence[Clause]) -> tuple[Status, Value | None, bool]:
 
 def _evidence(words: str, marked: Marked) -> str:
     """Return the words before a verdict, without a heading of their own."""
-    if marked.evidence is not None:
-        return marked.evidence
+    return _without_heading(words) if marked.evidence is None else marked.evidence
+
+
+def _without_heading(words: str) -> str:
     words = re.sub(f"[{OPEN}{CLOSE}]", "", words).strip()
     heading = re.match(rf"{alternatives('evidence')}\s*(?::|：|\n)\s*", words, re.IGNORECASE)
     return words[heading.end() :] if heading else words

@@ -5,11 +5,12 @@ from __future__ import annotations
 import string
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from carevl.settings.base import Strict
 
 _FIELDS = {"question", "answers"}
+_VERDICT = "{verdict}"
 
 
 class Asking(Strict):
@@ -30,7 +31,13 @@ class Asking(Strict):
     template_kwargs: dict[str, Any] = Field(
         {}, description="What the chat template is given besides, such as {enable_thinking: false}."
     )
-
+    verdict: str | None = Field(
+        None,
+        max_length=200,
+        description="How the judge words its verdict, where carevl would not read it: `[[{verdict}]]` or `Winner: "
+        "{verdict}`. {verdict} stands for a letter (A is the first answer) or a number, in a ranking for all of them, "
+        "best first; blanks, case and emphasis do not count. Texts without it are read as ever. null: no own wording.",
+    )
     thinking: Literal["drop", "keep"] = Field(
         "drop",
         description="What a judge thinks before it judges, between tags such as <think>…</think>: dropped from what it "
@@ -41,6 +48,17 @@ class Asking(Strict):
         """Return the user turn of a task: pairwise, pointwise or ranking; None: carevl's own."""
         template: str | None = getattr(self, task)
         return template
+
+    @field_validator("verdict")
+    @classmethod
+    def _check_verdict(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if value.count(_VERDICT) != 1:
+            raise ValueError(f"it has to name {_VERDICT} once, and names it {value.count(_VERDICT) or 'no'} times")
+        if not value.replace(_VERDICT, "").strip(" \t\n*_`~#"):
+            raise ValueError(f"any letter would be a verdict; write the words or signs around {_VERDICT}")
+        return value
 
     @model_validator(mode="after")
     def _check_templates(self) -> Asking:

@@ -53,12 +53,16 @@ class Prompted:
             return question
         return judge_prompt(self.task, item["question"], item["responses"], self.order, asking.template(self.task))
 
-    def read(self, generation: Generation) -> Verdict:
-        """Return what was written. An answer is all evidence, but for what was thought before it."""
+    def read(self, generation: Generation, wording: str | None = None) -> Verdict:
+        """Return what was written. An answer is all evidence, but for what was thought before it.
+
+        Args:
+            wording: the judge's own of a verdict.
+        """
         if self.task == "answer":
             answer = split_thinking(generation.text)[1].strip()
             return Verdict("truncated" if generation.truncated else "ok", answer)
-        reading = read_verdict(generation.text, self.task, len(self.order), generation.truncated)
+        reading = read_verdict(generation.text, self.task, len(self.order), generation.truncated, wording)
         return reading.in_items(self.order)
 
 
@@ -154,7 +158,7 @@ class JudgeProcessor(Processor):
             if isinstance(generation, Failure):
                 row["error"] = row_error("judge", generation.kind, generation.message)
                 continue
-            verdict = prompted.read(generation)
+            verdict = prompted.read(generation, self.asking.verdict)
             row |= {
                 "text": generation.text,
                 "evidence": verdict.evidence,
@@ -246,7 +250,8 @@ def judge_items(
     """
     if context.retry:
         min_parsed = 0.0
-    _check_parsed(name, join(count_verdicts(target).values()), min_parsed)
+    wording = asking_of(judge).verdict
+    _check_parsed(name, join(count_verdicts(target, wording).values()), min_parsed)
     job = PoolJob(
         name=name,
         processor=JudgeProcessor(judge, spec, judge_pixels(context.settings), min_parsed),
@@ -258,21 +263,26 @@ def judge_items(
         expected_keys=spec.item_ids,
     )
     counts = context.run_pools([job])
-    verdicts = count_verdicts(target)
+    verdicts = count_verdicts(target, wording)
     for line in describe(verdicts):
         context.log_for(name)(line)
     _check_parsed(name, join(verdicts.values()), min_parsed)
     return {name: {**counts[name], "verdicts": store(verdicts)}}
 
 
-def count_verdicts(judgments: Table) -> dict[str, VerdictCounts]:
-    """Return the counts of a table of judgments by their task; answers to the bare question have no verdict."""
+def count_verdicts(judgments: Table, wording: str | None = None) -> dict[str, VerdictCounts]:
+    """Return the counts of a table of judgments by their task; answers to the bare question have no verdict.
+
+    Args:
+        wording: the judge's own of a verdict.
+    """
     counts: dict[str, VerdictCounts] = {}
     for number in judgments.parts():
         for row in judgments.read(number, ["task", "text", "status", "error"]).to_pylist():
             if row["task"] != "answer":
                 of_task = counts.setdefault(row["task"], VerdictCounts())
-                of_task.add(row["task"], row["text"], row["status"], failed=row["error"] is not None)
+                failed = row["error"] is not None
+                of_task.add(row["task"], row["text"], row["status"], failed=failed, wording=wording)
     return counts
 
 

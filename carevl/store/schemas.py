@@ -199,6 +199,7 @@ QUESTIONS = pa.schema(
         ("prompt", pa.string()),
         ("image", pa.string()),  # key into images, null for a text-only question
         ("response", pa.string()),  # what a reward model has to score, else null
+        ("wording", pa.string()),  # the judge's own of a verdict, else null
     ]
 )
 """Questions to judges; a part holds a block of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carevl.judging.verdict_tokens import VERDICT_TEXTS, forced_probabilities
+from carevl.judging.verdict_tokens import VERDICT_TEXTS, forced_probabilities, verdict_texts
 from carevl.judging.verdict_tokens import verdict_probabilities as probabilities_at
 from carevl.judging.verdicts import read_verdict
 
@@ -65,6 +65,27 @@ def test_a_verdict_that_cannot_be_located_has_no_probability():
     assert (
         verdict_probabilities([seen(space=0.99)], TEXT) is None
     )  # a tokenizer whose digits begin with a token of their own
+
+
+def _lettered(**letters):
+    """Log-probabilities at one token by letters, and none of digits."""
+    values = dict.fromkeys(verdict_texts("[[{verdict}]]"), 1e-9) | letters
+    return np.log([values[text] for text in verdict_texts("[[{verdict}]]")]).tolist()
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_a_verdict_that_is_a_letter_is_read_at_its_token(space):
+    text = "A cup. Winner: B, as 2 say: A is worse."
+    span = (text.index("B"), text.index("B") + 1)
+    first, verdict, last = ({f"{space}A": a, f"{space}B": b} for a, b in ((0.9, 0.05), (0.3, 0.6), (0.99, 0.001)))
+    tokens = [_lettered(**first), _lettered(), _lettered(**verdict), _lettered(), _lettered(**last)]
+    assert probabilities_at(tokens, text, span) == pytest.approx([0.3 / 0.9, 0.6 / 0.9])
+    assert probabilities_at(tokens, text.replace("worse", "Bad"), span) is None  # which may begin with a token B
+    assert probabilities_at([row[: len(VERDICT_TEXTS)] for row in tokens], text, span) is None  # letters were not read
+    digit = [row.copy() for row in tokens]
+    digit[2][VERDICT_TEXTS.index("2")] = np.log(0.95)
+    assert probabilities_at(digit, "Winner: 2", (8, 9)) == pytest.approx([0, 1], abs=1e-6)
+    assert forced_probabilities(digit, 2)[1] > 0.99
 
 
 def test_a_forced_verdict_is_read_where_digits_are_likeliest():

@@ -13,7 +13,10 @@ from pydantic import ValidationError
 from carevl import RewardModel
 from carevl.benchmarks.questions import ask_as_trained, judge_question
 from carevl.benchmarks.rows import Row
+from carevl.benchmarks.run import _question, _to_questions
+from carevl.benchmarks.suites import SUITES
 from carevl.judging.prompts import judge_prompt
+from carevl.models.engines.base import Generation
 from carevl.models.judge_spec import JudgeSpec, asking_of
 from carevl.models.prompts import Prompt, ask_as, encode_prompts, encode_turns, load_processor
 from carevl.settings.asking import Asking
@@ -104,6 +107,52 @@ def test_reward_models_ask_as_the_directory_says(family_directory, tmp_path):
     model.judge(PICTURE, "What?", ("A cat.", "A dog."))
     assert {request.prompt.split("\n")[0] for request in asked} == {"Compare for: What?"}
     assert engine.processor.carevl_asking == ASKING
+
+
+@pytest.mark.parametrize(
+    ("wording", "problem"),
+    [
+        ("[[A]]", "it has to name {verdict} once, and names it no times"),
+        ("{verdict} > {verdict}", "names it 2 times"),
+        ("**{verdict}**", "any letter would be a verdict"),
+        (f"{'x' * 200} {{verdict}}", "at most 200 characters"),
+    ],
+)
+def test_a_wording_of_verdicts_that_says_nothing_is_refused(wording, problem):
+    with pytest.raises(ValidationError, match=problem):
+        Asking(verdict=wording)
+
+
+def test_reward_models_read_verdicts_in_the_judges_own_wording(family_directory, tmp_path):
+    shutil.copytree(family_directory("qwen2_5_vl"), tmp_path / "judge")
+    JudgeSpec(asking=Asking(verdict="[[{verdict}]]")).write(tmp_path / "judge")
+    model = RewardModel(tmp_path / "judge", max_tokens=4, max_model_len=1024)
+    engine: Any = model.engine
+
+    def generate(requests, *, max_tokens, logprob_texts=()):
+        del max_tokens
+        surely = tuple(0.0 if text == "A" else -20.0 for text in logprob_texts)
+        return [Generation("A cat. [[A]]", 4, False, (surely,)) for _ in requests]
+
+    engine.generate = generate
+    judgment = model.judge(PICTURE, "What?", ("A cat.", "A dog."))
+    assert (judgment.status, judgment.consistent, judgment.evidence) == ("ok", False, "A cat.")
+    assert judgment.probability == pytest.approx(0.5)
+    four = (-20.0, -20.0, -20.0, 0.0, -20.0) * 2
+    engine.generate = lambda requests, **_: [Generation("[[4]]", 4, False, (four,)) for _ in requests]
+    assert model.score(PICTURE, "What?", "A cat.") == pytest.approx(4.0, abs=1e-6)
+
+
+def test_a_wording_reaches_the_suites_of_benchmarks_but_for_their_own_protocol():
+    row = Row("1", "pairwise", "", "What?", ("A cat.", "A dog."), (1.0, 0.0))
+    asking = Asking(verdict="Winner: {verdict}")
+    strict, official = (
+        ask_as_trained(judge_question("vl-rewardbench", row, protocol, (1, 0)), row, asking)
+        for protocol in ("strict", "official")
+    )
+    suite = SUITES["vl-rewardbench"]
+    assert [suite.parse(question, "Winner: B").winner for question in (strict, official)] == [0, None]
+    assert _question(_to_questions([strict]).to_pylist()[0]).wording == "Winner: {verdict}"
 
 
 def test_questions_of_benchmarks_are_in_the_judges_words_but_for_the_benchmarks_own():

@@ -9,6 +9,7 @@ from PIL import Image
 from carevl.errors import UserError
 from carevl.judging.counts import VerdictCounts
 from carevl.models.engines.base import Generation
+from carevl.settings.asking import Asking
 from carevl.settings.loader import load_settings
 from carevl.stages import caption, demonstrate, sample, sampling, select
 from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS, JUDGMENTS
@@ -131,6 +132,17 @@ def test_a_judge_that_states_verdicts_or_ties_is_asked_on(engine, text, min_pars
     judge = _demonstrating(min_parsed)
     judge.process(_tables(8))
     assert judge.process(_tables(8))["error"].null_count
+
+
+def test_a_verdict_in_the_judges_own_wording_is_read_and_its_ties_are_counted(engine, monkeypatch):
+    monkeypatch.setattr(sampling, "asking_of", lambda judge: Asking(verdict="[[{verdict}]]"))
+    for text, status, winners in (("This. [[B]]", "ok", {0, 1}), ("This. [[C]]", "none", {None})):
+        engine.text = text
+        judge = _demonstrating(0.5)
+        rows = judge.process(_tables(8)).to_pylist()
+        assert {row["winner"] for row in rows if row["task"] == "pairwise"} == winners
+        assert {row["status"] for row in rows if row["task"] == "pairwise"} == {status}
+        judge.process(_tables(8))  # states verdicts or ties
 
 
 def test_texts_that_are_cut_short_are_told_from_others():
