@@ -1,7 +1,7 @@
 """Losses, rewards and gradients of every family that TRL trains against TRL's, step by step, and the tokens of both.
 
 The largest differences that were measured over all of them: losses 5e-6, rewards 2e-5, log-probabilities of judgments
-8e-5 nats of some 160, norms of gradients 3e-5 of themselves.
+4e-4 nats of some 160, norms of gradients 2e-5 of themselves in the first step and 1.3e-4 in the third.
 """
 
 from __future__ import annotations
@@ -82,10 +82,13 @@ def test_it_takes_the_steps_of_trl(family, phase, begin, family_directory, quick
     assert len(ours) == len(theirs) == 3
     assert _column(ours, "loss") == pytest.approx(_column(theirs, "loss"), abs=5e-5)
     assert ours[0]["loss"] - ours[-1]["loss"] > 0.1
-    assert _column(ours, "gradient_norm") == pytest.approx(_column(theirs, "grad_norm"), rel=1e-4)
+    mine, expected = _column(ours, "gradient_norm"), _column(theirs, "grad_norm")
+    assert mine[0] == pytest.approx(expected[0], rel=2e-5)
+    # Adam's first steps are as long for a gradient that is rounding as for any other, so that rounding grows by them.
+    assert mine[1:] == pytest.approx(expected[1:], rel=1e-3)
     if phase == "dpo":
         for name in ("rewards/margins", "rewards/accuracies", *REWARDS):
-            assert _column(ours, name) == pytest.approx(_column(theirs, name), abs=3e-4), name
+            assert _column(ours, name) == pytest.approx(_column(theirs, name), abs=3e-4, rel=1e-5), name
         assert ours[-1]["rewards/chosen"] > 0.1 * training.dpo.beta
 
 
