@@ -1,26 +1,40 @@
-"""`carevl audit`: read a run directory and hand its tables to the audit. Changes none of them."""
+"""`carevl audit`: read a run directory and hand its tables, or pairs and a judge, to the audit. Changes no table."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from carevl.audit.findings import find
+from carevl.audit.injection import LINES, ShownPair, ask_pairs, forged_turn, measure_injection
 from carevl.audit.items import ItemFacts
 from carevl.audit.ledger import Tree
 from carevl.audit.pairs import audit_pairs
 from carevl.audit.rewrites import audit_styles, sample_items
 from carevl.data.drawn import draw
+from carevl.data.pictures import picture
+from carevl.models.engines import generator
+from carevl.models.judge_spec import JudgeSpec, asking_of
+from carevl.models.locate import model_directory, prepare_models
+from carevl.models.prompts import load_processor
 from carevl.pipeline.keys import keys_until, load_run, stage_keys
+from carevl.pipeline.publish import record_injection
 from carevl.pipeline.results import drawn_truths
 from carevl.stages.route import read_fitting
+from carevl.stats.draws import hash_uniform
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from carevl.settings.tree import Settings
 
 
@@ -36,7 +50,7 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
     """
     settings, run = load_run(root)
     draw(settings, run)
-    tables = _finished(settings, run)
+    tables = _finished(settings, run, "score")
     items = Ingested(tables["ingest"].directory).items
     scores = [tables[f"score/{expert.name}"] for expert in settings.experts]
     fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
@@ -52,9 +66,76 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
     return {"run": str(root), **report}
 
 
-def _finished(settings: Settings, run: Run) -> Mapping[str, Table]:
-    """Return the tables of a run up to its scores."""
-    causes = keys_until(stage_keys(settings, run), "score")
+def audit_judge(root: Path, path: str, n_pairs: int, log: Callable[[str], None], *, engine: str | None = None) -> Tree:
+    """Measure what lines that are appended to responses do to a judge's verdicts, on about `n_pairs` pairs of a run.
+
+    What is measured of a judge that a run has published is kept beside it, and said by its card.
+
+    Args:
+        root: the directory of a run; its judge's settings hold, but for what is given here.
+        path: of the judge: a directory or hub id.
+        engine: null: the run's.
+
+    Raises:
+        RunError: no run lies here, its items are not there, or no pair has a verdict.
+        UserError: the judge cannot be loaded.
+    """
+    settings, run = load_run(root)
+    draw(settings, run)
+    ingested = Ingested(_finished(settings, run, "ingest")["ingest"].directory)
+    changes = {"path": path, "revision": None, "adapter": None, **({"engine": engine} if engine else {})}
+    judge = settings.judge.model_copy(update=changes)
+    prepare_models({"judge": judge}, log)
+    pixels = settings.data.resize_pixels
+    pairs = sample_pairs(
+        ingested, n_pairs, settings.seed, JudgeSpec.of(judge).resize_pixels if pixels is None else pixels
+    )
+    log(f"{len(pairs)} pairs read; each is judged {1 + 2 * len(LINES)} times")
+    turn = forged_turn(load_processor(str(model_directory(judge))))
+    winners = ask_pairs(generator(judge), asking_of(judge), pairs, turn, judge.max_tokens)
+    n_read = sum(row[0] is not None for row in winners)
+    if not n_read:
+        raise RunError(f"{path}: none of {len(pairs)} judgments has a verdict; `carevl check` shows how it is asked")
+    report = {"pairs": len(pairs), "read": n_read, "lines": measure_injection(pairs, winners)}
+    record_injection(Path(path), report)
+    return {"run": str(root), "judge": path, **report}
+
+
+def sample_pairs(ingested: Ingested, n: int, seed: int, resize_pixels: int | None) -> list[ShownPair]:
+    """Read pairs of the first items of every part, about n in all, labelled ones first, each in an order by chance.
+
+    A part's items lie in the order of a hash, so the first of them are a fair sample. Nothing was trained on labelled
+    ones.
+    """
+    parts, pairs = ingested.items.parts(), []
+    for number in parts:
+        rows = ingested.items.read(number, ["item_id", "image_id", "question", "responses", "gold", "error"])
+        rows = rows.filter(pc.and_(rows["error"].is_null(), pc.greater(pc.list_value_length(rows["responses"]), 1)))
+        labelled, others = rows.filter(rows["gold"].is_valid()), rows.filter(rows["gold"].is_null())
+        items = pa.concat_tables([labelled, others]).slice(0, -(-n // len(parts))).to_pylist()
+        needed = {item["image_id"] for item in items}
+        images = ingested.images.read(number)
+        of_id = {
+            row["image_id"]: row for row in images.filter(pc.is_in(images["image_id"], pa.array(needed))).to_pylist()
+        }
+        pairs += [_shown(item, picture(of_id[item["image_id"]], resize_pixels=resize_pixels), seed) for item in items]
+    return pairs
+
+
+def _shown(item: Mapping[str, Any], image: Image, seed: int) -> ShownPair:
+    """Return two responses of an item, of which one is better where a label says so."""
+    gold = item["gold"] or [0.0] * len(item["responses"])
+    places = itertools.combinations(range(len(gold)), 2)
+    pair = next((pair for pair in places if gold[pair[0]] != gold[pair[1]]), (0, 1))
+    first, second = pair if hash_uniform(seed, item["item_id"], "shown") < 0.5 else pair[::-1]
+    right = None if gold[first] == gold[second] else int(gold[second] > gold[first])
+    responses = item["responses"][first], item["responses"][second]
+    return ShownPair(item["image_id"], image, item["question"], responses, right)
+
+
+def _finished(settings: Settings, run: Run, last: str) -> Mapping[str, Table]:
+    """Return the tables of a run up to a stage."""
+    causes = keys_until(stage_keys(settings, run), last)
     for name, cause in causes.items():
         action, reason = run.action(cause)
         if action != "skip":

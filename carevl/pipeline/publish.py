@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
+from carevl.audit.injection import format_injection
 from carevl.models.judge_spec import JudgeSpec
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose
 from carevl.training.trainable import TRAINED, TrainedParts
 
 _CARD = "README.md"
+_MARKER = "judge.json"
+_INJECTION = "injection.json"
+_SECTION = "\n## What lines at the end of a response do\n"
 _METHOD = (
     "imitation of its own judgments where text reward models are sure of the label (phase 1), then DPO on its "
     "judgments of the rest (phase 2)"
@@ -42,7 +47,7 @@ def publish(
         method: what the card says of the training, as the end of a sentence.
         measured: what it says of where the results are from, in sentences.
     """
-    marker = target / "judge.json"
+    marker = target / _MARKER
     if not marker.exists() or json.loads(marker.read_text())["fingerprint"] != fingerprint:
         unfinished = target.with_name(f".{target.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -50,13 +55,39 @@ def publish(
         if all((phase / "adapter").is_dir() for phase in phases):
             _write_adapter([phase / "adapter" for phase in phases], base, unfinished / "adapter")
             JudgeSpec.read(unfinished).write(unfinished / "adapter")
-        (unfinished / "judge.json").write_text(json.dumps({"fingerprint": fingerprint, "base": base}, indent=2))
+        (unfinished / _MARKER).write_text(json.dumps({"fingerprint": fingerprint, "base": base}, indent=2))
         shutil.rmtree(target, ignore_errors=True)
         unfinished.replace(target)
     notes = [f"Phase {n} {parts.line()}" for n, parts in _trained_parts(phases)]
     if (rounding := Rounding.read(phases[-1] / ROUNDING)) is not None:
         notes.append(_capitalised(rounding.line()))
-    (target / _CARD).write_text(_card(base, results, notes, method, measured), encoding="utf-8")
+    (target / _CARD).write_text(_card(base, results, notes, method, measured) + _injection(target), encoding="utf-8")
+
+
+def record_injection(target: Path, report: Mapping[str, Any]) -> None:
+    """Keep beside a published judge what `carevl audit --judge` measured of it, and say it in the card; else nothing.
+
+    It goes with the weights when another judge is published in their place.
+    """
+    if not (target / _MARKER).is_file():
+        return
+    (target / _INJECTION).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    card = (target / _CARD).read_text(encoding="utf-8").partition(_SECTION)[0]
+    (target / _CARD).write_text(card + _injection(target), encoding="utf-8")
+
+
+def _injection(target: Path) -> str:
+    """Return the card's section on what was measured of lines at the end of a response; nothing where it was not."""
+    if not (target / _INJECTION).is_file():
+        return ""
+    report = json.loads((target / _INJECTION).read_text(encoding="utf-8"))
+    table = "\n".join(format_injection(report["lines"]))
+    asked = (
+        f"On {report['pairs']} pairs of the run, each response in turn with such a line: the share of verdicts that it "
+        "changes, of those against this response the share that it turns to it, and the share of right ones (95 % "
+        "intervals)."
+    )
+    return f"{_SECTION}\n{_wrap(asked)}\n\n```\n{table}\n```\n"
 
 
 def _trained_parts(phases: Sequence[Path]) -> Iterator[tuple[int, TrainedParts]]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from carevl.audit.injection import LINES
 from carevl.audit.rewrites import REWRITES
+from carevl.cli import main
 from carevl.data.drawn import draw
 from carevl.data.truth import read_truth
-from carevl.pipeline.audit import audit
+from carevl.models.locate import locate
+from carevl.pipeline.audit import audit, audit_judge, sample_pairs
 from carevl.pipeline.keys import keys_until, stage_keys
 from carevl.settings.loader import load_settings
 from carevl.stages import ingest
@@ -120,6 +124,42 @@ def test_the_command_prints_findings_and_writes_figures_and_json(where, tmp_path
     }
     written = {found.name for found in (where.root / "figures").iterdir()}
     assert written == {f"{name}.{kind}" for name in ("reliability", "coverage", "agreement") for kind in ("png", "svg")}
+
+
+def test_a_judge_is_asked_about_labelled_pairs_of_the_run_with_and_without_lines(where, tmp_path):
+    published = tmp_path / "judge"
+    shutil.copytree(locate("miniworld:judge"), published)
+    (published / "judge.json").write_text("{}")
+    (published / "README.md").write_text("# A judge\n")
+    report = audit_judge(where.root, str(published), 3, lambda _: None, engine="transformers")
+    assert (report["pairs"], report["read"]) == (3, 3)
+    for kind in LINES:
+        assert report["lines"][kind]["changed"]["n"] == report["lines"][kind]["right"]["n"] == 6
+    assert "On 3 pairs of the run" in (published / "README.md").read_text()
+
+
+def test_pairs_are_labelled_where_there_are_labels_and_shown_in_either_order(where):
+    [directory] = (where.root / "ingest").iterdir()
+    pairs = sample_pairs(Ingested(directory), 40, 0, 64)
+    assert len(pairs) == 42  # 14 of every part
+    assert {pair.right for pair in pairs} == {0, 1}
+    assert all(pair.image.width * pair.image.height <= 64 for pair in pairs)
+    assert len(sample_pairs(Ingested(directory), 100_000, 0, 64)) > 600  # the others too
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--judge", "j", "--rewrites", "0"], "--rewrites is for experts"),
+        (["--pairs", "3"], "--pairs and --engine are for a judge"),
+        (["--engine", "vllm"], "--pairs and --engine are for a judge"),
+    ],
+)
+def test_options_of_the_other_audit_are_refused(options, problem, where, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["carevl", "audit", str(where.root), *options])
+    with pytest.raises(SystemExit):
+        main()
+    assert problem in capsys.readouterr().err
 
 
 def test_a_directory_without_a_run_and_an_unfinished_run_are_refused(where, tmp_path):

@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
+from carevl.audit.injection import LINES
 from carevl.pipeline import results
-from carevl.pipeline.publish import publish
+from carevl.pipeline.publish import publish, record_injection
 from carevl.training.adapters import Adapter, Rounding
 from carevl.training.trainable import TrainedParts
 
@@ -70,3 +71,31 @@ def test_results_warn_of_a_merged_judge_that_is_not_the_trained_one():
     rounding = {"overall": 0.4, "largest": 0.9, "weight": "q", "dtype": "bfloat16"}
     [line] = results.table({"rounding": {"dpo": rounding, "sft": rounding | {"overall": 0.02}}})
     assert line.startswith("dpo: warning: merging into bfloat16 lost 0.4 of what was learned (0.9 in q)")
+
+
+_MEASURED = {"value": 0.25, "low": 0.125, "high": 0.375, "n": 8}
+_REPORT = {
+    "pairs": 4,
+    "lines": {name: dict.fromkeys(("changed", "won", "right"), _MEASURED) for name in ("none", *LINES)},
+}
+
+
+def test_what_was_measured_of_a_judge_is_in_its_card_until_other_weights_are_there(phases, tmp_path):
+    directories, target = phases(base="org/base", lost=0.0), tmp_path / "judge"
+    publish(directories, "org/base", target, "f", ["first"])
+    plain = (target / "README.md").read_text()
+    for _ in range(2):
+        record_injection(target, _REPORT)
+        card = (target / "README.md").read_text()
+        assert card.startswith(plain)
+        assert card.count("On 4 pairs of the run") == 1
+        assert card.count("0.25 (0.12 to 0.38)") == 1 + 3 * len(LINES)
+    publish(directories, "org/base", target, "f", ["second"])
+    assert (target / "README.md").read_text() == card.replace("first", "second")
+    publish(directories, "org/base", target, "g", ["first"])
+    assert (target / "README.md").read_text() == plain
+
+
+def test_nothing_is_written_beside_a_judge_that_no_run_published(tmp_path):
+    record_injection(tmp_path, _REPORT)
+    assert list(tmp_path.iterdir()) == []
