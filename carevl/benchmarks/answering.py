@@ -113,7 +113,8 @@ def judge_questions(
             batches.setdefault(call.decoding, {})[call] = GenerationRequest(
                 picture, call.prompt, call.response_prefix, call.seed
             )
-    for decoding, requests in batches.items():
+    # What a judge may refuse to do at all comes first, before anything is paid.
+    for decoding, requests in sorted(batches.items(), key=lambda batch: not any(c.response_prefix for c in batch[1])):
         logprob_texts = () if decoding.temperature else verdict_texts(wording)
         answers |= zip(requests, judge.answer([*requests.values()], decoding, logprob_texts), strict=True)
     return [_read(suite, name, q, answers[call]) for q, call in zip(questions, calls, strict=True)]

@@ -45,7 +45,7 @@ def read_completion(reply: object, max_tokens: int, logprob_texts: Sequence[str]
         return "withheld by the endpoint's content filter"
     tokens = _completion_tokens(reply)
     truncated = tokens >= max_tokens if finish is None else str(finish).lower() in _CUT
-    logprobs = _logprobs(choice.get("logprobs"), logprob_texts) if logprob_texts else ()
+    logprobs = _logprobs(choice.get("logprobs"), logprob_texts)[:max_tokens] if logprob_texts else ()
     return Generation(clean(text), tokens, truncated, logprobs, clean(reasoning) if reasoning else None)
 
 

@@ -10,15 +10,16 @@ import base64
 import io
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from carevl.benchmarks.answering import Answer
-from carevl.benchmarks.completion import read_completion
+from carevl.benchmarks.completion import prompt_tokens, read_completion
 from carevl.benchmarks.questions import Decoding
 from carevl.errors import UserError
 from carevl.models.chat_client import ChatClient, NoAnswerError
-from carevl.models.engines.base import GenerationRequest
+from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.settings.asking import Asking
 from carevl.settings.requests import LOGPROBS, JudgeRequests
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 KEY = "CAREVL_API_KEY"
 _LIKELIEST = 20
+_CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
+"""Fields with which vLLM and SGLang go on with the last message, the judge's."""
+_TRIALS = 3
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +56,7 @@ class Endpoint:
         self.client = ChatClient(base, KEY if os.environ.get(KEY) else None, requests)
         self.max_tokens, self.asking = judge.max_tokens, judge.asking or Asking()
         self._gives_logprobs = "logprobs" not in requests.omit
+        self._continues = False
 
     def answer(
         self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
@@ -62,36 +67,91 @@ class Endpoint:
 
         Raises:
             UserError: before it has answered any question, it cannot be reached, knows no such model, does not accept
-                the key, or refuses a field; or a reply is to begin with given words, which such endpoints do not
-                promise.
+                the key, or refuses a field; or a reply is to begin with given words, and it does not go on with one.
         """
-        if any(request.response_prefix for request in requests):
-            raise UserError("verdict_prob: an endpoint cannot be made to begin its reply; use --protocol strict")
+        begun = [request for request in requests if request.response_prefix]
+        if begun and not self._continues:
+            trials = [self._fields(request, decoding, max_tokens=1) for request in begun[:_TRIALS]]
+            self._refuse_unless_continuing(trials, logprob_texts)
         return self.client.ask_all(lambda request: self._request(request, decoding, logprob_texts), requests)
 
     def _request(self, request: GenerationRequest, decoding: Decoding, logprob_texts: Sequence[str]) -> Answer:
-        read = logprob_texts if self._gives_logprobs else ()
         max_tokens = decoding.max_tokens or self.max_tokens
-        fields = {
+        try:
+            reply, read = self._complete(self._fields(request, decoding, max_tokens), logprob_texts)
+        except NoAnswerError as error:
+            return str(error)
+        answer = read_completion(reply, max_tokens, read)
+        if isinstance(answer, str):
+            return self.client.quote(answer)
+        # Where tokens hold the spaces before them, services differ in whether the first one keeps its own.
+        return replace(answer, text=f" {answer.text.lstrip()}") if request.response_prefix else answer
+
+    def _complete(self, fields: Mapping[str, Any], logprob_texts: Sequence[str]) -> tuple[Any, Sequence[str]]:
+        """Return the reply to a request, and the texts whose log-probabilities it was asked for: none if it refuses.
+
+        Raises:
+            NoAnswerError, UserError: as `ChatClient.complete`.
+        """
+        read = logprob_texts if self._gives_logprobs else ()
+        asked = {"logprobs": True, "top_logprobs": _LIKELIEST} if read else {}
+        try:
+            return self.client.complete({**fields, **asked}, optional=(*LOGPROBS, *_CONTINUE)), read
+        except NoAnswerError as error:
+            if not read or error.field not in LOGPROBS:
+                raise
+            if self._gives_logprobs:
+                _log.warning("%s: asked without log-probabilities, which it refuses: %s", self.client.url, error)
+            self._gives_logprobs = False
+            return self._complete(fields, logprob_texts)
+
+    def _refuse_unless_continuing(self, begun: Sequence[Mapping[str, Any]], logprob_texts: Sequence[str]) -> None:
+        """Refuse an endpoint that goes on with none of these begun replies.
+
+        Raises:
+            UserError: it does not, or that cannot be told, or it gives no log-probabilities.
+        """
+        reason: str | None = None
+        for fields in begun:
+            reason = self._why_not_continued(fields, logprob_texts)
+            if reason is None:
+                self._continues = True
+                return
+        raise UserError(
+            f"verdict_prob: {self.client.url} does not go on with a verdict that is begun for it, as vLLM and SGLang "
+            f"do: {reason}; use --protocol strict, which reads the probability in the judgment"
+        )
+
+    def _why_not_continued(self, fields: Mapping[str, Any], logprob_texts: Sequence[str]) -> str | None:
+        """Return why verdict_prob cannot ask so, by two answers of a token; None: it can.
+
+        A prompt that ends within a reply has fewer tokens than one where that reply is ended and another begins.
+        """
+        try:
+            ended, _ = self._complete({name: fields[name] for name in fields if name not in _CONTINUE}, ())
+            reply, read = self._complete(fields, logprob_texts)
+        except NoAnswerError as error:
+            return str(error)
+        less, more = prompt_tokens(reply), prompt_tokens(ended)
+        if less is None or more is None:
+            return "it does not count the tokens of prompts, which would show it"
+        if less >= more:
+            return f"the prompt has {less} tokens with continue_final_message, and {more} without"
+        answer = read_completion(reply, 1, read)
+        return None if isinstance(answer, Generation) and answer.logprobs else "its answer has no log-probabilities"
+
+    def _fields(self, request: GenerationRequest, decoding: Decoding, max_tokens: int) -> dict[str, Any]:
+        """Return what a request says, apart from log-probabilities."""
+        return {
             "model": self.model,
             "messages": self._messages(request, decoding.image_first),
             "max_tokens": max_tokens,
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
             "seed": request.seed,
-            **({"logprobs": True, "top_logprobs": _LIKELIEST} if read else {}),
             **({"chat_template_kwargs": self.asking.template_kwargs} if self.asking.template_kwargs else {}),
+            **(_CONTINUE if request.response_prefix else {}),
         }
-        try:
-            answer = read_completion(self.client.complete(fields, optional=LOGPROBS), max_tokens, read)
-            return self.client.quote(answer) if isinstance(answer, str) else answer
-        except NoAnswerError as error:
-            if not read or error.field not in LOGPROBS:
-                return str(error)
-            if self._gives_logprobs:
-                _log.warning("%s: asked without log-probabilities, which it refuses: %s", self.client.url, error)
-            self._gives_logprobs = False
-            return self._request(request, decoding, logprob_texts)
 
     def _messages(self, request: GenerationRequest, image_first: bool) -> list[dict[str, Any]]:
         """Return the turns of a request, as the judge is asked."""
@@ -99,7 +159,8 @@ class Endpoint:
         image = {"type": "image_url", "image_url": {"url": _data_url(request.image)}}
         content = [image, text] if image_first and self.asking.image_first else [text, image]
         system = [] if self.asking.system is None else [{"role": "system", "content": self.asking.system}]
-        return [*system, {"role": "user", "content": content}]
+        begun = [{"role": "assistant", "content": request.response_prefix}] if request.response_prefix else []
+        return [*system, {"role": "user", "content": content}, *begun]
 
 
 def _data_url(image: Image) -> str:

@@ -209,13 +209,6 @@ def test_nobody_there_and_no_model_are_said_in_one_line(server):
         _judge("http://h/v1")
 
 
-def test_a_reply_cannot_be_begun_for_it(server):
-    with pytest.raises(UserError, match="verdict_prob"):
-        _judge(server.address).answer(
-            [GenerationRequest(Image.new("RGB", (4, 3)), "p", response_prefix="Overall")], GREEDY, ()
-        )
-
-
 def test_an_answer_that_is_too_long_is_a_row_error(server, monkeypatch):
     monkeypatch.setattr(chat_client, "_MOST_BYTES", 10_000)
     server.replies = [(200, completion("a" * 20_000), {})]
@@ -468,6 +461,67 @@ def test_a_judge_is_asked_as_its_settings_say(server, pairs, tmp_path):
         assert [part["type"] for part in user["content"]] == ["text", "image_url"]
         assert user["content"][0]["text"].endswith("\nWhich?")
         assert body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def _continued(text="2 is", prompt_tokens=40):
+    tops = [{"token": "2", "logprob": math.log(0.7)}, {"token": "1", "logprob": math.log(0.2)}]
+    reply = completion(text, "length", [{"token": "2", "top_logprobs": tops}, {"top_logprobs": [tops[0]]}])
+    reply["usage"]["prompt_tokens"] = prompt_tokens
+    return reply
+
+
+def _ended(prompt_tokens=44):
+    reply = completion()
+    reply["usage"]["prompt_tokens"] = prompt_tokens
+    return reply
+
+
+def test_a_verdict_is_forced_where_the_endpoint_goes_on_with_a_reply(server, rows_file):
+    server.replies = [(200, _ended(), {})] + [(200, _continued(), {})] * 7
+    _, errors = _evaluate(server, rows_file, protocols=["verdict_prob"])
+    assert (errors, len(server.requests)) == (0, 2 + 6)
+    ended, *begun = [body for *_, body in server.requests]
+    assert "continue_final_message" not in ended
+    for body in begun:
+        assert body["messages"][-1] == {"role": "assistant", "content": "Overall Judgment: Answer"}
+        assert (body["continue_final_message"], body["add_generation_prompt"], body["logprobs"]) == (True, False, True)
+    assert [body["max_tokens"] for *_, body in server.requests] == [1, 1] + [2] * 6
+    for row in pq.read_table(rows_file.parent / "out" / PREDICTIONS).to_pylist():
+        assert (row["status"], row["text"]) == ("ok", "Overall Judgment: Answer 2 is better.")
+        assert row["winner"] == row["order"][1]
+        first_is_better = (0.2 if row["order"] == [0, 1] else 0.7) / 0.9
+        assert row["probability"] == pytest.approx(first_is_better)
+
+
+NOT_CONTINUED = [
+    (
+        [(200, _ended(), {}), (200, _continued(prompt_tokens=44), {})] * 3,
+        "44 tokens with continue_final_message, and 44",
+    ),
+    ([(200, completion(), {}), (200, _continued(), {})] * 3, "does not count the tokens of prompts"),
+    ([(200, _ended(), {}), (200, _ended(40), {})] * 3, "its answer has no log-probabilities"),
+    (
+        [(200, _ended(), {}), (400, {"error": "continue_final_message: Extra inputs are not permitted"}, {})] * 3,
+        "status 400",
+    ),
+]
+
+
+@pytest.mark.parametrize(("replies", "reason"), NOT_CONTINUED)
+def test_an_endpoint_that_does_not_go_on_with_a_reply_is_refused_before_anything_is_paid(
+    server, rows_file, replies, reason
+):
+    server.replies = replies
+    with pytest.raises(UserError, match=rf"verdict_prob: .*{reason}.*; use --protocol strict") as caught:
+        _evaluate(server, rows_file, protocols=["strict", "verdict_prob"])
+    assert str(caught.value).count("\n") == 0
+    assert {body["max_tokens"] for *_, body in server.requests} == {1}
+
+
+def test_a_question_that_is_refused_does_not_tell_whether_a_reply_is_gone_on_with(server, rows_file):
+    server.replies = [(400, {"error": "too many pixels"}, {}), (200, _ended(), {})] + [(200, _continued(), {})] * 7
+    _, errors = _evaluate(server, rows_file, protocols=["verdict_prob"])
+    assert (errors, len(server.requests)) == (0, 3 + 6)
 
 
 def test_official_draws_are_sampled_as_the_benchmark_does(server, pairs):
