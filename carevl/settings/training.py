@@ -120,6 +120,13 @@ class Training(Strict):
     verdict_weight: float = Field(
         1.0, gt=0, description="How often the tokens of a target's verdict count, those of its evidence counting once."
     )
+    injected_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Of phase 1: share of the items whose pairs get a line that asks for the verdict, at the end of "
+        "the better response as often as of the other; their targets stay.",
+    )
     dpo: Dpo = Field(Dpo(), description="The objective of phase 2.")
     zero: Zero = Field(Zero(), description="DeepSpeed's ZeRO.")
     workers: Workers = Field(Workers(), description="The training workers that Ray starts.")
@@ -179,6 +186,8 @@ class Training(Strict):
         # An earlier version added gradients up in the format of the numbers.
         accumulated = {"gradients": "float32"} if self.dtype == "bfloat16" else {}
         facts = {**self.model_dump(mode="json", exclude=NOT_LEARNED), **accumulated}
+        if not self.injected_share:
+            del facts["injected_share"]
         if self.train != "language+projector":
             facts["freeze_vision"] = facts.pop("train") == "language"
         if self.lora is not None and self.lora.base_bits is None:

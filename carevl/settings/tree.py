@@ -68,6 +68,13 @@ class Settings(Strict):
             )
         return judge
 
+    @field_validator("dpo")
+    @classmethod
+    def _has_no_injected_lines(cls, dpo: Training) -> Training:
+        if dpo.injected_share:
+            raise ValueError("injected_share is of phase 1, whose rows phase 2 replays; set sft.injected_share")
+        return dpo
+
     @field_validator("select")
     @classmethod
     def _has_answers(cls, select: Select, info: ValidationInfo) -> Select:

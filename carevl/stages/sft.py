@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.resources import for_workers
@@ -18,6 +19,7 @@ from carevl.stages.base import (
     pixel_inputs,
     reads,
 )
+from carevl.stages.injected_lines import inject_lines
 from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
 from carevl.store.run import RunError
 from carevl.store.table import Table
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
     from carevl.settings.tree import Settings
+    from carevl.store.ingested import Ingested
 
 
 def run(context: RunContext) -> Counts:
@@ -38,7 +41,7 @@ def run(context: RunContext) -> Counts:
     settings, directory = context.settings, context.table(table).directory
     rows = Table(directory / "rows")
     targets = context.table("demonstrate", "targets")
-    filled = write_rows(targets, {"prompt": "prompt", "target": "text"}, context.ingested, rows)
+    filled = write_targets(targets, context.ingested, rows, settings.sft.injected_share, settings.seed)
     if not filled:
         raise RunError(
             "sft: no judgment of the base judge agrees with a high-confidence label in both orders, so there is "
@@ -67,6 +70,12 @@ def run(context: RunContext) -> Counts:
     if trained.rounding is not None:
         log(trained.rounding.line())
     return {table: training_counts(trained)}
+
+
+def write_targets(targets: Table, ingested: Ingested, rows: Table, injected_share: float, seed: int) -> list[int]:
+    """Join images to the targets, and lines to some of their prompts; return the parts that have rows."""
+    inject = partial(inject_lines, share=injected_share, seed=seed) if injected_share else None
+    return write_rows(targets, {"prompt": "prompt", "target": "text"}, ingested, rows, inject)
 
 
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:

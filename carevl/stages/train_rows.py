@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +32,20 @@ def training_inputs(training: Training) -> dict[str, Any]:
     return {"version": VERSION, **training.learned()}
 
 
-def write_rows(learned: Table, columns: Mapping[str, str], ingested: Ingested, target: Table) -> list[int]:
+def write_rows(
+    learned: Table,
+    columns: Mapping[str, str],
+    ingested: Ingested,
+    target: Table,
+    change: Callable[[pa.Table, pa.Table], pa.Table] | None = None,
+) -> list[int]:
     """Join images to the parts of a table; return the parts that have rows.
 
     Args:
         learned: TARGETS or PAIRS.
         columns: name in training to name in the table.
         target: receives `item_id`, `image` (bytes) and `columns`.
+        change: a part of `learned`, and `item_id` and `responses` of its items, to the part that is joined.
     """
     filled = []
     for number in learned.parts():
@@ -48,6 +55,8 @@ def write_rows(learned: Table, columns: Mapping[str, str], ingested: Ingested, t
         filled.append(number)
         if target.part(number).exists():
             continue
+        if change is not None:
+            rows = change(rows, ingested.items.read(number, ["item_id", "responses"]))
         items = ingested.items.read(number, ["item_id", "image_id"]).to_pylist()
         image_of = {row["item_id"]: row["image_id"] for row in items}
         images = ingested.images.read(number, ["image_id", "bytes"])
