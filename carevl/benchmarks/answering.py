@@ -6,16 +6,16 @@ of judge decodes as the official run does: temperature, nucleus, length, and whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from carevl.benchmarks.forcing import CutJudgment, ForcedVerdict, read_forced, verdict_prefix, verdict_tokens
 from carevl.benchmarks.predictions import Prediction, record
 from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.suite import Suite
 from carevl.judging import read_verdict
-from carevl.judging.prompts import VERDICT_PREFIX, Task, write_judgment
-from carevl.judging.verdict_tokens import CHOICES, forced_probabilities, verdict_probabilities, verdict_texts
+from carevl.judging.verdict_tokens import VERDICT_TEXTS, verdict_probabilities, verdict_texts
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.models.row_errors import Failure
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 Answer = Generation | str
 """A judge's text, or the reason why it could not be asked."""
 
-_FORCED_TOKENS = 2
-_TOKENS_PER_RANK = 6
-
 
 class Answerer(Protocol):
     """A judge that can be asked."""
@@ -42,6 +39,9 @@ class Answerer(Protocol):
         self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
     ) -> list[Answer]:
         """Return one answer per request, in their order."""
+
+    def force(self, judgments: Sequence[CutJudgment]) -> list[ForcedVerdict | None]:
+        """Return the verdict that each judgment is made to end with, in their order; None where it gives none."""
 
 
 def load_judge(judge: Judge) -> Answerer:
@@ -73,6 +73,26 @@ class EngineJudge:
         )
         return [answer.message if isinstance(answer, Failure) else answer for answer in answers]
 
+    def force(self, judgments: Sequence[CutJudgment]) -> list[ForcedVerdict | None]:
+        """Return the verdict with which each reply goes on after its evidence."""
+        forced: dict[int, ForcedVerdict] = {}
+        by_length: dict[int, list[int]] = {}
+        for number, cut in enumerate(judgments):
+            by_length.setdefault(verdict_tokens(cut.task, cut.shown), []).append(number)
+        for max_tokens, numbers in by_length.items():
+            requests = [
+                replace(cut.request, response_prefix=verdict_prefix(cut.task, cut.evidence))
+                for cut in (judgments[number] for number in numbers)
+            ]
+            answers = self.answer(requests, replace(GREEDY, max_tokens=max_tokens), VERDICT_TEXTS)
+            for number, answer in zip(numbers, answers, strict=True):
+                cut = judgments[number]
+                if isinstance(answer, Generation):
+                    verdict = read_forced(cut.task, answer, cut.evidence)
+                    if read_verdict(verdict.text, cut.task, cut.shown).status == "ok":
+                        forced[number] = verdict
+        return [forced.get(number) for number in range(len(judgments))]
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -92,6 +112,8 @@ def judge_questions(
     questions: Sequence[Question],
     pictures: Mapping[str, Image | str],
     seed: int,
+    *,
+    force_verdicts: bool = False,
 ) -> list[Prediction]:
     """Ask a judge, and return a prediction per question.
 
@@ -100,48 +122,73 @@ def judge_questions(
         questions: each with an image.
         pictures: image name to the picture, or to why there is none.
         seed: of sampled judgments.
+        force_verdicts: whether a judgment in the judge's own prompt that was cut before its verdict is made to end with
+            one.
     """
     calls = [_call(suite, question, seed) for question in questions]
     wording = next((question.wording for question in questions if question.wording is not None), None)
     answers: dict[_Call, Answer] = {}
-    batches: dict[Decoding, dict[_Call, GenerationRequest]] = {}
+    requested: dict[_Call, GenerationRequest] = {}
     for call in dict.fromkeys(calls):
         picture = pictures[call.image]
         if isinstance(picture, str):
             answers[call] = picture
         else:
-            batches.setdefault(call.decoding, {})[call] = GenerationRequest(
-                picture, call.prompt, call.response_prefix, call.seed
-            )
+            requested[call] = GenerationRequest(picture, call.prompt, call.response_prefix, call.seed)
+    batches: dict[Decoding, dict[_Call, GenerationRequest]] = {}
+    for call, request in requested.items():
+        batches.setdefault(call.decoding, {})[call] = request
     # What a judge may refuse to do at all comes first, before anything is paid.
     for decoding, requests in sorted(batches.items(), key=lambda batch: not any(c.response_prefix for c in batch[1])):
         logprob_texts = () if decoding.temperature else verdict_texts(wording)
         answers |= zip(requests, judge.answer([*requests.values()], decoding, logprob_texts), strict=True)
-    return [_read(suite, name, q, answers[call]) for q, call in zip(questions, calls, strict=True)]
+    cut = _find_cut(suite, zip(questions, calls, strict=True), answers, requested) if force_verdicts else {}
+    forced = dict(zip(cut, judge.force([*cut.values()]), strict=True)) if cut else {}
+    return [_read(suite, name, q, answers[call], forced.get(call)) for q, call in zip(questions, calls, strict=True)]
+
+
+def _find_cut(
+    suite: Suite,
+    asked: Iterable[tuple[Question, _Call]],
+    answers: Mapping[_Call, Answer],
+    requested: Mapping[_Call, GenerationRequest],
+) -> dict[_Call, CutJudgment]:
+    """Return the judgments in the judge's own prompts that were cut before their verdicts."""
+    cut: dict[_Call, CutJudgment] = {}
+    for question, call in asked:
+        answer = answers[call]
+        if isinstance(answer, Generation) and question.protocol in ("official_scorer", "strict"):
+            verdict = suite.parse(question, answer.text, truncated=answer.truncated)
+            if verdict.status == "truncated":
+                shown = len(question.order)
+                cut[call] = CutJudgment(requested[call], answer.text, verdict.evidence, question.task, shown)
+    return cut
 
 
 def _call(suite: Suite, question: Question, seed: int) -> _Call:
     assert question.image is not None
     response_prefix, decoding = "", suite.decoding if question.protocol == "official" else GREEDY
     if question.protocol == "verdict_prob":
-        response_prefix = VERDICT_PREFIX[question.task]
-        tokens = _TOKENS_PER_RANK * len(question.order) if question.task == "ranking" else _FORCED_TOKENS
-        decoding = replace(decoding, max_tokens=tokens)
+        response_prefix = verdict_prefix(question.task)
+        decoding = replace(decoding, max_tokens=verdict_tokens(question.task, len(question.order)))
     draw = rng_for(seed, question.key, question.order, question.sample).getrandbits(32) if decoding.temperature else 0
     return _Call(question.prompt, question.image.name, response_prefix, draw, decoding)
 
 
-def _read(suite: Suite, name: str, question: Question, answer: Answer) -> Prediction:
-    """Return the prediction in an answer; a request that failed counts as no verdict."""
+def _read(
+    suite: Suite, name: str, question: Question, answer: Answer, forced: ForcedVerdict | None = None
+) -> Prediction:
+    """Return the prediction in an answer, with the verdict that it was made to end with, if it was.
+
+    A request that failed counts as no verdict.
+    """
     if isinstance(answer, str):
         error = row_error("evaluate", "not answered", answer)
         return record(question, name, "", suite.parse(question, ""), error=error)
     text, truncated, probabilities = answer.text, answer.truncated, None
-    if question.protocol == "verdict_prob":
-        text, truncated = VERDICT_PREFIX[question.task] + text, False
-        if question.task != "ranking":
-            probabilities = forced_probabilities(answer.logprobs, 2 if question.task == "pairwise" else CHOICES)
-            text = text if probabilities is None else _verdict(question.task, 1 + int(probabilities.argmax()))
+    begun = read_forced(question.task, answer) if question.protocol == "verdict_prob" else forced
+    if begun is not None:
+        text, truncated, probabilities = begun.text, False, begun.probabilities
     elif question.task == "pairwise" and question.protocol != "official":
         span = read_verdict(text, question.task, len(question.order), truncated, question.wording).span
         probabilities = verdict_probabilities(answer.logprobs, text, span)
@@ -149,8 +196,5 @@ def _read(suite: Suite, name: str, question: Question, answer: Answer) -> Predic
     if probabilities is not None and question.task == "pairwise":
         probability = float(probabilities[question.order.index(min(question.order))])
     verdict = suite.parse(question, text, truncated=truncated)
-    return record(question, name, text, verdict, probability, reasoning=answer.reasoning)
-
-
-def _verdict(task: Task, number: int) -> str:
-    return write_judgment("", winner=number) if task == "pairwise" else write_judgment("", rating=number)
+    row = record(question, name, text, verdict, probability, reasoning=answer.reasoning)
+    return replace(row, forced=forced is not None)

@@ -62,6 +62,7 @@ class EvalRequest:
     overrides: Sequence[str] = ()
     allow_missing_images: bool = False
     max_error_fraction: float = 0.05
+    force_verdicts: bool = False
 
 
 def evaluate(data: BenchmarkData, request: EvalRequest, out: Path, log: Callable[[str], None]) -> Iterable[str]:
@@ -87,9 +88,10 @@ def evaluate(data: BenchmarkData, request: EvalRequest, out: Path, log: Callable
                 refuse_missing_directory(judge.path)
             data = data.without_missing_images(protocols, allowed=request.allow_missing_images)
             eval_set = EvalSet(data.benchmark, data.rows, protocols, request.draws)
-            key = _key(eval_set, data.fingerprint, judge_fingerprint_inputs(judge))
+            forced = {"force_verdicts": True} if request.force_verdicts else {}
+            key = _key(eval_set, data.fingerprint, judge_fingerprint_inputs(judge) | forced)
             _refuse_other(out, key, eval_set.suite, judge.path)
-            table = _predict(eval_set, judge, key, Run(out), request.max_error_fraction, log)
+            table = _predict(eval_set, judge, key, Run(out), request, log)
         report = _report(data, from_table(table), request.draws)
         _write_predictions(out, table, key)
         _write_figures(out, report)
@@ -190,7 +192,7 @@ def _predict(
     judge: Judge,
     key: StageKey,
     run: Run,
-    max_error_fraction: float,
+    request: EvalRequest,
     log: Callable[[str], None],
 ) -> pa.Table:
     """Return the judge's predictions, from the table in `run` that `key` names; errors of endpoints are asked again."""
@@ -208,8 +210,9 @@ def _predict(
             prepare_models({"judge": judge}, log)
         pixels = None if remote else JudgeSpec.of(judge).resize_pixels
         with nullcontext() if remote else ray_cluster(Cluster()):
-            judge_run = JudgeRun(judge, judge.path, table, pixels)
-            counts = predict([judge_run], [eval_set], on_progress, max_error_fraction=max_error_fraction, log=log)
+            judge_run = JudgeRun(judge, judge.path, table, pixels, request.force_verdicts)
+            most = request.max_error_fraction
+            counts = predict([judge_run], [eval_set], on_progress, max_error_fraction=most, log=log)
         verdicts = count_stored(table)
         for line in describe(verdicts):
             log(line)

@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.benchmarks.answering import Answer
 from carevl.benchmarks.completion import prompt_tokens, read_completion
-from carevl.benchmarks.questions import Decoding
+from carevl.benchmarks.forcing import CutJudgment, ForcedVerdict, write_value
+from carevl.benchmarks.questions import GREEDY, Decoding
 from carevl.errors import UserError
+from carevl.judging import read_verdict
+from carevl.judging.prompts import Task
+from carevl.judging.verdict_tokens import CHOICES
 from carevl.models.chat_client import ChatClient, NoAnswerError
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.settings.asking import Asking
@@ -33,6 +37,11 @@ _LIKELIEST = 20
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 """Fields with which vLLM and SGLang go on with the last message, the judge's."""
 _TRIALS = 3
+_STATE: Mapping[Task, str] = {
+    "pairwise": 'Your judgment was cut. Give its verdict alone, as JSON: {"verdict": 1} or {"verdict": 2}.',
+    "pointwise": 'Your judgment was cut. Give its rating alone, from 1 to 5, as JSON, like {"rating": 3}.',
+    "ranking": 'Your judgment was cut. Give its ranking alone, best first, as JSON, like {"ranking": [2, 1, 3]}.',
+}
 _log = logging.getLogger(__name__)
 
 
@@ -56,7 +65,7 @@ class Endpoint:
         self.client = ChatClient(base, KEY if os.environ.get(KEY) else None, requests)
         self.max_tokens, self.asking = judge.max_tokens, judge.asking or Asking()
         self._gives_logprobs = "logprobs" not in requests.omit
-        self._continues = False
+        self._continues, self._takes_schemas = False, True
 
     def answer(
         self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
@@ -74,6 +83,28 @@ class Endpoint:
             trials = [self._fields(request, decoding, max_tokens=1) for request in begun[:_TRIALS]]
             self._refuse_unless_continuing(trials, logprob_texts)
         return self.client.ask_all(lambda request: self._request(request, decoding, logprob_texts), requests)
+
+    def force(self, judgments: Sequence[CutJudgment]) -> list[ForcedVerdict | None]:
+        """Return the verdict that the judge states in a further turn, in the form of a schema where that is taken."""
+        return self.client.ask_all(self._force, judgments)
+
+    def _force(self, cut: CutJudgment) -> ForcedVerdict | None:
+        fields = self._fields(cut.request, GREEDY, self.max_tokens)
+        said = [{"role": "assistant", "content": cut.text}] if cut.text else []
+        fields["messages"] = [*fields["messages"], *said, {"role": "user", "content": _STATE[cut.task]}]
+        form = {"response_format": _response_format(cut.task, cut.shown)} if self._takes_schemas else {}
+        try:
+            reply = self.client.complete({**fields, **form}, optional=form)
+        except NoAnswerError as error:
+            if error.field not in form:
+                return None
+            self._takes_schemas = False
+            return self._force(cut)
+        answer = read_completion(reply, self.max_tokens)
+        if isinstance(answer, str):
+            return None
+        value = read_verdict(answer.text, cut.task, cut.shown, answer.truncated).value
+        return None if value is None else ForcedVerdict(write_value(cut.task, value, cut.evidence))
 
     def _request(self, request: GenerationRequest, decoding: Decoding, logprob_texts: Sequence[str]) -> Answer:
         max_tokens = decoding.max_tokens or self.max_tokens
@@ -161,6 +192,18 @@ class Endpoint:
         system = [] if self.asking.system is None else [{"role": "system", "content": self.asking.system}]
         begun = [{"role": "assistant", "content": request.response_prefix}] if request.response_prefix else []
         return [*system, {"role": "user", "content": content}, *begun]
+
+
+def _response_format(task: Task, shown: int) -> dict[str, Any]:
+    """Return the field that binds a reply to the JSON of a verdict."""
+    positions = {"type": "integer", "enum": [*range(1, shown + 1)]}
+    name, value = {
+        "pairwise": ("verdict", positions),
+        "pointwise": ("rating", {"type": "integer", "enum": [*range(1, CHOICES + 1)]}),
+        "ranking": ("ranking", {"type": "array", "items": positions}),
+    }[task]
+    schema = {"type": "object", "properties": {name: value}, "required": [name], "additionalProperties": False}
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
 
 
 def _data_url(image: Image) -> str:

@@ -35,6 +35,11 @@ class Prediction:
     probability: float | None
     error: dict[str, str] | None = None
     reasoning: str | None = None
+    forced: bool = False
+
+
+_LATER = ("reasoning", "forced")
+"""Fields that earlier versions did not keep."""
 
 
 def prompt_hash(prompt: str) -> str:
@@ -85,18 +90,18 @@ def from_table(table: pa.Table) -> list[Prediction]:
     Raises:
         ValueError: a column is missing.
     """
-    missing = [field.name for field in fields(Prediction) if field.name not in table.column_names]
-    if missing not in ([], ["reasoning"]):  # which earlier versions did not keep
+    names = [field.name for field in fields(Prediction)]
+    missing = [name for name in names if name not in table.column_names and name not in _LATER]
+    if missing:
         raise ValueError(f"not a predictions table: no column {', '.join(missing)}; found {table.column_names}")
-    names = [field.name for field in fields(Prediction) if field.name not in missing]
+    names = [name for name in names if name in table.column_names]
     return [_from_values(values) for values in table.select(names).to_pylist()]
 
 
 def _from_values(values: dict[str, Any]) -> Prediction:
-    ranking = values["ranking"]
-    return Prediction(
-        **values | {"order": tuple(values["order"]), "ranking": None if ranking is None else tuple(ranking)}
-    )
+    ranking = None if values["ranking"] is None else tuple(values["ranking"])
+    forced = bool(values.get("forced"))
+    return Prediction(**values | {"order": tuple(values["order"]), "ranking": ranking, "forced": forced})
 
 
 def by_key(rows: Sequence[Row], predictions: Iterable[Prediction]) -> dict[str, list[Prediction]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.benchmarks.answering import Answerer, judge_questions, load_judge
-from carevl.benchmarks.predictions import record_score, to_table
+from carevl.benchmarks.predictions import Prediction, record_score, to_table
 from carevl.benchmarks.questions import Question, ask_as_trained
 from carevl.benchmarks.retries import failed_questions, replace_predictions
 from carevl.benchmarks.rows import Image, Row
@@ -109,12 +109,14 @@ class JudgeRun:
     """A judge to ask, its name in the table, and the table that its predictions are written to.
 
     `resize_pixels`: most pixels of an image that it is shown; None: as many as there are.
+    `force_verdicts`: whether judgments that were cut before their verdicts are made to end with one.
     """
 
     judge: Judge
     name: str
     target: Table
     resize_pixels: int | None = None
+    force_verdicts: bool = False
 
 
 def predict(
@@ -169,17 +171,17 @@ def predict(
             each.images.write(number, _to_images(block))
     for each in passes:
         if each.asked_again:
-            log(f"{each.name}: {each.asked_again} questions that failed are asked again; answers are kept")
-    pooled = [each for each in passes if each.pending and not is_endpoint(each.judge.path)]
+            log(f"{each.run.name}: {each.asked_again} questions that failed are asked again; answers are kept")
+    pooled = [each for each in passes if each.pending and not is_endpoint(each.run.judge.path)]
     for each in passes:
-        if is_endpoint(each.judge.path):
+        if is_endpoint(each.run.judge.path):
             _run_here(each.job, on_progress)
     tallies = run_jobs([each.job for each in pooled], [], 1.0, on_progress) if pooled else {}
     counts = {}
     for each in passes:
         tally = tallies.get(each.job.name, Tally())
         facts = {"fallbacks": tally.fallbacks} if tally.fallbacks else {}
-        counts[each.name] = each.finish(total, max_error_fraction) | facts
+        counts[each.run.name] = each.finish(total, max_error_fraction) | facts
     return counts
 
 
@@ -211,18 +213,15 @@ def size_parts(run: JudgeRun, total: int) -> int:
 class _Pass:
     """A judge at work: the questions of every part that is missing, or those to ask once more."""
 
-    name: str
-    judge: Judge
-    target: Table
+    run: JudgeRun
     output: Table
-    """The table of new predictions: the target, or apart from it those of a retry."""
+    """The table of new predictions: the run's target, or apart from it those of a retry."""
     pending: Mapping[int, list[Question]]
     asked_again: int
     """Questions among them whose predictions in the target are errors."""
     suites: Mapping[str, str]
     """Name of a suite in the questions to what it is imported by."""
     seed: int
-    resize_pixels: int | None
 
     @classmethod
     def of(
@@ -235,25 +234,26 @@ class _Pass:
             output = Table(target.directory / "again")
             shutil.rmtree(output.directory, ignore_errors=True)
         pending = {**failed, **({} if retry else missing)}
-        again = sum(map(len, failed.values()))
-        return cls(run.name, run.judge, target, output, pending, again, suites, seed, run.resize_pixels)
+        return cls(run, output, pending, sum(map(len, failed.values())), suites, seed)
 
     @property
     def questions(self) -> Table:
-        return Table(self.target.directory / "questions")
+        return Table(self.run.target.directory / "questions")
 
     @property
     def images(self) -> Table:
-        return Table(self.target.directory / "images")
+        return Table(self.run.target.directory / "images")
 
     @property
     def job(self) -> PoolJob:
         return PoolJob(
-            name=f"evaluate/{self.name}",
-            processor=AnswerProcessor(self.judge, self.name, self.suites, self.seed, self.resize_pixels),
+            name=f"evaluate/{self.run.name}",
+            processor=AnswerProcessor(
+                self.run.judge, self.run.name, self.suites, self.seed, self.run.resize_pixels, self.run.force_verdicts
+            ),
             sources={"questions": self.questions, "images": self.images},
             target=self.output,
-            pool=self.judge.pool,
+            pool=self.run.judge.pool,
             key="key",
             identity=("benchmark", "protocol", "order", "sample"),
             parts=tuple(self.pending),
@@ -261,7 +261,7 @@ class _Pass:
 
     def finish(self, total: int, max_error_fraction: float) -> dict[str, int]:
         """Put the predictions of a retry in their place, remove what was only passed on, and count."""
-        target = self.target
+        target = self.run.target
         if self.output != target:
             for number in self.pending:
                 target.write(number, replace_predictions(target.read(number), self.output.read(number)))
@@ -270,9 +270,9 @@ class _Pass:
             shutil.rmtree(table.directory, ignore_errors=True)
         errors = [error for error in target.read(columns=["error"])["error"].to_pylist() if error is not None]
         if len(errors) > max_error_fraction * total:
-            way_on = "; the same command asks them again, and no others" if is_endpoint(self.judge.path) else ""
+            way_on = "; the same command asks them again, and no others" if is_endpoint(self.run.judge.path) else ""
             raise RunError(
-                f"{self.name}: {len(errors)} of {total} questions failed, more than max_error_fraction = "
+                f"{self.run.name}: {len(errors)} of {total} questions failed, more than max_error_fraction = "
                 f"{max_error_fraction:.1%} allows; the first: {errors[0]['message']}{way_on}"
             )
         return {"rows_in": total, "rows_out": total, "errors": len(errors)}
@@ -351,6 +351,7 @@ class AnswerProcessor(Processor):
     """Name of a suite in the questions to what it is imported by."""
     seed: int
     resize_pixels: int | None = None
+    force_verdicts: bool = False
 
     @cached_property
     def writer(self) -> Answerer:
@@ -373,7 +374,11 @@ class AnswerProcessor(Processor):
         scored = [question for question in questions if question.response is not None]
         pictures = {row["name"]: _picture(row, self.resize_pixels) for row in tables["images"].to_pylist()}
         suite = SUITES[self.suites[questions[0].benchmark]]  # a part is of one benchmark
-        predictions = judge_questions(self.writer, self.name, suite, written, pictures, self.seed) if written else []
+        predictions: list[Prediction] = []
+        if written:
+            predictions += judge_questions(
+                self.writer, self.name, suite, written, pictures, self.seed, force_verdicts=self.force_verdicts
+            )
         if scored:
             scores = self.scorer.score([(question.prompt, question.response or "") for question in scored])
             predictions += [record_score(q, self.name, score) for q, score in zip(scored, scores, strict=True)]

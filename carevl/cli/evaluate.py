@@ -40,6 +40,13 @@ _MaxErrorFraction = Annotated[
         min=0, max=1, help="Share of questions that may fail, 0.05 by default; each counts as without a verdict."
     ),
 ]
+_ForceVerdicts = Annotated[
+    bool,
+    typer.Option(
+        "--force-verdicts",
+        help="Ask a judgment that was cut before its verdict for it once more, after what it says; it is marked.",
+    ),
+]
 _AllowMissingImages = Annotated[bool, typer.Option(help="Leave out rows whose image is missing.")]
 _Out = Annotated[Path | None, typer.Option(help="Directory for predictions.parquet and figures.json.")]
 _Stored = Annotated[
@@ -62,6 +69,7 @@ def evaluate(
     overrides: _JudgeOverrides = None,
     max_error_fraction: _MaxErrorFraction = None,
     allow_missing_images: _AllowMissingImages = False,
+    force_verdicts: _ForceVerdicts = False,
     out: _Out = None,
     stored: _Stored = None,
     compare: _Compare = None,
@@ -84,6 +92,7 @@ def evaluate(
         raise UserError("evaluate: give one of --judge JUDGE, --from PREDICTIONS and --compare A B")
     asking = {"--engine": engine, "--set": overrides, "--max-error-fraction": max_error_fraction}
     asking["--allow-missing-images"] = allow_missing_images or None
+    asking["--force-verdicts"] = force_verdicts or None
     if judge is not None:
         _refuse_for_judge(judge, asking)
     else:
@@ -103,6 +112,7 @@ def evaluate(
             overrides or (),
             allow_missing_images,
             0.05 if max_error_fraction is None else max_error_fraction,
+            force_verdicts,
         )
         lines = command.evaluate(rows, request, out, log)
     elif stored is not None:

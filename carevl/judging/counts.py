@@ -28,13 +28,15 @@ class VerdictCounts:
     """Counts of judgments that should have a verdict.
 
     `statuses` counts those that came, as the reader has it; `ties` those among its `none` that state a tie, or that the
-    judge cannot decide. `unread` holds a few of the others without a verdict: status and text, shortened and quoted.
+    judge cannot decide; `forced` those among its `ok` that were cut and asked for their verdict apart. `unread` holds a
+    few of the others without a verdict: status and text, shortened and quoted.
     """
 
     asked: int = 0
     answered: int = 0
     statuses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
     ties: int = 0
+    forced: int = 0
     unread: list[str] = field(default_factory=list)
 
     def add(
@@ -46,6 +48,7 @@ class VerdictCounts:
         failed: bool = False,
         tie: bool | None = None,
         wording: str | None = None,
+        forced: bool = False,
     ) -> None:
         """Count a judgment.
 
@@ -53,6 +56,7 @@ class VerdictCounts:
             failed: whether the judge could not be asked; then there is no text.
             tie: whether it states a tie; read in a pairwise text without a verdict when None.
             wording: the judge's own of a verdict.
+            forced: whether it was cut, and its verdict asked for apart.
         """
         self.asked += 1
         if failed:
@@ -60,6 +64,7 @@ class VerdictCounts:
         self.answered += 1
         self.statuses[status] += 1
         if status == "ok":
+            self.forced += forced
             return
         if tie is None:
             tie = status == "none" and task == "pairwise" and read_verdict(text, wording=wording).tie
@@ -86,12 +91,14 @@ class VerdictCounts:
     def line(self) -> str:
         """Return the counts in one line."""
         share = f" ({self.parsed / self.asked:.1%})".replace("%", " %") if self.asked else ""
-        words = [f"{n:,} {status}{self._tie_words(status)}" for status, n in self.statuses.items() if n]
+        words = [f"{n:,} {status}{self._more_words(status)}" for status, n in self.statuses.items() if n]
         return f"{self.asked:,} asked, {self.answered:,} answered, {self.parsed:,} parsed{share}" + (
             f": {', '.join(words)}" if words else ""
         )
 
-    def _tie_words(self, status: str) -> str:
+    def _more_words(self, status: str) -> str:
+        if status == "ok" and self.forced:
+            return f" ({self.forced:,} forced)"
         if status != "none" or not self.ties:
             return ""
         return f" ({self.ties:,} {'states' if self.ties == 1 else 'state'} a tie)"
@@ -116,6 +123,7 @@ def join(counts: Iterable[VerdictCounts]) -> VerdictCounts:
         total.asked += each.asked
         total.answered += each.answered
         total.ties += each.ties
+        total.forced += each.forced
         for status, n in each.statuses.items():
             total.statuses[status] += n
         total.unread = list(dict.fromkeys([*total.unread, *each.unread]))[:_SAMPLES]

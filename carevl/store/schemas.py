@@ -185,6 +185,7 @@ _PREDICTION_FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
         True,
         "what an endpoint returned of the judge's thoughts, apart from the text; may be null",
     ),
+    ("forced", pa.bool_(), True, "whether the judgment was cut, and its verdict asked for apart; null: no"),
 )
 
 PREDICTIONS = pa.schema(

@@ -524,6 +524,40 @@ def test_a_question_that_is_refused_does_not_tell_whether_a_reply_is_gone_on_wit
     assert (errors, len(server.requests)) == (0, 3 + 6)
 
 
+def _force(server, rows_file, replies):
+    server.replies = [(200, completion("There is a cup", "length"), {})] + [(200, completion(), {})] * 5 + replies
+    _evaluate(server, rows_file, force_verdicts=True)
+    rows = pq.read_table(rows_file.parent / "out" / PREDICTIONS).to_pylist()
+    return [row for row in rows if row["text"] != TEXT], [body for *_, body in server.requests[6:]]
+
+
+def test_a_cut_judgment_is_asked_for_its_verdict_in_a_further_turn(server, rows_file):
+    [row], [body] = _force(server, rows_file, [(200, completion('{"verdict": 1}'), {})])
+    assert (row["text"], row["status"]) == ("There is a cup\nOverall Judgment: Answer 1 is better.", "ok")
+    assert (row["winner"], row["forced"], row["probability"]) == (row["order"][0], True, None)
+    first, said, further = body["messages"]
+    assert said == {"role": "assistant", "content": "There is a cup"}
+    assert (first["role"], further["role"]) == ("user", "user")
+    schema = body["response_format"]["json_schema"]["schema"]
+    assert schema["properties"] == {"verdict": {"type": "integer", "enum": [1, 2]}}
+
+
+def test_an_endpoint_without_schemas_is_asked_without_and_read_alike(server, rows_file):
+    refusal = (400, {"error": "response_format is not supported"}, {})
+    [row], bodies = _force(server, rows_file, [refusal, (200, completion("Answer 2 is better."), {})])
+    assert (row["winner"], row["forced"]) == (row["order"][1], True)
+    assert ["response_format" in body for body in bodies] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [(200, completion("I cannot say."), {}), (200, completion('{"verdict": 3}'), {}), (403, {}, {}), (200, [], {})],
+)
+def test_a_cut_judgment_that_gets_no_verdict_stays_cut(server, rows_file, reply):
+    [row], _ = _force(server, rows_file, [reply])
+    assert (row["text"], row["status"], row["forced"]) == ("There is a cup", "truncated", False)
+
+
 def test_official_draws_are_sampled_as_the_benchmark_does(server, pairs):
     suite = SUITES["vl-rewardbench"]
     questions = list(suite.questions(pairs[:1], "official"))

@@ -253,6 +253,7 @@ PAIRS = "--benchmark vl-rewardbench --data rows.jsonl"
         (f"--from p.parquet --max-error-fraction 0.05 {PAIRS}", "--max-error-fraction does not apply to --from"),
         (f"--compare p.parquet p.parquet --out o {PAIRS}", "--out does not apply to --compare"),
         (f"--judge longer --set max_tokens=1 --out o {PAIRS}", "--set does not apply to --judge longer"),
+        (f"--judge longer --force-verdicts --out o {PAIRS}", "--force-verdicts does not apply to --judge longer"),
         (f"--judge longer --allow-missing-images --out o {PAIRS}", "--allow-missing-images does not apply to"),
         (f"--judge http://h/v1#m --engine vllm --out o {PAIRS}", "--engine does not apply to an endpoint"),
         (
