@@ -19,6 +19,7 @@ from carevl.audit.pairs import audit_pairs
 from carevl.audit.rewrites import audit_styles, sample_items
 from carevl.data.drawn import draw
 from carevl.data.pictures import picture
+from carevl.errors import UserError
 from carevl.models.engines import generator
 from carevl.models.judge_spec import JudgeSpec, asking_of
 from carevl.models.locate import model_directory, prepare_models
@@ -26,6 +27,7 @@ from carevl.models.prompts import load_processor
 from carevl.pipeline.keys import keys_until, load_run, stage_keys
 from carevl.pipeline.publish import record_injection
 from carevl.pipeline.results import drawn_truths
+from carevl.settings.requests import is_endpoint
 from carevl.stages.route import read_fitting
 from carevl.stats.draws import hash_uniform
 from carevl.store.ingested import Ingested
@@ -78,8 +80,10 @@ def audit_judge(root: Path, path: str, n_pairs: int, log: Callable[[str], None],
 
     Raises:
         RunError: no run lies here, its items are not there, or no pair has a verdict.
-        UserError: the judge cannot be loaded.
+        UserError: the judge cannot be loaded, or is an endpoint.
     """
+    if is_endpoint(path):
+        raise UserError(f"{path}: of an endpoint no chat template is known to forge a turn by; audit what it serves")
     settings, run = load_run(root)
     draw(settings, run)
     ingested = Ingested(_finished(settings, run, "ingest")["ingest"].directory)

@@ -151,11 +151,13 @@ def test_pairs_are_labelled_where_there_are_labels_and_shown_in_either_order(whe
     ("options", "problem"),
     [
         (["--judge", "j", "--rewrites", "0"], "--rewrites is for experts"),
+        (["--judge", "http://localhost:1/v1"], "audit what it serves"),
+        (["--judge", "nowhere/of/judge"], "there is no such directory"),
         (["--pairs", "3"], "--pairs and --engine are for a judge"),
         (["--engine", "vllm"], "--pairs and --engine are for a judge"),
     ],
 )
-def test_options_of_the_other_audit_are_refused(options, problem, where, monkeypatch, capsys):
+def test_what_cannot_be_audited_is_refused(options, problem, where, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["carevl", "audit", str(where.root), *options])
     with pytest.raises(SystemExit):
         main()
