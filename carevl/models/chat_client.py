@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from carevl.errors import UserError
-from carevl.settings.requests import Requests
+from carevl.settings.requests import LOGPROBS, Requests
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -32,8 +32,8 @@ _MOST_BYTES = 64 * 2**20
 _SHOWN = 200
 _BUSY = (408, 409, 429)
 _REFUSES_ALL = (401, 403, 404, 405, 501)
-_REFUSING = re.compile(r"\b(?:not|un\w+|only|extra|invalid|must|cannot|deprecated)\b|n't\b", re.IGNORECASE)
-"""Words with which endpoints refuse a field that they name."""
+_REFUSING = re.compile(r"\b(?:not|un\w+|only|extra|invalid|cannot|deprecated)\b|n't\b", re.IGNORECASE)
+"""Words with which endpoints refuse a field that they name; log-probabilities they refuse in any words."""
 
 
 class NoAnswerError(Exception):
@@ -175,11 +175,10 @@ class ChatClient:
 def _refused_field(body: Mapping[str, Any], text: str) -> str | None:
     """Return the field of a request that an endpoint refuses in these words; None: they name none."""
     words = text.replace(str(body["model"]), "")
-    if not _REFUSING.search(words):
-        return None
+    names = [name for name in body if name in LOGPROBS or _REFUSING.search(words)]
     places = {
         name: place.start()
-        for name in body
+        for name in names
         if name not in ("model", "messages")
         and (place := re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", words, re.IGNORECASE))
     }

@@ -279,10 +279,11 @@ def test_a_model_whose_name_is_that_of_a_field_is_not_taken_for_it(server):
         _ask(server)
 
 
-def test_a_prompt_that_is_too_long_is_no_refused_field(server):
-    server.replies = [(400, {"error": "'max_tokens' is too large: 64; the context has 50 tokens"}, {})]
+@pytest.mark.parametrize("words", ["'max_tokens' is too large: 64 > 50", "max_tokens must be at least 1, got -12"])
+def test_a_prompt_that_is_too_long_is_no_refused_field(server, words):
+    server.replies = [(400, {"error": words}, {})]
     refused, answer = _ask(server, n=2)
-    assert refused.endswith('the context has 50 tokens"}')
+    assert refused.endswith(f'{words}"}}')
     assert answer.text == TEXT
 
 
@@ -314,8 +315,16 @@ def test_watched_tokens_are_found_among_the_likeliest(server):
     assert server.requests[0][2]["top_logprobs"] == 20
 
 
-def test_an_endpoint_without_log_probabilities_is_asked_without(server):
-    server.replies = [(400, {"error": "logprobs are not supported"}, {})]
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (400, {"error": "logprobs are not supported"}, {}),
+        (422, {"error": "top_logprobs must be at most 5"}, {}),
+        (403, {"error": "You may not request logprobs from this model"}, {}),
+    ],
+)
+def test_an_endpoint_without_log_probabilities_is_asked_without(server, refusal):
+    server.replies = [refusal]
     answers = _ask(server, n=3, logprob_texts=VERDICT_TEXTS)
     assert [answer.text for answer in answers] == [TEXT] * 3
     assert ["logprobs" in body for *_, body in server.requests] == [True, False, False, False]
