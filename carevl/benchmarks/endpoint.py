@@ -25,7 +25,7 @@ from carevl.judging.verdict_tokens import CHOICES
 from carevl.models.chat_client import ChatClient, NoAnswerError
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.settings.asking import Asking
-from carevl.settings.requests import LOGPROBS, JudgeRequests
+from carevl.settings.requests import LOGPROBS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,12 +59,9 @@ class Endpoint:
         base, _, self.model = judge.path.partition("#")
         if not self.model:
             raise UserError(f"{judge.path}: name the model after the address, like {judge.path}#MODEL")
-        requests = judge.endpoint or JudgeRequests()
-        if "batch_size" in judge.pool.model_fields_set:  # said so before there was endpoint.concurrency
-            requests = requests.model_copy(update={"concurrency": judge.pool.batch_size})
-        self.client = ChatClient(base, KEY if os.environ.get(KEY) else None, requests)
+        self.client = ChatClient(base, KEY if os.environ.get(KEY) else None, judge.requests)
         self.max_tokens, self.asking = judge.max_tokens, judge.asking or Asking()
-        self._gives_logprobs = "logprobs" not in requests.omit
+        self._gives_logprobs = "logprobs" not in judge.requests.omit
         self._continues, self._takes_schemas = False, True
 
     def answer(

@@ -18,16 +18,16 @@ import pyarrow as pa
 
 from carevl.benchmarks.answering import Answerer, judge_questions, load_judge
 from carevl.benchmarks.predictions import Prediction, record_score, to_table
+from carevl.benchmarks.question_tables import from_row, read_picture, to_images, to_questions
 from carevl.benchmarks.questions import Question, ask_as_trained
 from carevl.benchmarks.retries import failed_questions, replace_predictions
-from carevl.benchmarks.rows import Image, Row
+from carevl.benchmarks.rows import Row
 from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites import SUITES
 from carevl.cluster.jobs import PoolJob, Processor, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.data.images import ImageLimits
-from carevl.data.pictures import decode_images, picture
-from carevl.data.rows import RowError
+from carevl.data.pictures import decode_images
 from carevl.errors import UserError
 from carevl.judging.prompts import PROMPT_VERSION
 from carevl.models.engines import scorer
@@ -38,17 +38,15 @@ from carevl.settings.asking import Asking
 from carevl.settings.data import ProtocolName
 from carevl.settings.requests import is_endpoint
 from carevl.store.run import RunError
-from carevl.store.schemas import QUESTION_IMAGES, QUESTIONS
 from carevl.store.table import Table, write_atomically
 
 if TYPE_CHECKING:
-    import PIL.Image
-
     from carevl.settings.models import Judge
 
 VERSION = 3
-PART_QUESTIONS, MOST_PART_QUESTIONS = 256, 4096
+LEAST_PART_QUESTIONS, PART_QUESTIONS, MOST_PART_QUESTIONS = 32, 256, 4096
 """Questions of a part; on GPUs up to so many, because an engine drains at the end of each."""
+_ROUNDS = 4
 _LIMITS = ImageLimits()
 
 
@@ -167,8 +165,8 @@ def predict(
         _refuse_without_image(question for block in each.pending.values() for question in block)
     for each in passes:
         for number, block in each.pending.items():
-            each.questions.write(number, _to_questions(block))
-            each.images.write(number, _to_images(block))
+            each.questions.write(number, to_questions(block))
+            each.images.write(number, to_images(block))
     for each in passes:
         if each.asked_again:
             log(f"{each.run.name}: {each.asked_again} questions that failed are asked again; answers are kept")
@@ -196,15 +194,20 @@ def _in_words_of(
 def size_parts(run: JudgeRun, total: int) -> int:
     """Return the questions of a part: as many as the parts have that are there, else enough for every actor on a GPU.
 
+    Those of an endpoint are a few rounds of requests, so that a process that is killed costs few answers.
+
     Args:
         total: questions in all.
     """
     note, pool = run.target.directory / ".part_questions", run.judge.pool
     if note.exists():
         return int(note.read_text())
-    if run.target.parts() or not pool.num_gpus:
+    here = is_endpoint(run.judge.path)
+    if run.target.parts() or not (pool.num_gpus or here):
         return PART_QUESTIONS
     size = min(max(math.ceil(total / pool.bounds[1]), PART_QUESTIONS), MOST_PART_QUESTIONS)
+    if here:
+        size = min(max(_ROUNDS * run.judge.requests.concurrency, LEAST_PART_QUESTIONS), PART_QUESTIONS)
     write_atomically(note, str(size).encode())
     return size
 
@@ -314,30 +317,6 @@ def _refuse_without_image(questions: Iterable[Question]) -> None:
             )
 
 
-def _to_questions(block: Sequence[Question]) -> pa.Table:
-    names = [name for name in QUESTIONS.names if name != "image"]
-    rows = [
-        {**{name: getattr(question, name) for name in names}, "image": question.image.name if question.image else None}
-        for question in block
-    ]
-    return pa.Table.from_pylist(rows, QUESTIONS)
-
-
-def _to_images(block: Sequence[Question]) -> pa.Table:
-    images = {q.image.name: q.image for q in block if q.image is not None and q.response is None}
-    return pa.Table.from_pylist(
-        [{"name": name, "bytes": _bytes(image), "error": image.error or None} for name, image in images.items()],
-        QUESTION_IMAGES,
-    )
-
-
-def _bytes(image: Image) -> bytes:
-    try:
-        return image.read()
-    except OSError:
-        return b""
-
-
 @dataclass
 class AnswerProcessor(Processor):
     """Turns a part of questions and their images into a part of `predictions`.
@@ -369,10 +348,10 @@ class AnswerProcessor(Processor):
         return {**tables, "images": images}
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
-        questions = [_question(row) for row in tables["questions"].to_pylist()]
+        questions = [from_row(row) for row in tables["questions"].to_pylist()]
         written = [question for question in questions if question.response is None]
         scored = [question for question in questions if question.response is not None]
-        pictures = {row["name"]: _picture(row, self.resize_pixels) for row in tables["images"].to_pylist()}
+        pictures = {row["name"]: read_picture(row, _LIMITS, self.resize_pixels) for row in tables["images"].to_pylist()}
         suite = SUITES[self.suites[questions[0].benchmark]]  # a part is of one benchmark
         predictions: list[Prediction] = []
         if written:
@@ -383,18 +362,3 @@ class AnswerProcessor(Processor):
             scores = self.scorer.score([(question.prompt, question.response or "") for question in scored])
             predictions += [record_score(q, self.name, score) for q, score in zip(scored, scores, strict=True)]
         return to_table(predictions)
-
-
-def _question(row: Mapping[str, Any]) -> Question:
-    image = None if row["image"] is None else Image(row["image"])
-    return Question(**{**row, "order": tuple(row["order"]), "image": image})
-
-
-def _picture(row: Mapping[str, Any], resize_pixels: int | None) -> PIL.Image.Image | str:
-    """Return the picture, or the reason why it cannot be read."""
-    if row["error"] is not None:
-        return str(row["error"])
-    try:
-        return picture(row, _LIMITS, resize_pixels)
-    except RowError as error:
-        return str(error)

@@ -261,6 +261,13 @@ class Judge(Model):
         requests = {} if self.endpoint is None else self.endpoint.computation
         return super().computation | asking | ({"endpoint": requests} if requests else {})
 
+    @property
+    def requests(self) -> JudgeRequests:
+        """How it is asked as an endpoint; `pool.batch_size` is what `endpoint.concurrency` was before."""
+        requests = self.endpoint or JudgeRequests()
+        given = "batch_size" in self.pool.model_fields_set
+        return requests.model_copy(update={"concurrency": self.pool.batch_size}) if given else requests
+
     @model_validator(mode="after")
     def _is_endpoint(self) -> Self:
         if self.endpoint is not None and not is_endpoint(self.path):

@@ -11,9 +11,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from carevl import RewardModel
+from carevl.benchmarks.question_tables import from_row, to_questions
 from carevl.benchmarks.questions import ask_as_trained, judge_question
 from carevl.benchmarks.rows import Row
-from carevl.benchmarks.run import _question, _to_questions
 from carevl.benchmarks.suites import SUITES
 from carevl.judging.prompts import judge_prompt
 from carevl.models.engines.base import Generation
@@ -152,7 +152,7 @@ def test_a_wording_reaches_the_suites_of_benchmarks_but_for_their_own_protocol()
     )
     suite = SUITES["vl-rewardbench"]
     assert [suite.parse(question, "Winner: B").winner for question in (strict, official)] == [0, None]
-    assert _question(_to_questions([strict]).to_pylist()[0]).wording == "Winner: {verdict}"
+    assert from_row(to_questions([strict]).to_pylist()[0]).wording == "Winner: {verdict}"
 
 
 def test_questions_of_benchmarks_are_in_the_judges_words_but_for_the_benchmarks_own():

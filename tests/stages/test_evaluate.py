@@ -24,6 +24,7 @@ from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
 from carevl.models.engines.base import GenerationRequest
 from carevl.settings.models import Judge, Pool
+from carevl.settings.requests import JudgeRequests
 from carevl.store.run import RunError
 from carevl.store.table import Table
 
@@ -109,6 +110,18 @@ def test_every_question_has_one_prediction(first, pairs):
 def test_parts_are_large_on_a_gpu_and_enough_for_every_actor(pool, total, size, tmp_path):
     run = JudgeRun(Judge(path="x", pool=Pool(**pool)), "base", Table(tmp_path))
     assert size_parts(run, total) == size
+
+
+def test_parts_of_an_endpoint_are_a_few_rounds_of_requests(tmp_path):
+    judge = Judge(path="http://h/v1#m")
+    sizes = [
+        size_parts(JudgeRun(judge.model_copy(update=changes), "j", Table(tmp_path / str(n))), 9000)
+        for n, changes in enumerate(
+            [{}, {"endpoint": JudgeRequests(concurrency=16)}, {"pool": Pool(batch_size=2)}, {"pool": Pool(num_cpus=2)}]
+        )
+    ]
+    assert sizes == [256, 64, 32, 256]
+    assert size_parts(JudgeRun(judge, "j", Table(tmp_path / "1")), 9000) == 64
 
 
 def test_an_evaluation_goes_on_in_parts_of_the_size_that_it_began_with(tmp_path):

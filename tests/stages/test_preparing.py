@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from carevl.benchmarks import run as evaluate
+from carevl.benchmarks.question_tables import to_questions
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Image as Named
 from carevl.data.pictures import decode_images, picture
@@ -107,7 +108,7 @@ def test_predictions(tables, no_decoding):
         for name in ("a", "b")
         for order in ((0, 1), (1, 0))
     ]
-    mine = {"questions": evaluate._to_questions(asked), "images": images}
+    mine = {"questions": to_questions(asked), "images": images}
     processor = evaluate.AnswerProcessor(SETTINGS.judge, "base", {"vl-rewardbench": "vl-rewardbench"}, seed=0)
     ready, loaded = processor.preprocess(mine), processor.load()
     expected = loaded.process(mine)

@@ -10,9 +10,10 @@ from PIL import Image
 
 from carevl.benchmarks.command import PREDICTIONS, EvalRequest, evaluate
 from carevl.benchmarks.data import load
+from carevl.benchmarks.question_tables import to_questions
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Image as Named
-from carevl.benchmarks.run import AnswerProcessor, _to_questions
+from carevl.benchmarks.run import AnswerProcessor
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.models.engines.base import Engine, Generation
 from carevl.models.judge_spec import JudgeSpec
@@ -80,7 +81,7 @@ def _questions(photograph):
     fields = {"benchmark": "vl-rewardbench", "protocol": "strict", "sample": 0, "task": "pairwise", "order": (0, 1)}
     question = Question(**fields, key="1", prompt="Which?", image=Named("a"), response=None)
     images = pa.Table.from_pylist([{"name": "a", "bytes": photograph}], QUESTION_IMAGES)
-    return {"questions": _to_questions([question]), "images": images}
+    return {"questions": to_questions([question]), "images": images}
 
 
 @pytest.mark.parametrize("prepared", [False, True])

@@ -1,0 +1,60 @@
+"""Questions and their images as tables, in which they reach the actors that ask a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from carevl.benchmarks.questions import Question
+from carevl.benchmarks.rows import Image
+from carevl.data.images import ImageLimits
+from carevl.data.pictures import picture
+from carevl.data.rows import RowError
+from carevl.store.schemas import QUESTION_IMAGES, QUESTIONS
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+def to_questions(block: Sequence[Question]) -> pa.Table:
+    """Return the questions of a part, without their images."""
+    names = [name for name in QUESTIONS.names if name != "image"]
+    rows = [
+        {**{name: getattr(question, name) for name in names}, "image": question.image.name if question.image else None}
+        for question in block
+    ]
+    return pa.Table.from_pylist(rows, QUESTIONS)
+
+
+def to_images(block: Sequence[Question]) -> pa.Table:
+    """Return each image that these questions name, once; an image that cannot be read has no bytes."""
+    images = {q.image.name: q.image for q in block if q.image is not None and q.response is None}
+    return pa.Table.from_pylist(
+        [{"name": name, "bytes": _bytes(image), "error": image.error or None} for name, image in images.items()],
+        QUESTION_IMAGES,
+    )
+
+
+def _bytes(image: Image) -> bytes:
+    try:
+        return image.read()
+    except OSError:
+        return b""
+
+
+def from_row(row: Mapping[str, Any]) -> Question:
+    """Return the question in a row of `to_questions`; of its image it has the name alone."""
+    image = None if row["image"] is None else Image(row["image"])
+    return Question(**{**row, "order": tuple(row["order"]), "image": image})
+
+
+def read_picture(row: Mapping[str, Any], limits: ImageLimits, resize_pixels: int | None) -> PIL.Image.Image | str:
+    """Return the picture, or the reason why it cannot be read."""
+    if row["error"] is not None:
+        return str(row["error"])
+    try:
+        return picture(row, limits, resize_pixels)
+    except RowError as error:
+        return str(error)
