@@ -25,7 +25,6 @@ from carevl.judging.verdict_tokens import CHOICES
 from carevl.models.chat_client import ChatClient, NoAnswerError
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.settings.asking import Asking
-from carevl.settings.requests import LOGPROBS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -124,9 +123,9 @@ class Endpoint:
         read = logprob_texts if self._gives_logprobs else ()
         asked = {"logprobs": True, "top_logprobs": _LIKELIEST} if read else {}
         try:
-            return self.client.complete({**fields, **asked}, optional=(*LOGPROBS, *_CONTINUE)), read
+            return self.client.complete({**fields, **asked}, optional=(*asked, *_CONTINUE)), read
         except NoAnswerError as error:
-            if not read or error.field not in LOGPROBS:
+            if error.field not in asked:
                 raise
             if self._gives_logprobs:
                 _log.warning("%s: asked without log-probabilities, which it refuses: %s", self.client.url, error)

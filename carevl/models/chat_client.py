@@ -168,8 +168,9 @@ class ChatClient:
         raise NoAnswerError(problem)
 
     def quote(self, text: str) -> str:
-        """Return the beginning of an answer in one line, without the key that a server may have repeated."""
-        return " ".join((text.replace(self._key, "[key]") if self._key else text).split())[:_SHOWN]
+        """Return the beginning of an answer in one line that prints, without the key that it may repeat."""
+        beginning = (text.replace(self._key, "[key]") if self._key else text)[: 8 * _SHOWN]
+        return " ".join("".join(letter if letter.isprintable() else " " for letter in beginning).split())[:_SHOWN]
 
 
 def _refused_field(body: Mapping[str, Any], text: str) -> str | None:

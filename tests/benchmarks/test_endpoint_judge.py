@@ -264,6 +264,19 @@ def test_a_field_that_is_refused_is_named_with_the_setting_that_leaves_it_out(se
     assert field not in server.requests[1][2]
 
 
+def test_log_probabilities_of_ones_own_are_a_field_like_any_other(server):
+    server.replies = [(400, {"error": "top_logprobs is not supported"}, {})] * 9
+    with pytest.raises(UserError, match=r"; endpoint\.extra_body sets top_logprobs"):
+        _ask(server, n=9, logprob_texts=VERDICT_TEXTS, extra_body={"top_logprobs": 5})
+    assert len(server.requests) == 2
+
+
+def test_what_a_server_says_is_shown_as_text_that_prints(server):
+    server.replies = [(400, b"\x1b[31mno\x00\nway\xff", {})]
+    refused, _ = _ask(server, n=2)
+    assert refused == "status 400: [31mno way\ufffd"
+
+
 def test_fields_of_ones_own_are_sent_and_replace_carevls(server):
     server.replies = [(200, completion(), {}), (400, {"error": "top_k: Extra inputs are not permitted"}, {})]
     _, refused = _ask(server, n=2, extra_body={"top_k": 1, "top_p": 0.5}, max_tokens_field="max_completion_tokens")
