@@ -123,6 +123,8 @@ class RewardModel:
         judge: Judge = Judge.model_validate({"path": str(path), "engine": engine, "max_tokens": max_tokens, **settings})
         if split_scheme(judge.path) is None and len(Path(judge.path).parts) > 2 and not Path(path).is_dir():
             raise UserError(f"{path}: there is no such directory; a run's judge lies in RUN/judge")
+        if judge.scoring is not None:
+            raise UserError("scoring is for judges of `carevl evaluate` and for experts; a RewardModel reads judgments")
         prepare_models({"judge": judge}, _log.info)
         self.max_tokens, self.force_verdicts = max_tokens, force_verdicts
         self.resize_pixels, self.asking = JudgeSpec.of(judge).resize_pixels, asking_of(judge)

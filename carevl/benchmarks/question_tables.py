@@ -47,7 +47,8 @@ def _bytes(image: Image) -> bytes:
 def from_row(row: Mapping[str, Any]) -> Question:
     """Return the question in a row of `to_questions`; of its image it has the name alone."""
     image = None if row["image"] is None else Image(row["image"])
-    return Question(**{**row, "order": tuple(row["order"]), "image": image})
+    lists = {"order": tuple(row["order"]), "responses": tuple(row["responses"])}
+    return Question(**{**row, **lists, "image": image})
 
 
 def read_picture(row: Mapping[str, Any], limits: ImageLimits, resize_pixels: int | None) -> PIL.Image.Image | str:

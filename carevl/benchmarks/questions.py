@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from carevl.benchmarks.rows import Image, Row
+from carevl.errors import UserError
 from carevl.judging.prompts import Task, judge_prompt
 from carevl.settings.asking import Asking
 from carevl.settings.data import ProtocolName
@@ -49,6 +50,8 @@ class Question:
     image: Image | None
     response: str | None = None
     """The assistant turn a reward model has to score. None: the judge writes it."""
+    responses: tuple[str, ...] = ()
+    """What a judge that scores and sees the image has to score, in the order shown; empty for any other."""
     wording: str | None = None
     """The judge's own wording of a verdict; None: it has none, or the benchmark's is asked for."""
 
@@ -70,6 +73,21 @@ def ask_as_trained(question: Question, row: Row, asking: Asking) -> Question:
     if template is not None:
         prompt = judge_prompt(question.task, row.question, row.responses, question.order, template)
     return replace(question, prompt=prompt, wording=asking.verdict)
+
+
+def ask_for_scores(question: Question, row: Row) -> Question:
+    """Return a question about a row for a judge that scores every response.
+
+    Raises:
+        UserError: its protocol asks for words.
+    """
+    if question.protocol == "verdict_prob" or (question.protocol == "official" and question.response is None):
+        raise UserError(
+            f"{question.benchmark}: {question.protocol} reads what a judge writes, and one with a scoring writes "
+            "nothing; use --protocol strict or official_scorer"
+        )
+    shown = tuple(row.responses[i] for i in question.order)
+    return replace(question, prompt=row.question, response=None, responses=shown)
 
 
 def strict_questions(benchmark: str, rows: Iterable[Row], protocol: ProtocolName) -> Iterator[Question]:

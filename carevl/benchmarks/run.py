@@ -19,9 +19,10 @@ import pyarrow as pa
 from carevl.benchmarks.answering import Answerer, judge_questions, load_judge
 from carevl.benchmarks.predictions import Prediction, record_score, to_table
 from carevl.benchmarks.question_tables import from_row, read_picture, to_images, to_questions
-from carevl.benchmarks.questions import Question, ask_as_trained
+from carevl.benchmarks.questions import Question, ask_as_trained, ask_for_scores
 from carevl.benchmarks.retries import failed_questions, replace_predictions
 from carevl.benchmarks.rows import Row
+from carevl.benchmarks.scoring import judge_by_scores
 from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites import SUITES
 from carevl.cluster.jobs import PoolJob, Processor, Tally
@@ -30,7 +31,7 @@ from carevl.data.images import ImageLimits
 from carevl.data.pictures import decode_images
 from carevl.errors import UserError
 from carevl.judging.prompts import PROMPT_VERSION
-from carevl.models.engines import scorer
+from carevl.models.engines import image_scorer, scorer
 from carevl.models.engines.base import Scorer
 from carevl.models.judge_spec import asking_of
 from carevl.models.locate import adapter_fingerprint, weights_fingerprint
@@ -41,6 +42,7 @@ from carevl.store.run import RunError
 from carevl.store.table import Table, write_atomically
 
 if TYPE_CHECKING:
+    from carevl.models.engines.base import ImageScorer
     from carevl.settings.models import Judge
 
 VERSION = 3
@@ -187,6 +189,8 @@ def _in_words_of(
     judge: Judge, blocks: Sequence[list[Question]], rows: Mapping[tuple[str, str], Row]
 ) -> list[list[Question]]:
     """Return questions as a judge is asked; an endpoint's is told by the settings alone."""
+    if judge.scoring is not None:
+        return [[ask_for_scores(q, rows[q.benchmark, q.key]) for q in block] for block in blocks]
     asking = (judge.asking or Asking()) if is_endpoint(judge.path) else asking_of(judge)
     return [[ask_as_trained(q, rows[q.benchmark, q.key], asking) for q in block] for block in blocks]
 
@@ -342,6 +346,11 @@ class AnswerProcessor(Processor):
         """Load the judge as a text reward model."""
         return scorer(self.judge)
 
+    @cached_property
+    def image_scorer(self) -> ImageScorer:
+        """Load the judge as one that scores and sees the image."""
+        return image_scorer(self.judge)
+
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode the pictures."""
         images = decode_images(tables["images"], limits=_LIMITS, key="name", resize_pixels=self.resize_pixels)
@@ -349,9 +358,11 @@ class AnswerProcessor(Processor):
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         questions = [from_row(row) for row in tables["questions"].to_pylist()]
+        pictures = {row["name"]: read_picture(row, _LIMITS, self.resize_pixels) for row in tables["images"].to_pylist()}
+        if self.judge.scoring is not None:
+            return to_table(judge_by_scores(self.image_scorer, self.name, questions, pictures))
         written = [question for question in questions if question.response is None]
         scored = [question for question in questions if question.response is not None]
-        pictures = {row["name"]: read_picture(row, _LIMITS, self.resize_pixels) for row in tables["images"].to_pylist()}
         suite = SUITES[self.suites[questions[0].benchmark]]  # a part is of one benchmark
         predictions: list[Prediction] = []
         if written:

@@ -11,7 +11,7 @@ import copy
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -42,12 +42,14 @@ _control_ids: WeakKeyDictionary[Any, tuple[int, frozenset[int]]] = WeakKeyDictio
 class Prompt:
     """A user turn about one image, and the words that its reply begins with.
 
-    The image stands before the text, or else behind it.
+    The image stands before the text, or else behind it. `response` is a whole reply, which the template closes, in
+    place of one that is still to be written.
     """
 
     text: str
     response_prefix: str = ""
     image_first: bool = True
+    response: str | None = None
 
 
 @dataclass(frozen=True)
@@ -455,12 +457,11 @@ def _disjoint(spans: Iterable[Span]) -> list[Span]:
 
 def _guard(processor: Any, prompts: Sequence[Prompt]) -> tuple[Any, list[str]]:
     """Return the rendered turns of prompts, and a processor that reads their texts as plain text."""
-    texts, strings = replace_control_strings(
-        processor.tokenizer, [prompt.text for prompt in prompts], _placeholders(processor)
-    )
+    given = [text for prompt in prompts for text in (prompt.text, prompt.response or "")]
+    texts, strings = replace_control_strings(processor.tokenizer, given, _placeholders(processor))
     turns = [
-        _render_turn(processor, Prompt(text, image_first=prompt.image_first))
-        for text, prompt in zip(texts, prompts, strict=True)
+        _render_turn(processor, replace(prompt, text=text, response=None if prompt.response is None else response))
+        for prompt, text, response in zip(prompts, texts[::2], texts[1::2], strict=True)
     ]
     if not strings:
         return processor, turns
@@ -483,8 +484,12 @@ def _render_turn(processor: Any, prompt: Prompt) -> str:
     messages = [{"role": "user", "content": content if image_first else content[::-1]}]
     if asking is not None and asking.system is not None:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": asking.system}]})
+    if prompt.response is not None:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": prompt.response}]})
     options = {} if asking is None else asking.template_kwargs
-    written: str = processor.apply_chat_template(messages, **options, tokenize=False, add_generation_prompt=True)
+    written: str = processor.apply_chat_template(
+        messages, **options, tokenize=False, add_generation_prompt=prompt.response is None
+    )
     return written
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 INDEX = "model.safetensors.index.json"
+VALUE_HEAD = "value_head.safetensors"
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _LOADED = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -90,10 +91,12 @@ def _tensors(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def weight_files(directory: Path) -> list[Path]:
     """Return the files that hold a model's weights: those of its index, or the only one; other formats may lie beside.
 
-    Mistral's repositories hold all weights a second time in `consolidated.safetensors`.
+    Mistral's repositories hold all weights a second time in `consolidated.safetensors`. TRL and LLaMA-Factory write a
+    value head into a file of its own, which no index names.
     """
-    whole = directory / "model.safetensors"
-    return indexed_files(directory) or ([whole] if whole.is_file() else sorted(directory.glob("*.safetensors")))
+    whole, head = directory / "model.safetensors", directory / VALUE_HEAD
+    files = indexed_files(directory) or ([whole] if whole.is_file() else sorted(directory.glob("*.safetensors")))
+    return [*files, head] if head.is_file() and head not in files else files
 
 
 def indexed_files(directory: Path) -> list[Path] | None:

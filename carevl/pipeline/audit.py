@@ -21,6 +21,7 @@ from carevl.data.drawn import draw
 from carevl.data.pictures import picture
 from carevl.errors import UserError
 from carevl.models.engines import generator
+from carevl.models.experts import EXPERT_KINDS
 from carevl.models.judge_spec import JudgeSpec, asking_of
 from carevl.models.locate import model_directory, prepare_models
 from carevl.models.prompts import load_processor
@@ -62,7 +63,8 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
     log("pairs measured")
     if rewrites:
         sampled = sample_items(items, tables["caption"], scores, rewrites)
-        report["style"] = audit_styles(settings.experts, fitting.pairs, sampled)
+        read = [expert for expert in settings.experts if not EXPERT_KINDS[expert.kind].sees_images]
+        report["style"] = audit_styles(read, fitting.pairs, sampled)
         log("rewrites scored")
     report["findings"] = [asdict(finding) for finding in find(report)]
     return {"run": str(root), **report}

@@ -228,6 +228,8 @@ def _check_training(settings: Settings) -> Iterator[str]:
 def _check_judge(settings: Settings) -> Iterator[str]:
     """Yield why the judge cannot be trained or served; one of the hub that is not here is looked at when it is."""
     judge = settings.judge
+    if judge.scoring is not None:
+        yield f"judge.scoring: {judge.scoring} is for judges of `carevl evaluate`; a run trains one that writes"
     if not list(_check_weights("judge", judge)):  # told of with the weights
         yield from _refusal(
             "judge.path", lambda judge: check_judge(judge.path, judge.revision, code=judge.trust_remote_code), judge

@@ -116,7 +116,9 @@ def _unseen_gpus(settings: Settings, needs: Sequence[Reservation]) -> list[str]:
 
 def unpinned(settings: Settings) -> list[str]:
     """Return a warning for every model of the hub whose weights may change between two runs."""
-    experts = {f"experts.{n}": each for n, each in enumerate(settings.experts) if each.kind == "reward_model"}
+    experts = {
+        f"experts.{n}": each for n, each in enumerate(settings.experts) if EXPERT_KINDS[each.kind].loads_weights(each)
+    }
     models: dict[str, Model] = {"captioner": settings.captioner, **experts, "judge": settings.judge}
     return [
         f"{place}: {model.path} may change between two runs; pin {place}.revision to a commit of 40 hex digits"

@@ -34,6 +34,7 @@ from carevl.settings.models import Judge
 from carevl.stages import STAGES
 from carevl.stages.ingest import read_rows
 from carevl.training.image_sizes import by_size
+from carevl.training.inspection import draw_probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,6 +241,9 @@ class _Reader:
         if state.directory is None:
             self.unread[f"score/{expert.name}"] = f"{expert.path} is not on this machine; `carevl run` fetches it"
             return
+        if EXPERT_KINDS[expert.kind].sees_images:
+            self.unread[f"score/{expert.name}"] = "its tokens are not counted: it sees images"
+            return
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(state.directory, **loading_arguments(expert))
@@ -268,7 +272,9 @@ def _probe(expert: Expert, state: ModelState | None, log: Callable[[str], None])
     caption, question, responses = _PROBE
     log(f"asking {expert.name}")
     try:
-        [scores] = EXPERT_KINDS[expert.kind].load(expert)([(expert.write(caption, question), responses, question)])
+        kind = EXPERT_KINDS[expert.kind]
+        image = (draw_probe(),) if kind.sees_images else ()
+        [scores] = kind.load(expert)([(expert.write(caption, question), responses, question, *image)])
     except (UserError, OSError, ValueError, ImportError) as error:
         return f"cannot be loaded: {first_line(error)}"
     finally:

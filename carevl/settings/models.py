@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from carevl.settings.asking import Asking
 from carevl.settings.base import HomePath, Strict
@@ -164,24 +164,49 @@ class Endpoint(Requests):
         return self
 
 
-Scoring = Literal["likelihood", "yes", "pairwise"]
-"""How a language model scores responses."""
+class HeadModel(Model):
+    """A model that may have a head, and what its files do not say of it."""
+
+    output: int | list[float] | Literal["expected"] | None = Field(
+        None,
+        description="Of a head with several outputs, what the score is: the number of one, from 0; a weight for each; "
+        "or expected, the mean of the ratings 1, 2, … that they are logits of. null: it has one.",
+    )
+    activation: Literal["relu", "gelu", "silu", "tanh"] | None = Field(
+        None,
+        description="What stands between the layers of a head of several, which no file says; null: ReLU, of models "
+        "that are known to have it.",
+    )
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """As for every model, and what is read of the head, where the settings say that."""
+        head = {name: value for name in ("output", "activation") if (value := getattr(self, name)) is not None}
+        return super().computation | head
 
 
-class Expert(Model):
-    """A text reward model, or a language model, that scores caption + question + response."""
+_UNQUOTED = BeforeValidator(lambda value: "yes" if value is True else value)
+"""YAML reads the word yes as true."""
+Scoring = Literal["likelihood", "yes", "pairwise", "head"]
+"""How a model that is no text reward model scores responses."""
+
+
+class Expert(HeadModel):
+    """A reward model or a language model that scores caption + question + response, or sees the image itself."""
 
     name: str = Field(description="Its name in tables and reports.", pattern=r"^[A-Za-z0-9._-]+$")
     kind: str = Field(
         "reward_model",
-        description="reward_model; llm: a language model that follows instructions; endpoint: `path` is the model's "
-        "name there; python: `path` is package.module:Class; or your own kind, as package.module:NAME.",
+        description="reward_model; llm: a language model that follows instructions; vlm: a vision-language model, "
+        "which sees the image; endpoint: `path` is the model's name there; python: `path` is package.module:Class; or "
+        "your own kind, as package.module:NAME.",
     )
-    scoring: Scoring | None = Field(
+    scoring: Annotated[Scoring | None, _UNQUOTED] = Field(
         None,
         description="Of kind llm. likelihood: what the caption adds to the log-probability of a response; yes: log-odds"
         " that it is right; pairwise: log-odds that it is the better one, in both orders of each pair; null: "
-        "likelihood, and pairwise at an endpoint.",
+        "likelihood, and pairwise at an endpoint. Of kind vlm: head, the score of a vision-language reward model; or "
+        "yes, which is null, too.",
     )
     endpoint: Endpoint | None = Field(None, description="Where the model of kind endpoint or llm is asked.")
     batch_tokens: int = Field(
@@ -193,16 +218,6 @@ class Expert(Model):
         description="On vllm: largest difference from transformers' scores on a sample, as a share of their size, "
         "checked when an actor starts (in 16 bits, up to four times their own noise is allowed); null: no check.",
     )
-    output: int | list[float] | Literal["expected"] | None = Field(
-        None,
-        description="Of a head with several outputs, what the score is: the number of one, from 0; a weight for each; "
-        "or expected, the mean of the ratings 1, 2, … that they are logits of. null: it has one.",
-    )
-    activation: Literal["relu", "gelu", "silu", "tanh"] | None = Field(
-        None,
-        description="What stands between the layers of a head of several, which no file says; null: ReLU, of models "
-        "that are known to have it.",
-    )
     template: str = Field(
         "Image description: {caption}\n\n{question}",
         description="The user turn; {caption} and {question} are filled in.",
@@ -213,12 +228,6 @@ class Expert(Model):
         description="Inputs of more tokens than the expert reads: error marks the row; summarise leaves out the "
         "caption's last sentences, as few as are enough, and the row says what share of the caption was read.",
     )
-
-    @property
-    def computation(self) -> dict[str, Any]:
-        """The same, and what is read of the head where settings say it."""
-        head = {name: value for name in ("output", "activation") if (value := getattr(self, name)) is not None}
-        return super().computation | head
 
     def write(self, caption: str | None, question: str) -> str:
         """Return the user turn; without a caption the bare question."""
@@ -232,7 +241,7 @@ class Expert(Model):
         return self
 
 
-class Judge(Model):
+class Judge(HeadModel):
     """The vision-language model that becomes the judge."""
 
     max_tokens: int = Field(256, ge=1, description="Longest judgment, in tokens.")
@@ -250,6 +259,11 @@ class Judge(Model):
         "of the base, as they were trained; auto: as an adapter where the base is stored in 16 bits, in which merging "
         "loses small changes.",
     )
+    scoring: Annotated[Literal["head", "yes"] | None, _UNQUOTED] = Field(
+        None,
+        description="Of a judge of `carevl evaluate` that scores every response by itself and writes nothing. head: a "
+        "vision-language reward model; yes: log-odds that it says Yes to a response; not in a run.",
+    )
     endpoint: JudgeRequests | None = Field(
         None, description="Of a judge of `carevl evaluate` that is an endpoint: how it is asked; not in a run."
     )
@@ -259,7 +273,8 @@ class Judge(Model):
         """As for every model, and how it is asked, where the settings say that."""
         asking = {} if self.asking is None else {"asking": self.asking.model_dump(exclude_defaults=True)}
         requests = {} if self.endpoint is None else self.endpoint.computation
-        return super().computation | asking | ({"endpoint": requests} if requests else {})
+        scoring = {} if self.scoring is None else {"scoring": self.scoring}
+        return super().computation | asking | scoring | ({"endpoint": requests} if requests else {})
 
     @property
     def requests(self) -> JudgeRequests:
@@ -274,4 +289,8 @@ class Judge(Model):
             raise ValueError(
                 f"endpoint: {self.path} is none; an endpoint is written as its address and model, URL#MODEL"
             )
+        if self.scoring is not None and is_endpoint(self.path):
+            raise ValueError("scoring: an endpoint is asked for judgments; scores need the model itself")
+        if self.scoring != "head" and (self.output is not None or self.activation is not None):
+            raise ValueError("output and activation are for scoring: head")
         return self

@@ -17,15 +17,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from PIL.Image import Image
+from PIL.Image import new as new_image
 
 from carevl.cluster import throughput
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
 from carevl.confidence.pairs import NO_CAPTION
+from carevl.data.pictures import decode_images, picture
 from carevl.models.conversations import Encoded
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.row_errors import TOO_LONG, Failure
-from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, reads
+from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, pixel_inputs, reads
 from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from carevl.data.drawn import DataRoot
     from carevl.settings.models import Expert
     from carevl.settings.tree import Settings
+    from carevl.store.table import Table
 
 VERSION = 3
 
@@ -47,6 +51,7 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
         "version": VERSION,
         "weights": EXPERT_KINDS[expert.kind].fingerprint(expert),
         **expert.model_dump(include={"name", "kind", "engine", "dtype", "max_model_len", "template", "too_long"}),
+        **(pixel_inputs(settings) if EXPERT_KINDS[expert.kind].sees_images else {}),
         **expert.computation,
     }
     return {"expert": facts}
@@ -54,11 +59,12 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
 
 @dataclass(frozen=True)
 class ExpertInput:
-    """An item as an expert reads it: with so much of its caption, or with none of it."""
+    """An item as an expert reads it: with so much of its caption, or with none of it; or with its image."""
 
     question: str
     responses: Sequence[str]
     caption: str | None
+    image: Image | None = None
 
     def turn(self, expert: Expert) -> str:
         """Return the user turn that the expert reads."""
@@ -79,6 +85,7 @@ class ScoreProcessor(Processor):
     """Turns a part of `items` and `captions` into a part of `scores`."""
 
     expert: Expert
+    resize_pixels: int | None = None
     score_rows: Callable[..., Scores] = field(init=False, repr=False)
 
     def setup(self) -> None:
@@ -90,7 +97,9 @@ class ScoreProcessor(Processor):
         return EXPERT_KINDS[self.expert.kind].encoder(self.expert)
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
-        """Tokenise everything that the expert reads: a row each of the table `tokens`."""
+        """Decode what the expert sees, or tokenise what it reads: a row each of the table `tokens`."""
+        if "images" in tables:
+            return {**tables, "images": decode_images(tables["images"], resize_pixels=self.resize_pixels)}
         if self.encode is None:
             return tables
         _, inputs = _expert_inputs(self.expert, tables)
@@ -100,6 +109,8 @@ class ScoreProcessor(Processor):
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows, inputs = _expert_inputs(self.expert, tables)
+        if "images" in tables:
+            inputs = self._with_images(rows, inputs, tables)
         results = self._ask(inputs, _tokens(tables["tokens"]) if "tokens" in tables else None)
         read: Sequence[ExpertInput] = inputs
         if self.expert.too_long == "summarise":
@@ -115,13 +126,31 @@ class ScoreProcessor(Processor):
                 row["caption_read"] = len(part.caption) / len(whole.caption) if part.caption and whole.caption else None
         return pa.Table.from_pylist(rows, SCORES)
 
+    def _with_images(
+        self, rows: Sequence[Mapping[str, Any]], inputs: Sequence[ExpertInput], tables: Mapping[str, pa.Table]
+    ) -> list[ExpertInput]:
+        """Return the inputs with their images; without a caption, with as large a grey one."""
+        names = dict(zip(tables["items"]["item_id"].to_pylist(), tables["items"]["image_id"].to_pylist(), strict=True))
+        stored = {row["image_id"]: row for row in tables["images"].to_pylist()}
+        good = [row for row in rows if row["error"] is None]
+        seen = []
+        for row, entry in zip(good, inputs, strict=True):
+            image = picture(stored[names[row["item_id"]]], resize_pixels=self.resize_pixels)
+            seen.append(replace(entry, image=_grey(image) if row["view"] == NO_CAPTION else image))
+        return seen
+
     def _ask(self, inputs: Sequence[ExpertInput], tokens: Sequence[Sequence[Encoded]] | None = None) -> Scores:
         size = self.expert.pool.batch_size
         texts: Sequence[Sequence[str | Encoded]] = tokens or [entry.responses for entry in inputs]
         rows = [
-            (entry.turn(self.expert), responses, entry.question) for entry, responses in zip(inputs, texts, strict=True)
+            (entry.turn(self.expert), responses, entry.question, *([] if entry.image is None else [entry.image]))
+            for entry, responses in zip(inputs, texts, strict=True)
         ]
         return [scored for start in range(0, len(rows), size) for scored in self.score_rows(rows[start : start + size])]
+
+
+def _grey(image: Image) -> Image:
+    return new_image("RGB", image.size, (127, 127, 127))
 
 
 def _tokens(table: pa.Table) -> list[list[Encoded]]:
@@ -175,8 +204,8 @@ def run(context: RunContext) -> Counts:
     jobs = [
         PoolJob(
             name=table,
-            processor=ScoreProcessor(expert := _expert(context.settings, table)),
-            sources={"items": context.ingested.items, "captions": context.table("caption")},
+            processor=ScoreProcessor(expert := _expert(context.settings, table), context.settings.data.resize_pixels),
+            sources=_sources(context, expert),
             target=context.table(table),
             pool=expert.pool,
             key="item_id",
@@ -187,6 +216,11 @@ def run(context: RunContext) -> Counts:
     shared = len(jobs) > 1 and any(job.pool.auto for job in jobs)
     rates = throughput.measure_rates(context.run, jobs, context.log) if shared else None
     return context.run_pools(jobs, rates=rates)
+
+
+def _sources(context: RunContext, expert: Expert) -> dict[str, Table]:
+    sources = {"items": context.ingested.items, "captions": context.table("caption")}
+    return sources | ({"images": context.ingested.images} if EXPERT_KINDS[expert.kind].sees_images else {})
 
 
 def members(settings: Settings) -> list[str]:

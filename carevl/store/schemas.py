@@ -200,6 +200,7 @@ QUESTIONS = pa.schema(
         ("prompt", pa.string()),
         ("image", pa.string()),  # key into images, null for a text-only question
         ("response", pa.string()),  # what a reward model has to score, else null
+        ("responses", pa.list_(pa.string())),  # what a judge that sees the image has to score, as shown; else empty
         ("wording", pa.string()),  # the judge's own of a verdict, else null
     ]
 )

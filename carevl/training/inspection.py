@@ -145,13 +145,14 @@ def _write(processor: Any, task: Task) -> list[int]:
     """Return the tokens of a prompt of a task about the probe image."""
     text = judge_prompt(task, "How many red circles are there?", _ASKED[task])
     try:
-        return encode_prompts(processor, [Prompt(text)], [_draw_probe()]).ids[0]
+        return encode_prompts(processor, [Prompt(text)], [draw_probe()]).ids[0]
     except Exception as error:  # a processor refuses in its own way
         message = " ".join(str(error).split())[:200]
         raise UserError(f"its processor refuses an image and a prompt: {type(error).__name__}: {message}") from None
 
 
-def _draw_probe() -> Image:
+def draw_probe() -> Image:
+    """Return the image that models are tried with."""
     from PIL import Image
 
     return Image.linear_gradient("L").resize(PROBE).convert("RGB")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from carevl.models.engines import ENGINES
 from carevl.models.engines.base import Engine, Generation, GenerationRequest, Generator, Scorer
-from carevl.settings.models import Captioner, Judge, Model
+from carevl.settings.models import Model
 
 Wording = Callable[[str], str]
 LABEL = "Overall Judgment: "
@@ -43,7 +43,7 @@ class RewordedEngine(Engine):
     def __init__(self, name: str, wording: Wording) -> None:
         self.name, self.wording = name, wording
 
-    def generator(self, model: Captioner | Judge) -> Generator:
+    def generator(self, model: Model) -> Generator:
         return _Reworded(ENGINES["transformers"].generator(model), self.wording)
 
     def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:

@@ -4,7 +4,8 @@ from pydantic import BaseModel
 
 from carevl.errors import SettingsError
 from carevl.settings import loader
-from carevl.settings.loader import load_settings, presets, reference
+from carevl.settings.loader import fill, load_settings, presets, reference
+from carevl.settings.models import Judge
 from carevl.settings.tree import Settings
 
 
@@ -73,6 +74,12 @@ def test_overrides_reach_values_in_lists_and_keep_their_types():
     assert settings.experts[1].pool.num_gpus == 0.5
     assert settings.experts[0].pool.num_gpus == settings.experts[2].pool.num_gpus == 0  # they share a YAML anchor
     assert settings.captioner.pool.bounds == (1, 4)
+
+
+def test_yes_is_a_word_where_a_word_is_asked_for():
+    settings = load_settings("mini", ["experts.0={kind: llm, name: reader, path: org/model, scoring: yes}"])
+    assert settings.experts[0].scoring == "yes"
+    assert fill(Judge, {"path": "org/model"}, ["scoring=yes"]).scoring == "yes"
 
 
 def test_the_settings_file_may_hold_only_settings(tmp_path):

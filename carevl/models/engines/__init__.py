@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from carevl.models.engines import transformers, vllm
 from carevl.models.engines.base import Engine, Generation, GenerationRequest, Generator, LanguageModel, Scorer
 from carevl.models.engines.card import device_names, start_alone
+from carevl.models.fallbacks import note_fallback
+from carevl.models.heads import HeadSettings
+from carevl.models.locate import loading_arguments, model_directory
+from carevl.models.quantization import explain_quantization
 from carevl.models.row_errors import Failure, retry_and_bisect
 from carevl.settings.registry import Registry
 
 if TYPE_CHECKING:
-    from carevl.settings.models import Captioner, Expert, Judge, Model
+    from carevl.models.engines.base import ImageScorer
+    from carevl.settings.models import Expert, Judge, Model
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ _LOADED: list[weakref.ref[Any]] = []
 """What this process has loaded and has to close; dropping an engine drops it from here too."""
 
 
-def generator(model: Captioner | Judge) -> Generator:
+def generator(model: Model) -> Generator:
     """Load a vision-language model into the engine that its settings name; alone on its device while it loads."""
     engine = ENGINES[model.engine]
     with start_alone(device_names()):
@@ -45,6 +50,31 @@ def scorer(model: Model, batch_tokens: int = 8192, parity_tolerance: float | Non
     engine = ENGINES[model.engine]
     with start_alone(device_names()):
         return _note(engine.scorer(model, batch_tokens=batch_tokens, parity_tolerance=parity_tolerance))
+
+
+def image_scorer(model: Judge | Expert) -> ImageScorer:
+    """Load a vision-language model that scores responses, by its head or by the log-odds of Yes.
+
+    Heads are read by transformers, whatever the engine in the settings.
+    """
+    from carevl.models.image_scorer import ImageRewardScorer, YesScorer
+
+    if model.scoring != "head":
+        return YesScorer(generator(model))
+    if model.engine != "transformers":
+        note_fallback(f"{model.path}: its head is read by transformers, {model.engine} has none for images")
+    path = model_directory(model)
+    with start_alone(device_names()), explain_quantization("transformers", model, path):
+        return ImageRewardScorer(
+            path,
+            model.dtype,
+            batch_size=model.pool.batch_size,
+            max_model_len=model.max_model_len,
+            max_image_tiles=model.max_image_tiles,
+            settings=HeadSettings.of(model),
+            asking=getattr(model, "asking", None),
+            **loading_arguments(model),
+        )
 
 
 def language_model(expert: Expert) -> LanguageModel:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from carevl.models.footprint import Footprint
     from carevl.settings.asking import Asking
-    from carevl.settings.models import Captioner, Judge, Model
+    from carevl.settings.models import Model
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,32 @@ class Scorer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ScoringRequest:
+    """A response to a user turn about an image."""
+
+    image: Image
+    prompt: str
+    response: str
+
+    @property
+    def turn(self) -> Prompt:
+        """All of it that is text."""
+        return Prompt(self.prompt, response=self.response)
+
+
+class ImageScorer(Protocol):
+    """A model that scores responses about images."""
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[float]:
+        """Return the score of each response, higher is better, in their order.
+
+        Raises:
+            SomeRowsError: it takes some of them not; the others have their score in it.
+        """
+        ...
+
+
 class LanguageModel(Protocol):
     """A causal language model that follows instructions.
 
@@ -127,7 +153,7 @@ class Engine(ABC):
     name: str
 
     @abstractmethod
-    def generator(self, model: Captioner | Judge) -> Generator:
+    def generator(self, model: Model) -> Generator:
         """Load a vision-language model."""
 
     @abstractmethod
@@ -158,7 +184,7 @@ class Engine(ABC):
         return None
 
 
-def asking_of_model(model: Captioner | Judge) -> Asking | None:
+def asking_of_model(model: Model) -> Asking | None:
     """Return how a judge is asked; None for a captioner."""
     from carevl.models.judge_spec import asking_of
     from carevl.settings.models import Judge

@@ -27,7 +27,7 @@ from carevl.models.prompts import encode_text
 from carevl.store.table import write_atomically
 
 if TYPE_CHECKING:
-    from carevl.settings.models import Captioner, Judge, Model
+    from carevl.settings.models import Model
 
 SAMPLE: list[Conversation] = [
     (f"{caption}\nHow many circles are there?", response)
@@ -194,7 +194,7 @@ def check_parity(path: str, reference: Reference, scores: Sequence[float], toler
 
 
 def measure_parity(
-    model: Captioner | Judge, card: str, reference: Callable[[], Generator], engine: Callable[[], Generator]
+    model: Model, card: str, reference: Callable[[], Generator], engine: Callable[[], Generator]
 ) -> Parity:
     """Return how far an engine is from transformers on a few prompts about drawn images; measured once per model.
 

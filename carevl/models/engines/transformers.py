@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carevl.models.device import device
 from carevl.models.engines.base import (
     Engine,
     Generation,
@@ -22,7 +20,7 @@ from carevl.models.engines.base import (
     first_tokens,
     limit_tiles,
 )
-from carevl.models.families import family_of
+from carevl.models.engines.image_text import ImageTextModel
 from carevl.models.heads import HeadSettings
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.prompts import EncodedPrompts, ask_as, encode_with_row_errors, end_ids, load_processor
@@ -30,17 +28,15 @@ from carevl.models.quantization import explain_quantization
 from carevl.models.row_errors import Failure, SomeRowsError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from carevl.models.decoding import Texts
     from carevl.models.footprint import Footprint
     from carevl.settings.asking import Asking
-    from carevl.settings.models import Captioner, Judge, Model
+    from carevl.settings.models import Model
 
 _log = logging.getLogger(__name__)
 
 
-class ImageTextGenerator:
+class ImageTextGenerator(ImageTextModel):
     """A vision-language model that answers prompts about images.
 
     Args:
@@ -72,19 +68,14 @@ class ImageTextGenerator:
     ) -> None:
         from transformers import AutoModelForImageTextToText
 
-        self.batch_size, self.max_model_len = batch_size, max_model_len
-        self.device = device()
-        self.processor: Any = ask_as(load_processor(str(model), **loading), asking)
-        limit_tiles(self.processor, max_image_tiles)
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            model, dtype=dtype, use_safetensors=True, **loading
-        )
+        processor = ask_as(load_processor(str(model), **loading), asking)
+        limit_tiles(processor, max_image_tiles)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, use_safetensors=True, **loading)
         if adapter is not None:
             from peft import PeftModel
 
-            self.model = PeftModel.from_pretrained(self.model, adapter).get_base_model()
-        self.model.to(self.device).eval()
-        self.mixes_sizes = family_of(self.model).mixes_sizes
+            loaded = PeftModel.from_pretrained(loaded, adapter).get_base_model()
+        super().__init__(loaded, processor, batch_size, max_model_len)
         self.ends = end_ids(self.model.generation_config.eos_token_id, self.processor.tokenizer)
 
     def generate(
@@ -109,13 +100,13 @@ class ImageTextGenerator:
         logprob_ids = first_tokens(self.processor.tokenizer, logprob_texts)
         generations: dict[int, Generation] = {}
         failures: dict[int, Failure] = {}
-        for batched in self._batches(requests):
+        for batched in self.batches(requests):
             first = [requests[same[0]] for same in batched]
             encoded, refused = encode_with_row_errors(
                 self.processor,
                 [request.turn for request in first],
                 [request.image for request in first],
-                family_of(self.model),
+                self.family,
                 self.max_model_len,
             )
             failures |= {i: failure for number, failure in refused.items() for i in batched[number]}
@@ -142,47 +133,12 @@ class ImageTextGenerator:
             return None
         return [self.max_model_len - len(ids) for ids, same in zip(prompts.ids, batch, strict=True) for _ in same]
 
-    def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[list[list[int]]]:
-        """Yield positions of requests for up to `batch_size` texts; those with one image and prompt stand in one list.
-
-        Prompts of nearly equal length are together, because the shorter ones are padded. Images of one size are, where
-        it is not known that the family reads a batch of several: MiniCPM-V takes all for as large as the first.
-        """
-        alike: dict[tuple[Any, ...], list[int]] = {}
-        for i, request in enumerate(requests):
-            alike.setdefault(
-                (id(request.image), request.prompt, request.response_prefix, request.image_first), []
-            ).append(i)
-        sized: dict[tuple[int, int] | None, list[list[int]]] = {}
-        for same in alike.values():
-            sized.setdefault(None if self.mixes_sizes else requests[same[0]].image.size, []).append(same)
-        for of_size in sized.values():
-            of_size.sort(key=lambda same: len(requests[same[0]].prompt) + len(requests[same[0]].response_prefix))
-            ordered = [(number, i) for number, same in enumerate(of_size) for i in same]
-            for start in range(0, len(ordered), self.batch_size):
-                together = itertools.groupby(ordered[start : start + self.batch_size], key=itemgetter(0))
-                yield [[i for _, i in same] for _, same in together]
-
-    def reduce_batch_size(self) -> bool:
-        """Halve the texts that are written at a time; False when it is one already."""
-        import torch
-
-        if self.batch_size == 1:
-            return False
-        self.batch_size //= 2
-        _log.warning("out of memory: %d texts at a time from now on", self.batch_size)
-        torch.cuda.empty_cache()
-        return True
-
     def _write(self, prompts: EncodedPrompts, texts: Texts, max_tokens: int) -> None:
         import torch
 
         from carevl.models.decoding import decode
 
-        inputs = {
-            name: self._cast(value) if isinstance(value, torch.Tensor) else value
-            for name, value in (self._pad(prompts) | prompts.images).items()
-        }
+        inputs = self.inputs(prompts)
         with torch.inference_mode():
             self.model.generate(
                 **inputs,
@@ -194,20 +150,6 @@ class ImageTextGenerator:
                 custom_generate=decode,
                 texts=texts,
             )
-
-    def _pad(self, prompts: EncodedPrompts) -> dict[str, Tensor]:
-        """Return prompts as a batch, padded on the left: ids and mask, int64 [n, longest], and inputs per token."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        ids = [torch.tensor(row) for row in prompts.ids]
-        per_token = prompts.per_token | {"attention_mask": [torch.ones_like(row) for row in ids]}
-        padded = {name: pad_sequence(rows, batch_first=True, padding_side="left") for name, rows in per_token.items()}
-        fill = self.processor.tokenizer.pad_token_id
-        return padded | {"input_ids": pad_sequence(ids, batch_first=True, padding_value=fill, padding_side="left")}
-
-    def _cast(self, value: Tensor) -> Tensor:
-        return value.to(self.device, self.model.dtype if value.is_floating_point() else None)
 
     def _read(self, texts: Texts) -> Iterator[Generation]:
         for tokens, logprobs in zip(texts.tokens, texts.logprobs, strict=True):
@@ -221,7 +163,7 @@ class TransformersEngine(Engine):
 
     name = "transformers"
 
-    def generator(self, model: Captioner | Judge) -> Generator:
+    def generator(self, model: Model) -> Generator:
         """Load a vision-language model."""
         path, adapter = model_directory(model), getattr(model, "adapter", None)
         with explain_quantization(self.name, model, path):

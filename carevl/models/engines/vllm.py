@@ -49,7 +49,7 @@ from carevl.models.row_errors import REFUSED, Failure, SomeRowsError, first_line
 
 if TYPE_CHECKING:
     from carevl.models.footprint import Footprint
-    from carevl.settings.models import Captioner, Judge, Model
+    from carevl.settings.models import Model
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class _StartError(Exception):
     """vLLM raised while it started."""
 
 
-def _start_checked(model: Captioner | Judge, card: str) -> VllmGenerator | str:
+def _start_checked(model: Model, card: str) -> VllmGenerator | str:
     """Start vLLM, held against transformers; return in half a sentence what is different where something is.
 
     Engines over several GPUs are not checked, for one of which the model may be too large, nor quantised ones, which
@@ -118,7 +118,7 @@ class VllmGenerator:
         UserError: the settings do not suit the model or the card.
     """
 
-    def __init__(self, model: Captioner | Judge) -> None:
+    def __init__(self, model: Model) -> None:
         adapter = getattr(model, "adapter", None)
         self.adapter = None if adapter is None else locate_adapter(adapter)
         lora = {} if self.adapter is None else {"enable_lora": True, "max_lora_rank": _slot(self.adapter)}
@@ -235,7 +235,7 @@ class VllmEngine(Engine):
 
     name = "vllm"
 
-    def generator(self, model: Captioner | Judge) -> Generator:
+    def generator(self, model: Model) -> Generator:
         """Load a vision-language model; into transformers where vLLM cannot run it, or computes something else.
 
         Raises:

@@ -5,10 +5,10 @@ A user's own is `kind: package.module:NAME`, an instance of `carevl.models.exper
 
 from __future__ import annotations
 
-from carevl.models.experts import endpoint, llm, python, reward_model
+from carevl.models.experts import endpoint, llm, python, reward_model, vlm
 from carevl.models.experts.base import ExpertKind
 from carevl.settings.registry import Registry
 
 EXPERT_KINDS: Registry[ExpertKind] = Registry(
-    "expert kind", ExpertKind, (reward_model.KIND, llm.KIND, endpoint.KIND, python.KIND)
+    "expert kind", ExpertKind, (reward_model.KIND, llm.KIND, vlm.KIND, endpoint.KIND, python.KIND)
 )

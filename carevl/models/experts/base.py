@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from carevl.errors import SettingsError
 from carevl.models.conversations import Conversation, Encoded
 from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from carevl.settings.models import Expert
 
+In = TypeVar("In")
 TextRow = tuple[str, Sequence[str], str]
 """A user turn, the responses to it, and the question alone: the turn without its caption."""
 Row = tuple[str, Sequence[str | Encoded], str]
 """The same; an encoded response stands for the whole conversation."""
+ImageRow = tuple[str, Sequence[str], str, "Image"]
+"""The same with the item's image, for kinds that see it."""
 RowScorer = Callable[[Sequence[Row]], list[list[float] | Failure]]
 """Gives one score per response of every row, or why a row has none."""
 RowEncoder = Callable[[Sequence[TextRow]], list[list[Encoded]]]
@@ -27,6 +32,8 @@ class ExpertKind(ABC):
     """A kind of expert: how one of its settings becomes scores. Heavy imports stay inside its methods."""
 
     name: str
+    sees_images: ClassVar[bool] = False
+    """Whether its rows have the item's image."""
 
     @abstractmethod
     def load(self, expert: Expert) -> RowScorer:
@@ -64,7 +71,7 @@ class ExpertKind(ABC):
         if expert.endpoint is not None:
             raise SettingsError(f"expert {expert.name}: settings under endpoint, but its kind is {expert.kind}")
         if expert.scoring is not None:
-            raise SettingsError(f"expert {expert.name}: scoring is for kind: llm, but its kind is {expert.kind}")
+            raise SettingsError(f"expert {expert.name}: scoring is for kind llm or vlm, but its kind is {expert.kind}")
 
 
 def score_by_row(engine: Any) -> RowScorer:
@@ -74,41 +81,40 @@ def score_by_row(engine: Any) -> RowScorer:
     """
 
     def score_rows(rows: Sequence[Row]) -> list[list[float]]:
-        return _by_row(engine.score, rows)
+        return by_row(engine.score, [_conversations(row) for row in rows])
 
     reduce_batch_size = getattr(engine, "reduce_batch_size", lambda: False)
     return lambda rows: retry_and_bisect(score_rows, rows, reduce_batch_size)
 
 
-def _by_row(score: Callable[[list[Conversation | Encoded]], Sequence[float]], rows: Sequence[Row]) -> list[list[float]]:
-    """Score the rows' conversations, one after the other; a row fails with the first of its conversations.
+def _conversations(row: Row) -> list[Conversation | Encoded]:
+    turn, responses, *_ = row
+    return [response if isinstance(response, Encoded) else (turn, response) for response in responses]
+
+
+def by_row(score: Callable[[list[In]], Sequence[float]], rows: Sequence[Sequence[In]]) -> list[list[float]]:
+    """Score everything that rows ask, one after the other; a row fails with the first of its own.
 
     Raises:
-        ValueError: the engine gave another number of scores than it got conversations.
+        ValueError: the engine gave another number of scores than it was asked for.
         SomeRowsError: some rows failed.
     """
-    conversations = [
-        response if isinstance(response, Encoded) else (turn, response)
-        for turn, responses, *_ in rows
-        for response in responses
-    ]
+    asked = [each for row in rows for each in row]
     failures: dict[int, Failure] = {}
     try:
-        scores: Sequence[float | None] = score(conversations)
+        scores: Sequence[float | None] = score(asked)
     except SomeRowsError as partial:
         scores, failures = partial.results, dict(partial.failures)
-    if len(scores) != len(conversations):
-        raise ValueError(f"the expert gave {len(scores)} scores for {len(conversations)} conversations")
+    if len(scores) != len(asked):
+        raise ValueError(f"the expert gave {len(scores)} scores for {len(asked)} conversations")
     results: list[list[Any]] = []
     failed: dict[int, Failure] = {}
     start = 0
-    for i, (_, responses, *_) in enumerate(rows):
-        end = start + len(responses)
-        results.append(list(scores[start:end]))
-        for place in reversed(range(start, end)):
-            if place in failures:
-                failed[i] = failures[place]
-        start = end
+    for number, row in enumerate(rows):
+        places = range(start, start := start + len(row))
+        results.append([scores[i] for i in places])
+        if failure := next((failures[i] for i in places if i in failures), None):
+            failed[number] = failure
     if failed:
         raise SomeRowsError(results, failed)
     return results

@@ -99,9 +99,9 @@ class Family:
         return {name: value for name, value in images.items() if name in names}
 
     def hidden_states(self, model: Any, **inputs: Any) -> Tensor:
-        """Return the last hidden states, [B, T, size]: what the output matrix reads."""
+        """Return the last hidden states, [B, T, size]: what the output matrix reads, if the model has one."""
         base = model.base_model
-        if base is not model:
+        if base is not model or model.get_output_embeddings() is None:
             states: Tensor = base(**inputs, use_cache=False).last_hidden_state
             return states
         with _reading_inputs(model.get_output_embeddings()) as read:

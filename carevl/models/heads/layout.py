@@ -19,7 +19,7 @@ from carevl.models.row_errors import first_line
 from carevl.models.stored_weights import tensor_shapes
 
 _LANGUAGE_HEADS = ("lm_head.weight", "lm_head.bias", "embed_out.weight", "output.weight")
-"""Names of what a language model predicts words with, which no score needs."""
+"""Names of what a language model predicts words with, which no score needs; `language_model.` may stand before them."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _in_body(model: Any, name: str) -> bool:
 
 
 def _is_language_head(name: str, shape: Sequence[int]) -> bool:
-    return name in _LANGUAGE_HEADS and shape[0] > 1
+    return name.removeprefix("language_model.") in _LANGUAGE_HEADS and shape[0] > 1
 
 
 def _check_own(own: set[str], outside: Mapping[str, Sequence[int]]) -> None:

@@ -1,0 +1,82 @@
+"""Judges that score every response of a row by itself: verdicts come of the order of scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from carevl.benchmarks.predictions import Prediction, record
+from carevl.benchmarks.questions import Question
+from carevl.judging.verdicts import Verdict
+from carevl.models.engines.base import ImageScorer, ScoringRequest
+from carevl.models.row_errors import Failure, retry_and_bisect
+from carevl.store.schemas import row_error
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def judge_by_scores(
+    scorer: ImageScorer, name: str, questions: Sequence[Question], pictures: Mapping[str, Image | str]
+) -> list[Prediction]:
+    """Score the responses of every question, equal ones once, and return a prediction per question.
+
+    Args:
+        name: of the judge in the predictions.
+        questions: each with an image and the responses to score.
+        pictures: image name to the picture, or to why there is none.
+    """
+    requests: dict[tuple[str, str, str], ScoringRequest] = {}
+    for question in questions:
+        picture = pictures[_image(question)]
+        if not isinstance(picture, str):
+            for response in question.responses:
+                key = _image(question), question.prompt, response
+                requests[key] = ScoringRequest(picture, question.prompt, response)
+    reduce_batch_size = getattr(scorer, "reduce_batch_size", lambda: False)
+    scores = dict(zip(requests, retry_and_bisect(scorer.score, [*requests.values()], reduce_batch_size), strict=True))
+    predictions = []
+    for question in questions:
+        picture = pictures[_image(question)]
+        found = [scores.get((_image(question), question.prompt, response)) for response in question.responses]
+        failure = picture if isinstance(picture, str) else _failure(found)
+        if failure is not None:
+            error = row_error("evaluate", "not answered", failure)
+            predictions.append(record(question, name, "", Verdict("none", ""), error=error))
+        else:
+            predictions.append(_record(question, name, [score for score in found if isinstance(score, float)]))
+    return predictions
+
+
+def _image(question: Question) -> str:
+    assert question.image is not None
+    return question.image.name
+
+
+def _failure(found: Sequence[float | Failure | None]) -> str | None:
+    """Return why a question has no scores."""
+    for score in found:
+        if isinstance(score, Failure):
+            return score.message
+        if score is None or not math.isfinite(score):
+            return f"the judge gave {score}"
+    return None
+
+
+def _record(question: Question, name: str, scores: Sequence[float]) -> Prediction:
+    """Return the verdict of scores in the order shown; equal scores of a pair are a tie.
+
+    The probability of a pair is that of Bradley and Terry: the logistic function of the difference.
+    """
+    if question.task == "pointwise":
+        return record(question, name, "", Verdict("ok", "", rating=scores[0]))
+    ranked = sorted(range(len(scores)), key=lambda i: -scores[i])
+    order = tuple(question.order[i] for i in ranked)
+    if question.task == "ranking":
+        return record(question, name, "", Verdict("ok", "", ranking=order))
+    first = scores[question.order.index(min(question.order))]
+    probability = 1 / (1 + math.exp(min(sum(scores) - 2 * first, 700.0)))
+    if scores[0] == scores[1]:
+        return record(question, name, "", Verdict("none", "", tie=True), probability)
+    return record(question, name, "", Verdict("ok", "", winner=order[0]), probability)
