@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from carevl.models.device import REHEARSAL
 from carevl.store.run import RunError
@@ -14,6 +15,12 @@ from carevl.store.run import RunError
 if TYPE_CHECKING:
     from carevl.settings.tree import Cluster
 
+_log = logging.getLogger(__name__)
+
+_STARTS = 3
+"""Times that a private Ray is started before it is given up."""
+_TOO_SLOW = "timed out during startup"
+"""Of what Ray raises where its agent is not there within a time of its own, as on a machine that is busy."""
 _WORKER_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -36,7 +43,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     without a dashboard, and lets nobody in who lacks the token that is drawn for it.
 
     Raises:
-        RunError: the cluster cannot be reached, or wants another token.
+        RunError: the cluster cannot be reached, wants another token, or does not start on this machine.
     """
     private = is_private(cluster)
     if private:
@@ -53,7 +60,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     runtime = {"env_vars": _WORKER_ENVIRONMENT | rehearsal}
     try:
         if private:
-            ray.init(
+            _start(
                 address="local",
                 num_cpus=cluster.num_cpus,
                 num_gpus=cluster.num_gpus,
@@ -74,3 +81,27 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         ray.shutdown()
         if cluster.rehearse:
             os.environ.pop(REHEARSAL, None)
+
+
+def _start(**arguments: Any) -> None:
+    """Start Ray on this machine, once more where it is too slow.
+
+    Raises:
+        RunError: it is so every time.
+    """
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(**arguments)
+            return
+        except Exception as error:  # Ray raises nothing more special
+            if _TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+            if left:
+                _log.warning("Ray does not start within its own limit, as this machine is busy; it is started again")
+    raise RunError(
+        f"Ray has not started on this machine in {_STARTS} tries; it is too busy, or has too little memory: end what "
+        "else runs here, and give the same command again"
+    )
