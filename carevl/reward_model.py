@@ -10,7 +10,8 @@ judge.score("photo.jpg", "How many dogs are there?", "Three dogs.")  # 4.8, of 1
 judge.rank("photo.jpg", "How many dogs are there?", ("Two.", "Three.", "None.")).order  # [1, 0, 2]
 ```
 
-`judge_all`, `score_all` and `rank_all` take lists, one element per case, and run them in batches.
+`judge_all`, `score_all` and `rank_all` take lists, one element per case, and run them in batches. vLLM gives a judge's
+memory back when it is closed: call `close()`, or use it as `with RewardModel(…, engine="vllm") as judge`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -38,7 +39,7 @@ from carevl.judging.verdict_tokens import (
 )
 from carevl.judging.verdicts import Reading, Status, read_verdict
 from carevl.models.engines import generator
-from carevl.models.engines.base import GenerationRequest
+from carevl.models.engines.base import Generation, GenerationRequest, Generator
 from carevl.models.judge_spec import JudgeSpec, asking_of
 from carevl.models.locate import prepare_models
 from carevl.settings.schemes import split_scheme
@@ -128,7 +129,20 @@ class RewardModel:
         prepare_models({"judge": judge}, _log.info)
         self.max_tokens, self.force_verdicts = max_tokens, force_verdicts
         self.resize_pixels, self.asking = JudgeSpec.of(judge).resize_pixels, asking_of(judge)
-        self.engine = generator(judge)
+        self.engine: Generator = generator(judge)
+
+    def close(self) -> None:
+        """End the engine, and give its memory back; whoever asks afterwards gets a `UserError`."""
+        getattr(self.engine, "close", lambda: None)()
+        self.engine = _Closed()
+
+    def __enter__(self) -> Self:
+        """Return the judge."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it."""
+        self.close()
 
     def judge(self, image: Picture, question: str, responses: Sequence[str]) -> Judgment:
         """Decide which of two responses to a question about an image is better; errors as for `judge_all`."""
@@ -248,6 +262,13 @@ class RewardModel:
         ]
         texts = self.engine.generate(requests, max_tokens=2, logprob_texts=VERDICT_TEXTS) if requests else []
         return [forced_probabilities(generation.logprobs, choices) for generation in texts]
+
+
+class _Closed:
+    """In place of the engine of a judge that was closed."""
+
+    def generate(self, requests: Sequence[GenerationRequest], **arguments: Any) -> list[Generation]:
+        raise UserError("this RewardModel was closed; load it again")
 
 
 def _judgment(

@@ -1,13 +1,16 @@
 """The judge as users have it: one answer from two orders, ratings, rankings, and clear errors."""
 
+import gc
 import io
 import itertools
 import json
 import math
 import shutil
+import weakref
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from carevl import RewardModel
 from carevl.cli.judge import judgment_lines
@@ -175,3 +178,12 @@ def test_mistakes_are_named(judge, cases, tmp_path):
     image.save(buffer, "PNG")
     with pytest.raises(UserError):
         judge.judge(buffer.getvalue()[:60], question, responses)
+
+
+def test_a_closed_judge_has_given_its_engine_back():
+    with RewardModel("miniworld:judge", max_tokens=3) as judge:
+        engine = weakref.ref(judge.engine)
+    gc.collect()
+    assert engine() is None
+    with pytest.raises(UserError, match="this RewardModel was closed"):
+        judge.judge(Image.new("RGB", (56, 56)), "How many?", ("One.", "Two."))

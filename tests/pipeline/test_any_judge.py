@@ -47,7 +47,7 @@ def trained(ray, rows, family_directory, tmp_path_factory):
             [steps] = out.root.glob(f"{phase}/*/steps.jsonl")
             assert len(steps.read_text().splitlines()) in (2, 3)
             manifest = json.loads((steps.parent / "manifest.json").read_text())
-            assert ("with a prompt for every judgment" in "".join(manifest.get("fallbacks", ()))) == (family in PLAIN)
+            assert ("computed with a prompt of its own" in "".join(manifest.get("fallbacks", ()))) == (family in PLAIN)
         return out.root / "judge"
 
     return cache(train)
@@ -55,8 +55,8 @@ def trained(ray, rows, family_directory, tmp_path_factory):
 
 def _ask(judge, rows, **arguments):
     image = pq.read_table(next(rows.root.glob("ingest/*/images/part-00000.parquet")))["bytes"][0].as_py()
-    model = RewardModel(judge, max_tokens=8, max_model_len=2048, **arguments)
-    return model.judge(image, "How many circles are there?", ("Two circles.", "Three circles.")).probability
+    with RewardModel(judge, max_tokens=8, max_model_len=2048, **arguments) as model:
+        return model.judge(image, "How many circles are there?", ("Two circles.", "Three circles.")).probability
 
 
 @pytest.mark.parametrize("family", EVERY)
