@@ -51,7 +51,7 @@ class ChatClient:
     """Asks for chat completions; any number of threads may.
 
     Args:
-        url: where `/chat/completions` is added.
+        url: where `/chat/completions`, or another path, is added.
         key: name of the environment variable with the endpoint's key; None: no key is sent.
         requests: the fields of a request, and how patiently an answer is waited for.
 
@@ -87,7 +87,12 @@ class ChatClient:
             threads.shutdown(cancel_futures=True)
 
     def complete(
-        self, fields: Mapping[str, Any], tries: Iterator[int] | None = None, *, optional: Collection[str] = ()
+        self,
+        fields: Mapping[str, Any],
+        tries: Iterator[int] | None = None,
+        *,
+        optional: Collection[str] = (),
+        path: str = "chat/completions",
     ) -> Any:
         """Return the answer's JSON; busy answers (408, 409, 429, 5xx), broken connections, torn JSON are tried again.
 
@@ -95,6 +100,7 @@ class ChatClient:
             fields: of the request, in the names of OpenAI; the settings have the last word on them.
             tries: counts failed requests from 0, for requests that share one budget of tries.
             optional: fields that the caller may do without, if the endpoint refuses them.
+            path: what is added to the address.
 
         Raises:
             NoAnswerError: there is none.
@@ -106,7 +112,7 @@ class ChatClient:
         while True:
             pause_requested, reached = 0.0, True
             try:
-                response, text = self._post(body)
+                response, text = self._post(path, body)
                 if response.status_code == 200:
                     answer = json.loads(text)
                     self._answered = True
@@ -124,7 +130,7 @@ class ChatClient:
             pause = _WAIT * 2**tried * random.uniform(0.5, 1.0)
             time.sleep(min(max(pause, pause_requested), _LONGEST_WAIT))
 
-    def _post(self, body: Mapping[str, Any]) -> tuple[httpx.Response, str]:
+    def _post(self, path: str, body: Mapping[str, Any]) -> tuple[httpx.Response, str]:
         """Return the response and its text.
 
         Raises:
@@ -133,7 +139,7 @@ class ChatClient:
         """
         latest = time.monotonic() + self.requests.timeout
         data = bytearray()
-        with self._client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
+        with self._client.stream("POST", f"{self.url}/{path}", json=body) as response:
             for piece in response.iter_bytes():
                 data += piece
                 if len(data) > _MOST_BYTES:

@@ -157,10 +157,31 @@ class Endpoint(Requests):
         None, description="Environment variable that holds its key; none is sent if absent."
     )
 
+    api: Literal["chat", "classify", "pooling", "embeddings"] = Field(
+        "chat",
+        description="What it is asked for: chat, answers; of a served reward model, scores: classify or pooling, of "
+        "vLLM (url is its root, without /v1); embeddings, of SGLang.",
+    )
+    tokenizer: HomePath | None = Field(
+        None,
+        description="Directory or hub id of a served reward model's tokenizer: conversations are sent as token ids, so "
+        "that no text becomes a control token; null: as messages, which the service writes. embeddings needs it.",
+    )
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """The same, and what a served reward model is asked."""
+        served = {} if self.api == "chat" else {"api": self.api, "tokenizer": self.tokenizer}
+        return super().computation | served
+
     @model_validator(mode="after")
-    def _asks_for_log_probabilities(self) -> Self:
-        if "logprobs" in self.omit:
+    def _fits_its_api(self) -> Self:
+        if self.api == "chat" and "logprobs" in self.omit:
             raise ValueError("omit: logprobs cannot be left out: an expert's score is read from them")
+        if self.api == "chat" and self.tokenizer is not None:
+            raise ValueError("tokenizer: a chat is sent as messages; it is for api: classify, pooling or embeddings")
+        if self.api == "embeddings" and self.tokenizer is None:
+            raise ValueError("tokenizer: api: embeddings takes token ids, not messages; name the model's tokenizer")
         return self
 
 

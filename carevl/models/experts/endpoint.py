@@ -1,7 +1,8 @@
 """Kind `endpoint`: a model behind an OpenAI-compatible endpoint says which of two responses is better, in both orders.
 
 The log-probabilities of A and B at its first token give a margin (`carevl.models.experts.questions`); or those of Yes
-and No, with kind `llm` and `scoring: yes`.
+and No, with kind `llm` and `scoring: yes`. With another `api` than chats it serves a reward model, whose head scores
+(`carevl.models.experts.served_head`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from carevl.errors import SettingsError
 from carevl.models.chat_client import ChatClient, NoAnswerError, check_encrypted
 from carevl.models.experts import questions
-from carevl.models.experts.base import ExpertKind, RowScorer, TextRow
+from carevl.models.experts.base import ExpertKind, RowScorer, TextRow, score_by_row
 from carevl.models.experts.questions import IMPOSSIBLE
+from carevl.models.experts.served_head import ServedHead
 from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
 
 if TYPE_CHECKING:
@@ -119,6 +121,8 @@ class EndpointKind(ExpertKind):
 
     def load(self, expert: Expert) -> RowScorer:
         """Open a client; nothing is sent yet."""
+        if _settings(expert).api != "chat":
+            return score_by_row(ServedHead(expert, _settings(expert)))
         judge = EndpointJudge(expert.path, _settings(expert), "yes" if expert.scoring == "yes" else "pairwise")
         return lambda rows: retry_and_bisect(judge.score_rows, cast("Sequence[TextRow]", rows))
 
@@ -131,6 +135,11 @@ class EndpointKind(ExpertKind):
     def check(self, expert: Expert) -> None:
         """Refuse an expert without an address, or whose key would travel unencrypted; actors hold the key itself."""
         settings = _settings(expert)
+        if settings.api != "chat" and (expert.kind != self.name or expert.scoring is not None):
+            raise SettingsError(
+                f"expert {expert.name}: api: {settings.api} gives the scores of a reward model; use kind: endpoint, "
+                "and leave scoring out"
+            )
         if settings.api_key_env is not None:
             check_encrypted(settings.url)
 
