@@ -75,23 +75,29 @@ class EngineJudge:
 
     def force(self, judgments: Sequence[CutJudgment]) -> list[ForcedVerdict | None]:
         """Return the verdict with which each reply goes on after its evidence."""
-        forced: dict[int, ForcedVerdict] = {}
-        by_length: dict[int, list[int]] = {}
-        for number, cut in enumerate(judgments):
-            by_length.setdefault(verdict_tokens(cut.task, cut.shown), []).append(number)
-        for max_tokens, numbers in by_length.items():
-            requests = [
-                replace(cut.request, response_prefix=verdict_prefix(cut.task, cut.evidence))
-                for cut in (judgments[number] for number in numbers)
-            ]
-            answers = self.answer(requests, replace(GREEDY, max_tokens=max_tokens), VERDICT_TEXTS)
-            for number, answer in zip(numbers, answers, strict=True):
-                cut = judgments[number]
-                if isinstance(answer, Generation):
-                    verdict = read_forced(cut.task, answer, cut.evidence)
-                    if read_verdict(verdict.text, cut.task, cut.shown).status == "ok":
-                        forced[number] = verdict
-        return [forced.get(number) for number in range(len(judgments))]
+        return go_on(self, judgments)
+
+
+def go_on(judge: Answerer, judgments: Sequence[CutJudgment]) -> list[ForcedVerdict | None]:
+    """Return the verdict with which each reply goes on after its evidence; None where it is none.
+
+    Args:
+        judge: goes on with replies that are begun for it.
+    """
+    forced: dict[int, ForcedVerdict] = {}
+    by_length: dict[int, list[int]] = {}
+    for number, cut in enumerate(judgments):
+        by_length.setdefault(verdict_tokens(cut.task, cut.shown), []).append(number)
+    for max_tokens, numbers in by_length.items():
+        requests = [judgments[number].begun for number in numbers]
+        answers = judge.answer(requests, replace(GREEDY, max_tokens=max_tokens), VERDICT_TEXTS)
+        for number, answer in zip(numbers, answers, strict=True):
+            cut = judgments[number]
+            if isinstance(answer, Generation):
+                verdict = read_forced(cut.task, answer, cut.evidence)
+                if read_verdict(verdict.text, cut.task, cut.shown).status == "ok":
+                    forced[number] = verdict
+    return [forced.get(number) for number in range(len(judgments))]
 
 
 @dataclass(frozen=True)

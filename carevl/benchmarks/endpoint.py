@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from carevl.benchmarks.answering import Answer
+from carevl.benchmarks.answering import Answer, go_on
 from carevl.benchmarks.completion import prompt_tokens, read_completion
 from carevl.benchmarks.forcing import CutJudgment, ForcedVerdict, write_value
 from carevl.benchmarks.questions import GREEDY, Decoding
 from carevl.errors import UserError
 from carevl.judging import read_verdict
 from carevl.judging.prompts import Task
-from carevl.judging.verdict_tokens import CHOICES
+from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS
 from carevl.models.chat_client import ChatClient, NoAnswerError
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.settings.asking import Asking
@@ -36,6 +36,8 @@ _LIKELIEST = 20
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 """Fields with which vLLM and SGLang go on with the last message, the judge's."""
 _TRIALS = 3
+_LEAST_TOKENS = 64
+"""Room for the JSON of a verdict."""
 _STATE: Mapping[Task, str] = {
     "pairwise": 'Your judgment was cut. Give its verdict alone, as JSON: {"verdict": 1} or {"verdict": 2}.',
     "pointwise": 'Your judgment was cut. Give its rating alone, from 1 to 5, as JSON, like {"rating": 3}.',
@@ -61,7 +63,8 @@ class Endpoint:
         self.client = ChatClient(base, KEY if os.environ.get(KEY) else None, judge.requests)
         self.max_tokens, self.asking = judge.max_tokens, judge.asking or Asking()
         self._gives_logprobs = "logprobs" not in judge.requests.omit
-        self._continues, self._takes_schemas = False, True
+        self._continues: bool | None = None
+        self._takes_schemas = True
 
     def answer(
         self, requests: Sequence[GenerationRequest], decoding: Decoding, logprob_texts: Sequence[str]
@@ -75,17 +78,25 @@ class Endpoint:
                 the key, or refuses a field; or a reply is to begin with given words, and it does not go on with one.
         """
         begun = [request for request in requests if request.response_prefix]
-        if begun and not self._continues:
-            trials = [self._fields(request, decoding, max_tokens=1) for request in begun[:_TRIALS]]
-            self._refuse_unless_continuing(trials, logprob_texts)
+        if begun and not self._continues and (reason := self._why_not_continued(begun, logprob_texts)):
+            raise UserError(
+                f"verdict_prob: {self.client.url} does not go on with a verdict that is begun for it, as vLLM and "
+                f"SGLang do: {reason}; use --protocol strict, which reads the probability in the judgment"
+            )
         return self.client.ask_all(lambda request: self._request(request, decoding, logprob_texts), requests)
 
     def force(self, judgments: Sequence[CutJudgment]) -> list[ForcedVerdict | None]:
-        """Return the verdict that the judge states in a further turn, in the form of a schema where that is taken."""
-        return self.client.ask_all(self._force, judgments)
+        """Return the verdict with which each reply goes on after its evidence, where the endpoint goes on with replies.
 
-    def _force(self, cut: CutJudgment) -> ForcedVerdict | None:
-        fields = self._fields(cut.request, GREEDY, self.max_tokens)
+        Elsewhere the judge states it in a further turn, in the form of a schema where that is taken.
+        """
+        if self._continues is None:
+            self._why_not_continued([cut.begun for cut in judgments], VERDICT_TEXTS)
+        return go_on(self, judgments) if self._continues else self.client.ask_all(self._ask_verdict, judgments)
+
+    def _ask_verdict(self, cut: CutJudgment) -> ForcedVerdict | None:
+        max_tokens = max(self.max_tokens, _LEAST_TOKENS)
+        fields = self._fields(cut.request, GREEDY, max_tokens)
         said = [{"role": "assistant", "content": cut.text}] if cut.text else []
         fields["messages"] = [*fields["messages"], *said, {"role": "user", "content": _STATE[cut.task]}]
         form = {"response_format": _response_format(cut.task, cut.shown)} if self._takes_schemas else {}
@@ -95,8 +106,8 @@ class Endpoint:
             if error.field not in form:
                 return None
             self._takes_schemas = False
-            return self._force(cut)
-        answer = read_completion(reply, self.max_tokens)
+            return self._ask_verdict(cut)
+        answer = read_completion(reply, max_tokens)
         if isinstance(answer, str):
             return None
         value = read_verdict(answer.text, cut.task, cut.shown, answer.truncated).value
@@ -132,25 +143,18 @@ class Endpoint:
             self._gives_logprobs = False
             return self._complete(fields, logprob_texts)
 
-    def _refuse_unless_continuing(self, begun: Sequence[Mapping[str, Any]], logprob_texts: Sequence[str]) -> None:
-        """Refuse an endpoint that goes on with none of these begun replies.
-
-        Raises:
-            UserError: it does not, or that cannot be told, or it gives no log-probabilities.
-        """
+    def _why_not_continued(self, begun: Sequence[GenerationRequest], logprob_texts: Sequence[str]) -> str | None:
+        """Return why replies that are begun are not gone on with; None: they are. A few are tried."""
         reason: str | None = None
-        for fields in begun:
-            reason = self._why_not_continued(fields, logprob_texts)
-            if reason is None:
-                self._continues = True
-                return
-        raise UserError(
-            f"verdict_prob: {self.client.url} does not go on with a verdict that is begun for it, as vLLM and SGLang "
-            f"do: {reason}; use --protocol strict, which reads the probability in the judgment"
-        )
+        for request in begun[:_TRIALS]:
+            reason = self._try_continuing(self._fields(request, GREEDY, max_tokens=1), logprob_texts)
+            self._continues = reason is None
+            if self._continues:
+                break
+        return reason
 
-    def _why_not_continued(self, fields: Mapping[str, Any], logprob_texts: Sequence[str]) -> str | None:
-        """Return why verdict_prob cannot ask so, by two answers of a token; None: it can.
+    def _try_continuing(self, fields: Mapping[str, Any], logprob_texts: Sequence[str]) -> str | None:
+        """Return why a reply is not gone on with, or not as it has to be, by two answers of a token; None: it is.
 
         A prompt that ends within a reply has fewer tokens than one where that reply is ended and another begins.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from carevl.judging.clauses import Value
 from carevl.judging.prompts import VERDICT_PREFIX, Task, write_judgment
@@ -24,6 +24,11 @@ class CutJudgment:
     task: Task
     shown: int
     """Responses that the prompt shows."""
+
+    @property
+    def begun(self) -> GenerationRequest:
+        """The request to go on with the verdict after the evidence."""
+        return replace(self.request, response_prefix=verdict_prefix(self.task, self.evidence))
 
 
 @dataclass(frozen=True)

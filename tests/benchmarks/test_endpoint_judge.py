@@ -553,8 +553,22 @@ def _force(server, rows_file, replies):
     return [row for row in rows if row["text"] != TEXT], [body for *_, body in server.requests[6:]]
 
 
+def test_a_cut_judgment_goes_on_with_its_verdict_where_the_endpoint_goes_on_with_replies(server, rows_file):
+    [row], [ended, *begun] = _force(server, rows_file, [(200, _ended(), {})] + [(200, _continued(), {})] * 2)
+    assert (row["text"], row["forced"]) == ("There is a cup\nOverall Judgment: Answer 2 is better.", True)
+    assert row["probability"] == pytest.approx((0.2 if row["order"] == [0, 1] else 0.7) / 0.9)
+    assert "continue_final_message" not in ended
+    assert [body["messages"][-1]["content"] for body in begun] == ["There is a cup\nOverall Judgment: Answer"] * 2
+
+
+def _state(server, rows_file, replies):
+    """Do as `_force` where the endpoint does not go on with replies, as two answers show."""
+    rows, [_, _, *bodies] = _force(server, rows_file, [(200, completion(), {})] * 2 + replies)
+    return rows, bodies
+
+
 def test_a_cut_judgment_is_asked_for_its_verdict_in_a_further_turn(server, rows_file):
-    [row], [body] = _force(server, rows_file, [(200, completion('{"verdict": 1}'), {})])
+    [row], [body] = _state(server, rows_file, [(200, completion('{"verdict": 1}'), {})])
     assert (row["text"], row["status"]) == ("There is a cup\nOverall Judgment: Answer 1 is better.", "ok")
     assert (row["winner"], row["forced"], row["probability"]) == (row["order"][0], True, None)
     first, said, further = body["messages"]
@@ -566,7 +580,7 @@ def test_a_cut_judgment_is_asked_for_its_verdict_in_a_further_turn(server, rows_
 
 def test_an_endpoint_without_schemas_is_asked_without_and_read_alike(server, rows_file):
     refusal = (400, {"error": "response_format is not supported"}, {})
-    [row], bodies = _force(server, rows_file, [refusal, (200, completion("Answer 2 is better."), {})])
+    [row], bodies = _state(server, rows_file, [refusal, (200, completion("Answer 2 is better."), {})])
     assert (row["winner"], row["forced"]) == (row["order"][1], True)
     assert ["response_format" in body for body in bodies] == [True, False]
 
@@ -576,7 +590,7 @@ def test_an_endpoint_without_schemas_is_asked_without_and_read_alike(server, row
     [(200, completion("I cannot say."), {}), (200, completion('{"verdict": 3}'), {}), (403, {}, {}), (200, [], {})],
 )
 def test_a_cut_judgment_that_gets_no_verdict_stays_cut(server, rows_file, reply):
-    [row], _ = _force(server, rows_file, [reply])
+    [row], _ = _state(server, rows_file, [reply])
     assert (row["text"], row["status"], row["forced"]) == ("There is a cup", "truncated", False)
 
 
