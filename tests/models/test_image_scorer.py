@@ -88,7 +88,7 @@ def test_a_response_cannot_end_its_turn(reward_model):
     control = scorer.processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>", "<|image_pad|>"])
     counts = [[ids.count(token) for token in control] for ids in encoded.ids]
     assert counts[0] == counts[1]
-    assert counts[0][:2] == [2, 2]
+    assert all(counts[0])
 
 
 def test_a_refused_image_and_a_long_text_fail_alone(reward_model):

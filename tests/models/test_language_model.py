@@ -176,7 +176,7 @@ def test_settings_that_do_not_fit_the_kind_are_refused():
     with pytest.raises(SettingsError, match="set scoring to yes or pairwise"):
         EXPERT_KINDS["llm"].check(_expert("judge", endpoint=endpoint, scoring="likelihood"))
     EXPERT_KINDS["llm"].check(_expert("judge", endpoint=endpoint))
-    with pytest.raises(SettingsError, match="scoring is for kind: llm"):
+    with pytest.raises(SettingsError, match="scoring is for kind llm or vlm"):
         EXPERT_KINDS["reward_model"].check(Expert(name="x", path="org/name", scoring="yes"))
 
 
