@@ -10,7 +10,7 @@ from carevl.benchmarks.predictions import Prediction, record
 from carevl.benchmarks.questions import Question
 from carevl.judging.verdicts import Verdict
 from carevl.models.engines.base import ImageScorer, ScoringRequest
-from carevl.models.row_errors import Failure, retry_and_bisect
+from carevl.models.row_errors import Failure, retry_engine
 from carevl.store.schemas import row_error
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def judge_by_scores(
             for response in question.responses:
                 key = _image(question), question.prompt, response
                 requests[key] = ScoringRequest(picture, question.prompt, response)
-    reduce_batch_size = getattr(scorer, "reduce_batch_size", lambda: False)
-    scores = dict(zip(requests, retry_and_bisect(scorer.score, [*requests.values()], reduce_batch_size), strict=True))
+    scores = dict(zip(requests, retry_engine(scorer, scorer.score, [*requests.values()]), strict=True))
     predictions = []
     for question in questions:
         picture = pictures[_image(question)]

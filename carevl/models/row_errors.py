@@ -137,6 +137,11 @@ def retry_and_bisect(
     )
 
 
+def retry_engine(engine: Any, call: Callable[[Sequence[In]], Sequence[Out]], rows: Sequence[In]) -> list[Out | Failure]:
+    """Apply `retry_and_bisect`; an engine that has `reduce_batch_size` is asked for it when memory runs out."""
+    return retry_and_bisect(call, rows, getattr(engine, "reduce_batch_size", lambda: False))
+
+
 def _lose(rows: Sequence[In], error: Exception) -> list[Any]:
     lost = _marking.get()
     if lost is None:

@@ -131,13 +131,18 @@ class ScoreProcessor(Processor):
     ) -> list[ExpertInput]:
         """Return the inputs with their images; without a caption, with as large a grey one."""
         names = dict(zip(tables["items"]["item_id"].to_pylist(), tables["items"]["image_id"].to_pylist(), strict=True))
-        stored = {row["image_id"]: row for row in tables["images"].to_pylist()}
         good = [row for row in rows if row["error"] is None]
-        seen = []
-        for row, entry in zip(good, inputs, strict=True):
-            image = picture(stored[names[row["item_id"]]], resize_pixels=self.resize_pixels)
-            seen.append(replace(entry, image=_grey(image) if row["view"] == NO_CAPTION else image))
-        return seen
+        needed = {names[row["item_id"]] for row in good}
+        images = {
+            row["image_id"]: picture(row, resize_pixels=self.resize_pixels)
+            for row in tables["images"].to_pylist()
+            if row["image_id"] in needed
+        }
+        greys = {image_id: new_image("RGB", image.size, (127, 127, 127)) for image_id, image in images.items()}
+        return [
+            replace(entry, image=(greys if row["view"] == NO_CAPTION else images)[names[row["item_id"]]])
+            for row, entry in zip(good, inputs, strict=True)
+        ]
 
     def _ask(self, inputs: Sequence[ExpertInput], tokens: Sequence[Sequence[Encoded]] | None = None) -> Scores:
         size = self.expert.pool.batch_size
@@ -147,10 +152,6 @@ class ScoreProcessor(Processor):
             for entry, responses in zip(inputs, texts, strict=True)
         ]
         return [scored for start in range(0, len(rows), size) for scored in self.score_rows(rows[start : start + size])]
-
-
-def _grey(image: Image) -> Image:
-    return new_image("RGB", image.size, (127, 127, 127))
 
 
 def _tokens(table: pa.Table) -> list[list[Encoded]]:

@@ -15,9 +15,7 @@ from carevl.models.engines.base import Engine, Generation, GenerationRequest, Ge
 from carevl.models.engines.card import device_names, start_alone
 from carevl.models.fallbacks import note_fallback
 from carevl.models.heads import HeadSettings
-from carevl.models.locate import loading_arguments, model_directory
-from carevl.models.quantization import explain_quantization
-from carevl.models.row_errors import Failure, retry_and_bisect
+from carevl.models.row_errors import Failure, retry_engine
 from carevl.settings.registry import Registry
 
 if TYPE_CHECKING:
@@ -63,17 +61,14 @@ def image_scorer(model: Judge | Expert) -> ImageScorer:
         return YesScorer(generator(model))
     if model.engine != "transformers":
         note_fallback(f"{model.path}: its head is read by transformers, {model.engine} has none for images")
-    path = model_directory(model)
-    with start_alone(device_names()), explain_quantization("transformers", model, path):
-        return ImageRewardScorer(
-            path,
-            model.dtype,
+    with start_alone(device_names()):
+        return transformers.load(
+            ImageRewardScorer,
+            model,
             batch_size=model.pool.batch_size,
-            max_model_len=model.max_model_len,
             max_image_tiles=model.max_image_tiles,
             settings=HeadSettings.of(model),
             asking=getattr(model, "asking", None),
-            **loading_arguments(model),
         )
 
 
@@ -113,5 +108,4 @@ def generate_with_row_errors(
     Args:
         arguments: `max_tokens`, `temperature`, `top_p` and `logprob_texts`, as `Generator.generate` takes them.
     """
-    reduce_batch_size = getattr(engine, "reduce_batch_size", lambda: False)
-    return retry_and_bisect(lambda batch: engine.generate(batch, **arguments), requests, reduce_batch_size)
+    return retry_engine(engine, lambda batch: engine.generate(batch, **arguments), requests)

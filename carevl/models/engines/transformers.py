@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from carevl.models.engines.base import (
     Engine,
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from carevl.settings.asking import Asking
     from carevl.settings.models import Model
 
-_log = logging.getLogger(__name__)
+Loaded = TypeVar("Loaded")
 
 
 class ImageTextGenerator(ImageTextModel):
@@ -158,6 +157,17 @@ class ImageTextGenerator(ImageTextModel):
             yield Generation(text, len(tokens), not ended, tuple(logprobs))
 
 
+def load(kind: Callable[..., Loaded], model: Model, **arguments: Any) -> Loaded:
+    """Load a model of the settings by a class of those that compute in transformers.
+
+    Args:
+        arguments: what the class takes beside path, dtype, `max_model_len` and whose code runs.
+    """
+    path = model_directory(model)
+    with explain_quantization("transformers", model, path):
+        return kind(path, model.dtype, max_model_len=model.max_model_len, **arguments, **loading_arguments(model))
+
+
 class TransformersEngine(Engine):
     """Models in transformers' own forward pass."""
 
@@ -165,49 +175,29 @@ class TransformersEngine(Engine):
 
     def generator(self, model: Model) -> Generator:
         """Load a vision-language model."""
-        path, adapter = model_directory(model), getattr(model, "adapter", None)
-        with explain_quantization(self.name, model, path):
-            return ImageTextGenerator(
-                path,
-                model.dtype,
-                batch_size=model.pool.batch_size,
-                max_image_tiles=model.max_image_tiles,
-                max_model_len=model.max_model_len,
-                adapter=None if adapter is None else locate_adapter(adapter),
-                asking=asking_of_model(model),
-                **loading_arguments(model),
-            )
+        adapter = getattr(model, "adapter", None)
+        return load(
+            ImageTextGenerator,
+            model,
+            batch_size=model.pool.batch_size,
+            max_image_tiles=model.max_image_tiles,
+            adapter=None if adapter is None else locate_adapter(adapter),
+            asking=asking_of_model(model),
+        )
 
     def scorer(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> Scorer:
         """Load a text reward model; it is its own reference, so there is no tolerance to hold."""
         from carevl.models.reward_scorer import RewardScorer
 
         del parity_tolerance
-        path = model_directory(model)
-        with explain_quantization(self.name, model, path):
-            return RewardScorer(
-                path,
-                model.dtype,
-                batch_tokens=batch_tokens,
-                max_model_len=model.max_model_len,
-                settings=HeadSettings.of(model),
-                **loading_arguments(model),
-            )
+        return load(RewardScorer, model, batch_tokens=batch_tokens, settings=HeadSettings.of(model))
 
     def language_model(self, model: Model, *, batch_tokens: int, parity_tolerance: float | None) -> LanguageModel:
         """Load a language model; it is its own reference, so there is no tolerance to hold."""
         from carevl.models.language_model import CausalLanguageModel
 
         del parity_tolerance
-        path = model_directory(model)
-        with explain_quantization(self.name, model, path):
-            return CausalLanguageModel(
-                path,
-                model.dtype,
-                batch_tokens=batch_tokens,
-                max_model_len=model.max_model_len,
-                **loading_arguments(model),
-            )
+        return load(CausalLanguageModel, model, batch_tokens=batch_tokens)
 
     def footprint(self, model: Model, path: str, runner: Runner) -> Footprint | None:
         """Return what the weights and one row of tokens take; a batch is made smaller where memory runs out."""

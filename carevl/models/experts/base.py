@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from carevl.errors import SettingsError
 from carevl.models.conversations import Conversation, Encoded
-from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
+from carevl.models.row_errors import Failure, SomeRowsError, retry_engine
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,8 +83,7 @@ def score_by_row(engine: Any) -> RowScorer:
     def score_rows(rows: Sequence[Row]) -> list[list[float]]:
         return by_row(engine.score, [_conversations(row) for row in rows])
 
-    reduce_batch_size = getattr(engine, "reduce_batch_size", lambda: False)
-    return lambda rows: retry_and_bisect(score_rows, rows, reduce_batch_size)
+    return lambda rows: retry_engine(engine, score_rows, rows)
 
 
 def _conversations(row: Row) -> list[Conversation | Encoded]:

@@ -18,7 +18,7 @@ from carevl.models.experts import endpoint, questions
 from carevl.models.experts.base import ExpertKind, RowScorer, TextRow
 from carevl.models.locate import weights_fingerprint
 from carevl.models.prompts import encode_text
-from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
+from carevl.models.row_errors import Failure, SomeRowsError, retry_engine
 
 if TYPE_CHECKING:
     from carevl.models.engines.base import LanguageModel
@@ -130,9 +130,8 @@ class LanguageModelKind(ExpertKind):
         if expert.endpoint is not None:
             return endpoint.KIND.load(expert)
         model, scoring = language_model(expert), _scoring(expert)
-        reduce_batch_size = getattr(model, "reduce_batch_size", lambda: False)
-        return lambda rows: retry_and_bisect(
-            lambda batch: score_rows(model, cast("Sequence[TextRow]", batch), scoring), rows, reduce_batch_size
+        return lambda rows: retry_engine(
+            model, lambda batch: score_rows(model, cast("Sequence[TextRow]", batch), scoring), rows
         )
 
     def fingerprint(self, expert: Expert) -> str:

@@ -15,7 +15,7 @@ from carevl.models.engines.base import ScoringRequest
 from carevl.models.experts import questions
 from carevl.models.experts.base import ExpertKind, ImageRow, RowScorer, by_row
 from carevl.models.locate import weights_fingerprint
-from carevl.models.row_errors import retry_and_bisect
+from carevl.models.row_errors import retry_engine
 
 if TYPE_CHECKING:
     from carevl.settings.models import Expert
@@ -30,11 +30,10 @@ class VisionLanguageKind(ExpertKind):
     def load(self, expert: Expert) -> RowScorer:
         """Load the model into its engine."""
         scorer = image_scorer(expert)
-        reduce_batch_size = getattr(scorer, "reduce_batch_size", lambda: False)
-        return lambda rows: retry_and_bisect(
+        return lambda rows: retry_engine(
+            scorer,
             lambda batch: by_row(scorer.score, [_requests(row) for row in batch]),
             cast("Sequence[ImageRow]", rows),
-            reduce_batch_size,
         )
 
     def fingerprint(self, expert: Expert) -> str:
