@@ -21,7 +21,7 @@ from carevl.models.experts import questions
 from carevl.models.heads.ending import Ending
 from carevl.models.heads.outputs import choose_score
 from carevl.models.judge_files import load_processor
-from carevl.models.prompts import EncodedPrompts, ask_as, encode_text, encode_with_row_errors
+from carevl.models.prompts import EncodedPrompts, ask_as, encode_text, encode_with_row_errors, ensure_padding
 from carevl.models.reward_head import load_reward_model
 from carevl.models.row_errors import Failure, SomeRowsError
 
@@ -62,6 +62,7 @@ class ImageRewardScorer(ImageTextModel):
         **loading: Any,
     ) -> None:
         processor = ask_as(load_processor(Path(model)), asking)
+        ensure_padding(processor.tokenizer)
         limit_tiles(processor, max_image_tiles)
         parts = load_reward_model(model, dtype, settings, **loading)
         if parts.head is None or parts.layout.head is None or parts.layout.head.reads_prompt:

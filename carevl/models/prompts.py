@@ -86,9 +86,14 @@ def load_processor(path: str, **loading: Any) -> Any:
     if tokenizer is None:
         return processor
     check_tokenizer(tokenizer, path)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # the attention mask tells which of them fill a row up
+    ensure_padding(tokenizer)
     return processor
+
+
+def ensure_padding(tokenizer: Any) -> None:
+    """Let a tokenizer without a token for padding fill rows up by its end; the attention mask tells which those are."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def ask_as(processor: Any, asking: Asking | None) -> Any:

@@ -91,6 +91,16 @@ def test_a_response_cannot_end_its_turn(reward_model):
     assert all(counts[0])
 
 
+def test_a_tokenizer_without_padding_reads_batches(reward_model):
+    directory = reward_model("qwen2_5_vl")
+    expected = ImageRewardScorer(directory).score(_draw_requests())
+    tokenizer = hf.AutoTokenizer.from_pretrained(directory)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(directory)
+    assert hf.AutoProcessor.from_pretrained(directory).tokenizer.pad_token_id is None
+    assert ImageRewardScorer(directory).score(_draw_requests()) == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_refused_image_and_a_long_text_fail_alone(reward_model):
     scorer = ImageRewardScorer(reward_model("qwen2_5_vl"), max_model_len=200)
     requests = _draw_requests()[:2]
