@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from carevl.benchmarks.rows import read_image
+from carevl.data.drawn import DataRoot
 from carevl.errors import UserError
 from carevl.models.locate import locate
 from carevl.models.reward_head import load_reward_model
+from carevl.models.stored_weights import weight_files
 from carevl.settings.loader import load_settings
+from carevl.store.run import Run
 
 SHIPPED = Path(locate("miniworld:expert-llama"))
 
@@ -44,6 +48,25 @@ def test_pickled_weights_are_refused_unopened(load, tmp_path):
     with pytest.raises((OSError, UserError), match=str(model)):
         load(model)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_models_index_names_no_file_outside_its_directory(tmp_path):
+    index = {"weight_map": {"score.weight": "../other/model.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"index\.json: file of weights '../other/model.safetensors'"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("outside", ["miniworld:../x.parquet", "miniworld:train/../../x", "miniworld:/etc/passwd"])
+def test_what_is_drawn_lies_in_the_run_directory(outside, tmp_path):
+    with pytest.raises(UserError, match="leads out of it"):
+        DataRoot.of(load_settings("mini"), Run(tmp_path)).resolve(outside)
+
+
+@pytest.mark.parametrize("outside", ["miniworld:", "miniworld:..", "miniworld:../weights/judge", "miniworld:."])
+def test_shipped_models_are_those_that_are_listed(outside):
+    with pytest.raises(UserError, match="no such shipped model; there are captioner"):
+        locate(outside)
 
 
 @pytest.mark.parametrize("outside", ["../secret.png", "link.png", "{tmp}/secret.png"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from pyarrow.fs import FileSystem
 
 from carevl.data.containers import locate, stamp
+from carevl.errors import SettingsError
 from carevl.settings.schemes import DRAWN_PREFIX, Scheme, split_scheme
 from carevl.store.run import Run
 
@@ -44,6 +46,8 @@ class DataRoot:
         if split is None:
             return path
         scheme, name = split
+        if os.path.isabs(name) or os.pardir in Path(name).parts:
+            raise SettingsError(f"{path}: what is drawn lies in a directory of its own, and this leads out of it")
         return str(self.drawn / scheme.data_directory(self.settings) / name)
 
     def relative(self, file: str) -> str:

@@ -6,7 +6,8 @@
 | llamafactory | `SPLIT.jsonl` in sharegpt form, `dataset_info.json` that names the files | `images/` |
 | ms-swift | `SPLIT.jsonl`: `messages`, `rejected_response`, `images` | `images/` |
 
-Image files keep their bytes. Their paths are relative to the directory that is written.
+Image files keep their bytes. Their paths are relative to the directory that is written. Names of files come out of
+rows, and none leads out of that directory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from carevl.data.turns import IMAGE_TAG
+from carevl.errors import UserError
 from carevl.export.examples import Example, Part
+from carevl.settings.names import path_component
 
 _ENDINGS = {"JPEG": "jpg", "TIFF": "tif"}
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -36,11 +39,38 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+class ExportFiles:
+    """The files of an export, by what rows say that they belong to.
+
+    Args:
+        ending: of the files of splits, without a dot.
+    """
+
+    def __init__(self, out: Path, ending: str) -> None:
+        self._out, self._ending = out, ending
+        self._splits: dict[str, str] = {}
+
+    def split(self, name: str) -> Path:
+        """Return the file of a split.
+
+        Raises:
+            UserError: its name is not one part of a path, or that of another one in other letter case.
+        """
+        file = f"{path_component(name, 'split')}.{self._ending}"
+        other = self._splits.setdefault(name.casefold(), name)
+        if other != name:
+            raise UserError(
+                f"splits {other!r} and {name!r} differ in letter case alone, which not every file system tells apart; "
+                "write them alike in data.sources, and `carevl run` again"
+            )
+        return self._out / file
+
+
 class Trl:
     """TRL's conversational preference format, and prompt-completion for judgments, as Parquet."""
 
     def __init__(self, out: Path) -> None:
-        self._out = out
+        self._paths = ExportFiles(out, "parquet")
         self._files: dict[str, pq.ParquetWriter] = {}
 
     def write(self, part: Part) -> None:
@@ -58,7 +88,7 @@ class Trl:
         for split, rows in by_split.items():
             schema = _trl_schema(list(rows[0]))
             if split not in self._files:
-                self._files[split] = pq.ParquetWriter(self._out / f"{split}.parquet", schema, compression="zstd")
+                self._files[split] = pq.ParquetWriter(self._paths.split(split), schema, compression="zstd")
             self._files[split].write_table(pa.Table.from_pylist(rows, schema), row_group_size=100)
 
     def close(self) -> None:
@@ -81,6 +111,7 @@ class _Lines:
 
     def __init__(self, out: Path) -> None:
         self._out = out
+        self._paths = ExportFiles(out, "jsonl")
         self._stack = ExitStack()
         self._files: dict[str, TextIO] = {}
         (out / "images").mkdir()
@@ -93,7 +124,7 @@ class _Lines:
             if not (self._out / image).exists():
                 (self._out / image).write_bytes(data)
             if example.split not in self._files:
-                file = (self._out / f"{example.split}.jsonl").open("w", encoding="utf-8")
+                file = self._paths.split(example.split).open("w", encoding="utf-8")
                 self._files[example.split] = self._stack.enter_context(file)
                 self.begin(example)
             row = {"id": example.item_id, **self.row(example), "images": [image]}
@@ -163,7 +194,7 @@ def _turn(name: str, value: str) -> dict[str, str]:
 
 
 def _file_name(image_id: str, kind: str) -> str:
-    return f"{image_id}.{_ENDINGS.get(kind, kind.lower())}"
+    return path_component(f"{image_id}.{_ENDINGS.get(kind, kind.lower())}", "image")
 
 
 WRITERS: dict[str, Callable[[Path], Writer]] = {"trl": Trl, "llamafactory": LlamaFactory, "ms-swift": MsSwift}

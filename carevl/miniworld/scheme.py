@@ -19,11 +19,10 @@ class _Miniworld(Scheme):
     name = "miniworld"
 
     def model(self, name: str) -> Path:
-        directory = WEIGHTS / name
-        if not directory.is_dir():
-            names = ", ".join(sorted(entry.name for entry in WEIGHTS.iterdir() if entry.is_dir()))
-            raise RunError(f"{self.name}:{name}: there is no such shipped model; there are {names}")
-        return directory
+        names = sorted(entry.name for entry in WEIGHTS.iterdir() if entry.is_dir())
+        if name not in names:
+            raise RunError(f"{self.name}:{name}: there is no such shipped model; there are {', '.join(names)}")
+        return WEIGHTS / name
 
     def data_directory(self, settings: Settings) -> str:
         world = settings.miniworld

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SETTINGS = (".json", ".jinja", ".model", ".tiktoken", ".txt")
 """Configuration, tokenizer, processor and templates, where they stand beside the weights."""
 _TEMPLATES = "additional_chat_templates/"
@@ -210,8 +211,12 @@ def _listing(name: str, revision: str | None, info: ModelInfo, code: bool) -> Li
     files = {}
     for file in choose_files(siblings, code=code):
         sibling = siblings[file]
-        blob = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-        files[file] = HubFile(sibling.size or 0, blob or "", sibling.lfs is not None)
+        blob = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
+        if _HASH.fullmatch(blob) is None:  # it becomes the name of a file in the cache
+            raise HubError(
+                f"{name}: the hub names the contents of {file} by {blob!r}, which is no hash; use another hub"
+            )
+        files[file] = HubFile(sibling.size or 0, blob, sibling.lfs is not None)
     parameters = dict(info.safetensors.parameters) if info.safetensors else {}
     return Listing(name, revision, info.sha or "", files, parameters)
 

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from carevl.settings.names import path_component
+
 INDEX = "model.safetensors.index.json"
 VALUE_HEAD = "value_head.safetensors"
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -100,8 +102,13 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def indexed_files(directory: Path) -> list[Path] | None:
-    """Return the files that a model's index names; None where it has no index, and so one file."""
+    """Return the files that a model's index names; None where it has no index, and so one file.
+
+    Raises:
+        UserError: one of them lies elsewhere.
+    """
     index = directory / INDEX
     if not index.is_file():
         return None
-    return [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return [directory / path_component(name, f"{index}: file of weights") for name in names]

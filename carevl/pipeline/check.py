@@ -101,6 +101,7 @@ def _check_sources(settings: Settings) -> Iterator[str]:
     sources = settings.data.sources
     names = {f"data.sources.{n}.name": source.name or f"source-{n}" for n, source in enumerate(sources)}
     yield from _repeated(names, "a source without a name is called source-N")
+    yield from _alike({f"data.sources.{n}.split": source.split for n, source in enumerate(sources)})
     for n, source in enumerate(sources):
         for field, path in (("path", source.path), ("captions", source.captions)):
             yield from _missing(f"data.sources.{n}.{field}", path)
@@ -137,11 +138,11 @@ def _check_engine_args(place: str, model: Model) -> Iterator[str]:
 
 
 def _check_experts(settings: Settings) -> Iterator[str]:
-    yield from _repeated({f"experts.{n}.name": expert.name for n, expert in enumerate(settings.experts)})
+    names = {f"experts.{n}.name": expert.name for n, expert in enumerate(settings.experts)}
+    yield from _repeated(names)
+    yield from _alike(names)
     for n, expert in enumerate(settings.experts):
         place = f"experts.{n}"
-        if expert.name in (".", ".."):
-            yield f"{place}.name: {expert.name} is no name of a directory, where its scores lie; choose another"
         yield from _refusal(f"{place}.template", _fill_template, expert)
         refusals = list(_refusal(f"{place}.kind", EXPERT_KINDS.__getitem__, expert.kind))
         unlocated: list[str] = []
@@ -292,6 +293,19 @@ def _repeated(names: Mapping[str, str], hint: str = "") -> Iterator[str]:
         if name in first:
             yield f"{place}: {name} is also {first[name]}; give each a name of its own" + (f" ({hint})" if hint else "")
         first.setdefault(name, place)
+
+
+def _alike(names: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for every name that is an earlier one in other letter case: not every file system tells them apart.
+
+    Args:
+        names: as for `_repeated`.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for place, name in names.items():
+        earlier, before = first.setdefault(name.casefold(), (place, name))
+        if before != name:
+            yield f"{place}: {name} is {before} of {earlier} in other letter case, and both become paths; rename one"
 
 
 def _missing(place: str, path: str | None) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from carevl.settings.base import HomePath, Strict
+from carevl.settings.names import PathName
 
 ProtocolName = Literal["official", "official_scorer", "strict", "verdict_prob"]
 """How judges are asked; `carevl.benchmarks.questions` has a table of them."""
@@ -37,7 +38,7 @@ class Source(Strict):
         description="Name of the format, or your own as `package.module:Name`; found from the columns when absent.",
     )
     labels: bool = Field(False, description="Its preference is true: it calibrates experts and router.")
-    split: str = Field("train", description="Split that its items belong to.")
+    split: PathName = Field("train", description="Split that its items belong to, and of the files of an export.")
     weight: float = Field(1.0, gt=0, description="How often its rows are drawn, relative to other sources.")
     image_root: HomePath | None = Field(None, description="Directory that relative image paths are looked up in.")
     captions: str | None = Field(None, description="JSON file of image name to caption (LLaVA-RLHF).")

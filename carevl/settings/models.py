@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from carevl.settings.asking import Asking
 from carevl.settings.base import HomePath, Strict
+from carevl.settings.names import PathName
 from carevl.settings.requests import JudgeRequests, Requests, is_endpoint
 
 
@@ -215,7 +216,7 @@ Scoring = Literal["likelihood", "yes", "pairwise", "head"]
 class Expert(HeadModel):
     """A reward model or a language model that scores caption + question + response, or sees the image itself."""
 
-    name: str = Field(description="Its name in tables and reports.", pattern=r"^[A-Za-z0-9._-]+$")
+    name: PathName = Field(description="Its name in tables and reports, and of the directory of its scores.")
     kind: str = Field(
         "reward_model",
         description="reward_model; llm: a language model that follows instructions; vlm: a vision-language model, "

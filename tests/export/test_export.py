@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from carevl.data.intake import Intake, merge_items
 from carevl.data.reading import Source, detect_formats, read_source
 from carevl.errors import UserError
+from carevl.export.examples import Example, Part
 from carevl.export.export import export
 from carevl.export.writers import WRITERS
 from carevl.store.ingested import Ingested
@@ -195,3 +197,37 @@ def test_bytes_of_trl_images_are_the_originals(run: Run, tmp_path: Path) -> None
     [image] = pq.read_table(tmp_path / "out/train.parquet")["images"][0].as_py()
     assert Image.open(io.BytesIO(image["bytes"])).format == "PNG"
     assert image["path"].endswith(".png")
+
+
+def _written(to: str, out: Path, *splits: str) -> None:
+    """Write an example of each of these splits."""
+    out.mkdir(parents=True)
+    examples = [
+        Example(f"item-{n}", split, "f00d", "What is it?", "A cat.", "A dog.") for n, split in enumerate(splits)
+    ]
+    with closing(WRITERS[to](out)) as writer:
+        writer.write(Part(examples, {"f00d": (b"bytes", "PNG")}))
+
+
+@pytest.mark.parametrize("to", WRITERS)
+@pytest.mark.parametrize("split", ["../../x", "..", ".", "", "a/b", "/tmp/x", "a\0b", "a" * 300])
+def test_a_split_that_leads_elsewhere_is_refused_and_nothing_is_written(to: str, split: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"split .*: it becomes part of a path"):
+        _written(to, tmp_path / "one" / "two", split)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file.name for file in files if file.suffix in (".parquet", ".jsonl")] == []
+
+
+@pytest.mark.parametrize("to", WRITERS)
+def test_splits_that_differ_in_letter_case_are_refused(to: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="splits 'train' and 'Train' differ in letter case alone"):
+        _written(to, tmp_path / "out", "train", "Train")
+
+
+@pytest.mark.parametrize("to", ["llamafactory", "ms-swift"])
+def test_an_image_whose_id_leads_elsewhere_is_refused(to: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    example = Example("item", "train", "../../x", "What is it?", "A cat.", None)
+    with closing(WRITERS[to](tmp_path / "out")) as writer, pytest.raises(UserError, match=r"image .*part of a path"):
+        writer.write(Part([example], {"../../x": (b"bytes", "PNG")}))
+    assert not list(tmp_path.rglob("*.png"))

@@ -142,6 +142,14 @@ def test_bytes_with_another_sum_are_refused_and_removed(hub):
     assert hub.bytes_served == ask(NAME, COMMIT).size
 
 
+def test_a_hub_that_names_contents_by_a_path_is_refused(hub):
+    hub.add(NAME, WEIGHTS / "judge", COMMIT)
+    hub.repositories[NAME].commits[COMMIT]["model.safetensors"].__dict__["sha256"] = "../../../x"
+    with pytest.raises(UserError, match=r"contents of model.safetensors by '\.\./\.\./\.\./x', which is no hash"):
+        _fetch()
+    assert not _downloads(hub)
+
+
 def test_who_cannot_have_a_model_is_told_the_way_out_before_a_byte(hub, monkeypatch):
     hub.add(NAME, WEIGHTS / "judge", COMMIT)
     hub.add("org/gated", WEIGHTS / "expert-llama")

@@ -53,9 +53,13 @@ REFUSALS = {
         ["experts.2.name=llama"],
         "experts.2.name: llama is also experts.0.name; give each a name of its own",
     ),
-    "an expert whose name is no directory": (
-        ["experts.1.name=.."],
-        "experts.1.name: .. is no name of a directory, where its scores lie",
+    "two experts whose names differ in letter case": (
+        ["experts.2.name=Llama"],
+        "experts.2.name: Llama is llama of experts.0.name in other letter case",
+    ),
+    "two splits whose names differ in letter case": (
+        ["data.sources.1.split=Train"],
+        "data.sources.1.split: Train is train of data.sources.0.split in other letter case",
     ),
     "a template that cannot be filled in": (
         ["experts.0.template='{caption} {answer}'"],
