@@ -21,6 +21,7 @@ from carevl.models.experts import questions
 from carevl.models.heads.ending import Ending
 from carevl.models.heads.outputs import choose_score
 from carevl.models.judge_files import load_processor
+from carevl.models.own_code import trust_own_code
 from carevl.models.prompts import EncodedPrompts, ask_as, encode_text, encode_with_row_errors, ensure_padding
 from carevl.models.reward_head import load_reward_model
 from carevl.models.row_errors import Failure, SomeRowsError
@@ -43,7 +44,7 @@ class ImageRewardScorer(ImageTextModel):
         max_image_tiles: as `ImageTextGenerator` takes it.
         settings: which of several outputs is the score, and what stands between layers of its head.
         asking: how conversations are written, such as their system turn; None: user turn and response alone.
-        loading: `trust_remote_code`, handed to transformers.
+        trust_remote_code: whether Python code that comes with it may run.
 
     Raises:
         UserError: as `read_layout`; or it is no vision-language model, or its head is of another kind.
@@ -59,12 +60,13 @@ class ImageRewardScorer(ImageTextModel):
         max_image_tiles: int | None = None,
         settings: HeadSettings | None = None,
         asking: Asking | None = None,
-        **loading: Any,
+        trust_remote_code: bool = False,
     ) -> None:
-        processor = ask_as(load_processor(Path(model)), asking)
+        with trust_own_code(trust_remote_code):
+            processor = ask_as(load_processor(Path(model)), asking)
         ensure_padding(processor.tokenizer)
         limit_tiles(processor, max_image_tiles)
-        parts = load_reward_model(model, dtype, settings, **loading)
+        parts = load_reward_model(model, dtype, settings, trust_remote_code=trust_remote_code)
         if parts.head is None or parts.layout.head is None or parts.layout.head.reads_prompt:
             raise UserError(f"{model}: its head ({parts.layout}) is not one that is read beside images")
         super().__init__(parts.model, processor, batch_size, max_model_len)

@@ -41,7 +41,7 @@ class CausalLanguageModel(TokenBudget):
         dtype: a torch dtype by name, or `auto` for the one that the weights are stored in.
         batch_tokens: tokens that run at a time.
         max_model_len: longest text in tokens; the model's own limit holds too.
-        loading: `trust_remote_code`, handed to transformers.
+        trust_remote_code: whether Python code that comes with it may run.
 
     Raises:
         UserError: it has no chat template, or a slow tokenizer only.
@@ -55,15 +55,19 @@ class CausalLanguageModel(TokenBudget):
         *,
         batch_tokens: int = 8192,
         max_model_len: int | None = None,
-        **loading: Any,
+        trust_remote_code: bool = False,
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.batch_tokens = batch_tokens
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **loading)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
         check_chat(self.tokenizer, str(model))
         self.model, loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, use_safetensors=True, output_loading_info=True, **loading
+            model,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
         )
         if missing := sorted(loaded["missing_keys"]):
             raise UserError(f"{model} lacks weights, such as {missing[0]}: it is not a whole language model")

@@ -69,19 +69,19 @@ class EncodedPrompts:
     images: dict[str, Any]
 
 
-def load_processor(path: str, **loading: Any) -> Any:
+def load_processor(path: str, *, trust_remote_code: bool = False) -> Any:
     """Load the processor of a vision-language model.
 
     Args:
         path: a directory, or a hub id.
-        loading: `revision` and `trust_remote_code`, handed to transformers.
+        trust_remote_code: whether Python code that comes with it may run; said either way, nobody is asked.
 
     Raises:
         UserError: its tokenizer does not tell which characters a token stands for, as slow ones do not.
     """
     from transformers import AutoProcessor
 
-    processor: Any = AutoProcessor.from_pretrained(path, **loading)
+    processor: Any = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:
         return processor

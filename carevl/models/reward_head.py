@@ -32,18 +32,18 @@ class RewardModelParts:
 
 
 def load_reward_model(
-    path: str | Path, dtype: str = "auto", settings: HeadSettings | None = None, **loading: Any
+    path: str | Path, dtype: str = "auto", settings: HeadSettings | None = None, *, trust_remote_code: bool = False
 ) -> RewardModelParts:
     """Load a reward model, every weight of it read from safetensors.
 
     Args:
-        loading: `trust_remote_code`, handed to transformers.
+        trust_remote_code: whether Python code that comes with it may run.
 
     Raises:
         UserError: as `read_layout`.
         OSError: the directory lacks weights or configuration.
     """
-    layout = read_layout(path, settings, **loading)
+    layout = read_layout(path, settings, trust_remote_code=trust_remote_code)
     with quiet_transformers():
         model = layout.model_class.from_pretrained(path, config=layout.config, dtype=dtype, use_safetensors=True)
     head = None if layout.head is None else load_head(path, layout.head)

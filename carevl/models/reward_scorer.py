@@ -50,7 +50,7 @@ class RewardScorer(TokenBudget):
         batch_tokens: tokens that run at a time.
         max_model_len: longest conversation in tokens; the model's own limit holds too.
         settings: which of several outputs is the score, and what stands between layers of its head.
-        loading: `trust_remote_code`, handed to transformers.
+        trust_remote_code: whether Python code that comes with it may run.
 
     Raises:
         UserError: see `load_reward_model`; or a causal model has no chat template.
@@ -64,13 +64,13 @@ class RewardScorer(TokenBudget):
         batch_tokens: int = 8192,
         max_model_len: int | None = None,
         settings: HeadSettings | None = None,
-        **loading: Any,
+        trust_remote_code: bool = False,
     ) -> None:
         from transformers import AutoTokenizer
 
         self.batch_tokens, self.settings = batch_tokens, settings or HeadSettings()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **loading)
-        parts = load_reward_model(model, dtype, self.settings, **loading)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        parts = load_reward_model(model, dtype, self.settings, trust_remote_code=trust_remote_code)
         self.model: Any = parts.model.to(device())
         self.bidirectional = is_bidirectional(self.model)
         if not self.bidirectional and not self.tokenizer.chat_template:

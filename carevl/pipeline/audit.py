@@ -23,7 +23,7 @@ from carevl.errors import UserError
 from carevl.models.engines import generator
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.judge_spec import JudgeSpec, asking_of
-from carevl.models.locate import model_directory, prepare_models
+from carevl.models.locate import loading_arguments, model_directory, prepare_models
 from carevl.models.prompts import load_processor
 from carevl.pipeline.keys import keys_until, load_run, stage_keys
 from carevl.pipeline.publish import record_injection
@@ -97,7 +97,7 @@ def audit_judge(root: Path, path: str, n_pairs: int, log: Callable[[str], None],
         ingested, n_pairs, settings.seed, JudgeSpec.of(judge).resize_pixels if pixels is None else pixels
     )
     log(f"{len(pairs)} pairs read; each is judged {1 + 2 * len(LINES)} times")
-    turn = forged_turn(load_processor(str(model_directory(judge))))
+    turn = forged_turn(load_processor(str(model_directory(judge)), **loading_arguments(judge)))
     winners = ask_pairs(generator(judge), asking_of(judge), pairs, turn, judge.max_tokens)
     n_read = sum(row[0] is not None for row in winners)
     if not n_read:

@@ -17,8 +17,10 @@ from carevl.models.chat_client import ChatClient
 from carevl.models.engines import ENGINES
 from carevl.models.engines.vllm_arguments import check_engine_args
 from carevl.models.experts import EXPERT_KINDS
+from carevl.models.hub import find_snapshot
 from carevl.models.judge_files import check_judge
 from carevl.models.locate import own_directory
+from carevl.models.own_code import check_own_code
 from carevl.settings.requests import is_endpoint
 from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
@@ -129,7 +131,14 @@ def _check_weights(place: str, model: Model) -> Iterator[str]:
     elif not (Path(model.path).is_dir() or ":" in model.path or _HUB_ID.fullmatch(model.path)):
         yield f"{place}.path: {model.path}: there is no such directory, and it is no hub id"
     else:
-        yield from _refusal(f"{place}.path", own_directory, model.path)
+        yield from _refusal(f"{place}.path", _check_files, model)
+
+
+def _check_files(model: Model) -> None:
+    """Look at a model's files where they are on this machine, without loading weights."""
+    directory = own_directory(model.path) or find_snapshot(model.path, model.revision, code=model.trust_remote_code)
+    if directory is not None:
+        check_own_code(model, directory)
 
 
 def _check_engine_args(place: str, model: Model) -> Iterator[str]:

@@ -24,7 +24,7 @@ from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import asking_of
 from carevl.models.locate import loading_arguments
 from carevl.models.memory import find_lack
-from carevl.models.own_code import code_arguments, trust_own_code
+from carevl.models.own_code import code_arguments, explain_own_code, trust_own_code
 from carevl.models.prompts import Prompt, ask_as, encode_text, encode_with_row_errors
 from carevl.models.row_errors import Failure, first_line
 from carevl.pipeline.check import check_settings
@@ -246,7 +246,8 @@ class _Reader:
             return
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(state.directory, **loading_arguments(expert))
+        with explain_own_code(expert):
+            tokenizer = AutoTokenizer.from_pretrained(state.directory, **loading_arguments(expert))
         texts = [
             (expert.write("", item["question"]), response) for _, item in self.items for response in item["responses"]
         ]

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from carevl.errors import UserError
 from carevl.models.judge_files import check_judge
 from carevl.store.run import Run
 from carevl.training.inspection import inspect_judge
+from carevl.training.judge import load_judge
+from carevl.training.skeleton import load_skeleton
 from tests.helpers.finished_run import QUICK, copy_first_part
 
 CAREVL = Path(sys.executable).with_name("carevl")
@@ -65,6 +68,18 @@ def test_code_that_nobody_trusts_is_refused_and_nobody_is_asked(own, monkeypatch
         check_judge(str(own))
     with pytest.raises(UserError, match="needs Python code"):
         inspect_judge(str(own))
+
+
+@pytest.mark.parametrize("load", [load_skeleton, partial(load_judge, dtype="float32")], ids=["skeleton", "judge"])
+def test_no_loader_of_training_runs_it_or_asks(own, load, monkeypatch, tmp_path):
+    judge = tmp_path / "judge"
+    shutil.copytree(own, judge)
+    for code in judge.glob("*_own.py"):
+        code.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'sprung')!r}).touch()\n{code.read_text()}")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked at the terminal"))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load(judge)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_judge_with_code_of_its_own_is_tried_as_any_other(own):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from carevl.models.engines import transformers, vllm
@@ -15,6 +16,7 @@ from carevl.models.engines.base import Engine, Generation, GenerationRequest, Ge
 from carevl.models.engines.card import device_names, start_alone
 from carevl.models.fallbacks import note_fallback
 from carevl.models.heads import HeadSettings
+from carevl.models.own_code import explain_own_code
 from carevl.models.row_errors import Failure, retry_engine
 from carevl.settings.registry import Registry
 
@@ -33,10 +35,17 @@ _LOADED: list[weakref.ref[Any]] = []
 """What this process has loaded and has to close; dropping an engine drops it from here too."""
 
 
+@contextmanager
+def _loading(model: Model) -> Iterator[None]:
+    """Load a model alone on its device, and say in a sentence where it needs code of its own that is not trusted."""
+    with start_alone(device_names()), explain_own_code(model):
+        yield
+
+
 def generator(model: Model) -> Generator:
     """Load a vision-language model into the engine that its settings name; alone on its device while it loads."""
     engine = ENGINES[model.engine]
-    with start_alone(device_names()):
+    with _loading(model):
         return _note(engine.generator(model))
 
 
@@ -46,7 +55,7 @@ def scorer(model: Model, batch_tokens: int = 8192, parity_tolerance: float | Non
     The two numbers are as in `settings.Expert`.
     """
     engine = ENGINES[model.engine]
-    with start_alone(device_names()):
+    with _loading(model):
         return _note(engine.scorer(model, batch_tokens=batch_tokens, parity_tolerance=parity_tolerance))
 
 
@@ -61,7 +70,7 @@ def image_scorer(model: Judge | Expert) -> ImageScorer:
         return YesScorer(generator(model))
     if model.engine != "transformers":
         note_fallback(f"{model.path}: its head is read by transformers, {model.engine} has none for images")
-    with start_alone(device_names()):
+    with _loading(model):
         return transformers.load(
             ImageRewardScorer,
             model,
@@ -75,7 +84,7 @@ def image_scorer(model: Judge | Expert) -> ImageScorer:
 def language_model(expert: Expert) -> LanguageModel:
     """Load a language model into the engine that its settings name, alone on its device while it loads."""
     engine = ENGINES[expert.engine]
-    with start_alone(device_names()):
+    with _loading(expert):
         return _note(
             engine.language_model(expert, batch_tokens=expert.batch_tokens, parity_tolerance=expert.parity_tolerance)
         )

@@ -46,7 +46,7 @@ class ImageTextGenerator(ImageTextModel):
         max_model_len: tokens of prompt and answer together; None: no limit.
         adapter: directory of a LoRA adapter on top of it, which is not merged.
         asking: how prompts are written; None: as carevl asks.
-        loading: `trust_remote_code`, handed to transformers.
+        trust_remote_code: whether Python code that comes with it may run.
 
     Raises:
         OSError: the directory lacks weights, configuration or processor.
@@ -63,13 +63,15 @@ class ImageTextGenerator(ImageTextModel):
         max_model_len: int | None = None,
         adapter: Path | None = None,
         asking: Asking | None = None,
-        **loading: Any,
+        trust_remote_code: bool = False,
     ) -> None:
         from transformers import AutoModelForImageTextToText
 
-        processor = ask_as(load_processor(str(model), **loading), asking)
+        processor = ask_as(load_processor(str(model), trust_remote_code=trust_remote_code), asking)
         limit_tiles(processor, max_image_tiles)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, use_safetensors=True, **loading)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            model, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
         if adapter is not None:
             from peft import PeftModel
 

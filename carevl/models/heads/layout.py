@@ -15,6 +15,7 @@ from carevl.errors import UserError
 from carevl.models.heads import FoundHead, HeadSettings, HeadTensors, find_head
 from carevl.models.heads.outputs import check_output
 from carevl.models.judge_files import quiet_transformers
+from carevl.models.own_code import explain_refusal
 from carevl.models.row_errors import first_line
 from carevl.models.stored_weights import tensor_shapes
 
@@ -60,11 +61,13 @@ class RewardLayout:
         return f"that of its own class {self.model_class.__name__}" if self.head is None else str(self.head)
 
 
-def read_layout(directory: str | Path, settings: HeadSettings | None = None, **loading: Any) -> RewardLayout:
+def read_layout(
+    directory: str | Path, settings: HeadSettings | None = None, *, trust_remote_code: bool = False
+) -> RewardLayout:
     """Return what a reward model's directory holds.
 
     Args:
-        loading: `trust_remote_code`, handed to transformers.
+        trust_remote_code: whether Python code that comes with it may run.
 
     Raises:
         UserError: no head is there, or none that is known; tensors are left over, or lacking; or it has several outputs
@@ -72,7 +75,7 @@ def read_layout(directory: str | Path, settings: HeadSettings | None = None, **l
     """
     settings = settings or HeadSettings()
     try:
-        layout = _read(Path(directory), settings, loading)
+        layout = _read(Path(directory), settings, trust_remote_code)
         if layout.outputs is not None:
             check_output(layout.outputs, settings.output)
     except UserError as error:
@@ -80,14 +83,15 @@ def read_layout(directory: str | Path, settings: HeadSettings | None = None, **l
     return layout
 
 
-def _read(directory: Path, settings: HeadSettings, loading: Mapping[str, Any]) -> RewardLayout:
+def _read(directory: Path, settings: HeadSettings, trusted: bool) -> RewardLayout:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(directory, **loading)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trusted)
     except (OSError, ValueError) as error:
-        raise UserError(f"its configuration is refused by transformers: {first_line(error)}") from None
-    model_class, is_remote = _find_class(directory, config, **loading)
+        refusal = explain_refusal("it", error, "its trust_remote_code")
+        raise UserError(refusal or f"its configuration is refused by transformers: {first_line(error)}") from None
+    model_class, is_remote = _find_class(directory, config, trusted)
     stored = tensor_shapes(directory)
     if not stored:
         raise UserError("it has no safetensors weights; convert them with save_pretrained")
@@ -111,14 +115,14 @@ def _read(directory: Path, settings: HeadSettings, loading: Mapping[str, Any]) -
     return RewardLayout(model_class, config, found, is_remote, is_whole, frozenset(not_taken))
 
 
-def _find_class(directory: Path, config: Any, **loading: Any) -> tuple[Any, bool]:
+def _find_class(directory: Path, config: Any, trusted: bool) -> tuple[Any, bool]:
     """Return the class that loads a model, and whether it is code that comes with it."""
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     own = getattr(config, "auto_map", None) or {}
     for name in ("AutoModelForSequenceClassification", "AutoModel"):
-        if loading.get("trust_remote_code") and name in own:
+        if trusted and name in own:
             return get_class_from_dynamic_module(own[name], str(directory)), True
     for mapping in (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING):
         if type(config) in mapping:
