@@ -38,6 +38,7 @@ from carevl.judging.verdict_tokens import (
     verdict_texts,
 )
 from carevl.judging.verdicts import Reading, Status, read_verdict
+from carevl.models.adapter_files import check_adapter
 from carevl.models.engines import generator
 from carevl.models.engines.base import Generation, GenerationRequest, Generator
 from carevl.models.judge_spec import JudgeSpec, asking_of
@@ -127,6 +128,7 @@ class RewardModel:
         if judge.scoring is not None:
             raise UserError("scoring is for judges of `carevl evaluate` and for experts; a RewardModel reads judgments")
         prepare_models({"judge": judge}, _log.info)
+        check_adapter(judge)
         self.max_tokens, self.force_verdicts = max_tokens, force_verdicts
         self.resize_pixels, self.asking = JudgeSpec.of(judge).resize_pixels, asking_of(judge)
         self.engine: Generator = generator(judge)

@@ -33,6 +33,7 @@ from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import Tally
 from carevl.errors import UserError
 from carevl.judging.counts import VerdictCounts, describe, join, store
+from carevl.models.adapter_files import check_adapter
 from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import prepare_models, refuse_missing_directory
 from carevl.settings.data import ProtocolName
@@ -208,6 +209,7 @@ def _predict(
 
         if not remote:
             prepare_models({"judge": judge}, log)
+            check_adapter(judge)
         pixels = None if remote else JudgeSpec.of(judge).resize_pixels
         with nullcontext() if remote else ray_cluster(Cluster()):
             judge_run = JudgeRun(judge, judge.path, table, pixels, request.force_verdicts)

@@ -10,6 +10,7 @@ from textwrap import fill
 from typing import Any
 
 from carevl.audit.injection import format_injection
+from carevl.models.adapter_files import read_base, write_base
 from carevl.models.judge_spec import JudgeSpec
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose
 from carevl.training.trainable import TRAINED, TrainedParts
@@ -104,6 +105,8 @@ def _write_adapter(directories: Sequence[Path], base: str, target: Path) -> None
     if len({adapter.config["base_model_name_or_path"] for adapter in adapters}) == 1:
         adapters = adapters[-1:]
     compose(adapters, base).write(target)
+    if (fingerprint := read_base(directories[0])) is not None:
+        write_base(target, fingerprint)
 
 
 def _card(base: str, results: Sequence[str], notes: Sequence[str], method: str, measured: str) -> str:

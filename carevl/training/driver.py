@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from carevl.errors import UserError
+from carevl.models.adapter_files import write_base
 from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights, adapter_fingerprint
@@ -137,6 +138,8 @@ def train(
             draw_training_curve(out / "curve.png", curve)
         if stopped:
             raise TrainingError(f"{phase} {stopped}; the last good checkpoint is kept in {out}")
+        if (out / "adapter").is_dir():
+            write_base(out / "adapter", config.base.fingerprint)
     trained = None if training.lora is None else out / "adapter"
     for directory in (out / "judge", trained):
         if directory is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from carevl.errors import UserError
+from carevl.models.adapter_files import put_on
 from carevl.models.parts import Part, split_parts
 
 if TYPE_CHECKING:
@@ -275,12 +276,12 @@ def _misread_by_peft(model: Any, linear: Iterable[str]) -> list[str]:
 
 def add_adapter(model: Any, adapter: Path) -> Any:
     """Put an adapter on a model, frozen and in the model's own format; return the PEFT wrapper."""
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig
 
     config = LoraConfig.from_pretrained(str(adapter))
     config.lora_dropout = 0.0  # it is part of what is trained on, as merged weights would be
     dtype = model.dtype
-    wrapped = PeftModel.from_pretrained(model, adapter, adapter_name=_BEFORE, config=config)
+    wrapped = put_on(model, adapter, adapter_name=_BEFORE, config=config)
     for name, weight in wrapped.named_parameters():
         if f".{_BEFORE}." in name:  # PEFT computes an adapter in float32, training in the format of the model
             weight.data = weight.data.to(dtype)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from carevl.models.adapter_files import put_on
 from carevl.models.engines.base import (
     Engine,
     Generation,
@@ -73,9 +74,7 @@ class ImageTextGenerator(ImageTextModel):
             model, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
         if adapter is not None:
-            from peft import PeftModel
-
-            loaded = PeftModel.from_pretrained(loaded, adapter).get_base_model()
+            loaded = put_on(loaded, adapter).get_base_model()
         super().__init__(loaded, processor, batch_size, max_model_len)
         self.ends = end_ids(self.model.generation_config.eos_token_id, self.processor.tokenizer)
 
