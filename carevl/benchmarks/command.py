@@ -41,6 +41,7 @@ from carevl.settings.loader import fill
 from carevl.settings.models import Judge
 from carevl.settings.requests import is_endpoint
 from carevl.settings.tree import Cluster
+from carevl.store.listing import describe_problems
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
 from carevl.store.table import write_atomically
@@ -198,6 +199,9 @@ def _predict(
 ) -> pa.Table:
     """Return the judge's predictions, from the table in `run` that `key` names; errors of endpoints are asked again."""
     table, remote = run.table(key), is_endpoint(judge.path)
+    if damage := table.find_damage():
+        log(describe_problems(damage))
+        table.reopen(damage)
     if table.manifest is None or (remote and table.errors()):
         logged: list[str] = []
 

@@ -235,8 +235,8 @@ class _Pass:
         cls, run: JudgeRun, blocks: Sequence[list[Question]], suites: Mapping[str, str], seed: int, retry: bool
     ) -> _Pass:
         target, output, here = run.target, run.target, is_endpoint(run.judge.path)
+        missing = {number: block for number, block in enumerate(blocks) if not target.is_made(number)}
         failed = failed_questions(target, blocks) if retry or here else {}
-        missing = {number: block for number, block in enumerate(blocks) if not target.part(number).exists()}
         if retry and not here:
             output = Table(target.directory / "again")
             shutil.rmtree(output.directory, ignore_errors=True)
@@ -295,7 +295,7 @@ def _run_here(job: PoolJob, on_progress: Callable[[str, Tally, int], None]) -> N
         started = time.monotonic()
         rows = processor.process({name: table.read(number) for name, table in job.sources.items()})
         errors = len(rows) - rows["error"].null_count
-        known = job.target.read(number) if job.target.part(number).exists() else None
+        known = job.target.read(number) if job.target.is_made(number) else None
         job.target.write(number, rows if known is None else replace_predictions(known, rows))
         tally.add(Tally(1, len(rows), len(rows), errors, time.monotonic() - started))
         on_progress(job.name, tally, len(parts))

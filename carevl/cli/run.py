@@ -20,6 +20,9 @@ def run(
     final: Annotated[
         bool, typer.Option("--final", help="Evaluate on the benchmarks' test data, and record it.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every stored file first; make again what is damaged.")
+    ] = False,
 ) -> None:
     """Run the main job: from preference data to an evaluated judge in RUN/judge.
 
@@ -42,7 +45,7 @@ def run(
         raise UserError("run: --final evaluates what the whole run has made; leave out --until")
     check_settings(tree, until, final=final)  # before Ray starts
     with ray_cluster(tree.cluster):
-        done = run_pipeline(tree, store, log, until)
+        done = run_pipeline(tree, store, log, until, verify=verify)
         if final:
             evaluate_final(tree, store, log)
     typer.echo(f"{'stage':16s} {'action':8s} {'rows in':>8s} {'rows out':>8s} {'errors':>6s} {'seconds':>8s}")

@@ -150,7 +150,7 @@ class PoolActor:
     def _ensure_part(self, number: int, rows_in: Mapping[str, pa.Table]) -> pa.Table:
         """Return a part's rows; write them if they are not stored yet, or, on a retry, if some of them failed."""
         target, key = self.job.target, self.job.key
-        if not target.part(number).exists():
+        if not target.is_made(number):
             rows_out = self._process(rows_in)
             target.write(number, rows_out)
             return rows_out

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from carevl.cluster.resources import Resources, actor_resources
 from carevl.models.device import reserve_device
+from carevl.store.damage import DamagedError, read_json
 from carevl.store.run import Run
 from carevl.store.table import write_atomically
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from carevl.settings.models import Pool
 
 _FILE = "rates.json"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,11 @@ def store_rate(run: Run, fingerprint: str, pool: Pool, rate: Rate) -> None:
 
 def _load_rates(run: Run) -> dict[str, dict[str, float]]:
     file = run.root / _FILE
-    rates: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    return rates
+    try:
+        return read_json(file, "it is measured anew") if file.exists() else {}
+    except DamagedError as error:
+        _log.warning("%s", error)
+        return {}
 
 
 def _key(fingerprint: str, pool: Pool) -> str:

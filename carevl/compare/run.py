@@ -24,6 +24,7 @@ from carevl.pipeline.check import check_record, check_settings
 from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import stage_keys
 from carevl.settings.schemes import split_scheme
+from carevl.store.damage import read_json
 from carevl.store.run import Run, RunError
 from carevl.store.table import write_atomically
 
@@ -120,7 +121,7 @@ def compare(
             runner, cells, comparison.tried, [comparison.budgets[n] for n in sorted(comparison.budgets)], routed
         )
         file = run.root / RESULT
-        stored = json.loads(file.read_text()) if file.exists() else {}
+        stored = read_json(file, "move it away, with the figures on test data that it lists") if file.exists() else {}
         figures["final"] = stored.get("final", [])
         _write(file, figures)
         if final is not None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from carevl.models.download import fetch_model, fetch_models
 from carevl.models.hub import find_snapshot
 from carevl.settings.schemes import split_scheme
+from carevl.store.published import refuse_damaged
 from carevl.store.run import RunError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def locate(path: str, revision: str | None = None) -> str:
     model that is not there whole stays the id that it is.
 
     Raises:
-        UserError: the scheme has no such model, or a directory is without configuration or safetensors.
+        UserError: the scheme has no such model, or a directory is without configuration or safetensors, or damaged.
     """
     directory = own_directory(path) or find_snapshot(path, revision)
     return path if directory is None else str(directory)
@@ -45,6 +46,7 @@ def own_directory(path: str) -> Path | None:
     directory = Path(path) if split is None else split[0].model(split[1])
     if not directory.is_dir():
         return None
+    refuse_damaged(directory)
     for what, pattern in (("config.json", "config.json"), ("safetensors weights", "*.safetensors")):
         if not any(directory.glob(pattern)):
             raise RunError(f"{directory} has no {what}: it is not a model that can be loaded")

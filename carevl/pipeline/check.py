@@ -26,6 +26,7 @@ from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
 from carevl.stages.base import find_unserved
 from carevl.stages.selection import RULES
+from carevl.store.damage import DamagedError
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
@@ -83,8 +84,12 @@ def check_record(settings: Settings, run: Run) -> None:
     """
     if not run.settings.exists():
         return
-    stored = yaml.safe_load(run.settings.read_text(encoding="utf-8"))
-    rehearsed = bool(stored.get("cluster", {}).get("rehearse"))
+    try:
+        stored = yaml.safe_load(run.settings.read_bytes())
+        rehearsed = bool(stored.get("cluster", {}).get("rehearse"))
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        problem = " ".join(str(error).split())
+        raise DamagedError(run.settings, f"is damaged: {problem}", "remove it: the next run writes it anew") from None
     if rehearsed and not settings.cluster.rehearse:
         raise RunError(f"{run.root} holds a rehearsal, of which nothing is a result; choose another --run-dir")
     if settings.cluster.rehearse and not rehearsed:

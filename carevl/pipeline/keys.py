@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carevl.data.drawn import DataRoot, data_root
+from carevl.errors import SettingsError
 from carevl.settings.loader import load_settings
 from carevl.stages import STAGES
 from carevl.store.run import Run, RunError
@@ -65,9 +66,12 @@ def load_run(root: Path) -> tuple[Settings, Run]:
     """Return the settings of a run directory's last run, and the directory.
 
     Raises:
-        RunError: the directory is not that of a run.
+        RunError: the directory is not that of a run, or its settings cannot be read.
     """
     run = Run(root)
     if not run.settings.exists():
         raise RunError(f"{root} holds no settings.yaml: give the directory of a run, as in --run-dir")
-    return load_settings(str(run.settings)), run
+    try:
+        return load_settings(str(run.settings)), run
+    except SettingsError as error:
+        raise RunError(f"{error}; `carevl run SETTINGS --run-dir {root}` writes {run.settings} anew") from None

@@ -12,11 +12,11 @@ from typing import Any
 from carevl.audit.injection import format_injection
 from carevl.models.adapter_files import read_base, write_base
 from carevl.models.judge_spec import JudgeSpec
+from carevl.store.published import MARKER, mark, published_version
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose
 from carevl.training.trainable import TRAINED, TrainedParts
 
 _CARD = "README.md"
-_MARKER = "judge.json"
 _INJECTION = "injection.json"
 _SECTION = "\n## What lines at the end of a response do\n"
 _METHOD = (
@@ -30,7 +30,7 @@ def publish(
     phases: Sequence[Path],
     base: str,
     target: Path,
-    fingerprint: str,
+    version: str,
     results: Sequence[str],
     *,
     method: str = _METHOD,
@@ -38,25 +38,24 @@ def publish(
 ) -> None:
     """Write `target`: the last phase's merged judge, `adapter/` relative to `base`, and a card.
 
-    The directory appears whole. One that holds the same fingerprint keeps its weights and gets a new card.
+    The directory appears whole. One that holds the same version, undamaged, keeps its weights and gets a new card.
 
     Args:
         phases: the training directories, in order; each has `judge/` and, with LoRA, `adapter/`.
         base: the model that phase 1 began with, as the adapter names it.
-        fingerprint: of the last phase.
+        version: of the last phase, as `Run.version` gives it.
         results: lines of the table of results, for the card.
         method: what the card says of the training, as the end of a sentence.
         measured: what it says of where the results are from, in sentences.
     """
-    marker = target / _MARKER
-    if not marker.exists() or json.loads(marker.read_text())["fingerprint"] != fingerprint:
+    if published_version(target) != version:
         unfinished = target.with_name(f".{target.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(phases[-1] / "judge", unfinished)
         if all((phase / "adapter").is_dir() for phase in phases):
             _write_adapter([phase / "adapter" for phase in phases], base, unfinished / "adapter")
             JudgeSpec.read(unfinished).write(unfinished / "adapter")
-        (unfinished / _MARKER).write_text(json.dumps({"fingerprint": fingerprint, "base": base}, indent=2))
+        mark(unfinished, version, base)
         shutil.rmtree(target, ignore_errors=True)
         unfinished.replace(target)
     notes = [f"Phase {n} {parts.line()}" for n, parts in _trained_parts(phases)]
@@ -70,7 +69,7 @@ def record_injection(target: Path, report: Mapping[str, Any]) -> None:
 
     It goes with the weights when another judge is published in their place.
     """
-    if not (target / _MARKER).is_file():
+    if not (target / MARKER).is_file():
         return
     (target / _INJECTION).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     card = (target / _CARD).read_text(encoding="utf-8").partition(_SECTION)[0]

@@ -15,9 +15,11 @@ from carevl.benchmarks.results import summarize
 from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot, draw
 from carevl.data.truth import Truth, read_truth
+from carevl.pipeline.repair import refuse_damaged
 from carevl.stages import evaluate, ingest
 from carevl.stats.estimate import format_estimate
 from carevl.stats.exact import share
+from carevl.store.damage import DamagedError, read_json
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from carevl.settings.tree import Settings
 
 RESULTS = "results.json"
+_WAY_OUT = "`carevl run` writes it anew, and keeps what is left of it as results.damaged"
 REHEARSAL = "a rehearsal: reserved GPUs that torch does not see are CPUs here; nothing of it is a result"
 Truths = Mapping[tuple[str, str], Truth]
 
@@ -35,6 +38,7 @@ Truths = Mapping[tuple[str, str], Truth]
 def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[str, Any]:
     """Return every figure that the finished tables allow: settings, routing, targets, pairs and judges."""
     finished = {name: run.table(key) for name, key in keys.items() if run.table(key).manifest is not None}
+    refuse_damaged(run, keys, finished)
     figures: dict[str, Any] = {"settings": settings.model_dump(mode="json")}
     truths = drawn_truths(settings, run)
     if "route" in finished:
@@ -63,7 +67,7 @@ def recompute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dic
         RunError: a stage of these results is no longer there as its sources and settings are now.
     """
     file = run.root / RESULTS
-    stored = json.loads(file.read_text()) if file.exists() else {}
+    stored = read_json(file, _WAY_OUT) if file.exists() else {}
     gone = [
         stage["name"]
         for stage in stored.get("stages", [])
@@ -114,7 +118,7 @@ def judges(settings: Settings, run: Run, predictions: Mapping[str, Table]) -> di
 
 def add_final(run: Run, entry: Mapping[str, Any]) -> None:
     """List an evaluation on test data, unless these predictions are listed."""
-    stored = json.loads((run.root / RESULTS).read_text())
+    stored = read_json(run.root / RESULTS, _WAY_OUT)
     listed = stored.get("final", [])
     if entry["fingerprints"] not in [other["fingerprints"] for other in listed]:
         write(run, stored, final=[*listed, entry])
@@ -123,13 +127,22 @@ def add_final(run: Run, entry: Mapping[str, Any]) -> None:
 def write(run: Run, figures: Mapping[str, Any], **more: Any) -> Path:
     """Write results.json; what it held besides the figures stays unless `more` replaces it."""
     file = run.root / RESULTS
-    stored = json.loads(file.read_text()) if file.exists() else {}
+    stored = _stored(file)
     kept = {
         name: stored[name] for name in ("stages", "wall_seconds", "final") if name in stored and name not in figures
     }
     text = json.dumps({**figures, **kept, **more}, indent=2, ensure_ascii=False)
     write_atomically(file, text.encode("utf-8", "surrogatepass"))
     return file
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    """Return what a file of results holds; one that is damaged is put aside, and a new one begun."""
+    try:
+        return read_json(file, _WAY_OUT) if file.exists() else {}
+    except DamagedError:
+        file.replace(file.with_suffix(".damaged"))
+        return {}
 
 
 def drawn_truths(settings: Settings, run: Run) -> Truths:

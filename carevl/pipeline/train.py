@@ -116,7 +116,7 @@ def train_judge(
             [context.table(name).directory for name in names],
             settings.judge.path,
             out.root / "judge",
-            keys[names[-1]].fingerprint,
+            directory.version(keys[names[-1]]),
             list(_figures(context, names)),
             method=_method(writer, names),
             measured="These are figures of the training; `carevl evaluate` asks the judge what a benchmark asks.",

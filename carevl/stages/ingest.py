@@ -27,6 +27,7 @@ from carevl.data.spill import Rows, Spill
 from carevl.data.urls import UrlFetcher
 from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.store.ingested import Ingested
+from carevl.store.parts import hash_rows
 from carevl.store.run import Run, RunError
 from carevl.store.schemas import IMAGES, ITEMS, failures
 
@@ -135,9 +136,10 @@ def _write(tables: Ingested, parts: Iterable[tuple[Rows, Rows]]) -> tuple[Counte
     count = Counter(rows_out=0, images=0, errors=0, contaminated=0, accounted=0)
     for number, (image_rows, item_rows) in enumerate(parts):
         images, items = merge_images(image_rows), merge_items(item_rows)
-        contents.update(tables.images.write(number, pa.Table.from_pylist(images, IMAGES)))
         written = pa.Table.from_pylist(items, ITEMS)
-        contents.update(tables.items.write(number, written))
+        for table, rows in ((tables.images, pa.Table.from_pylist(images, IMAGES)), (tables.items, written)):
+            table.write(number, rows)
+            contents.update(hash_rows(rows))
         failed = failures(written["error"])
         count["accounted"] += sum(len(item["sources"]) for item in items)
         count["images"] += len(images)

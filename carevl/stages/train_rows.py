@@ -53,7 +53,7 @@ def write_rows(
         if not rows.num_rows:
             continue
         filled.append(number)
-        if target.part(number).exists():
+        if target.is_made(number):
             continue
         if change is not None:
             rows = change(rows, ingested.items.read(number, ["item_id", "responses"]))
@@ -88,7 +88,7 @@ def write_dev(ingested: Ingested, n_pairs: int, seed: int, target: Table, asking
     for _, number, name, i, j in sorted(drawn)[:n_pairs]:
         of_part.setdefault(number, {}).setdefault(name, []).append((i, j))
     for number, chosen in of_part.items():
-        if not target.part(number).exists():
+        if not target.is_made(number):
             target.write(number, _dev_rows(ingested, number, chosen, asking))
     return sorted(of_part)
 

@@ -11,7 +11,6 @@ last: a directory without one is unfinished, and the parts that it has need not 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import socket
@@ -24,6 +23,7 @@ from typing import Any
 import yaml
 
 from carevl.errors import UserError
+from carevl.store.listing import describe_problems
 from carevl.store.stage_key import StageKey, differences
 from carevl.store.table import MANIFEST, Table, write_atomically
 
@@ -76,20 +76,25 @@ class Run:
         The fingerprint, and how often failed rows of it were tried again; or the version of an earlier table, if its
         manifest says that it came out as that one.
         """
-        return _version(key.fingerprint, self.table(key).manifest or {})
+        return _version(key.fingerprint, self.table(key).last_manifest or {})
 
     def same(self, key: StageKey, contents: str) -> dict[str, str]:
         """For the manifest of a stage whose rows have this hash: the hash, and the table that came out alike before."""
-        for file in sorted(self.root.glob(f"{key.stage}/*/{MANIFEST}")):
-            manifest = json.loads(file.read_text())
-            if manifest.get("contents") == contents and file.parent != self.table(key).directory:
-                return {"contents": contents, "same_as": _version(file.parent.name, manifest)}
+        for table, manifest in self._finished(key.stage):
+            if manifest.get("contents") == contents and table.directory != self.table(key).directory:
+                return {"contents": contents, "same_as": _version(table.directory.name, manifest)}
         return {"contents": contents}
 
     def latest(self, stage: str) -> dict[str, Any] | None:
         """Return the manifest of the stage's last finished table, None when there is none."""
+        manifests = [manifest for _, manifest in self._finished(stage)]
+        return manifests[-1] if manifests else None
+
+    def _finished(self, stage: str) -> list[tuple[Table, dict[str, Any]]]:
+        """Return the finished tables of a stage, the oldest first, with their manifests; damaged ones are left out."""
         files = sorted(self.root.glob(f"{stage}/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime_ns)
-        return json.loads(files[-1].read_text()) if files else None
+        tables = [Table(file.parent) for file in files]
+        return [(table, manifest) for table in tables if (manifest := table.last_manifest) is not None]
 
     def origin(self, manifest: Mapping[str, Any], stage: str) -> dict[str, Any]:
         """Return the manifest of the stage's table that a table comes from, however many stages before.
@@ -111,10 +116,18 @@ class Run:
         return source
 
     def action(self, key: StageKey) -> tuple[str, str]:
-        """Return what a run has to do for a stage, and why: (`skip` | `resume` | `run` | `recompute`, reason)."""
+        """Return what a run has to do for a stage, and why.
+
+        Returns:
+            (`skip` | `repair` | `resume` | `run` | `recompute`, reason).
+        """
         table = self.table(key)
+        if damage := table.find_damage():
+            return "repair", describe_problems(damage)
         if table.manifest is not None:
             return "skip", "nothing it depends on has changed"
+        if table.earlier is not None:
+            return "repair", "it was taken up again, and not finished"
         if parts := table.parts():
             return "resume", f"{len(parts)} parts are there"
         last = self.latest(key.stage)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from carevl.store.damage import DamagedError, read_json
+from carevl.store.listing import Listing, describe, find_problems, is_part
+from carevl.store.parts import check_part, encode_part, read_names, read_part
 
 MANIFEST = "manifest.json"
+_CHECKSUM = "checksum"
+_UNLISTED = ("checkpoints", "data", "reference", "tracker")
+"""Directories of a training that nothing after it reads; checkpoints have hashes of their own."""
+_LOGS = (".jsonl", ".png", ".lock")
 
 
 def write_atomically(file: Path, data: bytes) -> None:
@@ -52,22 +61,49 @@ class Table:
         return self.directory / f"part-{number:05d}.parquet"
 
     def parts(self) -> list[int]:
-        """Return numbers of the parts that are there."""
-        return sorted(int(file.stem.removeprefix("part-")) for file in self.directory.glob("part-*.parquet"))
+        """Return the numbers of the parts that are there.
 
-    def write(self, number: int, rows: pa.Table) -> bytes:
-        """Commit a part; return what was written."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd")
-        data: bytes = sink.getvalue().to_pybytes()
-        write_atomically(self.part(number), data)
-        return data
+        Raises:
+            DamagedError: one that the manifest lists is not.
+        """
+        numbers = self._present()
+        if missing := self._listed() - numbers:
+            raise DamagedError(self.part(min(missing)), "is missing")
+        return sorted(numbers)
+
+    def _present(self) -> set[int]:
+        return {_number(file.name) for file in self.directory.glob("part-*.parquet")}
+
+    def _listed(self) -> set[int]:
+        """Return the numbers of the parts that the manifest here, or in the directory above, lists of this table."""
+        for owner, below in ((self, ""), (Table(self.directory.parent), f"{self.directory.name}/")):
+            if (manifest := owner.manifest) is not None:
+                names = [name.removeprefix(below) for name in manifest.get("files", ()) if name.startswith(below)]
+                return {_number(name) for name in names if name.startswith("part-")}
+        return set()
+
+    def write(self, number: int, rows: pa.Table) -> None:
+        """Commit a part."""
+        write_atomically(self.part(number), encode_part(rows))
 
     def read(self, number: int | None = None, columns: list[str] | None = None) -> pa.Table:
-        """Return one part, or all of them in order; whole numbers that an earlier version wrote join later floats."""
+        """Return one part, or all of them in order; whole numbers that an earlier version wrote join later floats.
+
+        Raises:
+            DamagedError: a part is missing, or is not what was written.
+        """
         numbers = self.parts() if number is None else [number]
-        parts = [pq.ParquetFile(self.part(n)).read(columns) for n in numbers]
+        parts = [read_part(self.part(n), columns) for n in numbers]
         return pa.concat_tables(parts, promote_options="permissive")
+
+    def is_made(self, number: int) -> bool:
+        """Return whether a part is there and is what was written; one that is damaged is removed, to be made again."""
+        try:
+            check_part(self.part(number))
+        except DamagedError:
+            self.part(number).unlink(missing_ok=True)
+            return False
+        return True
 
     def errors(self, *stages: str) -> Counter[tuple[str, str]]:
         """Return rows with an error, here and in tables below, by kind and one message of that kind.
@@ -78,11 +114,11 @@ class Table:
         kinds: Counter[str] = Counter()
         messages: dict[str, str] = {}
         for file in sorted(self.directory.rglob("part-*.parquet")):
-            names = pq.read_schema(file).names
+            names = read_names(file)
             if "error" not in names:
                 continue
             columns = ["error", *(["sources"] if "sources" in names else [])]
-            for row in pq.ParquetFile(file).read(columns).to_pylist():
+            for row in read_part(file, columns).to_pylist():
                 error = row["error"]
                 if isinstance(error, dict) and (not stages or error["stage"] in stages):
                     kinds[error["kind"]] += 1
@@ -96,11 +132,101 @@ class Table:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """What the manifest says, or None while the table is unfinished."""
-        file = self.directory / MANIFEST
-        return json.loads(file.read_text()) if file.exists() else None
+        """What the manifest says, or None while the table is unfinished.
 
-    def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Declare the table whole."""
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)
+        Raises:
+            DamagedError: it is not what was written.
+        """
+        return _read_manifest(self.directory / MANIFEST)
+
+    @property
+    def earlier(self) -> dict[str, Any] | None:
+        """What the manifest said before `reopen`, None where the table was not; None also if that is damaged."""
+        try:
+            return _read_manifest(self._put_by)
+        except DamagedError:
+            return None
+
+    @property
+    def last_manifest(self) -> dict[str, Any] | None:
+        """What the manifest says, or said before `reopen`; None where neither can be read."""
+        try:
+            return self.manifest or self.earlier
+        except DamagedError:
+            return self.earlier
+
+    @property
+    def _put_by(self) -> Path:
+        return self.directory.with_name(f".{self.directory.name}.{MANIFEST}")
+
+    def list_files(self) -> Listing:
+        """Return what the table consists of: all files below its directory but logs and what is only passed on."""
+        return describe(self.directory, self._files())
+
+    def finish(self, manifest: Mapping[str, Any], files: Listing | None = None) -> None:
+        """Declare the table whole.
+
+        Args:
+            files: what it consists of, which the manifest lists; None: `list_files`.
+        """
+        content = {**manifest, "files": self.list_files() if files is None else files}
+        content = json.loads(json.dumps(content, default=str))
+        text = json.dumps(content | {_CHECKSUM: _checksum(content)}, indent=2, ensure_ascii=False)
         write_atomically(self.directory / MANIFEST, text.encode("utf-8", "surrogatepass"))
+        self._put_by.unlink(missing_ok=True)
+
+    def reopen(self, damaged: Iterable[str] = ()) -> None:
+        """Declare the table unfinished, and remove what is damaged; `earlier` keeps what the manifest says.
+
+        Args:
+            damaged: files to be made again, as `find_damage` names them. Of a directory of weights all go together.
+        """
+        for name in damaged:
+            if name == MANIFEST:
+                (self.directory / MANIFEST).unlink()
+            elif "/" in name and not is_part(name):
+                shutil.rmtree(self.directory / name.split("/")[0], ignore_errors=True)
+            else:
+                (self.directory / name).unlink(missing_ok=True)
+        if (self.directory / MANIFEST).exists():
+            os.replace(self.directory / MANIFEST, self._put_by)
+
+    def find_damage(self, *, verify: bool = False) -> dict[str, str]:
+        """Return the files that are not as the manifest lists them, and what is the matter with each, in words.
+
+        Of an unfinished table only `verify` finds anything: parts that are not what was written.
+
+        Args:
+            verify: whether all bytes are read; else names and sizes are compared.
+        """
+        try:
+            manifest = self.manifest
+        except DamagedError as error:
+            return {MANIFEST: error.problem}
+        parts = filter(is_part, self._files()) if manifest is None and verify else ()
+        files: Listing = {name: {} for name in parts} if manifest is None else manifest.get("files", {})
+        return find_problems(self.directory, files, verify=verify)
+
+    def _files(self) -> Iterator[str]:
+        for file in sorted(self.directory.rglob("*")):
+            name = file.relative_to(self.directory)
+            passing = any(part.startswith(".") for part in name.parts) or file.suffix in _LOGS
+            if file.is_file() and not passing and name.parts[0] not in (*_UNLISTED, MANIFEST):
+                yield name.as_posix()
+
+
+def _number(name: str) -> int:
+    return int(Path(name).stem.removeprefix("part-"))
+
+
+def _read_manifest(file: Path) -> dict[str, Any] | None:
+    if not file.exists():
+        return None
+    manifest = read_json(file, "`carevl run` makes it again")
+    if _CHECKSUM in manifest and manifest.pop(_CHECKSUM) != _checksum(manifest):
+        raise DamagedError(file, "is damaged: its checksum does not fit", "`carevl run` makes it again")
+    return manifest
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

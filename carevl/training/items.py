@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
@@ -30,6 +29,7 @@ from carevl.models.families import family_of
 from carevl.models.families.base import Picture
 from carevl.models.packing import Packed, Shape, Tree, computed_tokens, pack
 from carevl.models.prompts import EncodedPrompts, Prompt, encode_prompts, encode_reply
+from carevl.store.parts import read_names, read_part
 from carevl.store.schemas import TRAINING_IMAGES, TRAINING_ITEMS, row_error
 from carevl.training.image_sizes import by_size
 from carevl.training.plain import Plain, separate
@@ -60,10 +60,10 @@ def read_rows(files: Sequence[Path], phase: Phase, *, reference: bool) -> pa.Tab
     columns = [*COLUMNS[phase], *(REFERENCE if reference else [])]
     tables = []
     for file in files:
-        present = pq.read_schema(file).names
+        present = read_names(file)
         if missing := [name for name in columns if name not in present]:
             raise UserError(f"{file} has no column {', '.join(missing)}; rows for {phase} have {', '.join(columns)}")
-        tables.append(pq.ParquetFile(file).read(columns))
+        tables.append(read_part(file, columns))
     rows = pa.concat_tables(tables) if tables else None
     if rows is None or not rows.num_rows:
         raise UserError(f"there are no rows for {phase} in {', '.join(map(str, files)) or 'no file'}")

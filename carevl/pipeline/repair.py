@@ -1,0 +1,54 @@
+"""Damaged files of finished tables: they alone are made again, and what follows only where they come out otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from carevl.store.listing import called, describe_problems
+from carevl.store.run import Run, RunError
+from carevl.store.stage_key import StageKey
+from carevl.store.table import Table
+
+
+def reopen_damaged(run: Run, keys: Mapping[str, StageKey], log: Callable[[str], None]) -> None:
+    """Read every file of every table, and remove what is not what was written: the run then makes it again."""
+    for name, key in keys.items():
+        table = run.table(key)
+        if damage := table.find_damage(verify=True):
+            log(f"{name:16s} {describe_problems(damage)}")
+            table.reopen(damage)
+
+
+def refuse_damaged(run: Run, keys: Mapping[str, StageKey], names: Collection[str]) -> None:
+    """Refuse to go on from tables of which files are missing or cut.
+
+    Raises:
+        RunError: there are some; it names table and file.
+    """
+    for name in names:
+        if damage := run.table(keys[name]).find_damage():
+            raise RunError(
+                f"{run.root}: {name}: {describe_problems(damage)}; make it again with: "
+                f"carevl run {run.settings} --run-dir {run.root}"
+            )
+
+
+def finish(table: Table, manifest: Mapping[str, Any]) -> str | None:
+    """Declare a table whole; one that was reopened keeps its version if its files came out as they were.
+
+    Returns:
+        A sentence about files that came out otherwise, so that what was made from them follows; None where there are
+        none.
+    """
+    earlier, files = table.earlier, table.list_files()
+    if earlier is None:
+        table.finish(manifest, files)
+        return None
+    before = earlier.get("files", {})
+    changed = [called(name) for name in {**before, **files} if before.get(name) != files.get(name)]
+    if not changed:
+        table.finish(earlier, files)
+        return None
+    table.finish({**manifest, "retried": earlier.get("retried", 0) + 1}, files)
+    return f"{', '.join(changed[:3])} came out otherwise than before; what was made from it follows"
