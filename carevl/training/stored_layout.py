@@ -126,25 +126,36 @@ def rewrite(
         replace: takes the name of a weight, a stored tensor and the part of the value that belongs there, and returns
             what is stored.
     """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     for file in weight_files(layout.directory):
-        tensors: dict[str, Tensor] = {}
-        with safe_open(file, "pt") as stream:
-            metadata = stream.metadata()
-            current = ""
-            parts: dict[str, Tensor] = {}
-            for name in sorted(stream.offset_keys(), key=lambda name: layout.weights[name]):
-                if layout.weights[name] != current:
-                    current = layout.weights[name]
-                    found = value(current)
-                    parts = {} if found is None else layout.store(current, found)
-                stored = stream.get_tensor(name)
-                tensors[name] = replace(current, stored, parts[name]) if parts else stored
-        save_file(tensors, target / file.name, metadata)
+        _rewrite_file(layout, file, target, value, replace)
     for name in (INDEX, "config.json", "generation_config.json"):
         if (layout.directory / name).exists():
             shutil.copyfile(layout.directory / name, target / name)
     for code in layout.directory.glob("*.py") if is_code_trusted() else ():
         shutil.copyfile(code, target / code.name)
+
+
+def _rewrite_file(
+    layout: StoredLayout,
+    file: Path,
+    target: Path,
+    value: Callable[[str], Tensor | None],
+    replace: Callable[[str, Tensor, Tensor], Tensor],
+) -> None:
+    """Write one file; a tensor that outlived it would keep all of it mapped."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    with safe_open(file, "pt") as stream:
+        metadata = stream.metadata()
+        current = ""
+        parts: dict[str, Tensor] = {}
+        for name in sorted(stream.offset_keys(), key=lambda name: layout.weights[name]):
+            if layout.weights[name] != current:
+                current = layout.weights[name]
+                found = value(current)
+                parts = {} if found is None else layout.store(current, found)
+            stored = stream.get_tensor(name)
+            tensors[name] = replace(current, stored, parts[name]) if parts else stored
+    save_file(tensors, target / file.name, metadata)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_what_a_worker_takes_is_what_was_computed(case, tmp_path):
     assert done.returncode == 0, done.stderr
     measured = int(done.stdout.split()[-1])
     assert training_footprint(judge, training).total == pytest.approx(measured, rel=0.15)
+    shutil.rmtree(tmp_path)  # gigabytes, which pytest would keep
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -29,10 +30,15 @@ STEPS = {
 """Two steps of one row; a row has some 550 tokens."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _memory():
+@pytest.fixture(autouse=True)
+def _room(tmp_path):
+    """Skip where there is too little; give back what files take, which pytest would keep."""
     if psutil.virtual_memory().total < 20 * GIB:
         pytest.skip("needs 20 GiB of memory")
+    if shutil.disk_usage(tmp_path).free < 50e9:
+        pytest.skip("needs 50 GB of disk")
+    yield
+    shutil.rmtree(tmp_path)
 
 
 def test_a_judge_of_three_billion_weights_is_trained_in_both_phases_merged_and_asked(tmp_path):
