@@ -4,8 +4,7 @@
 ray job submit -- python ray_jobs/stage.py score --settings mine.yaml --run-dir /shared/runs/mine
 ```
 
-The other files here are its aliases. Exit codes: 0 done, 2 a mistake or a refusal (one line says which), 1 an error of
-the program.
+The other files here are its aliases. Exit statuses are those of `carevl`, which `--help` lists.
 """
 
 from __future__ import annotations
@@ -25,7 +24,10 @@ def main(last: str | None = None, *, whole: bool = False) -> None:
     # Python and Ray's workers look here first, and select.py is not the standard library's.
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
     extent = "the whole pipeline" if whole else f"the stages up to {last or 'NAME'}"
-    parser = argparse.ArgumentParser(description=f"Run {extent} on the Ray cluster that is joined.")
+    from carevl.cli.ending import ending, list_statuses
+
+    description = f"Run {extent} on the Ray cluster that is joined."
+    parser = argparse.ArgumentParser(description=description, epilog=list_statuses())
     if last is None and not whole:
         parser.add_argument("name", metavar="NAME", help="the last stage to run, such as score or sft")
     parser.add_argument("--settings", default="mini", help="a preset's name or a YAML file")
@@ -38,14 +40,9 @@ def main(last: str | None = None, *, whole: bool = False) -> None:
         parser.add_argument("--final", action="store_true", help="evaluate on the benchmarks' test data as well")
     arguments = parser.parse_args(namespace=argparse.Namespace(final=False, name=last))
 
-    from carevl.errors import UserError
-
-    try:
+    with ending(parser.prog, arguments.run_dir):
         overrides = [*arguments.set, *(["cluster.rehearse=true"] if arguments.rehearse else [])]
         _run(arguments.settings, overrides, arguments.run_dir, arguments.name, final=arguments.final)
-    except (OSError, ValueError, UserError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        sys.exit(2)
     print(f"{parser.prog}: done; the output is in {arguments.run_dir}")
 
 

@@ -31,7 +31,7 @@ from carevl.benchmarks.run import EvalSet, JudgeRun, judge_fingerprint_inputs, p
 from carevl.benchmarks.suite import Suite
 from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import Tally
-from carevl.errors import UserError
+from carevl.errors import UserError, reading
 from carevl.judging.counts import VerdictCounts, describe, join, store
 from carevl.models.adapter_files import check_adapter
 from carevl.models.judge_spec import JudgeSpec
@@ -129,8 +129,9 @@ def _refuse_other(out: Path, key: StageKey, suite: Suite, judge: str) -> None:
     file = out / PREDICTIONS
     if not file.is_file():
         return
-    stored = (pq.read_schema(file).metadata or {}).get(_FINGERPRINT.encode())
-    names = pq.read_table(file, columns=["benchmark", "judge"]).group_by(["benchmark", "judge"]).aggregate([])
+    with reading(file):
+        stored = (pq.read_schema(file).metadata or {}).get(_FINGERPRINT.encode())
+        names = pq.read_table(file, columns=["benchmark", "judge"]).group_by(["benchmark", "judge"]).aggregate([])
     if stored is None and names.to_pylist() == [{"benchmark": suite.name, "judge": judge}]:
         return
     if stored is None or stored.decode() != key.fingerprint:
@@ -284,7 +285,8 @@ def _read(path: Path, data: BenchmarkData) -> list[Prediction]:
     Raises:
         UserError: there is none, or it has no prediction of these rows.
     """
-    predictions = _read_file(path, data)
+    with reading(path):
+        predictions = _read_file(path, data)
     keys = {row.key for row in data.rows}
     if not any(prediction.key in keys for prediction in predictions):
         answered = list_some(list(dict.fromkeys(prediction.key for prediction in predictions)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from carevl.errors import DataError
 from carevl.stats.bootstrap import RESAMPLES, FloatArray, Scored, Statistic, bootstrap
 from carevl.stats.estimate import Estimate
 
@@ -30,11 +31,11 @@ def compare(a: Scored, b: Scored, *, resamples: int = RESAMPLES, seed: int = 0) 
     """Return A - B in every figure that both have.
 
     Raises:
-        ValueError: the two were not scored on the same rows in the same order.
+        DataError: the two were not scored on the same rows in the same order.
     """
     if a.keys != b.keys:
         only = set(a.keys) ^ set(b.keys)
-        raise ValueError(f"judges were scored on different rows: {len(only)} rows belong to one only, or order differs")
+        raise DataError(f"judges were scored on different rows: {len(only)} rows belong to one only, or order differs")
     differences = {
         name: _difference(a.statistics[name], b.statistics[name]) for name in a.statistics if name in b.statistics
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from carevl.benchmarks.rows import Row
 from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites import SUITES
-from carevl.errors import UserError
+from carevl.errors import UserError, reading
 from carevl.settings.data import ProtocolName
 
 _NAMED = 5
@@ -92,7 +92,9 @@ def load(name: str, path: Path, images: Path | None = None) -> BenchmarkData:
     """
     if images is not None and not images.is_dir():
         raise UserError(f"--images {images}: there is no such folder")
-    rows = SUITES[name].load(path, images)
+    suite = SUITES[name]
+    with reading(path):
+        rows = suite.load(path, images)
     if not rows:
         raise UserError(f"{name}: {path} has no rows")
     return BenchmarkData(name, rows)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from carevl.benchmarks.questions import Question
 from carevl.benchmarks.rows import Row
+from carevl.errors import DataError
 from carevl.judging.verdicts import Status, Verdict
 from carevl.store.schemas import PREDICTIONS
 
@@ -88,12 +89,12 @@ def from_table(table: pa.Table) -> list[Prediction]:
     """Return the rows of a stored table.
 
     Raises:
-        ValueError: a column is missing.
+        DataError: a column is missing.
     """
     names = [field.name for field in fields(Prediction)]
     missing = [name for name in names if name not in table.column_names and name not in _LATER]
     if missing:
-        raise ValueError(f"not a predictions table: no column {', '.join(missing)}; found {table.column_names}")
+        raise DataError(f"not a predictions table: no column {', '.join(missing)}; found {table.column_names}")
     names = [name for name in names if name in table.column_names]
     return [_from_values(values) for values in table.select(names).to_pylist()]
 
@@ -108,13 +109,13 @@ def by_key(rows: Sequence[Row], predictions: Iterable[Prediction]) -> dict[str, 
     """Return the predictions of each row, sorted by sample and order. Predictions of other rows are left out.
 
     Raises:
-        ValueError: one prediction is there twice (say, of two judges or two protocols), or a row has none.
+        DataError: one prediction is there twice (say, of two judges or two protocols), or a row has none.
     """
     answers: dict[str, dict[tuple[int, tuple[int, ...]], Prediction]] = defaultdict(dict)
     for prediction in predictions:
         identity = (prediction.sample, prediction.order)
         if identity in answers[prediction.key]:
-            raise ValueError(
+            raise DataError(
                 f"two predictions for {prediction.key}, order {list(prediction.order)}, sample {prediction.sample}; "
                 "score one judge under one protocol at a time"
             )
@@ -127,7 +128,7 @@ def draws_of(rows: Sequence[Row], predictions: Iterable[Prediction], draws: int)
     """Return the first `draws` samples of each row, or as many as it has; for protocols of one order per sample.
 
     Raises:
-        ValueError: a row has none.
+        DataError: a row has none.
     """
     return {key: answers[:draws] for key, answers in by_key(rows, predictions).items()}
 
@@ -138,7 +139,7 @@ def in_orders(
     """Return the prediction of each row in each of its orders (sample 0), in that order.
 
     Raises:
-        ValueError: a row misses one.
+        DataError: a row misses one.
     """
     by_order = {
         key: {answer.order: answer for answer in answers if answer.sample == 0}
@@ -149,9 +150,9 @@ def in_orders(
 
 
 def refuse_missing(rows: Sequence[Row], missing: Sequence[Row], what: str = "a prediction") -> None:
-    """Raise ValueError, naming some, when rows are missing: leaving rows out of a figure is the caller's decision."""
+    """Raise DataError, naming some, when rows are missing: leaving rows out of a figure is the caller's decision."""
     if missing:
         names = ", ".join(row.key for row in missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise ValueError(
+        raise DataError(
             f"{len(missing)} of {len(rows)} rows lack {what}: {names}; predict them, or pass only the rows to be scored"
         )

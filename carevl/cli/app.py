@@ -29,25 +29,25 @@ from carevl.cli import (
     status,
     train,
 )
+from carevl.cli.ending import ending, list_statuses, report_end
 from carevl.cli.options import ListingCommand
-from carevl.errors import UserError
 
 
 class _Commands(TyperGroup):
-    """The commands; an interrupt of any of them ends in one line and exit code 130."""
+    """The commands; typer would answer an interrupt of any of them in its own way."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("carevl: interrupted; run the same command again to go on", err=True)
-            sys.exit(130)
+        except KeyboardInterrupt as interrupt:
+            sys.exit(report_end("carevl", interrupt))
 
 
 app = typer.Typer(
     name="carevl",
     cls=_Commands,
     help="Turns image preference data without human labels into a vision-language judge.",
+    epilog=list_statuses(),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -80,9 +80,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def main() -> None:
-    """Entry point: mistakes of the user end in one line and exit code 2."""
-    try:
+    """Entry point: whatever happens ends in one line, and the exit status that `carevl --help` lists."""
+    with ending("carevl"):
         app()
-    except (OSError, ValueError, UserError) as error:
-        typer.echo(f"carevl: {error}", err=True)
-        sys.exit(2)

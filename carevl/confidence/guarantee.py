@@ -17,6 +17,7 @@ from scipy import special
 
 from carevl.confidence.calibration import MIN_LABELS
 from carevl.confidence.pairs import Pairs
+from carevl.errors import DataError
 from carevl.stats.exact import clopper_pearson
 
 POWER = 0.8
@@ -24,7 +25,7 @@ _MOST_LABELS = 100_000
 _COVERAGES = 100
 
 
-class CannotCertifyError(ValueError):
+class CannotCertifyError(DataError):
     """The target precision cannot be guaranteed; `images_needed` labelled images would do, None if none would."""
 
     def __init__(self, message: str, images_needed: int | None) -> None:

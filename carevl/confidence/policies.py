@@ -34,6 +34,7 @@ from carevl.confidence.length import doublings, length_slopes, without_length
 from carevl.confidence.pairs import Pairs
 from carevl.confidence.routing import Certificate, Filters, Router
 from carevl.confidence.signals import Ensemble, calibrated, mean_margins
+from carevl.errors import DataError
 from carevl.settings.router import RouterSettings
 
 
@@ -123,7 +124,7 @@ def _fit_ensemble(
 ) -> tuple[Ensemble, tuple[str, ...]]:
     reference = labelled if unlabelled is None else unlabelled
     if reference is None:
-        raise ValueError("a router is fitted on pairs and there are none: pass labelled or unlabelled ones")
+        raise DataError("a router is fitted on pairs and there are none: pass labelled or unlabelled ones")
     labels = reference.select(np.arange(0)) if labelled is None else labelled
     slopes: tuple[float, ...] | None = None
     slope_notes: tuple[str, ...] = ()
@@ -141,7 +142,7 @@ def _fit_ensemble(
     if combination in ("learned", "weighted"):
         scored = ~np.isnan(label_margins).all(axis=1)
         if scored.sum() < MIN_LABELS:
-            raise ValueError(
+            raise DataError(
                 f"combination {combination} needs at least {MIN_LABELS} labelled pairs, found {scored.sum()}: use mean"
             )
         fit = fit_learned if combination == "learned" else fit_weighted

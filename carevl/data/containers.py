@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 from carevl.data.json_rows import json_values, line_values
 from carevl.data.rows import Row, RowError
 from carevl.data.tar_rows import tar_samples
+from carevl.errors import DataError
 
 _BATCH = 16
 _BUFFER_BYTES = 1 << 20
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
-class SourceError(ValueError):
+class SourceError(DataError):
     """A source that cannot be read at all: nothing at its path, or no file of a known kind."""
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from carevl.errors import reading
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -25,7 +27,9 @@ def read_truth(world: Path) -> dict[tuple[str, str], Truth]:
     truths = {}
     for file in sorted((world / "truth").glob("*.parquet")):
         columns = ["image_sha256", "question", "kind", "decidable", "responses"]
-        for row in pq.read_table(file, columns=columns).to_pylist():
+        with reading(file):
+            rows = pq.read_table(file, columns=columns).to_pylist()
+        for row in rows:
             ratings = {response["text"]: response["rating"] for response in row["responses"]}
             truths[row["image_sha256"], row["question"]] = Truth(row["kind"], row["decidable"], ratings)
     return truths

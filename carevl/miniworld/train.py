@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from carevl.errors import DataError, UserError
 from carevl.miniworld import batches, experts, vlm
 from carevl.miniworld.cards import write_cards
 from carevl.miniworld.fit import Fit
@@ -168,7 +169,7 @@ def train(work: Path, only: list[str] | None, log: Callable[[str], None]) -> Non
         log: takes lines of progress.
 
     Raises:
-        ValueError: a name in `only` is no stage.
+        UserError: a name in `only` is no stage.
         FileNotFoundError: a named stage's predecessor is not finished.
     """
     import torch
@@ -177,7 +178,7 @@ def train(work: Path, only: list[str] | None, log: Callable[[str], None]) -> Non
     names = [stage.name for stage in STAGES] + [f"expert-{name}" for name in experts.LEARNERS]
     for name in only or ():
         if name not in names:
-            raise ValueError(f"there is no stage {name!r}; the stages are {', '.join(names)}")
+            raise UserError(f"there is no stage {name!r}; the stages are {', '.join(names)}")
     work.mkdir(parents=True, exist_ok=True)
     tokenizer_file = work / "tokenizer" / "tokenizer.json"
     if not tokenizer_file.exists():
@@ -302,7 +303,7 @@ def _begin_from(model: Any, directory: Path) -> None:
         raise FileNotFoundError(f"an expert starts from {directory.name}, which is not finished")
     unknown = model.load_state_dict(load_file(directory / "model.safetensors"), strict=False).unexpected_keys
     if unknown:
-        raise ValueError(f"{directory} has weights that {type(model).__name__} lacks: {', '.join(unknown)}")
+        raise DataError(f"{directory} has weights that {type(model).__name__} lacks: {', '.join(unknown)}")
 
 
 def install(work: Path, weights: Path = WEIGHTS) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carevl.errors import UserError
+from carevl.errors import UserError, reading
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -164,7 +164,8 @@ def _cached_names(name: str, commit: str | None) -> list[str] | None:
 def _names_by_index(snapshot: Path) -> list[str]:
     """Return what a snapshot that others fetched has to hold: the configuration and every shard of its weights."""
     indices = sorted(snapshot.glob(f"*{_WEIGHTS}.index.json"))
-    shards = {shard for index in indices for shard in json.loads(index.read_text())["weight_map"].values()}
+    with reading(snapshot):
+        shards = {shard for index in indices for shard in json.loads(index.read_text())["weight_map"].values()}
     weights = shards or {file.name for file in snapshot.glob(f"*{_WEIGHTS}")}
     return ["config.json", *sorted(weights)] if weights else []
 

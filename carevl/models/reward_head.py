@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from carevl.errors import reading
 from carevl.models.heads import FoundHead, HeadSettings
 from carevl.models.heads.layout import RewardLayout, read_layout
 from carevl.models.judge_files import quiet_transformers
@@ -60,7 +61,7 @@ def load_head(path: str | Path, found: FoundHead) -> nn.Module:
 def _read_tensors(path: str | Path, names: Iterable[str]) -> Mapping[str, Tensor]:
     tensors = {}
     for file in weight_files(Path(path)):
-        with safe_open(file, "pt") as weights:
+        with reading(file), safe_open(file, "pt") as weights:
             tensors.update({name: weights.get_tensor(name) for name in {*names}.intersection(weights.keys())})
     return tensors
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from carevl.errors import reading
 from carevl.settings.names import path_component
 
 INDEX = "model.safetensors.index.json"
@@ -85,7 +86,7 @@ def tensor_shapes(directory: Path) -> dict[str, list[int]]:
 def _tensors(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of every tensor, and what the headers of the safetensors files say of it."""
     for file in weight_files(directory):
-        with file.open("rb") as stream:
+        with reading(file), file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
 
@@ -110,5 +111,6 @@ def indexed_files(directory: Path) -> list[Path] | None:
     index = directory / INDEX
     if not index.is_file():
         return None
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    with reading(index):
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     return [directory / path_component(name, f"{index}: file of weights") for name in names]

@@ -43,13 +43,17 @@ class Run:
         """Return the run directory at a path, which means the same on every node.
 
         Raises:
-            RunError: the path names a bucket.
+            RunError: the path names a bucket, a file, or a link to nothing.
         """
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
             raise RunError(
                 f"{path}: a run directory is on a file system that every node mounts, since parts are committed by "
                 "renaming files; only sources may lie in a bucket"
             )
+        if path.is_symlink() and not path.exists():
+            raise RunError(f"{path} is a link to nothing; name a directory")
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; name a directory that is absent, or that of a run")
         return cls(path.absolute())
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carevl.errors import UserError
+from carevl.errors import UserError, reading
 from carevl.training.stored_layout import StoredLayout, rewrite
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ class Adapter:
         """Read an adapter's directory."""
         from safetensors.torch import load_file
 
-        return cls(json.loads((directory / CONFIG).read_text()), load_file(directory / WEIGHTS))
+        with reading(directory / CONFIG):
+            config = json.loads((directory / CONFIG).read_text())
+        with reading(directory / WEIGHTS):
+            return cls(config, load_file(directory / WEIGHTS))
 
     def write(self, directory: Path) -> None:
         """Write a directory that PEFT and vLLM load."""
@@ -166,7 +169,8 @@ class Rounding:
     @classmethod
     def read(cls, file: Path) -> Rounding | None:
         """Return what was measured; None where nothing was merged, or an earlier version did it."""
-        return cls(**json.loads(file.read_text())) if file.exists() else None
+        with reading(file):
+            return cls(**json.loads(file.read_text())) if file.exists() else None
 
     def write(self, file: Path) -> None:
         """Write it as JSON."""

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from carevl.errors import UserError
+from carevl.errors import UserError, reading
 from carevl.models.adapter_files import write_base
 from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import JudgeSpec
@@ -175,7 +175,8 @@ def prepare_training(
     adapter = None if adapter is None else adapter.resolve()
     record, facts = out / "training.json", _facts(phase, rows, base, adapter, training, replay, dev, spec)
     if record.exists():
-        stored = json.loads(record.read_text())
+        with reading(record):
+            stored = json.loads(record.read_text())
         if changed := differences(stored["facts"], facts):
             if (out / "judge").exists() or (out / "checkpoints").exists():
                 raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")

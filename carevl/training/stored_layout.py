@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carevl.errors import UserError
+from carevl.errors import UserError, reading
 from carevl.models.own_code import is_code_trusted
 from carevl.models.stored_weights import INDEX, tensor_shapes, weight_files
 
@@ -147,7 +147,7 @@ def _rewrite_file(
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
-    with safe_open(file, "pt") as stream:
+    with reading(file), safe_open(file, "pt") as stream:
         metadata = stream.metadata()
         current = ""
         parts: dict[str, Tensor] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from carevl.errors import UserError
+from carevl.errors import UserError, reading
 from carevl.models.adapter_files import put_on
 from carevl.models.parts import Part, split_parts
 
@@ -157,7 +157,8 @@ class TrainedParts:
     @classmethod
     def read(cls, file: Path) -> TrainedParts | None:
         """Return what was written; None where an earlier version trained."""
-        return cls(**json.loads(file.read_text())) if file.exists() else None
+        with reading(file):
+            return cls(**json.loads(file.read_text())) if file.exists() else None
 
     def write(self, file: Path) -> None:
         """Write it as JSON."""

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from carevl.data.formats import FORMATS
 from carevl.data.formats.base import Format
 from carevl.data.rows import Row, kind_of
+from carevl.errors import DataError
 
 
-class UnknownFormatError(ValueError):
+class UnknownFormatError(DataError):
     """No format fits the columns; the message shows them and the format that comes closest."""
 
 

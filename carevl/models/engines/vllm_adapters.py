@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from carevl.errors import reading
 from carevl.models.hub import find_config
 from carevl.models.locate import locate
 
@@ -24,7 +25,8 @@ def find_unread_adapters(path: str, revision: str | None = None) -> str | None:
     file = directory / "config.json" if directory.is_dir() else find_config(path, revision)
     if file is None:
         return None
-    config = json.loads(file.read_text(encoding="utf-8"))
+    with reading(file):
+        config = json.loads(file.read_text(encoding="utf-8"))
     if any(config.get(field) or config.get("text_config", {}).get(field) for field in _EXPERTS):
         return "the fused experts of a mixture"
     return "the layers that are gate and up projection in one" if config.get("model_type") in _JOINED else None
