@@ -125,7 +125,7 @@ def write_dev_parts(settings: Settings, training: Training, ingested: Ingested, 
 
 def training_counts(trained: Trained) -> dict[str, Any]:
     """Return what the manifest of a phase says."""
-    last = trained.curve[-1]
+    last = trained.curve[-1] if trained.curve else {}  # a log that is gone is no reason to train again
     fallbacks = list(dict.fromkeys(step["fallback"] for step in trained.curve if "fallback" in step))
     facts = {name: value for name, value in last.items() if name not in ("seconds", "step", "items", "broken")}
     return {

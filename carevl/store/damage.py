@@ -9,6 +9,8 @@ from typing import Any
 
 from carevl.errors import UserError
 
+WAY_OUT = "`carevl run --verify` makes it again"
+
 
 class DamagedError(UserError):
     """A stored file that is missing or is not what was written.
@@ -18,7 +20,7 @@ class DamagedError(UserError):
         problem: what is the matter with it, in words.
     """
 
-    def __init__(self, file: Path, problem: str, way_out: str = "`carevl run --verify` makes it again") -> None:
+    def __init__(self, file: Path, problem: str, way_out: str = WAY_OUT) -> None:
         super().__init__(file, problem, way_out)
         self.file, self.problem, self.way_out = file, problem, way_out
 

@@ -10,18 +10,20 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carevl.errors import UserError
+from carevl.periodic import call_every
 from carevl.training.steps import all_gather
 
 if TYPE_CHECKING:
     from carevl.training.loop import Loop
 
 _PATTERN = "step-*"
+_ASIDE, _PROBLEM = "damaged-", "problem.txt"
 
 
 class Checkpoints:
@@ -38,13 +40,27 @@ class Checkpoints:
         """Bring every worker back to the last checkpoint; return the steps done, 0 when there is none."""
         if loop.rank == 0:
             self._remove_unfinished()
-        # Worker 0 alone decides: a file system may show the others a directory later, and all have to take the same.
-        last: int | None = all_gather(self.steps()[-1] if self.steps() else None, loop.world)[0]
-        return 0 if last is None else self.load(loop, last)
+        while True:
+            # Worker 0 alone decides: a file system may show others a directory later, and all have to take the same.
+            last: int | None = all_gather(self.steps()[-1] if self.steps() else None, loop.world)[0]
+            if last is None:
+                return 0
+            if self.load(loop, last):
+                return last
 
-    def load(self, loop: Loop, steps_done: int) -> int:
-        """Go back to one checkpoint; return the steps done."""
-        return loop.load(str(self._path(steps_done)))
+    def load(self, loop: Loop, steps_done: int) -> bool:
+        """Go back to one checkpoint; return whether it was whole: else it is put aside, and nothing changes."""
+        path = self._path(steps_done)
+        problem = loop.find_problem(path)
+        if problem is None:
+            loop.load(str(path))
+        elif loop.rank == 0 and path.is_dir():
+            aside = self._path(steps_done, _ASIDE)
+            shutil.rmtree(aside, ignore_errors=True)
+            (path / _PROBLEM).write_text(problem)
+            path.replace(aside)
+        all_gather(None, loop.world)  # nobody looks for the next one before this one is away
+        return problem is None
 
     def save(self, loop: Loop, steps_done: int, best: int | None = None) -> None:
         """Write a checkpoint; every worker has to call it. When it fails, those that were there stay as they are.
@@ -87,6 +103,28 @@ def _flush(directory: Path) -> None:
             descriptor = os.open(file, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
+
+
+@contextmanager
+def report_damaged(directory: Path, log: Callable[[str], None] | None) -> Iterator[None]:
+    """Log every checkpoint that is put aside meanwhile, within seconds."""
+    if log is None:
+        yield
+        return
+    reported = {path.name for path in directory.glob(f"{_ASIDE}{_PATTERN}")}
+
+    def look() -> None:
+        for path in sorted(directory.glob(f"{_ASIDE}{_PATTERN}")):
+            if path.name not in reported and log is not None:
+                reported.add(path.name)
+                steps = int(path.name.rpartition("-")[2])
+                log(f"the checkpoint of step {steps} is put aside as {path}: {(path / _PROBLEM).read_text()}")
+
+    try:
+        with call_every(3.0, look):
+            yield
+    finally:
+        look()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from carevl.errors import UserError, reading
+from carevl.errors import UserError
 from carevl.models.adapter_files import write_base
 from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import JudgeSpec
@@ -27,9 +27,12 @@ from carevl.models.prompts import ask_as
 from carevl.periodic import call_every
 from carevl.settings.asking import Asking
 from carevl.settings.training import Phase, Training, Workers
+from carevl.store.damage import read_json
+from carevl.store.listing import Listing, describe, find_problems
 from carevl.store.stage_key import differences
 from carevl.store.table import write_atomically
 from carevl.training.adapters import ROUNDING, Rounding
+from carevl.training.checkpoints import report_damaged
 from carevl.training.engine import select_backend
 from carevl.training.items import Encoder, Items, read_rows, split_holdout
 from carevl.training.loop import WorkerConfig
@@ -88,7 +91,8 @@ def train(
     """Train `judge` on parquet rows.
 
     Called again with the same rows, judge and settings, it goes on from the last checkpoint in `out`; a training that
-    is finished is only read.
+    is finished is only read. What of its weights is gone is exported again: `judge/` from `adapter/` where that is
+    there, else both from the last checkpoint.
 
     Args:
         rows: files with the columns of `items.COLUMNS`; for dpo also those of `items.REFERENCE`, which
@@ -126,10 +130,11 @@ def train(
         trust_remote_code=trust_remote_code,
     )
     out = config.out
-    if not (out / "judge").exists():
+    if not _is_exported(out, training):
         with (
             follow_log(out / "steps.jsonl", config.schedule.steps, training.dpo.beta, on_progress),
             follow_start(training.workers, log),
+            report_damaged(out / "checkpoints", log),
         ):
             stopped = _fit(config)
         if curve := read_log(out / "steps.jsonl"):
@@ -175,12 +180,11 @@ def prepare_training(
     adapter = None if adapter is None else adapter.resolve()
     record, facts = out / "training.json", _facts(phase, rows, base, adapter, training, replay, dev, spec)
     if record.exists():
-        with reading(record):
-            stored = json.loads(record.read_text())
+        stored = read_json(record, "remove it: the next start writes it anew and goes on")
         if changed := differences(stored["facts"], facts):
-            if (out / "judge").exists() or (out / "checkpoints").exists():
+            if any((out / name).exists() for name in ("judge", "adapter", "checkpoints")):
                 raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
-        elif Items.are_current(out / "data"):
+        elif (out / TRAINED).exists() and _is_whole(out / "data", stored.get("data", {})):
             schedule = Schedule(**{**stored["schedule"], "together": tuple(stored["schedule"].get("together", ()))})
             config = WorkerConfig(base, out / "data", out, schedule, training, adapter, spec.asking)
             return config, stored["rows"], stored["errors"]
@@ -189,8 +193,20 @@ def prepare_training(
     with trust_own_code(base.code):
         schedule, used, errors = _encode(phase, rows, base.directory, data, training, replay, dev, spec)
     stored = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
+    stored["data"] = describe(data, [file.name for file in sorted(data.iterdir())])
     write_atomically(record, json.dumps(stored, indent=1).encode())
     return WorkerConfig(base, data, out, schedule, training, adapter, spec.asking), used, errors
+
+
+def _is_exported(out: Path, training: Training) -> bool:
+    """Return whether everything that a training exports is there; a directory appears whole."""
+    exported = ["judge"] if training.lora is None else ["judge", "adapter", ROUNDING]
+    return all((out / name).exists() for name in exported)
+
+
+def _is_whole(data: Path, listing: Listing) -> bool:
+    """Return whether encoded items are of this version, and what was written; an earlier version listed nothing."""
+    return not find_problems(data, listing, verify=True) and Items.are_current(data)
 
 
 def _facts(

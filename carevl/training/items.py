@@ -267,10 +267,13 @@ class Items:
         """Tell whether a directory holds items as this version writes them."""
         schemas = (TRAINING_ITEMS, TRAINING_IMAGES)
         files = [directory / f"{name}.arrow" for name in _NAMES]
-        return all(file.is_file() for file in files) and all(
-            pa.ipc.open_file(pa.memory_map(str(file))).schema == schema
-            for file, schema in zip(files, schemas, strict=True)
-        )
+        try:
+            return all(
+                pa.ipc.open_file(pa.memory_map(str(file))).schema == schema
+                for file, schema in zip(files, schemas, strict=True)
+            )
+        except (OSError, pa.ArrowInvalid):  # one is missing, or cut
+            return False
 
     def save(self, directory: Path) -> None:
         """Write both tables into a directory."""

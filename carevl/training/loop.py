@@ -24,6 +24,8 @@ from carevl.models.prompts import ask_as
 from carevl.models.tree_attention import TREES, attention_of, set_attention
 from carevl.settings.asking import Asking
 from carevl.settings.training import Packing, Training
+from carevl.store.damage import DamagedError, read_json
+from carevl.store.listing import describe, describe_problems, find_problems
 from carevl.training.attention import find_flaw
 from carevl.training.engine import deepspeed_config, gather_where_read, is_bare, zero_stage
 from carevl.training.features import compute_features
@@ -87,6 +89,8 @@ class Loop:
         from transformers import AutoConfig, get_scheduler
         from transformers.integrations import HfDeepSpeedConfig
 
+        from carevl.training.state_files import StateFiles  # it imports DeepSpeed
+
         training = self.config.training
         language = AutoConfig.from_pretrained(self.config.judge, **code_arguments()).get_text_config()
         configuration = deepspeed_config(training, language.hidden_size)
@@ -115,6 +119,7 @@ class Loop:
         if is_bare(training) and self.world == 1:
             # There is nobody to add up with, and it copies every gradient twice.
             engine.enable_backward_allreduce = False
+        engine.checkpoint_engine = self.state_files = StateFiles()
         return engine
 
     def _choose_packing(self) -> tuple[Packing, str | None]:
@@ -226,9 +231,34 @@ class Loop:
     def save(self, directory: str, steps_done: int) -> None:
         """Write this worker's part of a checkpoint: trained weights, optimiser, schedule, position in the data."""
         state = {"steps_done": steps_done}
+        self.state_files.begin()
         self.engine.save_checkpoint(directory, _TAG, state, save_latest=False, exclude_frozen_parameters=True)
+        written = describe(Path(directory), [str(file.relative_to(directory)) for file in self.state_files.written])
+        files = {name: facts for listing in all_gather(written, self.world) for name, facts in listing.items()}
         if self.rank == 0:
-            (Path(directory) / _ABOUT).write_text(json.dumps({"workers": self.world}))
+            for script in Path(directory).glob("*.py"):
+                script.unlink()  # DeepSpeed's, for pickles
+            (Path(directory) / _ABOUT).write_text(json.dumps({"workers": self.world, "files": files}))
+
+    def find_problem(self, directory: Path) -> str | None:
+        """Return why a checkpoint is not what was written, the same on every worker; None where it is.
+
+        Its files are shared out, and read to their ends.
+        """
+        problem = None
+        try:
+            files = read_json(directory / _ABOUT, "").get("files")
+            if files is None:
+                problem = "an earlier version wrote it as pickles, which may run code and are not loaded"
+            else:
+                mine = {name: files[name] for name in sorted(files)[self.rank :: self.world]}
+                problems = find_problems(directory, mine, verify=True)
+                problem = describe_problems(problems) or None
+                for name in () if problem else mine:
+                    self.state_files.check(directory / name)
+        except (DamagedError, OSError, ValueError) as error:
+            problem = str(error)
+        return next((each for each in all_gather(problem, self.world) if each is not None), None)
 
     def load(self, directory: str) -> int:
         """Go back to a checkpoint; return the number of steps done.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,17 @@ class StepLog:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """Read the steps of a log, without a last line that was cut off."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Read the steps of a log, without lines that cannot be read, such as a last one that was cut off."""
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    return [step for line in lines if line.endswith(b"\n") and (step := _read_step(line)) is not None]
+
+
+def _read_step(line: bytes) -> dict[str, Any] | None:
+    with suppress(ValueError):
+        step = json.loads(line)
+        if isinstance(step, dict) and isinstance(step.get("step"), int):
+            return step
+    return None
 
 
 def read_validations(curve: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from carevl.models.device import device, reserve_device
 from carevl.models.locate import ensure_local
 from carevl.models.own_code import trust_own_code
 from carevl.training.checkpoints import Checkpoints, exclusive_lock
+from carevl.training.judge import merge_judge
 from carevl.training.loop import Loop, WorkerConfig
 from carevl.training.progress import StepLog
 from carevl.training.steps import all_gather
@@ -35,6 +36,10 @@ def run_worker(config: WorkerConfig) -> str | None:
     rank, world = context.get_world_rank(), context.get_world_size()
     join_workers(torch.distributed.get_backend())  # that of the group that Ray has made
     with exclusive_lock(config.out) if rank == 0 else nullcontext(), trust_own_code(config.base.code):
+        if config.training.lora is not None and (config.out / "adapter").is_dir():
+            if rank == 0:
+                merge_judge(config.judge, config.out)  # what was trained is there whole, and only what is merged is not
+            return None
         return run_loop(Loop(config, rank, world))
 
 
@@ -80,8 +85,8 @@ def run_loop(loop: Loop) -> str | None:
         if due:
             checkpoints.save(loop, done, selector.best)
     tracker.finish()
-    if selector.best not in (None, done):
-        checkpoints.load(loop, selector.best)
+    while (best := selector.best) is not None and best != done and not checkpoints.load(loop, best):
+        del selector.validations[best]
     loop.export()
     return None
 
