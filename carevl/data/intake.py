@@ -99,9 +99,9 @@ def item_id(image: str, question: str, responses: Sequence[str]) -> str:
     return _sha256(json.dumps([image, question, list(responses)]))
 
 
-def error_id(locator: str) -> str:
-    """Return the item_id of a row that could not be read: SHA-256 of its locator, in hexadecimal."""
-    return _sha256(locator)
+def error_id(source: str, locator: str) -> str:
+    """Return the item_id of a row that could not be read: SHA-256 of its source and locator, in hexadecimal."""
+    return _sha256(json.dumps([source, locator]))
 
 
 def merge_items(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -187,7 +187,7 @@ def _image(key: str, data: bytes | None, facts: ImageFacts | None, failure: RowE
 
 def _error_item(row: SourceRow, failure: RowError, image: str | None = None) -> dict[str, Any]:
     return {
-        "item_id": error_id(row.locator),
+        "item_id": error_id(row.source.name, row.locator),
         "image_id": image,
         "question": None,
         "responses": None,

@@ -7,7 +7,7 @@ import itertools
 import posixpath
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
@@ -51,15 +51,12 @@ class SourceRow:
 
     source: Source
     locator: str
-    """`FILE#ROW`, rows counted from 0."""
+    """`FILE#ROW`, the file's path relative to the source, rows counted from 0: the same wherever the source lies."""
+    directory: str
+    """Where the file lies."""
     format: str | None
     preference: Preference | None = None
     error: RowError | None = None
-
-    @property
-    def directory(self) -> str:
-        """Where the row's file lies."""
-        return posixpath.dirname(self.locator.rpartition("#")[0])
 
 
 def read_source(
@@ -83,8 +80,10 @@ def read_source(
         if log and fitting is not None and name not in logged:
             logged.add(name)
             log(f"{source.name}: {name} in {file}")
+        below = posixpath.basename(file) if file == path else posixpath.relpath(file, path)
         for record in itertools.chain(head, records):
-            yield _read(source, f"{file}#{record.number}", record, fitting, captions)
+            row = SourceRow(source, f"{below}#{record.number}", posixpath.dirname(file), None)
+            yield _read(row, record, fitting, captions)
 
 
 def detect_formats(source: Source, filesystem: pafs.FileSystem | None = None) -> dict[str, str | None]:
@@ -150,25 +149,22 @@ def _recognise(
 
 
 def _read(
-    source: Source,
-    locator: str,
-    record: Record,
-    fitting: Format | UnknownFormatError | None,
-    captions: Mapping[str, Any],
+    place: SourceRow, record: Record, fitting: Format | UnknownFormatError | None, captions: Mapping[str, Any]
 ) -> SourceRow:
-    name = fitting.name if isinstance(fitting, Format) else None
-    if record.row is None:
-        return SourceRow(source, locator, name, error=record.error)
-    if not isinstance(fitting, Format):
-        return SourceRow(source, locator, None, error=RowError("format", str(fitting or "no format was recognised")))
+    """Return a row that says where it is from, with what the record holds."""
+    if record.row is not None and not isinstance(fitting, Format):
+        return replace(place, error=RowError("format", str(fitting or "no format was recognised")))
+    read = replace(place, format=fitting.name if isinstance(fitting, Format) else None)
+    if record.row is None or not isinstance(fitting, Format):
+        return replace(read, error=record.error)
     row = record.row
     image = row.get("image")
     if isinstance(image, str) and image in captions:
         row = {**row, "captions": captions[image]}
     try:
-        return SourceRow(source, locator, name, fitting.read(row))
+        return replace(read, preference=fitting.read(row))
     except RowError as failure:
-        return SourceRow(source, locator, name, error=failure)
+        return replace(read, error=failure)
 
 
 def _read_captions(filesystem: pafs.FileSystem, file: str) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ _SHOWN = 120
 
 
 class ImageReader:
-    """Reads the images of one source.
+    """Reads the images of one source; its messages name files relative to that.
 
     Args:
         filesystem: where the source is.
@@ -101,9 +101,10 @@ class ImageReader:
             if inside is not None and (data := self._file(inside)) is not None:
                 return data
         if refused:
-            raise RowError("image_refused", f"{path[:_SHOWN]!r} leads out of {self._base}")
-        places = " or ".join(dict.fromkeys((near or ".", self._base)))
-        raise RowError("image_missing", f"{path[:_SHOWN]!r}: no such file under {places}")
+            raise RowError("image_refused", f"{path[:_SHOWN]!r} leads out of the directory of its source")
+        raise RowError(
+            "image_missing", f"{path[:_SHOWN]!r}: no such file beside its row's, nor in the directory of its source"
+        )
 
     def _inside(self, directory: str, path: str) -> str | None:
         """Return the real path, or None when it is not under the base once links and `..` are resolved."""
@@ -121,7 +122,8 @@ class ImageReader:
             with self._filesystem.open_input_stream(path, compression=None) as handle:
                 return self._capped(handle.read(self._limits.max_image_bytes + 1))
         except (OSError, ValueError) as failure:
-            raise RowError("image_missing", f"{path[-_SHOWN:]!r} cannot be read: {failure}") from None
+            below, reason = posixpath.relpath(path, self._base), str(failure).replace(f"{self._base}/", "")
+            raise RowError("image_missing", f"{below[-_SHOWN:]!r} cannot be read: {reason}") from None
 
 
 def _file_uri_path(reference: str) -> str:

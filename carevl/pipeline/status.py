@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from carevl.data.drawn import data_root
 from carevl.judging.counts import stored_warnings
 from carevl.pipeline.keys import stage_keys
-from carevl.stages import STAGES
+from carevl.stages import STAGES, ingest
 from carevl.store.damage import DamagedError
 from carevl.store.listing import called
 from carevl.store.published import find_damage
@@ -15,6 +16,7 @@ from carevl.store.run import Run
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
+    from carevl.data.drawn import DataRoot
     from carevl.settings.tree import Settings
     from carevl.stages.base import Stage
 
@@ -50,6 +52,19 @@ def verify_run(settings: Settings, run: Run) -> Iterator[str]:
     for name, key in keys.items():
         yield from _lines(name, run.table(key).find_damage(verify=True))
     yield from _lines("judge", find_damage(run.root / "judge", verify=True))
+    with data_root(settings, run) as root:
+        yield from changed_sources(root, run.table(keys["ingest"]).last_manifest or {})
+
+
+def changed_sources(root: DataRoot, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line about each file of the sources whose contents are not those that ingest read.
+
+    Fingerprints have its size and time, which an edit may leave as they were.
+    """
+    read = manifest.get("sources", {})
+    for file, digest in ingest.hash_sources(root).items() if read else ():
+        if read.get(file, digest) != digest:
+            yield f"{'ingest':16s} {file} is not what was read, though size and time are: touch it, to read it again"
 
 
 def unlisted_tables(settings: Settings, run: Run) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
+from pyarrow.fs import LocalFileSystem
 
 from carevl.benchmarks.contamination import Contamination
 from carevl.benchmarks.suites import SUITES
@@ -26,6 +27,7 @@ from carevl.data.reading import Source, SourceRow, mix, read_source
 from carevl.data.spill import Rows, Spill
 from carevl.data.urls import UrlFetcher
 from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.store.damage import hash_file
 from carevl.store.ingested import Ingested
 from carevl.store.parts import hash_rows
 from carevl.store.run import Run, RunError
@@ -50,6 +52,17 @@ def sources(root: DataRoot) -> list[Source]:
         fields = declared.model_dump(include={"format", "labels", "split", "image_root", "captions"})
         resolved.append(Source(name=declared.name or f"source-{n}", path=root.resolve(declared.path), **fields))
     return resolved
+
+
+def hash_sources(root: DataRoot) -> dict[str, str]:
+    """Return the SHA-256 of the sources' files on this machine, by their paths as fingerprints have them."""
+    hashes = {}
+    for source in sources(root):
+        filesystem, path = locate(source.path)
+        if isinstance(filesystem, LocalFileSystem):
+            for file in list_files(filesystem, path, source.captions):
+                hashes[root.relative(file)] = hash_file(Path(file))
+    return hashes
 
 
 def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
@@ -219,7 +232,7 @@ def run(context: RunContext) -> Counts:
 
 
 def read_sources(context: RunContext, directory: Path) -> dict[str, Any]:
-    """Write images and items into a directory; return their counts."""
+    """Write images and items into a directory; return their counts, and hashes of the files that were read."""
 
     def log(line: str) -> None:
         context.log(f"{'ingest':16s} {line}")
@@ -227,7 +240,10 @@ def read_sources(context: RunContext, directory: Path) -> dict[str, Any]:
     def on_progress(rows: int, errors: int) -> None:
         log(f"{rows} rows read, {errors} errors")
 
-    return run_ingest(context.settings, context.run, directory, on_progress, log)
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(hash_sources, DataRoot.of(context.settings, context.run))
+        counts = run_ingest(context.settings, context.run, directory, on_progress, log)
+        return counts | {"sources": hashing.result()}
 
 
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:

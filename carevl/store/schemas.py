@@ -15,7 +15,7 @@ ITEM_SOURCE = pa.struct(
     [
         ("source", pa.string()),  # name of the source in the settings
         ("format", pa.string()),  # name of the preference format; null when none was found
-        ("locator", pa.string()),  # FILE#ROW, rows counted from 0; FILE#ROW for the place where a file broke off
+        ("locator", pa.string()),  # FILE#ROW, file relative to the source, rows from 0; also where a file broke off
         ("preference", pa.list_(pa.float64())),  # this source's own, aligned with the item's responses; null: unknown
         ("extra", pa.string()),  # JSON object of the row's other facts (ids, models, captions); null in an error row
     ]
@@ -36,7 +36,7 @@ IMAGES = pa.schema(
 
 ITEMS = pa.schema(
     [
-        ("item_id", pa.string()),  # key: SHA-256 of image_id, question and responses; of the locator in a row not read
+        ("item_id", pa.string()),  # key: SHA-256 of image_id, question and responses; in an error row of its place
         ("image_id", pa.string()),  # key into images; null when an error row has no image bytes
         ("question", pa.string()),  # without <image> tags; null in an error row, but kept in a contaminated one
         ("responses", pa.list_(pa.string())),  # 2..n, ordered by the hash of their text; null as question is

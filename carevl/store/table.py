@@ -122,7 +122,7 @@ class Table:
                 error = row["error"]
                 if isinstance(error, dict) and (not stages or error["stage"] in stages):
                     kinds[error["kind"]] += 1
-                    place = f"{row['sources'][0]['locator']}: " if row.get("sources") else ""
+                    place = "{source} {locator}: ".format(**row["sources"][0]) if row.get("sources") else ""
                     messages.setdefault(error["kind"], f"{place}{error['message']}")
         return Counter({(kind, messages[kind]): n for kind, n in kinds.items()})
 

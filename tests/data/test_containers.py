@@ -79,7 +79,7 @@ def test_every_container_gives_the_same_rows_with_locators(kind: str, tmp_path: 
     assert questions(rows) == [row["question"] for row in ROWS]
     assert len({row.locator for row in rows}) == len(ROWS)
     if kind != "arrow":
-        assert rows[3].locator == f"{tmp_path / f'data.{kind}'}#3"
+        assert rows[3].locator == f"data.{kind}#3"
 
 
 def test_json_objects_one_after_another_are_rows(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_an_array_that_breaks_off_keeps_the_rows_before(tmp_path: Path) -> None:
         rows = read(path)
         assert questions(rows)[:2] == [row["question"] for row in ROWS[:2]]
         assert [row.error.kind for row in rows if row.error] == ["file"]
-        assert rows[2].locator == f"{path}#2"
+        assert rows[2].locator == "data.json#2"
 
 
 def test_shards_with_other_columns_are_read_by_their_own_format(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def as_item(name: str, row: dict[str, Any]) -> dict[str, Any]:
     """The item that intake makes of a row whose image is a good one, checked against the schema."""
     source = Source("s", "data.jsonl")
     try:
-        found = SourceRow(source, "data.jsonl#0", name, replace(FORMATS[name].read(row), image=PICTURE))
+        found = SourceRow(source, "data.jsonl#0", "", name, replace(FORMATS[name].read(row), image=PICTURE))
     except RowError as failure:
-        found = SourceRow(source, "data.jsonl#0", name, error=failure)
+        found = SourceRow(source, "data.jsonl#0", "", name, error=failure)
     item = Intake(source)(found)[1]
     assert pa.Table.from_pylist(merge_items([item]), ITEMS).num_rows == 1
     return item

@@ -55,7 +55,7 @@ def test_tables_fit_their_schemas_and_ids_are_hashes(
         if item["error"] is None:
             assert item["item_id"] == item_id(image["image_id"], item["question"], item["responses"])
         else:
-            assert item["item_id"] == error_id(item["sources"][0]["locator"])
+            assert item["item_id"] == error_id(item["sources"][0]["source"], item["sources"][0]["locator"])
             assert item["error"]["stage"] == "ingest"
     assert [item["error"] is not None for item in items].count(True) == 1
 

@@ -115,4 +115,4 @@ def test_too_many_rows_that_cannot_be_used_stop_the_run_with_the_first_of_each_k
     told = "\n".join(status_lines(settings, where))
     for said in (str(stopped.value), told):
         assert "1 x image_missing, such as: " in said
-        assert f"1 x image_broken, such as: {tmp_path / 'data' / 'rows.jsonl'}#1: PNG of 60 bytes" in said
+        assert "1 x image_broken, such as: source-0 rows.jsonl#1: PNG of 60 bytes" in said

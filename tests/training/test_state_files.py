@@ -6,6 +6,7 @@ import pickle
 import subprocess
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from carevl.training.state_files import check_state, load_state, save_state
 def test_a_state_comes_back_as_it_was(tmp_path):
     flat = torch.arange(12, dtype=torch.bfloat16)
     tied = torch.randn(3, 2)
-    state = {
+    state: dict[str, Any] = {
         "module": OrderedDict({"a": flat[:4].view(2, 2), "b": flat[4:], "c": tied, "d": tied, "e": tied.T}),
         "optimizer": {
             "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(0)}},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,50 @@ def test_a_finished_training_is_only_read(ray, judge, sft_rows, write, quick, tm
         train("sft", [rows], judge, out, training.model_copy(update={"seed": 1}), resize_pixels=5000)
     with pytest.raises(UserError, match=r"holds another training \(resize_pixels: 5000 -> null\)"):
         train("sft", [rows], judge, out, training)
+
+
+def _exported(out):
+    directories = (out / "judge", out / "adapter")
+    return {file.relative_to(out): file.read_bytes() for place in directories for file in sorted(place.rglob("*.*"))}
+
+
+@pytest.mark.parametrize("gone", [("judge",), ("adapter",), ("judge", "adapter"), ("judge", "checkpoints", "data")])
+def test_weights_that_are_gone_are_exported_again_without_training(ray, judge, sft_rows, write, quick, tmp_path, gone):
+    rows, out, training = write(sft_rows), tmp_path / "out", quick(epochs=2)
+    train("sft", [rows], judge, out, training)
+    expected, log = _exported(out), (out / "steps.jsonl").read_bytes()
+    for name in gone:
+        shutil.rmtree(out / name)
+    train("sft", [rows], judge, out, training)
+    assert _exported(out) == expected
+    assert (out / "steps.jsonl").read_bytes() == log
+
+
+def test_without_checkpoints_and_adapter_a_judge_is_trained_again(ray, judge, sft_rows, write, quick, tmp_path):
+    rows, out, training = write(sft_rows), tmp_path / "out", quick(epochs=2)
+    done = train("sft", [rows], judge, out, training)
+    for name in ("judge", "adapter", "checkpoints"):
+        shutil.rmtree(out / name)
+    assert _losses(train("sft", [rows], judge, out, training).curve) == _losses(done.curve)
+
+
+def test_a_damaged_record_is_named_and_damaged_items_are_encoded_again(judge, sft_rows, write, quick, tmp_path):
+    rows, out = write(sft_rows), tmp_path / "out"
+    config, _, _ = prepare_training("sft", [rows], judge, out, quick())
+    items = config.data / "items.arrow"
+    data = items.read_bytes()
+    for damaged in (b"", data[:-100], data[:1000] + bytes([data[1000] ^ 1]) + data[1001:]):
+        items.write_bytes(damaged)
+        assert prepare_training("sft", [rows], judge, out, quick())[0] == config
+        assert items.read_bytes() == data
+    record = out / "training.json"
+    text = record.read_text()
+    record.write_text(text[:100])
+    with pytest.raises(UserError, match=rf"{record} is damaged: it is not JSON .*; remove it"):
+        prepare_training("sft", [rows], judge, out, quick())
+    record.unlink()
+    assert prepare_training("sft", [rows], judge, out, quick())[0] == config
+    assert record.read_text() == text
 
 
 def test_two_workers_learn_what_one_learns(ray, begin, judge, sft_rows, write, quick, tmp_path):
