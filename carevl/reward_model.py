@@ -39,10 +39,11 @@ from carevl.judging.verdict_tokens import (
 )
 from carevl.judging.verdicts import Reading, Status, read_verdict
 from carevl.models.adapter_files import check_adapter
-from carevl.models.engines import generator
+from carevl.models.engines import find_nan, generator
 from carevl.models.engines.base import Generation, GenerationRequest, Generator
 from carevl.models.judge_spec import JudgeSpec, asking_of
 from carevl.models.locate import prepare_models
+from carevl.models.row_errors import NotFiniteError, SomeRowsError
 from carevl.settings.schemes import split_scheme
 from carevl.stats.bootstrap import FloatArray
 
@@ -129,7 +130,7 @@ class RewardModel:
             raise UserError("scoring is for judges of `carevl evaluate` and for experts; a RewardModel reads judgments")
         prepare_models({"judge": judge}, _log.info)
         check_adapter(judge)
-        self.max_tokens, self.force_verdicts = max_tokens, force_verdicts
+        self.path, self.max_tokens, self.force_verdicts = judge.path, max_tokens, force_verdicts
         self.resize_pixels, self.asking = JudgeSpec.of(judge).resize_pixels, asking_of(judge)
         self.engine: Generator = generator(judge)
 
@@ -156,7 +157,8 @@ class RewardModel:
         """Apply `judge` to many cases, in batches.
 
         Raises:
-            UserError: an image cannot be read, or there are not two responses.
+            UserError: an image cannot be read, there are not two responses, the engine refuses a request, or the judge
+                computes what is not a number.
         """
         for shown in responses:
             if len(shown) != 2:
@@ -167,7 +169,7 @@ class RewardModel:
             for order in ((0, 1), (1, 0))
         ]
         wording = self.asking.verdict
-        texts = self.engine.generate(requests, max_tokens=self.max_tokens, logprob_texts=verdict_texts(wording))
+        texts = self._ask(requests, max_tokens=self.max_tokens, logprob_texts=verdict_texts(wording))
         readings = [read_verdict(each.text, "pairwise", 2, each.truncated, wording) for each in texts]
         verdicts = [
             verdict_probabilities(each.logprobs, each.text, reading.span)
@@ -202,7 +204,7 @@ class RewardModel:
             GenerationRequest(picture, judge_prompt("pointwise", question, [shown], template=self.asking.pointwise))
             for picture, question, shown in zip(map(self._picture, images), questions, responses, strict=True)
         ]
-        texts = self.engine.generate(requests, max_tokens=self.max_tokens)
+        texts = self._ask(requests, max_tokens=self.max_tokens)
         readings = [read_verdict(each.text, "pointwise", 1, each.truncated, self.asking.verdict) for each in texts]
         known = ("ok", "truncated") if self.force_verdicts else ("ok",)
         rated = [i for i, reading in enumerate(readings) if reading.status in known]
@@ -239,6 +241,23 @@ class RewardModel:
                 wins[n][j].append(1.0 - first)
         return [_ranking(*each) for each in zip(wins, statuses, strict=True)]
 
+    def _ask(self, requests: Sequence[GenerationRequest], **arguments: Any) -> list[Generation]:
+        """Return what the engine writes.
+
+        Raises:
+            UserError: it refuses a request, such as one over `max_model_len`, or computes what is not a number.
+        """
+        try:
+            texts = self.engine.generate(requests, **arguments)
+        except SomeRowsError as partial:
+            [place, failure] = next(iter(partial.failures.items()))
+            raise UserError(f"{self.path}: request {place} of {len(requests)} failed: {failure.message}") from None
+        except NotFiniteError as error:
+            raise UserError(f"{self.path}: {error}") from None
+        if broken := next(filter(None, map(find_nan, texts)), None):
+            raise UserError(f"{self.path}: {broken.message}")
+        return texts
+
     def _picture(self, image: Picture) -> Image:
         """Return an image from a file, its bytes, or a picture that is open already, as large as the judge sees it.
 
@@ -262,7 +281,7 @@ class RewardModel:
             GenerationRequest(request.image, request.prompt, f"{reading.evidence}\n{VERDICT_PREFIX[task]}".lstrip("\n"))
             for request, reading in written
         ]
-        texts = self.engine.generate(requests, max_tokens=2, logprob_texts=VERDICT_TEXTS) if requests else []
+        texts = self._ask(requests, max_tokens=2, logprob_texts=VERDICT_TEXTS) if requests else []
         return [forced_probabilities(generation.logprobs, choices) for generation in texts]
 
 

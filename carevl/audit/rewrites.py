@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from carevl.audit.ledger import Ledger, Tree
 from carevl.confidence.pairs import NO_CAPTION
-from carevl.models.experts import EXPERT_KINDS
+from carevl.models.experts import load_expert
 from carevl.models.row_errors import Failure
 from carevl.store.run import RunError
 
@@ -71,7 +71,7 @@ def measure_style(expert: Expert, items: Sequence[ScoredItem], spread: float) ->
         for item in items
         for rewrite in REWRITES.values()
     ]
-    values = iter([_check(expert, row) for row in EXPERT_KINDS[expert.kind].load(expert)(rows)])
+    values = iter([_check(expert, row) for row in load_expert(expert)(rows)])
     _, images = np.unique([item.image_id for item in items], return_inverse=True)
     effects: dict[str, list[float]] = {name: [] for name in REWRITES}
     flips: dict[str, list[float]] = {name: [] for name in REWRITES}

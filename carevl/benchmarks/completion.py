@@ -14,6 +14,10 @@ _CUT = ("length", "max_tokens")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
+class _NotFiniteError(ValueError):
+    """A log-probability that is NaN or infinite."""
+
+
 def read_completion(reply: object, max_tokens: int, logprob_texts: Sequence[str] = ()) -> Answer:
     """Return the text of the first choice, or why it has none.
 
@@ -39,13 +43,14 @@ def read_completion(reply: object, max_tokens: int, logprob_texts: Sequence[str]
     reasoning = next((thought for thought in thoughts if thought), None)
     if not text:
         text = _text(message.get("refusal"))
-    if not text and (called := _called(message)):
-        return f"a call of the tool {called} in place of an answer"
-    if not text and finish == "content_filter":
-        return "withheld by the endpoint's content filter"
+    if not text and (reason := _empty(message, finish)):
+        return reason
     tokens = _completion_tokens(reply)
     truncated = tokens >= max_tokens if finish is None else str(finish).lower() in _CUT
-    logprobs = _logprobs(choice.get("logprobs"), logprob_texts)[:max_tokens] if logprob_texts else ()
+    try:
+        logprobs = _logprobs(choice.get("logprobs"), logprob_texts)[:max_tokens] if logprob_texts else ()
+    except _NotFiniteError as error:
+        return f"a completion with {error} for a log-probability"
     return Generation(clean(text), tokens, truncated, logprobs, clean(reasoning) if reasoning else None)
 
 
@@ -70,6 +75,13 @@ def _part_thoughts(content: object) -> str:
     """Return the thoughts among the parts of a content."""
     parts = content if isinstance(content, list) else []
     return "".join(_text(part.get("thinking")) for part in parts if isinstance(part, dict))
+
+
+def _empty(message: Mapping[str, Any], finish: object) -> str:
+    """Return why a message has no text; empty where it does not tell."""
+    if called := _called(message):
+        return f"a call of the tool {called} in place of an answer"
+    return "withheld by the endpoint's content filter" if finish == "content_filter" else ""
 
 
 def _called(message: Mapping[str, Any]) -> str:
@@ -121,6 +133,8 @@ def _likeliest(token: object) -> dict[str, float]:
         case {"top_logprobs": list(entries)}:
             for entry in entries:
                 match entry:
+                    case {"token": str(), "logprob": float() as logprob} if math.isnan(logprob) or logprob == math.inf:
+                        raise _NotFiniteError(logprob)
                     case {"token": str(text), "logprob": int() | float() as logprob} if logprob <= 0.01:
                         likeliest[text] = max(float(logprob), likeliest.get(text, -math.inf))
     return likeliest

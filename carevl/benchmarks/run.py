@@ -35,6 +35,7 @@ from carevl.models.engines import image_scorer, scorer
 from carevl.models.engines.base import Scorer
 from carevl.models.judge_spec import asking_of
 from carevl.models.locate import adapter_fingerprint, weights_fingerprint
+from carevl.models.row_errors import not_finite
 from carevl.settings.asking import Asking
 from carevl.settings.data import ProtocolName
 from carevl.settings.requests import is_endpoint
@@ -371,5 +372,7 @@ class AnswerProcessor(Processor):
             )
         if scored:
             scores = self.scorer.score([(question.prompt, question.response or "") for question in scored])
+            if not all(map(math.isfinite, scores)):
+                raise UserError(not_finite(f"{self.judge.path} gives scores that are not finite").message)
             predictions += [record_score(q, self.name, score) for q, score in zip(scored, scores, strict=True)]
         return to_table(predictions)

@@ -10,7 +10,7 @@ from carevl.benchmarks.predictions import Prediction, record
 from carevl.benchmarks.questions import Question
 from carevl.judging.verdicts import Verdict
 from carevl.models.engines.base import ImageScorer, ScoringRequest
-from carevl.models.row_errors import Failure, retry_engine
+from carevl.models.row_errors import Failure, not_finite, retry_engine
 from carevl.store.schemas import row_error
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _failure(found: Sequence[float | Failure | None]) -> str | None:
         if isinstance(score, Failure):
             return score.message
         if score is None or not math.isfinite(score):
-            return f"the judge gave {score}"
+            return not_finite(f"the judge gives {score} for a response").message
     return None
 
 

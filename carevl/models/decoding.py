@@ -6,6 +6,7 @@ and keys and values are not copied for every token.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +52,12 @@ class Texts:
         self.seeds = seeds
         self.tokens: list[list[int]] = [[] for _ in seeds]
         self.logprobs: list[list[tuple[float, ...]]] = [[] for _ in seeds]
+        self.broken: set[int] = set()
+        """Texts for which the model gave logits that are not finite: what is drawn from them means nothing."""
 
-    def is_full(self, text: int) -> bool:
-        """Return whether a text has all the tokens that it may have."""
-        return self.room is not None and len(self.tokens[text]) >= self.room[text]
+    def is_over(self, text: int) -> bool:
+        """Return whether a text gets no more tokens: it has all that it may have, or it is broken."""
+        return text in self.broken or (self.room is not None and len(self.tokens[text]) >= self.room[text])
 
     def draw(self, texts: Sequence[int], ids: Tensor, logits: Tensor) -> Tensor:
         """Draw and note the next token of these texts.
@@ -67,6 +70,8 @@ class Texts:
         Returns:
             int64 [n].
         """
+        # The largest logit is NaN where any is; single ones may be -inf, such as those that are ruled out.
+        self.broken.update(itertools.compress(texts, logits.amax(-1).isfinite().logical_not().tolist()))
         if self.logprob_ids:
             seen = torch.log_softmax(logits, -1)[:, self.logprob_ids].tolist()
             for text, row in zip(texts, seen, strict=True):
@@ -109,7 +114,7 @@ def decode(
             [batch.ids, texts.draw(live, batch.ids, logits_processor(batch.ids, logits))[:, None]], -1
         )
         ended = stopping_criteria(batch.ids, None).tolist()
-        rows = _staying([over or texts.is_full(text) for text, over in zip(live, ended, strict=True)])
+        rows = _staying([over or texts.is_over(text) for text, over in zip(live, ended, strict=True)])
         if not rows:
             return
         if len(rows) < len(live):

@@ -22,6 +22,11 @@ REFUSED = "refused"
 """The kind of failure of a row that the engine does not take, such as an image that it cannot read."""
 TOO_LONG = "too long"
 """The kind of failure of a row of more tokens than the engine reads."""
+NOT_FINITE = "not a number"
+"""The kind of failure of a row for which a model computed NaN or infinity."""
+_MEND = (
+    "its weights may be damaged, or too large for float16: compare the files with their source, or set another dtype"
+)
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -33,6 +38,23 @@ class Failure:
 
     kind: str
     message: str
+
+
+class NotFiniteError(ArithmeticError):
+    """A model computes NaN or infinity for a batch, or some of it."""
+
+    def __init__(self) -> None:
+        self.failure = not_finite("the model computes logits that are not finite")
+        super().__init__(self.failure.message)
+
+
+def not_finite(found: str) -> Failure:
+    """Return the failure of a row for which a model computed NaN or infinity.
+
+    Args:
+        found: where, in words.
+    """
+    return Failure(NOT_FINITE, f"{found}; {_MEND}")
 
 
 class EngineLostError(Exception):
@@ -121,6 +143,8 @@ def retry_and_bisect(
             return _merged(partial)
         except UserError:
             raise
+        except NotFiniteError as raised:  # a second time it would be the same
+            error, tries = raised, 0
         except Exception as raised:
             error = raised
             if is_lost(raised):
@@ -129,12 +153,19 @@ def retry_and_bisect(
                 tries -= 1
     assert error is not None
     if len(rows) == 1:
-        return [Failure("out of memory" if is_out_of_memory(error) else BROKEN, first_line(error))]
+        return [_failure(error)]
     _log.warning("a batch of %d rows failed twice (%s); trying its halves", len(rows), first_line(error))
     half = len(rows) // 2
     return retry_and_bisect(call, rows[:half], reduce_batch_size) + retry_and_bisect(
         call, rows[half:], reduce_batch_size
     )
+
+
+def _failure(error: Exception) -> Failure:
+    """Return why a row failed that was alone in its batch."""
+    if isinstance(error, NotFiniteError):
+        return error.failure
+    return Failure("out of memory" if is_out_of_memory(error) else BROKEN, first_line(error))
 
 
 def retry_engine(engine: Any, call: Callable[[Sequence[In]], Sequence[Out]], rows: Sequence[In]) -> list[Out | Failure]:

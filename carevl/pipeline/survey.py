@@ -18,7 +18,7 @@ from carevl.judging.prompts import judge_prompt
 from carevl.judging.verdict_tokens import VERDICT_TEXTS
 from carevl.models.conversations import encode
 from carevl.models.engines import close_engines
-from carevl.models.experts import EXPERT_KINDS
+from carevl.models.experts import EXPERT_KINDS, load_expert
 from carevl.models.families import find_family
 from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import asking_of
@@ -275,7 +275,7 @@ def _probe(expert: Expert, state: ModelState | None, log: Callable[[str], None])
     try:
         kind = EXPERT_KINDS[expert.kind]
         image = (draw_probe(),) if kind.sees_images else ()
-        [scores] = kind.load(expert)([(expert.write(caption, question), responses, question, *image)])
+        [scores] = load_expert(expert)([(expert.write(caption, question), responses, question, *image)])
     except (UserError, OSError, ValueError, ImportError) as error:
         return f"cannot be loaded: {first_line(error)}"
     finally:

@@ -9,7 +9,6 @@ shortened by whole sentences from its end until the input fits; question and res
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from carevl.cluster.resources import for_pool
 from carevl.confidence.pairs import NO_CAPTION
 from carevl.data.pictures import decode_images, picture
 from carevl.models.conversations import Encoded
-from carevl.models.experts import EXPERT_KINDS
+from carevl.models.experts import EXPERT_KINDS, load_expert
 from carevl.models.row_errors import TOO_LONG, Failure
 from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, pixel_inputs, reads
 from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
@@ -89,7 +88,7 @@ class ScoreProcessor(Processor):
     score_rows: Callable[..., Scores] = field(init=False, repr=False)
 
     def setup(self) -> None:
-        self.score_rows = EXPERT_KINDS[self.expert.kind].load(self.expert)
+        self.score_rows = load_expert(self.expert)
 
     @cached_property
     def encode(self) -> Callable[..., list[list[Encoded]]] | None:
@@ -119,8 +118,6 @@ class ScoreProcessor(Processor):
         for row, whole, part, scores in zip(good, inputs, read, results, strict=True):
             if isinstance(scores, Failure):
                 row["error"] = row_error("score", scores.kind, f"{self.expert.name}: {scores.message}")
-            elif not all(math.isfinite(value) for value in scores):
-                row["error"] = row_error("score", "not a number", f"{self.expert.name} gave {scores}")
             else:
                 row["scores"] = scores
                 row["caption_read"] = len(part.caption) / len(whole.caption) if part.caption and whole.caption else None

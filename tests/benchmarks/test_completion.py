@@ -98,8 +98,15 @@ def _with_logprobs(content):
 
 
 def test_the_likeliest_of_tokens_with_one_text_counts():
-    likeliest = [{"token": "1", "logprob": -0.5}, {"token": "1", "logprob": -3}, {"token": "2", "logprob": math.nan}]
+    likeliest = [{"token": "1", "logprob": -0.5}, {"token": "1", "logprob": -3}, {"token": "2", "logprob": -math.inf}]
     assert _with_logprobs({"content": [{"top_logprobs": likeliest}]}) == ((-0.5, -math.inf),)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_log_probability_that_is_no_number_is_no_answer(value):
+    reply = _completion({"content": "1"})
+    reply["choices"][0]["logprobs"] = {"content": [{"top_logprobs": [{"token": "2", "logprob": value}]}]}
+    assert read_completion(reply, 64, ("1", "2")) == f"a completion with {value} for a log-probability"
 
 
 @pytest.mark.parametrize(

@@ -187,10 +187,18 @@ def test_a_letter_that_the_service_calls_impossible_has_a_finite_score(server):
     server.answer = lambda body: {"choices": [{"logprobs": {"content": [{"top_logprobs": logs}]}}]}
     [[first, second]] = _judge(server).score_rows([("What is there?", ["a red circle", "nothing"])])
     assert first == second == 0.0
-    odds = _log_odds(server.answer({}))
-    logs[1]["logprob"] = math.nan
-    assert _log_odds(server.answer({})) == odds
-    assert odds == pytest.approx(100.0)
+    assert _log_odds(server.answer({})) == pytest.approx(100.0)
+    logs[1]["logprob"] = -math.inf
+    assert _log_odds(server.answer({})) == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_log_probability_that_is_no_number_is_an_error(server, value):
+    logs = [{"token": "A", "logprob": 0.0}, {"token": "x", "logprob": value}]
+    server.answer = lambda body: {"choices": [{"logprobs": {"content": [{"top_logprobs": logs}]}}]}
+    with pytest.raises(SomeRowsError, match=f"the service gives {value} for a log-probability") as caught:
+        _judge(server).score_rows([("What is there?", ["a red circle", "nothing"])])
+    assert caught.value.failures[0].kind == "not a number"
 
 
 def test_the_key_comes_from_the_environment_and_stays_out_of_errors(server, monkeypatch):

@@ -6,6 +6,7 @@ A user's own is `engine: package.module:NAME`, an instance of `carevl.models.eng
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from carevl.models.engines.card import device_names, start_alone
 from carevl.models.fallbacks import note_fallback
 from carevl.models.heads import HeadSettings
 from carevl.models.own_code import explain_own_code
-from carevl.models.row_errors import Failure, retry_engine
+from carevl.models.row_errors import Failure, NotFiniteError, retry_engine
 from carevl.settings.registry import Registry
 
 if TYPE_CHECKING:
@@ -112,9 +113,16 @@ def generate_with_row_errors(
 ) -> list[Generation | Failure]:
     """Return what the engine writes for every request, or why it wrote nothing.
 
-    An engine that fails is tried as in `retry_and_bisect`.
+    An engine that fails is tried as in `retry_and_bisect`. Log-probabilities that are NaN are a failure.
 
     Args:
         arguments: `max_tokens`, `temperature`, `top_p` and `logprob_texts`, as `Generator.generate` takes them.
     """
-    return retry_engine(engine, lambda batch: engine.generate(batch, **arguments), requests)
+    results = retry_engine(engine, lambda batch: engine.generate(batch, **arguments), requests)
+    return [each if isinstance(each, Failure) else find_nan(each) or each for each in results]
+
+
+def find_nan(generation: Generation) -> Failure | None:
+    """Return the failure of a text whose log-probabilities are NaN; None where they are numbers."""
+    broken = any(math.isnan(value) for token in generation.logprobs for value in token)
+    return NotFiniteError().failure if broken else None

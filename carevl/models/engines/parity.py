@@ -24,6 +24,7 @@ from carevl.models.engines.base import GenerationRequest, Generator, LanguageMod
 from carevl.models.engines.transformers import ENGINE
 from carevl.models.heads import HeadSettings
 from carevl.models.prompts import encode_text
+from carevl.models.row_errors import NotFiniteError, SomeRowsError, not_finite
 from carevl.store.table import write_atomically
 
 if TYPE_CHECKING:
@@ -98,13 +99,25 @@ def find_reference(model: Model, card: str) -> Reference:
         card: name of what it is computed on.
     """
     facts = [*_facts(model, card), SAMPLE, asdict(HeadSettings.of(model))]
-    return _kept("reference", facts, lambda: _freed(_compute, model), _read)
+    return _finite(model, _kept("reference", facts, lambda: _freed(_compute, model), _read))
 
 
 def find_text_reference(model: Model, card: str) -> Reference:
     """Return the same of a language model: its mean log-probabilities of a token of the sample's responses."""
     facts = ["likelihood", *_facts(model, card), SAMPLE]
-    return _kept("reference", facts, lambda: _freed(_compute_likelihoods, model), _read)
+    return _finite(model, _kept("reference", facts, lambda: _freed(_compute_likelihoods, model), _read))
+
+
+def _finite(model: Model, reference: Reference) -> Reference:
+    """Return a reference.
+
+    Raises:
+        UserError: some of its numbers are none.
+    """
+    if not all(map(math.isfinite, reference.scores)):
+        found = f"{model.path}: transformers gives {_short(reference.scores)} for a sample of texts"
+        raise UserError(not_finite(found).message)
+    return reference
 
 
 def mean_log_likelihoods(model: LanguageModel, conversations: Sequence[Conversation] = tuple(SAMPLE)) -> list[float]:
@@ -183,6 +196,8 @@ def check_parity(path: str, reference: Reference, scores: Sequence[float], toler
         UserError: they differ by more than that, and by more than the reference's own noise explains.
     """
     expected = reference.scores
+    if not all(map(math.isfinite, scores)):
+        raise UserError(not_finite(f"{path}: vllm gives {_short(scores)} for a sample of texts").message)
     off = max(abs(a - b) for a, b in zip(expected, scores, strict=True))
     allowed = max(tolerance * max(map(abs, expected)), _NOISE * reference.noise)
     if not off <= allowed:
@@ -210,8 +225,11 @@ def measure_parity(
     facts = [*_facts(model, card), vllm, model.engine_args, model.max_image_tiles, adapter, _WORDS, asked]
 
     def measure() -> Parity:
-        expected, is_exact = _reference_logprobs(reference)
-        return compare_logprobs(expected, _logprobs(engine(), draw_requests()), is_exact=is_exact)
+        try:
+            expected, is_exact = _reference_logprobs(reference)
+            return compare_logprobs(expected, _logprobs(engine(), draw_requests()), is_exact=is_exact)
+        except (SomeRowsError, NotFiniteError) as error:
+            raise UserError(f"{model.path} does not answer prompts about drawn images: {error}") from None
 
     return _kept("parity", facts, measure, lambda kept: Parity(**kept))
 

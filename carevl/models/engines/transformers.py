@@ -25,7 +25,7 @@ from carevl.models.heads import HeadSettings
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
 from carevl.models.prompts import EncodedPrompts, ask_as, encode_with_row_errors, end_ids, load_processor
 from carevl.models.quantization import explain_quantization
-from carevl.models.row_errors import Failure, SomeRowsError
+from carevl.models.row_errors import Failure, NotFiniteError, SomeRowsError
 
 if TYPE_CHECKING:
     from carevl.models.decoding import Texts
@@ -92,8 +92,8 @@ class ImageTextGenerator(ImageTextModel):
         A prompt that several requests have about one image is read once.
 
         Raises:
-            SomeRowsError: the processor refuses requests, such as one about an image of one row of pixels, or they are
-                longer than `max_model_len`; the others have their text in it.
+            SomeRowsError: the processor refuses requests, such as one about an image of one row of pixels, they are
+                longer than `max_model_len`, or the logits are not finite; the others have their text in it.
         """
         from carevl.models.decoding import Texts
 
@@ -122,9 +122,12 @@ class ImageTextGenerator(ImageTextModel):
                 room=self._room(encoded, batch),
             )
             self._write(encoded, texts, max_tokens)
-            generations.update(zip(itertools.chain.from_iterable(batch), self._read(texts), strict=True))
+            numbers = list(itertools.chain.from_iterable(batch))
+            failures |= {numbers[text]: NotFiniteError().failure for text in texts.broken}
+            generations.update(zip(numbers, self._read(texts), strict=True))
         if failures:
-            raise SomeRowsError([generations.get(i) for i in range(len(requests))], failures)
+            results = [None if i in failures else generations[i] for i in range(len(requests))]
+            raise SomeRowsError(results, failures)
         return [generations[i] for i in range(len(requests))]
 
     def _room(self, prompts: EncodedPrompts, batch: Sequence[Sequence[int]]) -> list[int] | None:

@@ -13,12 +13,14 @@ from typing import Any
 
 from carevl.models.device import device
 from carevl.models.engines.card import GIB
-from carevl.models.row_errors import first_line, is_lost, is_out_of_memory
+from carevl.models.row_errors import NotFiniteError, first_line, is_lost, is_out_of_memory
 
 _WAITING = 256
 """Most requests that wait inside the engine, besides those in flight; fewer where fewer are in flight."""
 _HELD = 4 * GIB
 """Bytes of processed images from which no more are added while some are at work."""
+_NAN = "NaNs detected in logits"
+"""Of what vLLM raises with VLLM_RAISE_ON_LOGIT_NANS, which is set when an engine starts."""
 _AHEAD = 16
 """Requests that are processed before there is room for them."""
 
@@ -159,10 +161,24 @@ def image_bytes(entry: Mapping[str, Any]) -> int:
 
 @contextmanager
 def nothing_left(engine: Any) -> Iterator[None]:
-    """Take back the requests of a call that failed: vLLM keeps them, and would mix them into the next call."""
+    """Take back the requests of a call that failed: vLLM keeps them, and would mix them into the next call.
+
+    Raises:
+        NotFiniteError: it failed by logits that are NaN.
+    """
     try:
         yield
-    except Exception:
+    except Exception as error:
         inside = engine.llm_engine
         inside.abort_request(list(inside.output_processor.request_states), internal=True)
+        if _NAN in str(error):
+            engine.reset_prefix_cache()
+            engine.collective_rpc(_clear_cache)
+            raise NotFiniteError from None
         raise
+
+
+def _clear_cache(worker: Any) -> None:
+    """Take NaN out of a worker's keys and values: it reaches whoever gets these blocks next, though masked."""
+    for layer in worker.model_runner.kv_caches:
+        layer.zero_()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,7 +19,7 @@ from carevl.models.experts import questions
 from carevl.models.experts.base import ExpertKind, RowScorer, TextRow, score_by_row
 from carevl.models.experts.questions import IMPOSSIBLE
 from carevl.models.experts.served_head import ServedHead
-from carevl.models.row_errors import Failure, SomeRowsError, retry_and_bisect
+from carevl.models.row_errors import NOT_FINITE, Failure, SomeRowsError, retry_and_bisect
 
 if TYPE_CHECKING:
     from carevl.settings.models import Endpoint, Expert
@@ -99,19 +100,18 @@ def _log_odds(answer: Any, words: Sequence[Sequence[str]] = questions.LETTERS) -
     """
     try:
         likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        logprobs = [(str(entry["token"]).strip(), _finite(float(entry["logprob"]))) for entry in likeliest]
+        logprobs = [(str(entry["token"]).strip(), float(entry["logprob"])) for entry in likeliest]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise _RowError("endpoint", "the answer has no log-probabilities of its first token") from None
+    if odd := [value for _, value in logprobs if math.isnan(value) or value == math.inf]:
+        raise _RowError(NOT_FINITE, f"the service gives {odd[0]} for a log-probability")
+    logprobs = [(token, min(max(value, IMPOSSIBLE), -IMPOSSIBLE)) for token, value in logprobs]
     found = [[value for token, value in logprobs if token in kind] for kind in words]
     if not any(found):
         names = " nor ".join(kind[0] for kind in words)
         raise _RowError("no verdict", f"neither {names} is among the likeliest first tokens")
     least = min(value for _, value in logprobs)
     return questions.log_odds(found[0] or [least], found[1] or [least])
-
-
-def _finite(logprob: float) -> float:
-    return min(max(IMPOSSIBLE, logprob), -IMPOSSIBLE)  # in this order NaN becomes impossible
 
 
 class EndpointKind(ExpertKind):
