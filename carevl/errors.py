@@ -16,7 +16,8 @@ STATUSES: Mapping[int, str] = {
     0: "done",
     1: "a fault of the program: one line names it, and the file that has its traceback",
     2: "something to change, as one line says: an argument, a setting, a file",
-    3: "the machine failed: a disk is full, or a node or a process of Ray is gone; give the same command again",
+    3: "the machine failed: a disk is full, a stored file is damaged, or a node or a process of Ray is gone; "
+    "give the same command again",
     129: "ended by SIGHUP",
     130: "ended by Ctrl-C",
     143: "ended by SIGTERM, which Slurm and Kubernetes send",

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from carevl.errors import MachineError
 from carevl.store.listing import called, describe_problems
-from carevl.store.run import Run, RunError
+from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
 from carevl.store.table import Table
 
 
 def reopen_damaged(run: Run, keys: Mapping[str, StageKey], log: Callable[[str], None]) -> None:
     """Read every file of every table, and remove what is not what was written: the run then makes it again."""
-    for name, key in keys.items():
-        table = run.table(key)
+    for name, table in run.tables(keys).items():
         if damage := table.find_damage(verify=True):
             log(f"{name:16s} {describe_problems(damage)}")
             table.reopen(damage)
@@ -24,11 +24,11 @@ def refuse_damaged(run: Run, keys: Mapping[str, StageKey], names: Collection[str
     """Refuse to go on from tables of which files are missing or cut.
 
     Raises:
-        RunError: there are some; it names table and file.
+        MachineError: there are some; it names table and file.
     """
     for name in names:
         if damage := run.table(keys[name]).find_damage():
-            raise RunError(
+            raise MachineError(
                 f"{run.root}: {name}: {describe_problems(damage)}; make it again with: "
                 f"carevl run {run.settings} --run-dir {run.root}"
             )

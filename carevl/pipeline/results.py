@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from carevl.pipeline.repair import refuse_damaged
 from carevl.stages import evaluate, ingest
 from carevl.stats.estimate import format_estimate
 from carevl.stats.exact import share
-from carevl.store.damage import DamagedError, read_json
+from carevl.store.damage import DamagedError, encode_json, read_json
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey
@@ -128,12 +127,20 @@ def write(run: Run, figures: Mapping[str, Any], **more: Any) -> Path:
     """Write results.json; what it held besides the figures stays unless `more` replaces it."""
     file = run.root / RESULTS
     stored = _stored(file)
-    kept = {
+    kept: dict[str, Any] = {
         name: stored[name] for name in ("stages", "wall_seconds", "final") if name in stored and name not in figures
     }
-    text = json.dumps({**figures, **kept, **more}, indent=2, ensure_ascii=False)
-    write_atomically(file, text.encode("utf-8", "surrogatepass"))
+    write_atomically(file, encode_json({**figures, **kept, **more}))
     return file
+
+
+def find_damage(run: Run) -> str | None:
+    """Return what is the matter with a run's file of results; None where it is what was written, or not there."""
+    try:
+        _ = read_json(run.root / RESULTS, _WAY_OUT) if (run.root / RESULTS).exists() else {}
+    except DamagedError as error:
+        return error.problem
+    return None
 
 
 def _stored(file: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.data.drawn import data_root
 from carevl.judging.counts import stored_warnings
+from carevl.pipeline import results
 from carevl.pipeline.keys import stage_keys
 from carevl.stages import STAGES, ingest
+from carevl.store import published
 from carevl.store.damage import DamagedError
 from carevl.store.listing import called
-from carevl.store.published import find_damage
 from carevl.store.run import Run
 from carevl.store.table import Table
 
@@ -49,9 +50,11 @@ def _finished_lines(name: str, table: Table, stage: Stage) -> Iterator[str]:
 def verify_run(settings: Settings, run: Run) -> Iterator[str]:
     """Read every stored file of a run, and yield a line about each that is not what was written."""
     keys = stage_keys(settings, run)
-    for name, key in keys.items():
-        yield from _lines(name, run.table(key).find_damage(verify=True))
-    yield from _lines("judge", find_damage(run.root / "judge", verify=True))
+    for name, table in run.tables(keys).items():
+        yield from _lines(name, table.find_damage(verify=True))
+    yield from _lines("judge", published.find_damage(run.root / "judge", verify=True))
+    if (problem := results.find_damage(run)) is not None:
+        yield from _lines("results", {results.RESULTS: problem})
     with data_root(settings, run) as root:
         yield from changed_sources(root, run.table(keys["ingest"]).last_manifest or {})
 

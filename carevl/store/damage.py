@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from carevl.errors import UserError
+from carevl.errors import MachineError
 
+_CHECKSUM = "checksum"
 WAY_OUT = "`carevl run --verify` makes it again"
 
 
-class DamagedError(UserError):
+class DamagedError(MachineError):
     """A stored file that is missing or is not what was written.
 
     Attributes:
@@ -28,14 +30,25 @@ class DamagedError(UserError):
         return f"{self.file} {self.problem}; {self.way_out}"
 
 
+def encode_json(content: Mapping[str, Any]) -> bytes:
+    """Return an object as JSON with a checksum of it, which `read_json` compares; other values become texts."""
+    content = json.loads(json.dumps(content, default=str))
+    text = json.dumps({**content, _CHECKSUM: _checksum(content)}, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def read_json(file: Path, way_out: str) -> dict[str, Any]:
-    """Return the object that a small JSON file holds.
+    """Return the object that a small JSON file holds, without its checksum if it has one.
 
     Args:
         way_out: what mends it, for the error.
 
     Raises:
-        DamagedError: the file holds none.
+        DamagedError: the file holds none, or another than was written.
     """
     try:
         content = json.loads(file.read_bytes())
@@ -43,6 +56,8 @@ def read_json(file: Path, way_out: str) -> dict[str, Any]:
         raise DamagedError(file, f"is damaged: it is not JSON ({error})", way_out) from None
     if not isinstance(content, dict):
         raise DamagedError(file, "is damaged: it is not a JSON object", way_out)
+    if _CHECKSUM in content and content.pop(_CHECKSUM) != _checksum(content):
+        raise DamagedError(file, "is damaged: its checksum does not fit", way_out)
     return content
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from carevl.store.damage import DamagedError, read_json
+from carevl.store.damage import DamagedError, encode_json, read_json
 from carevl.store.listing import describe, find_problems
 from carevl.store.table import write_atomically
 
@@ -24,8 +23,7 @@ def mark(directory: Path, version: str, base: str) -> None:
     """
     names = [file.relative_to(directory).as_posix() for file in sorted(directory.rglob("*")) if file.is_file()]
     files = describe(directory, [name for name in names if name not in _REWRITTEN])
-    marker = {"fingerprint": version, "base": base, "files": files}
-    write_atomically(directory / MARKER, json.dumps(marker, indent=2).encode())
+    write_atomically(directory / MARKER, encode_json({"fingerprint": version, "base": base, "files": files}))
 
 
 def published_version(directory: Path) -> str | None:

@@ -94,6 +94,14 @@ class Run:
         manifests = [manifest for _, manifest in self._finished(stage)]
         return manifests[-1] if manifests else None
 
+    def tables(self, keys: Mapping[str, StageKey]) -> dict[str, Table]:
+        """Return the tables that keys name, by their names, and then all that were finished here, by their paths."""
+        named = {name: self.table(key) for name, key in keys.items()}
+        known = {table.directory for table in named.values()}
+        others = [file.parent for depth in ("*/*", "*/*/*") for file in sorted(self.root.glob(f"{depth}/{MANIFEST}"))]
+        found = {str(place.relative_to(self.root)): Table(place) for place in others if place not in known}
+        return named | found
+
     def _finished(self, stage: str) -> list[tuple[Table, dict[str, Any]]]:
         """Return the finished tables of a stage, the oldest first, with their manifests; damaged ones are left out."""
         files = sorted(self.root.glob(f"{stage}/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime_ns)

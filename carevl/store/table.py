@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -15,12 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from carevl.store.damage import DamagedError, read_json
+from carevl.store.damage import DamagedError, encode_json, read_json
 from carevl.store.listing import Listing, describe, find_problems, is_part
 from carevl.store.parts import check_part, encode_part, read_names, read_part
 
 MANIFEST = "manifest.json"
-_CHECKSUM = "checksum"
 _UNLISTED = ("checkpoints", "data", "reference", "tracker")
 """Directories of a training that nothing after it reads; checkpoints have hashes of their own."""
 _LOGS = (".jsonl", ".png", ".lock")
@@ -170,9 +167,7 @@ class Table:
             files: what it consists of, which the manifest lists; None: `list_files`.
         """
         content = {**manifest, "files": self.list_files() if files is None else files}
-        content = json.loads(json.dumps(content, default=str))
-        text = json.dumps(content | {_CHECKSUM: _checksum(content)}, indent=2, ensure_ascii=False)
-        write_atomically(self.directory / MANIFEST, text.encode("utf-8", "surrogatepass"))
+        write_atomically(self.directory / MANIFEST, encode_json(content))
         self._put_by.unlink(missing_ok=True)
 
     def reopen(self, damaged: Iterable[str] = ()) -> None:
@@ -220,13 +215,4 @@ def _number(name: str) -> int:
 
 
 def _read_manifest(file: Path) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
-    manifest = read_json(file, "`carevl run` makes it again")
-    if _CHECKSUM in manifest and manifest.pop(_CHECKSUM) != _checksum(manifest):
-        raise DamagedError(file, "is damaged: its checksum does not fit", "`carevl run` makes it again")
-    return manifest
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return read_json(file, "`carevl run` makes it again") if file.exists() else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import pickle
 import shutil
@@ -27,7 +26,7 @@ from carevl.models.prompts import ask_as
 from carevl.periodic import call_every
 from carevl.settings.asking import Asking
 from carevl.settings.training import Phase, Training, Workers
-from carevl.store.damage import read_json
+from carevl.store.damage import encode_json, read_json
 from carevl.store.listing import Listing, describe, find_problems
 from carevl.store.stage_key import differences
 from carevl.store.table import write_atomically
@@ -194,7 +193,7 @@ def prepare_training(
         schedule, used, errors = _encode(phase, rows, base.directory, data, training, replay, dev, spec)
     stored = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
     stored["data"] = describe(data, [file.name for file in sorted(data.iterdir())])
-    write_atomically(record, json.dumps(stored, indent=1).encode())
+    write_atomically(record, encode_json(stored))
     return WorkerConfig(base, data, out, schedule, training, adapter, spec.asking), used, errors
 
 

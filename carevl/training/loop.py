@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from carevl.models.prompts import ask_as
 from carevl.models.tree_attention import TREES, attention_of, set_attention
 from carevl.settings.asking import Asking
 from carevl.settings.training import Packing, Training
-from carevl.store.damage import DamagedError, read_json
+from carevl.store.damage import DamagedError, encode_json, read_json
 from carevl.store.listing import describe, describe_problems, find_problems
 from carevl.training.attention import find_flaw
 from carevl.training.engine import deepspeed_config, gather_where_read, is_bare, zero_stage
@@ -238,7 +237,7 @@ class Loop:
         if self.rank == 0:
             for script in Path(directory).glob("*.py"):
                 script.unlink()  # DeepSpeed's, for pickles
-            (Path(directory) / _ABOUT).write_text(json.dumps({"workers": self.world, "files": files}))
+            (Path(directory) / _ABOUT).write_bytes(encode_json({"workers": self.world, "files": files}))
 
     def find_problem(self, directory: Path) -> str | None:
         """Return why a checkpoint is not what was written, the same on every worker; None where it is.
@@ -269,7 +268,7 @@ class Loop:
             UserError: another number of workers made it under ZeRO 3, where weights were spread, too.
         """
         stage = zero_stage(self.config.training)
-        workers = json.loads((Path(directory) / _ABOUT).read_text())["workers"]
+        workers = read_json(Path(directory) / _ABOUT, "")["workers"]
         if workers != self.world and stage == 3:
             raise UserError(
                 f"{directory} was made by {workers} workers under ZeRO 3, and {self.world} cannot take it up; "

@@ -6,7 +6,6 @@ nobody holds all of them, the workers compute them before their first step.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from carevl.models.packing import row_tokens
 from carevl.models.prompts import ask_as
 from carevl.settings.asking import Asking
 from carevl.settings.training import Packing, Training
+from carevl.store.damage import DamagedError, encode_json, read_json
 from carevl.store.table import write_atomically
 from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
 from carevl.training.judge import load_judge, log_probabilities
@@ -41,7 +41,7 @@ def compute_references(loop: Loop, file: Path) -> Mapping[int, list[float]]:
     Returns:
         Log-probabilities of chosen and rejected, in nats, by the number of the item.
     """
-    [kept, *_] = all_gather(json.loads(file.read_text()) if loop.rank == 0 and file.exists() else None, loop.world)
+    [kept, *_] = all_gather(_read_kept(file) if loop.rank == 0 else None, loop.world)
     if kept is None:
         pairs = [i for i, phase in enumerate(loop.items.phases) if phase == "dpo"]
         mine: dict[int, list[float]] = {}
@@ -52,8 +52,16 @@ def compute_references(loop: Loop, file: Path) -> Mapping[int, list[float]]:
         loop.engine.train()
         kept = {i: pair for worker in all_gather(mine, loop.world) for i, pair in worker.items()}
         if loop.rank == 0:
-            write_atomically(file, json.dumps(kept).encode())
+            write_atomically(file, encode_json({str(i): pair for i, pair in kept.items()}))
     return {int(i): pair for i, pair in kept.items()}
+
+
+def _read_kept(file: Path) -> Mapping[str, list[float]] | None:
+    """Return the references in a file; None where there are none, or not those that were written."""
+    try:
+        return read_json(file, "") if file.exists() else None
+    except DamagedError:
+        return None
 
 
 class Reference:

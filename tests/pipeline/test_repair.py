@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from carevl.cli.app import app
+from carevl.errors import MachineError
 from carevl.pipeline import results
 from carevl.pipeline.keys import load_run, stage_keys
 from carevl.pipeline.plan import plan_run
@@ -84,7 +85,7 @@ def test_damaged_parts_are_named_and_made_again(read, damage, below):
         assert plan_run(settings, run)[0].action == "repair"
         assert next(status_lines(settings, run)).startswith(f"ingest           to repair: {called}")
         for refused in (lambda: results.compute(settings, run, stage_keys(settings, run)), lambda: _retry(read)):
-            with pytest.raises(RunError, match=rf"ingest: {called}.*carevl run .*--run-dir {run.root}"):
+            with pytest.raises(MachineError, match=rf"ingest: {called}.*carevl run .*--run-dir {run.root}"):
                 refused()
     [report] = run_pipeline(settings, run, lines.append, "ingest", verify=damage == "flipped")
     assert report.action == "repaired"
