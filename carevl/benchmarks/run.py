@@ -298,7 +298,8 @@ def _run_here(job: PoolJob, on_progress: Callable[[str, Tally, int], None]) -> N
         errors = len(rows) - rows["error"].null_count
         known = job.target.read(number) if job.target.is_made(number) else None
         job.target.write(number, rows if known is None else replace_predictions(known, rows))
-        tally.add(Tally(1, len(rows), len(rows), errors, time.monotonic() - started))
+        seconds = time.monotonic() - started
+        tally.add(Tally(parts=1, rows_in=len(rows), rows_out=len(rows), errors=errors, busy_seconds=seconds))
         on_progress(job.name, tally, len(parts))
 
 

@@ -15,6 +15,7 @@ import carevl
 from carevl.cli import (
     audit,
     check,
+    clean,
     compare,
     evaluate,
     export,
@@ -57,6 +58,7 @@ for _command in (
     results.results,
     status.status,
     retry.retry,
+    clean.clean,
     judge.judge,
     check.check,
     train.train,

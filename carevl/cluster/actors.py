@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from carevl.cluster.jobs import PoolJob, Processor, Tally, check_keys
+from carevl.cluster.earlier_rows import Part
+from carevl.cluster.jobs import PoolJob, Processor, Tally, check_keys, unique_keys
 from carevl.errors import UserError
 from carevl.models.device import reserve_device
 from carevl.models.engines import close_engines
@@ -54,12 +55,12 @@ class Preparer:
         return {**batch, "prepared": np.array([prepared], dtype=object), "prepare_seconds": seconds}
 
     def _prepare(self, number: int) -> bytes:
-        """Return a part's tables, pickled; empty where the actor has to read them itself."""
+        """Return a `Part`, pickled; empty where the actor has to read them itself."""
         if self.job.target.part(number).exists():
             return b""
         try:
-            tables = {name: table.read(number) for name, table in self.job.sources.items()}
-            prepared = pickle.dumps(dict(self.job.processor.preprocess(tables)), protocol=5)
+            part = Part.read(self.job, number)
+            prepared = pickle.dumps(replace(part, left=dict(self.job.processor.preprocess(part.left))), protocol=5)
         except (OSError, UserError, ValueError):
             _log.warning("%s: part %d is left to the actor", self.job.name, number, exc_info=True)
             return b""
@@ -91,8 +92,8 @@ class PoolActor:
             self._end_process()
         if not self.stopped:
             try:
-                rows_in = pickle.loads(prepared) if prepared else None
-                tally = self._process_part(number, rows_in, final=len(ended) >= _MOST_ENDS)
+                part = pickle.loads(prepared) if prepared else None
+                tally = self._process_part(number, part, final=len(ended) >= _MOST_ENDS)
                 tally.prepare_seconds = float(prepare_seconds)
             except EngineLostError as error:
                 _log.error("%s: part %d: %s", self.job.name, number, error)
@@ -132,40 +133,56 @@ class PoolActor:
         note = self._note(number)
         return note.read_text().split() if note.exists() else []
 
-    def _process_part(self, number: int, prepared: Mapping[str, pa.Table] | None, *, final: bool) -> Tally:
+    def _process_part(self, number: int, prepared: Part | None, *, final: bool) -> Tally:
         """Make a part; the last time that it may be tried, rows carry the error of an engine that is lost."""
         started, self.load_seconds = time.monotonic(), 0.0
-        rows_in = prepared or {name: table.read(number) for name, table in self.job.sources.items()}
+        part = prepared or Part.read(self.job, number)
         if not final:
-            rows_out = self._ensure_part(number, rows_in)
+            rows_out = self._ensure_part(number, part)
         else:
             with mark_lost_rows() as lost:
-                rows_out = self._ensure_part(number, rows_in)
+                rows_out = self._ensure_part(number, part)
             self.is_lost = lost.is_lost
-        errors = failures(rows_out["error"])
         busy = time.monotonic() - started - self.load_seconds
-        rows = next(iter(rows_in.values())).num_rows
-        return Tally(1, rows, len(rows_out), errors, busy, self.load_seconds, fallbacks=self.fallbacks)
+        return Tally(
+            parts=1,
+            rows_in=len(part.keys),
+            rows_out=len(rows_out),
+            rows_taken=part.rows_taken,
+            errors=failures(rows_out["error"]),
+            busy_seconds=busy,
+            load_seconds=self.load_seconds,
+            fallbacks=self.fallbacks,
+        )
 
-    def _ensure_part(self, number: int, rows_in: Mapping[str, pa.Table]) -> pa.Table:
+    def _ensure_part(self, number: int, part: Part) -> pa.Table:
         """Return a part's rows; write them if they are not stored yet, or, on a retry, if some of them failed."""
-        target, key = self.job.target, self.job.key
+        target, job = self.job.target, self.job
         if not target.is_made(number):
-            rows_out = self._process(rows_in)
+            rows_out = self._complete(part, part.taken, part.left)
             target.write(number, rows_out)
             return rows_out
-        stored = target.read(number, None if self.job.retry else ["error"])
-        if not self.job.retry:
+        stored = target.read(number, None if job.retry else ["error"])
+        if not job.retry:
             return stored
-        failed = _failed_keys(self.job, rows_in, stored)
+        failed = _failed_keys(job, part.left, stored)
         if not len(failed):
             return stored
-        name, first = next(iter(rows_in.items()))
-        retried = self._process({**rows_in, name: first.filter(pc.is_in(first[key], failed))})
-        kept = stored.filter(pc.invert(pc.is_in(stored[key], failed)))
-        rows_out = pa.concat_tables([kept, retried], promote_options="permissive")
+        name, first = next(iter(part.left.items()))
+        again = {**part.left, name: first.filter(pc.is_in(first[job.key], failed))}
+        rows_out = self._complete(part, stored.filter(pc.invert(pc.is_in(stored[job.key], failed))), again)
         target.write(number, rows_out)
         return rows_out
+
+    def _complete(self, part: Part, kept: pa.Table | None, rows_in: Mapping[str, pa.Table]) -> pa.Table:
+        """Return the rows that are kept with those that are made of `rows_in`, in the order of the input.
+
+        Nothing is loaded where nothing is left to make.
+        """
+        if kept is None:
+            return self._process(rows_in)
+        made = [self._process(rows_in)] if len(unique_keys(self.job, rows_in)) else []
+        return part.in_order(self.job, kept, *made)
 
     def _process(self, rows_in: Mapping[str, pa.Table]) -> pa.Table:
         """Return new rows. An engine that worked before and now fails on every row is loaded anew, once."""

@@ -15,6 +15,7 @@ from carevl.store.run import RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
+    from carevl.cluster.earlier_rows import EarlierTable
     from carevl.settings.models import Pool
 
 
@@ -42,6 +43,16 @@ class Processor(ABC):
         Preparers call it ahead of the actors, without `setup`: what it needs it loads itself, when it is first called.
         """
         return tables
+
+    def row_inputs(self, tables: Mapping[str, pa.Table]) -> Mapping[tuple[Any, ...], Any]:
+        """Return what output rows depend on besides this processor and what names them: request to a value to compare.
+
+        Where it is equal in an earlier table, rows are taken from there, and `process` finds these requests in the
+        table `known` if others of their key are left. Requests about rows with an error are left out. Without this
+        method nothing is taken.
+        """
+        del tables
+        return {}
 
     @property
     def has_preprocess(self) -> bool:
@@ -76,12 +87,29 @@ class PoolJob:
     """Whether to make the rows anew that have an error of this job, and no others."""
     parts: tuple[int, ...] | None = None
     """Numbers of the parts to make, where they are not those of all jobs at work together."""
+    request: tuple[str, ...] = ()
+    """Columns that name what is asked at once about a key; nothing where that is all."""
+    earlier: tuple[EarlierTable, ...] = ()
+    """Tables of which rows are taken that come out alike."""
+
+
+_ADDED = (
+    "parts",
+    "rows_in",
+    "rows_out",
+    "rows_taken",
+    "errors",
+    "busy_seconds",
+    "load_seconds",
+    "prepare_seconds",
+)
 
 
 @dataclass
 class Tally:
     """Counts of a pool's parts, rows and rows with an error, and its time.
 
+    `rows_taken`: of `rows_out`, those that an earlier table had.
     `busy_seconds`: of its actors at work, without `load_seconds`, in which they loaded what they work with.
     `prepare_seconds`: of its preparers.
     `actors`: how many it has had. `actor_seconds`: of all its actors since its first part was begun.
@@ -92,6 +120,7 @@ class Tally:
     parts: int = 0
     rows_in: int = 0
     rows_out: int = 0
+    rows_taken: int = 0
     errors: int = 0
     busy_seconds: float = 0.0
     load_seconds: float = 0.0
@@ -104,7 +133,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Count the parts that another tally counted."""
-        for name in ("parts", "rows_in", "rows_out", "errors", "busy_seconds", "load_seconds", "prepare_seconds"):
+        for name in _ADDED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.fallbacks = list(dict.fromkeys([*self.fallbacks, *other.fallbacks]))
 
@@ -126,9 +155,7 @@ def check_keys(job: PoolJob, rows_in: Mapping[str, pa.Table], rows_out: pa.Table
     Raises:
         RunError: one of these does not hold.
     """
-    first = next(iter(rows_in.values()))
-    expected = pc.unique(pa.array(job.expected_keys(rows_in), pa.string()) if job.expected_keys else first[job.key])
-    keys = pc.unique(rows_out[job.key])
+    expected, keys = unique_keys(job, rows_in), pc.unique(rows_out[job.key])
     lost, invented = _count_missing(expected, keys), _count_missing(keys, expected)
     doubled = len(rows_out) - _count_distinct(rows_out.select([job.key, *job.identity]))
     if lost or invented or doubled:
@@ -136,6 +163,12 @@ def check_keys(job: PoolJob, rows_in: Mapping[str, pa.Table], rows_out: pa.Table
             f"{job.name}: {len(expected)} keys came in; "
             f"{lost} were lost, {invented} invented and {doubled} rows doubled"
         )
+
+
+def unique_keys(job: PoolJob, rows_in: Mapping[str, pa.Table]) -> pa.Array:
+    """Return the keys of the rows that a job makes of these."""
+    first = next(iter(rows_in.values()))
+    return pc.unique(pa.array(job.expected_keys(rows_in), pa.string()) if job.expected_keys else first[job.key])
 
 
 def _count_missing(keys: pa.Array, others: pa.Array) -> int:

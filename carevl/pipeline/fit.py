@@ -50,7 +50,8 @@ class Fit:
         room = "" if self.room is None else f" of {gigabytes(self.room)}"
         part = f", {loaded.gpus:g} of a card" if loaded.gpus < 1 else ""
         spread = f", a part of {loaded.spread}" if loaded.spread > 1 else ""
-        model = f"{loaded.setting} {_form(loaded)}{part}{spread}"
+        role = "" if loaded.learns else ", the reference,"
+        model = f"{loaded.setting}{role} {_form(loaded)}{part}{spread}"
         if self.footprint is None:
             least = "at least " if loaded.bits else ""
             weights = "unknown bytes" if self.weights is None else least + gigabytes(self.weights)
@@ -98,7 +99,7 @@ def _footprint(loaded: LoadedModel, state: ModelState) -> Footprint | None:
         from carevl.training.footprint import training_footprint
 
         with trust_own_code(loaded.model.trust_remote_code):
-            return training_footprint(state.directory, loaded.training)
+            return training_footprint(state.directory, loaded.training, learns=loaded.learns)
     model = loaded.model
     scores = isinstance(model, Expert) and model.kind == "reward_model"
     return ENGINES[model.engine].footprint(model, str(state.directory), "pooling" if scores else "generate")
@@ -115,11 +116,12 @@ def _form(loaded: LoadedModel) -> str:
 
 
 def _save(loaded: LoadedModel) -> str:
-    """Return what would make activations take less, where it is trained."""
-    training, phase = loaded.training, loaded.reservation.removesuffix(".workers")
+    """Return what would make activations take less, where a phase of training loads it."""
+    training, phase = loaded.training, loaded.phase
     if training is None:
         return ""
-    checkpointing = "" if training.gradient_checkpointing else f", set {phase}.gradient_checkpointing"
+    keeps = loaded.learns and not training.gradient_checkpointing
+    checkpointing = f", set {phase}.gradient_checkpointing" if keeps else ""
     return f"lower {phase}.batch_tokens{checkpointing}, "
 
 

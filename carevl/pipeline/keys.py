@@ -44,7 +44,8 @@ def derive_keys(
             if table not in keys:
                 inputs = {role: run.version(keys[name]) for role, name in stage.inputs(settings, table).items()}
                 rest = stage.fingerprint_inputs(settings, root, table)
-                keys[table] = StageKey(stage.place(table), {**({"inputs": inputs} if inputs else {}), **rest})
+                key = StageKey(stage.place(table), {**({"inputs": inputs} if inputs else {}), **rest})
+                keys[table] = stage.find_equal(run, key) if stage.find_equal else key
     return keys
 
 

@@ -50,7 +50,7 @@ class PlannedTable:
 def plan_run(settings: Settings, run: Run) -> list[PlannedTable]:
     """Return what a run would do, table by table.
 
-    Sources that have to be read again may give the same rows as before; then the stages after `ingest` are kept.
+    A table that has to be made again may come out as before; then what was made from it is kept.
 
     Raises:
         SettingsError: a run cannot use the settings.
@@ -60,13 +60,16 @@ def plan_run(settings: Settings, run: Run) -> list[PlannedTable]:
     check_record(settings, run)
     keys = stage_keys(settings, run)
     planned = [PlannedTable(name, key.fingerprint, *run.action(key)) for name, key in keys.items()]
-    if planned[0].action != "recompute":
-        return planned
-    kept = "; kept if the sources give the same rows as before"
+    kept = "; kept if what it is made from comes out as before"
     return [
-        replace(table, reason=f"{table.reason}{kept}") if "inputs.ingest: " in table.reason else table
+        replace(table, reason=f"{table.reason}{kept}") if table.action == "recompute" and _only_inputs(table) else table
         for table in planned
     ]
+
+
+def _only_inputs(table: PlannedTable) -> bool:
+    """Return whether nothing else has changed but what a table is made from."""
+    return all(reason.startswith("inputs.") for reason in table.reason.split("; "))
 
 
 def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str], None]) -> Iterator[str]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from carevl.errors import MachineError
-from carevl.store.listing import called, describe_problems
+from carevl.store.listing import Listing, called, describe_problems
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
-from carevl.store.table import Table
+from carevl.store.table import REMADE, Table
 
 
 def reopen_damaged(run: Run, keys: Mapping[str, StageKey], log: Callable[[str], None]) -> None:
@@ -34,14 +34,17 @@ def refuse_damaged(run: Run, keys: Mapping[str, StageKey], names: Collection[str
             )
 
 
-def finish(table: Table, manifest: Mapping[str, Any]) -> str | None:
+def finish(table: Table, manifest: Mapping[str, Any], files: Listing) -> str | None:
     """Declare a table whole; one that was reopened keeps its version if its files came out as they were.
+
+    Args:
+        files: what it consists of.
 
     Returns:
         A sentence about files that came out otherwise, so that what was made from them follows; None where there are
         none.
     """
-    earlier, files = table.earlier, table.list_files()
+    earlier = table.earlier
     if earlier is None:
         table.finish(manifest, files)
         return None
@@ -50,5 +53,6 @@ def finish(table: Table, manifest: Mapping[str, Any]) -> str | None:
     if not changed:
         table.finish(earlier, files)
         return None
-    table.finish({**manifest, "retried": earlier.get("retried", 0) + 1}, files)
+    times = earlier.get("retried", 0) + 1
+    table.finish({**manifest, "retried": times, REMADE: times}, files)
     return f"{', '.join(changed[:3])} came out otherwise than before; what was made from it follows"

@@ -97,6 +97,8 @@ def _retry_sources(context: RunContext, tally: Tally) -> bool:
 
 def _update_manifest(table: Table, counts: Mapping[str, Any], *, changed: bool) -> None:
     """Finish a table that was reopened; one that has changed gets another version."""
-    manifest = table.earlier or {}
+    manifest = dict(table.earlier or {})
+    if changed:
+        manifest = {name: value for name, value in manifest.items() if name not in ("contents", "same_as")}
     new = {name: counts[name] for name in ("errors", "verdicts") if name in counts}
     table.finish(manifest | new | {"retried": manifest.get("retried", 0) + 1} if changed else manifest)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.gpus import check_gpus
 from carevl.data.drawn import draw
@@ -22,6 +22,7 @@ from carevl.pipeline.publish import publish
 from carevl.pipeline.repair import finish, reopen_damaged
 from carevl.stages import STAGES
 from carevl.stages.base import RunContext, Stage
+from carevl.store.listing import hash_contents
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
@@ -77,10 +78,12 @@ def run_pipeline(
         context = RunContext(settings, run, keys, log)
         reports: list[StageReport] = []
         for stage in STAGES:
-            reports += run_stage(context, stage)
-            # Only now is it known whether sources gave the rows of an earlier reading, and a repair what was there.
-            if stage.name == "ingest" or any(report.action == "repaired" for report in reports):
-                context.keys = keys_until(stage_keys(settings, run), until)
+            new = run_stage(context, stage)
+            reports += new
+            # Only now is it known whether a table came out as an earlier one, and a repair as what was there.
+            if any(report.action != "skipped" for report in new):
+                made = {name: key for name, key in context.keys.items() if name in {report.name for report in reports}}
+                context.keys = keys_until(stage_keys(settings, run, decided=made), until)
         figures = results.compute(settings, run, context.keys)
         seconds = round(time.monotonic() - started, 3)
         file = results.write(run, figures, stages=[asdict(report) for report in reports], wall_seconds=seconds)
@@ -118,22 +121,33 @@ def _make(context: RunContext, stage: Stage, pending: Sequence[str]) -> None:
         check_gpus()  # of nodes that have come since the run began: Ray would try workers there again and again
     with _explain_system_errors(pending):
         started = time.monotonic()
-        counts = stage.run(replace(context, pending=pending))
+        for table in pending:
+            context.table(table).begin(context.keys[table].fingerprint_inputs)
+        counts = stage.run(replace(context, pending=pending, stage=stage))
         seconds = round(time.monotonic() - started, 3)
         for table in pending:
-            key = context.keys[table]
-            manifest = {
-                "stage": key.stage,
-                "fingerprint": key.fingerprint,
-                "cause": dict(key.fingerprint_inputs),
-                **counts[table],
-                **({"rehearsal": True} if context.settings.cluster.rehearse else {}),
-                "seconds": seconds,
-                "packages": _package_versions(),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-            if remark := finish(context.table(table), manifest):
-                context.log(f"{table:16s} {remark}")
+            _declare_whole(context, stage, table, {**counts[table], "seconds": seconds})
+
+
+def _declare_whole(context: RunContext, stage: Stage, name: str, facts: Mapping[str, Any]) -> None:
+    """Write a table's manifest; log whether it came out as an earlier one, or otherwise than before a repair."""
+    key, table = context.keys[name], context.table(name)
+    files = table.list_files()
+    same = context.run.same(key, hash_contents(files, stage.contents)) if stage.contents else {}
+    manifest = {
+        "stage": key.stage,
+        "fingerprint": key.fingerprint,
+        "cause": dict(key.fingerprint_inputs),
+        **facts,
+        **same,
+        **({"rehearsal": True} if context.settings.cluster.rehearse else {}),
+        "packages": _package_versions(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if remark := finish(table, manifest, files):
+        context.log(f"{name:16s} {remark}")
+    elif "same_as" in manifest:
+        context.log(f"{name:16s} came out as before; what was made from that stays")
 
 
 @contextmanager

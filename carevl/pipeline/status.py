@@ -36,7 +36,8 @@ def status_lines(settings: Settings, run: Run) -> Iterator[str]:
 
 def _finished_lines(name: str, table: Table, stage: Stage) -> Iterator[str]:
     manifest = table.manifest or {}
-    rows = f"{manifest['rows_out']} rows, {manifest['errors']} errors"
+    taken = f" ({manifest['rows_taken']} from earlier tables)" if manifest.get("rows_taken") else ""
+    rows = f"{manifest['rows_out']} rows{taken}, {manifest['errors']} errors"
     yield f"{name:16s} finished {manifest['finished']}: {rows}"
     warnings = [*manifest.get("fallbacks", ()), *stored_warnings(manifest)]
     yield from (f"{'':16s} {sentence}" for sentence in warnings)

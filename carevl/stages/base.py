@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from carevl.cluster.earlier_rows import EarlierTable
 from carevl.cluster.jobs import PoolJob, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.cluster.resources import supply
@@ -16,7 +18,7 @@ from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights, locate
 from carevl.models.stored_weights import stored_dtype
 from carevl.store.ingested import Ingested
-from carevl.store.run import Run
+from carevl.store.run import Run, fingerprint_of
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 
 Counts = Mapping[str, Mapping[str, Any]]
 """Table to what its manifest says of its rows: rows_in, rows_out, errors, and facts of its own."""
+
+
+PARTS = ("part-*.parquet",)
+"""The contents of a table that has its parts in its own directory."""
 
 
 def no_members(settings: Settings) -> Sequence[str]:
@@ -63,8 +69,12 @@ class LoadedModel:
     relief: str
     """What would make the weights take less of a card."""
     bits: int | None = None
+    phase: str = ""
+    """The training phase that loads it; none where it answers."""
     training: Training | None = None
-    """How it is trained; None where it answers."""
+    """How that phase trains; None where it answers."""
+    learns: bool = True
+    """Whether the phase trains it, or asks it for log-probabilities alone."""
 
 
 def no_models(settings: Settings, table: str) -> Sequence[LoadedModel]:
@@ -87,7 +97,7 @@ def in_training(setting: str, model: Model, phase: str, training: Training) -> L
     if training.lora and not training.base_bits:
         relief += f", set {phase}.lora.base_bits"
     gpus, bits = training.workers.num_gpus, training.base_bits
-    return LoadedModel(setting, model, f"{phase}.workers", training.dtype, gpus, spread, relief, bits, training)
+    return LoadedModel(setting, model, f"{phase}.workers", training.dtype, gpus, spread, relief, bits, phase, training)
 
 
 def pixel_inputs(settings: Settings) -> dict[str, int]:
@@ -120,6 +130,11 @@ def reads(*tables: str, **roles: str) -> Callable[[Settings, str], Mapping[str, 
     """
     inputs = {**{table: table for table in tables}, **roles}
     return lambda settings, table: inputs
+
+
+def without_inputs(cause: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what rows depend on that are made of nothing but other rows, and by the settings."""
+    return {name: value for name, value in cause.items() if name != "inputs"}
 
 
 def is_16_bit(settings: Settings) -> bool:
@@ -179,6 +194,14 @@ class Stage:
     members: Callable[[Settings], Sequence[str]] = no_members
     retryable: str | None = None
     """Where failed rows can be made again alone: the name that their errors give the stage."""
+    find_equal: Callable[[Run, StageKey], StageKey] | None = None
+    """A key to that of a table which is there, or is begun, and whose rows are the same; itself where there is none."""
+    row_facts: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """Fingerprint inputs, with those of its tables under `inputs`, to what every row depends on, whatever the others
+    are: where it is equal in two tables, rows can be equal, too. None: no row is ever taken from an earlier table."""
+    contents: Sequence[str] = ()
+    """Patterns of the files below its directory that later stages read: where a table comes out as an earlier one, what
+    was made from that stays. Nothing where no stage reads it, or where it says itself what it came out as."""
     directory: str | None = None
     """Where its tables lie in a run directory, if not by the stage's name."""
     errors_in: str = "."
@@ -191,6 +214,14 @@ class Stage:
     def place(self, table: str) -> str:
         """Return the directory of one of its tables, below that of the run."""
         return _join(self.directory or self.name, table.removeprefix(self.name).removeprefix("/"))
+
+
+_MOST_EARLIER = 8
+"""Earlier tables that are looked through for rows; each costs reading a part."""
+
+
+def _as_json(facts: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(facts))
 
 
 def _join(stage: str, member: str) -> str:
@@ -207,6 +238,8 @@ class RunContext:
     log: Callable[[str], None]
     pending: Sequence[str] = ()
     """The tables of the stage at work that have to be made."""
+    stage: Stage | None = None
+    """The stage at work."""
     retry: bool = False
     """Whether pools make the rows again that failed in them, and no others."""
     last_line: dict[str, float] = field(default_factory=dict)
@@ -220,6 +253,37 @@ class RunContext:
     def ingested(self) -> Ingested:
         """Images and items."""
         return Ingested(self.table("ingest").directory)
+
+    def earlier(self, name: str, target: Table, **sources: str) -> tuple[EarlierTable, ...]:
+        """Return tables of this run whose rows may be those of a table at work, those made last first.
+
+        Args:
+            name: the table at work.
+            target: itself, or the one below it that its pool makes.
+            sources: what its rows depend on of other tables: name in the pool's job to the role among the stage's
+                inputs.
+        """
+        stage, key = self.stage, self.keys[name]
+        if stage is None or stage.row_facts is None or self.retry:
+            return ()
+        below = target.directory.relative_to(self.run.table(key).directory)
+        facts, n_parts = _as_json(stage.row_facts(key.fingerprint_inputs)), self.settings.data.parts
+        tables = []
+        for table, cause in self.run.causes(key.stage):
+            if table == self.run.table(key) or _as_json(stage.row_facts(cause)) != facts:
+                continue
+            inputs = {role: self._input(stage, name, role, version) for role, version in cause["inputs"].items()}
+            if not any(inputs[role].is_remade_since(cause["inputs"][role]) for role in sources.values()):
+                ingested = inputs["ingest"].cause or {}
+                of_job = {source: inputs[role] for source, role in sources.items()}
+                same_parts = ingested.get("data", {}).get("parts", n_parts) == n_parts
+                tables.append(EarlierTable(Table(table.directory / below), of_job, same_parts=same_parts))
+        return tuple(tables[:_MOST_EARLIER])
+
+    def _input(self, stage: Stage, name: str, role: str, version: str) -> Table:
+        """Return a table that one was made from, by its role there and its version."""
+        place = self.keys[stage.inputs(self.settings, name)[role]].stage
+        return self.run.table_of(place, fingerprint_of(version))
 
     def trained_judge(self, phase: str | None) -> Judge:
         """Return the judge that a phase made, or the base; with the settings of the base."""
@@ -278,7 +342,8 @@ class RunContext:
             if tally.parts < n_parts:
                 end = f"{elapsed / tally.parts * (n_parts - tally.parts):.0f} s left" if tally.parts else "begins"
             rate = tally.rows_out / elapsed
-            done = f"{tally.rows_out:7d} rows  {rate:8.1f} rows/s  {tally.errors} errors  {end}"
+            taken = f"  {tally.rows_taken} of them from earlier tables" if tally.rows_taken else ""
+            done = f"{tally.rows_out:7d} rows{taken}  {rate:8.1f} rows/s  {tally.errors} errors  {end}"
             self.log(f"{name:16s} {done}" + (f"  {tally.trouble}" if tally.trouble else ""))
 
         return on_progress

@@ -15,7 +15,17 @@ from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import GenerationRequest
 from carevl.models.locate import weights_fingerprint
 from carevl.models.row_errors import Failure
-from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, pixel_inputs, reads
+from carevl.stages.base import (
+    PARTS,
+    Counts,
+    LoadedModel,
+    RunContext,
+    Stage,
+    in_pool,
+    pixel_inputs,
+    reads,
+    without_inputs,
+)
 from carevl.store.schemas import CAPTIONS, row_error
 
 if TYPE_CHECKING:
@@ -58,6 +68,11 @@ class CaptionProcessor(Processor):
         """Decode the pictures."""
         return {"images": decode_images(tables["images"], resize_pixels=self.resize_pixels)}
 
+    def row_inputs(self, tables: Mapping[str, pa.Table]) -> Mapping[tuple[Any, ...], Any]:
+        """Nothing but the image, whose key is a hash of it."""
+        rows = tables["images"].select(["image_id", "error"]).to_pylist()
+        return {(row["image_id"],): None for row in rows if row["error"] is None}
+
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows = tables["images"].to_pylist()
         good = [row for row in rows if row["error"] is None]
@@ -92,15 +107,16 @@ class CaptionProcessor(Processor):
 
 def run(context: RunContext) -> Counts:
     """Caption every image in the pool."""
-    captioner = context.settings.captioner
+    captioner, target = context.settings.captioner, context.table("caption")
     job = PoolJob(
         name="caption",
         processor=CaptionProcessor(captioner, context.settings.data.resize_pixels),
         sources={"images": context.ingested.images},
-        target=context.table("caption"),
+        target=target,
         pool=captioner.pool,
         key="image_id",
         identity=("view",),
+        earlier=context.earlier("caption", target),
     )
     return context.run_pools([job])
 
@@ -124,4 +140,6 @@ STAGE = Stage(
     reservations=reservations,
     models=models,
     retryable="caption",
+    row_facts=without_inputs,
+    contents=PARTS,
 )

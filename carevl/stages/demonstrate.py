@@ -9,7 +9,7 @@ asks. Targets are written in the grammar of judgments, whatever the judge's own 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +189,11 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     }
 
 
+def row_facts(cause: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a judgment depends on: not which pairs are judged, nor what becomes of the judgments."""
+    return {name: cause.get(name) for name in ("version", "seed", "judge", "samples", "temperature")}
+
+
 STAGE = Stage(
     name="demonstrate",
     inputs=reads("ingest", "route"),
@@ -197,4 +202,6 @@ STAGE = Stage(
     reservations=judge_reservations("demonstrate"),
     models=judge_models,
     retryable="judge",
+    row_facts=row_facts,
+    contents=("targets/part-*.parquet",),
 )

@@ -25,7 +25,15 @@ from carevl.stages.base import (
     pixel_inputs,
     reads,
 )
-from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
+from carevl.stages.train_rows import (
+    TRAINED_FILES,
+    batch_token_facts,
+    find_equal_training,
+    training_counts,
+    training_inputs,
+    write_dev_parts,
+    write_rows,
+)
 from carevl.store.run import RunError
 from carevl.store.table import Table
 
@@ -66,6 +74,7 @@ def run(context: RunContext) -> Counts:
     replay = [targets.part(number) for number in targets.parts()]
     dev = write_dev_parts(settings, settings.dpo, context.ingested, directory)
     progress, log = context.training_progress(table), context.log_for(table)
+    facts = batch_token_facts(context.keys[table], settings.dpo, log)
     trained = train(
         "dpo",
         files,
@@ -84,7 +93,7 @@ def run(context: RunContext) -> Counts:
     )
     if trained.rounding is not None:
         log(trained.rounding.line())
-    return {table: training_counts(trained)}
+    return {table: training_counts(trained) | facts}
 
 
 def _has_pool(settings: Settings) -> bool:
@@ -149,7 +158,7 @@ def models(settings: Settings, table: str) -> list[LoadedModel]:
     del table
     judge = settings.judge
     trained = in_training("judge", judge, "dpo", settings.dpo)
-    whole = replace(trained, reservation="judge.pool", gpus=judge.pool.num_gpus)
+    whole = replace(trained, reservation="judge.pool", gpus=judge.pool.num_gpus, learns=False)
     return [whole, trained] if _has_pool(settings) else [trained]
 
 
@@ -160,4 +169,6 @@ STAGE = Stage(
     run=run,
     reservations=reservations,
     models=models,
+    find_equal=find_equal_training,
+    contents=TRAINED_FILES,
 )

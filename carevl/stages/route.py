@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from carevl.confidence.guarantee import CannotCertifyError
 from carevl.confidence.pairs import NO_CAPTION, Pairs
 from carevl.confidence.policies import fit_router
-from carevl.stages.base import Counts, RunContext, Stage
+from carevl.stages.base import PARTS, Counts, RunContext, Stage
 from carevl.store.run import RunError
 from carevl.store.table import Table
 
@@ -137,4 +137,4 @@ def inputs(settings: Settings, table: str) -> dict[str, str]:
     return {name: name for name in ("ingest", *(f"score/{expert.name}" for expert in settings.experts))}
 
 
-STAGE = Stage(name="route", inputs=inputs, fingerprint_inputs=fingerprint_inputs, run=run)
+STAGE = Stage(name="route", inputs=inputs, fingerprint_inputs=fingerprint_inputs, run=run, contents=PARTS)

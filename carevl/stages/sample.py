@@ -5,10 +5,10 @@ Where the settings say so it also answers the bare question: what it sees when n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from carevl.stages.base import Counts, RunContext, Stage, reads, serving_inputs
+from carevl.stages.base import PARTS, Counts, RunContext, Stage, reads, serving_inputs
 from carevl.stages.sampling import (
     Item,
     Prompted,
@@ -59,6 +59,12 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     return {"version": VERSION, "seed": settings.seed, "judge": judge, **sample}
 
 
+def row_facts(cause: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a judgment depends on: not which pairs are judged."""
+    facts = {name: cause.get(name) for name in ("version", "seed", "judge", "samples", "temperature")}
+    return facts | {"sft": cause["inputs"]["sft"]}
+
+
 STAGE = Stage(
     name="sample",
     inputs=reads("ingest", "route", "sft"),
@@ -67,4 +73,6 @@ STAGE = Stage(
     reservations=judge_reservations("sample"),
     models=judge_models,
     retryable="judge",
+    row_facts=row_facts,
+    contents=PARTS,
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from carevl.cluster.earlier_rows import known_requests
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
 from carevl.data.pictures import decode_images, picture
@@ -130,15 +131,29 @@ class JudgeProcessor(Processor):
         images = {item["image_id"] for item, routes in rows if self.spec.prompts(item, routes)}
         return {**tables, "images": decode_images(tables["images"], images, resize_pixels=self.resize_pixels)}
 
+    def row_inputs(self, tables: Mapping[str, pa.Table]) -> Mapping[tuple[Any, ...], Any]:
+        """Nothing but the prompt, which task and order tell; question and responses are in the item's key."""
+        rows = by_item(tables["items"], tables["routes"])
+        return {
+            (item["item_id"], prompted.task, prompted.order): None
+            for item, routes in rows
+            for prompted in self.spec.prompts(item, routes)
+        }
+
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         if self.counts.answered >= _ENOUGH:
             refuse_unread(self.counts, self.min_parsed)
         images = {row["image_id"]: row for row in tables["images"].to_pylist()}
+        known = known_requests(tables)
         rows: list[dict[str, Any]] = []
         prompted_rows: list[Prompted] = []
         requests: list[GenerationRequest] = []
         for item, routes in by_item(tables["items"], tables["routes"]):
-            prompts = self.spec.prompts(item, routes)
+            prompts = [
+                prompted
+                for prompted in self.spec.prompts(item, routes)
+                if (item["item_id"], prompted.task, prompted.order) not in known
+            ]
             if not prompts:
                 continue
             image = picture(images[item["image_id"]], resize_pixels=self.resize_pixels)
@@ -261,6 +276,8 @@ def judge_items(
         key="item_id",
         identity=JUDGMENT,
         expected_keys=spec.item_ids,
+        request=("task", "order"),
+        earlier=context.earlier(name, target),
     )
     counts = context.run_pools([job])
     verdicts = count_verdicts(target, wording)

@@ -27,7 +27,17 @@ from carevl.data.pictures import decode_images, picture
 from carevl.models.conversations import Encoded
 from carevl.models.experts import EXPERT_KINDS, load_expert
 from carevl.models.row_errors import TOO_LONG, Failure
-from carevl.stages.base import Counts, LoadedModel, RunContext, Stage, in_pool, pixel_inputs, reads
+from carevl.stages.base import (
+    PARTS,
+    Counts,
+    LoadedModel,
+    RunContext,
+    Stage,
+    in_pool,
+    pixel_inputs,
+    reads,
+    without_inputs,
+)
 from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
 
 if TYPE_CHECKING:
@@ -106,6 +116,12 @@ class ScoreProcessor(Processor):
         rows = [{"ids": [text.ids for text in texts], "types": [text.types for text in texts]} for texts in encoded]
         return {**tables, "tokens": pa.Table.from_pylist(rows, EXPERT_TOKENS)}
 
+    def row_inputs(self, tables: Mapping[str, pa.Table]) -> Mapping[tuple[Any, ...], Any]:
+        """The captions that are read, by view; questions and responses are in the item's key."""
+        captions = _captions(tables)
+        items = tables["items"].select(["item_id", "image_id", "error"]).to_pylist()
+        return {(item["item_id"],): captions.get(item["image_id"], {}) for item in items if item["error"] is None}
+
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows, inputs = _expert_inputs(self.expert, tables)
         if "images" in tables:
@@ -157,9 +173,7 @@ def _tokens(table: pa.Table) -> list[list[Encoded]]:
 
 def _expert_inputs(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list[dict[str, Any]], list[ExpertInput]]:
     """Return the rows of a part of `scores` without their scores, and the inputs of those that have no error."""
-    captions: dict[str, dict[str, str | None]] = {}
-    for row in tables["captions"].to_pylist():
-        captions.setdefault(row["image_id"], {})[row["view"]] = row["text"] if row["error"] is None else None
+    captions = _captions(tables)
     rows: list[dict[str, Any]] = []
     inputs: list[ExpertInput] = []
     for item in tables["items"].to_pylist():
@@ -172,6 +186,14 @@ def _expert_inputs(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list
             if error is None:
                 inputs.append(ExpertInput(item["question"], item["responses"], text or None))
     return rows, inputs
+
+
+def _captions(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, str | None]]:
+    """Return the captions of an image by view, None for one that has an error."""
+    captions: dict[str, dict[str, str | None]] = {}
+    for row in tables["captions"].to_pylist():
+        captions.setdefault(row["image_id"], {})[row["view"]] = row["text"] if row["error"] is None else None
+    return captions
 
 
 def summarise(
@@ -208,6 +230,7 @@ def run(context: RunContext) -> Counts:
             pool=expert.pool,
             key="item_id",
             identity=("view",),
+            earlier=context.earlier(table, context.table(table), captions="caption"),
         )
         for table in context.pending
     ]
@@ -253,4 +276,6 @@ STAGE = Stage(
     reservations=reservations,
     models=models,
     retryable="score",
+    row_facts=without_inputs,
+    contents=PARTS,
 )

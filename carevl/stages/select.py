@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.models.judge_spec import asking_of
-from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.base import PARTS, Counts, RunContext, Stage, reads
 from carevl.stages.sampling import Item, Prompted, both_orders, by_item, choose_rows, in_grammar, judgment_rows, typical
 from carevl.stages.selection import RULES, JudgedPair, SelectionRule
 from carevl.stages.selection.base import Part
@@ -207,4 +207,4 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     return {"version": VERSION, "seed": settings.seed, **settings.select.model_dump(exclude=own)}
 
 
-STAGE = Stage(name="select", inputs=reads("sample"), fingerprint_inputs=fingerprint_inputs, run=run)
+STAGE = Stage(name="select", inputs=reads("sample"), fingerprint_inputs=fingerprint_inputs, run=run, contents=PARTS)

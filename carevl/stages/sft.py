@@ -20,7 +20,15 @@ from carevl.stages.base import (
     reads,
 )
 from carevl.stages.injected_lines import inject_lines
-from carevl.stages.train_rows import training_counts, training_inputs, write_dev_parts, write_rows
+from carevl.stages.train_rows import (
+    TRAINED_FILES,
+    batch_token_facts,
+    find_equal_training,
+    training_counts,
+    training_inputs,
+    write_dev_parts,
+    write_rows,
+)
 from carevl.store.run import RunError
 from carevl.store.table import Table
 
@@ -53,6 +61,7 @@ def run(context: RunContext) -> Counts:
     files = [rows.part(number) for number in filled]
     dev = write_dev_parts(settings, settings.sft, context.ingested, directory)
     progress, log = context.training_progress(table), context.log_for(table)
+    facts = batch_token_facts(context.keys[table], settings.sft, log)
     trained = train(
         "sft",
         files,
@@ -69,7 +78,7 @@ def run(context: RunContext) -> Counts:
     )
     if trained.rounding is not None:
         log(trained.rounding.line())
-    return {table: training_counts(trained)}
+    return {table: training_counts(trained) | facts}
 
 
 def write_targets(targets: Table, ingested: Ingested, rows: Table, injected_share: float, seed: int) -> list[int]:
@@ -103,4 +112,6 @@ STAGE = Stage(
     run=run,
     reservations=reservations,
     models=models,
+    find_equal=find_equal_training,
+    contents=TRAINED_FILES,
 )

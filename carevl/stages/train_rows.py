@@ -16,20 +16,39 @@ from carevl.settings.asking import Asking
 from carevl.stages.sampling import both_orders
 from carevl.stats.draws import hash_uniform
 from carevl.store.run import RunError
+from carevl.store.stage_key import StageKey
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.settings.training import Training
     from carevl.settings.tree import Settings
     from carevl.store.ingested import Ingested
+    from carevl.store.run import Run
     from carevl.training.driver import Trained
 
 VERSION = 2
+TRAINED_FILES = ("judge/*.safetensors", "judge/*.json", "adapter/*.safetensors", "adapter/*.json")
+"""The contents of a training: weights, and how they are used."""
 
 
 def training_inputs(training: Training) -> dict[str, Any]:
     """Return what a phase depends on, apart from its rows and the judge it begins with."""
     return {"version": VERSION, **training.learned()}
+
+
+def find_equal_training(run: Run, key: StageKey) -> StageKey:
+    """Return the key of a training, finished or begun, which differs by a `batch_tokens` that gives the same items.
+
+    Those that are there already come before others.
+    """
+    if run.table(key).is_begun:
+        return key
+    from carevl.training.record import learned_differences
+
+    for table, cause in run.causes(key.stage):
+        if not learned_differences(table.directory, cause, key.fingerprint_inputs, "training"):
+            return StageKey(key.stage, cause)
+    return key
 
 
 def write_rows(
@@ -121,6 +140,15 @@ def write_dev_parts(settings: Settings, training: Training, ingested: Ingested, 
     target = Table(directory / "dev")
     numbers = write_dev(ingested, training.dev_pairs, settings.seed, target, asking_of(settings.judge))
     return [target.part(number) for number in numbers]
+
+
+def batch_token_facts(key: StageKey, training: Training, log: Callable[[str], None]) -> dict[str, Any]:
+    """Return for the manifest, and log, that a phase is finished with another `batch_tokens` than it was begun with."""
+    begun, finished = key.fingerprint_inputs["training"]["batch_tokens"], training.batch_tokens
+    if begun == finished:
+        return {}
+    log(f"batch_tokens {begun} -> {finished}: the items are the same, and losses agree but for rounding")
+    return {"batch_tokens": {"begun": begun, "finished": finished}}
 
 
 def training_counts(trained: Trained) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from carevl.store.damage import DamagedError, hash_file
@@ -62,6 +63,15 @@ def _hash(file: Path) -> str:
         if (seal := read_seal(file)) is not None:
             return seal
     return hash_file(file)
+
+
+def hash_contents(listing: Listing, patterns: Iterable[str]) -> str:
+    """Return a SHA-256 of names and hashes of the listed files that match, in hex digits."""
+    contents = hashlib.sha256()
+    for name in sorted(listing):
+        if any(PurePath(name).match(pattern) for pattern in patterns):
+            contents.update(f"{name} {listing[name]['sha256']}\n".encode())
+    return contents.hexdigest()
 
 
 def called(name: str) -> str:

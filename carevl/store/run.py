@@ -25,7 +25,7 @@ import yaml
 from carevl.errors import UserError
 from carevl.store.listing import describe_problems
 from carevl.store.stage_key import StageKey, differences
-from carevl.store.table import MANIFEST, Table, write_atomically
+from carevl.store.table import BEGUN, MANIFEST, Table, write_atomically
 
 
 class RunError(UserError):
@@ -108,6 +108,14 @@ class Run:
         tables = [Table(file.parent) for file in files]
         return [(table, manifest) for table in tables if (manifest := table.last_manifest) is not None]
 
+    def causes(self, stage: str) -> Iterator[tuple[Table, dict[str, Any]]]:
+        """Yield the stage's tables, finished or begun, those made last first, with their fingerprint inputs."""
+        files = [file for name in (MANIFEST, BEGUN) for file in self.root.glob(f"{stage}/*/{name}")]
+        directories = {file.parent: file.stat().st_mtime_ns for file in files}
+        for directory in sorted(directories, key=lambda directory: directories[directory], reverse=True):
+            if (cause := Table(directory).cause) is not None:
+                yield Table(directory), cause
+
     def origin(self, manifest: Mapping[str, Any], stage: str) -> dict[str, Any]:
         """Return the manifest of the stage's table that a table comes from, however many stages before.
 
@@ -121,7 +129,7 @@ class Run:
         while source["stage"] != stage:
             inputs = source["cause"]["inputs"]
             name = stage if stage in inputs else next(iter(inputs))
-            table = self.table_of(name, inputs[name].partition("+")[0])  # without how often rows were tried again
+            table = self.table_of(name, fingerprint_of(inputs[name]))
             if table.manifest is None:
                 raise RunError(f"{table.directory} is gone, but {source['stage']} was made from it; `carevl run` again")
             source = table.manifest
@@ -140,8 +148,8 @@ class Run:
             return "skip", "nothing it depends on has changed"
         if table.earlier is not None:
             return "repair", "it was taken up again, and not finished"
-        if parts := table.parts():
-            return "resume", f"{len(parts)} parts are there"
+        if (progress := table.progress) is not None:
+            return "resume", progress
         last = self.latest(key.stage)
         if last is None:
             return "run", "never run"
@@ -175,6 +183,11 @@ class Run:
             yield
         except OSError as error:
             raise RunError(f"cannot write to the run directory {self.root}: {error.strerror}") from error
+
+
+def fingerprint_of(version: str) -> str:
+    """Return the fingerprint in a version, which also tells how often failed rows were tried again."""
+    return version.partition("+")[0]
 
 
 def _version(fingerprint: str, manifest: Mapping[str, Any]) -> str:

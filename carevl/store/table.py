@@ -18,9 +18,13 @@ from carevl.store.listing import Listing, describe, find_problems, is_part
 from carevl.store.parts import check_part, encode_part, read_names, read_part
 
 MANIFEST = "manifest.json"
+REMADE = "remade"
+"""Of a table whose files were damaged and came out otherwise: its number of retries with the last of that."""
 _UNLISTED = ("checkpoints", "data", "reference", "tracker")
 """Directories of a training that nothing after it reads; checkpoints have hashes of their own."""
 _LOGS = (".jsonl", ".png", ".lock")
+BEGUN = "begun.json"
+"""Of an unfinished table: what it is made from, as its manifest will say."""
 
 
 def write_atomically(file: Path, data: bytes) -> None:
@@ -160,6 +164,43 @@ class Table:
         """Return what the table consists of: all files below its directory but logs and what is only passed on."""
         return describe(self.directory, self._files())
 
+    @property
+    def progress(self) -> str | None:
+        """How far an unfinished table is, None where nothing is there to go on from."""
+        steps = sorted(self.directory.glob("checkpoints/step-*"))
+        if steps:
+            return f"the checkpoint after step {int(steps[-1].name.removeprefix('step-'))} is there"
+        parts = [*self.directory.glob("part-*.parquet"), *self.directory.glob("judgments/part-*.parquet")]
+        return f"{len(parts)} parts are there" if parts else None
+
+    @property
+    def cause(self) -> dict[str, Any] | None:
+        """What it is made from, finished or begun; None where that cannot be read."""
+        try:
+            begun = read_json(self.directory / BEGUN, "") if (self.directory / BEGUN).exists() else None
+        except DamagedError:
+            begun = None
+        facts = self.last_manifest or begun or {}
+        return facts.get("cause")
+
+    def is_remade_since(self, version: str) -> bool:
+        """Return whether rows came out otherwise after what is made of this version was made, and not only failed ones.
+
+        Args:
+            version: as `Run.version` gives it.
+        """
+        remade: int = (self.last_manifest or {}).get(REMADE, 0)
+        return int(version.partition("+")[2] or 0) < remade
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it is there, finished or not."""
+        return any((self.directory / name).exists() for name in (MANIFEST, BEGUN))
+
+    def begin(self, cause: Mapping[str, Any]) -> None:
+        """Say what a table is made from, before it is whole."""
+        write_atomically(self.directory / BEGUN, encode_json({"cause": cause}))
+
     def finish(self, manifest: Mapping[str, Any], files: Listing | None = None) -> None:
         """Declare the table whole.
 
@@ -168,7 +209,8 @@ class Table:
         """
         content = {**manifest, "files": self.list_files() if files is None else files}
         write_atomically(self.directory / MANIFEST, encode_json(content))
-        self._put_by.unlink(missing_ok=True)
+        for file in (self._put_by, self.directory / BEGUN):
+            file.unlink(missing_ok=True)
 
     def reopen(self, damaged: Iterable[str] = ()) -> None:
         """Declare the table unfinished, and remove what is damaged; `earlier` keeps what the manifest says.
@@ -206,7 +248,7 @@ class Table:
         for file in sorted(self.directory.rglob("*")):
             name = file.relative_to(self.directory)
             passing = any(part.startswith(".") for part in name.parts) or file.suffix in _LOGS
-            if file.is_file() and not passing and name.parts[0] not in (*_UNLISTED, MANIFEST):
+            if file.is_file() and not passing and name.parts[0] not in (*_UNLISTED, MANIFEST, BEGUN):
                 yield name.as_posix()
 
 

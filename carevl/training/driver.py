@@ -28,7 +28,6 @@ from carevl.settings.asking import Asking
 from carevl.settings.training import Phase, Training, Workers
 from carevl.store.damage import encode_json, read_json
 from carevl.store.listing import Listing, describe, find_problems
-from carevl.store.stage_key import differences
 from carevl.store.table import write_atomically
 from carevl.training.adapters import ROUNDING, Rounding
 from carevl.training.checkpoints import report_damaged
@@ -37,6 +36,7 @@ from carevl.training.items import Encoder, Items, read_rows, split_holdout
 from carevl.training.loop import WorkerConfig
 from carevl.training.progress import Progress, follow_log, read_log
 from carevl.training.quantized import check_bitsandbytes
+from carevl.training.record import FILE, TokenBounds, learned_differences
 from carevl.training.schedule import Schedule
 from carevl.training.skeleton import load_skeleton
 from carevl.training.stored_layout import StoredLayout
@@ -177,10 +177,10 @@ def prepare_training(
     base, out = Weights.of(judge, revision, code=trust_remote_code), out.resolve()
     spec = JudgeSpec(resize_pixels=resize_pixels, asking=asking or Asking())
     adapter = None if adapter is None else adapter.resolve()
-    record, facts = out / "training.json", _facts(phase, rows, base, adapter, training, replay, dev, spec)
+    record, facts = out / FILE, _facts(phase, rows, base, adapter, training, replay, dev, spec)
     if record.exists():
         stored = read_json(record, "remove it: the next start writes it anew and goes on")
-        if changed := differences(stored["facts"], facts):
+        if changed := learned_differences(out, stored["facts"], facts, "settings"):
             if any((out / name).exists() for name in ("judge", "adapter", "checkpoints")):
                 raise UserError(f"{out} holds another training ({'; '.join(changed)}); choose or empty a directory")
         elif (out / TRAINED).exists() and _is_whole(out / "data", stored.get("data", {})):
@@ -190,9 +190,10 @@ def prepare_training(
     shutil.rmtree(out / "data", ignore_errors=True)  # that of an earlier version, or what was begun
     data = out / "data"
     with trust_own_code(base.code):
-        schedule, used, errors = _encode(phase, rows, base.directory, data, training, replay, dev, spec)
+        schedule, used, errors, bounds = _encode(phase, rows, base.directory, data, training, replay, dev, spec)
     stored = {"facts": facts, "schedule": asdict(schedule), "rows": used, "errors": errors}
     stored["data"] = describe(data, [file.name for file in sorted(data.iterdir())])
+    stored["batch_tokens"] = bounds.facts
     write_atomically(record, encode_json(stored))
     return WorkerConfig(base, data, out, schedule, training, adapter, spec.asking), used, errors
 
@@ -244,8 +245,8 @@ def _encode(
     replay: Sequence[Path],
     dev: Sequence[Path],
     spec: JudgeSpec,
-) -> tuple[Schedule, int, list[dict[str, Any]]]:
-    """Write items into `data`; return the steps, and of the rows what `prepare_training` does."""
+) -> tuple[Schedule, int, list[dict[str, Any]], TokenBounds]:
+    """Write items into `data`; return the steps, of the rows what `prepare_training` does, and bounds."""
     model, processor = load_skeleton(judge), ask_as(load_processor(judge), spec.asking)
     trained = describe_trained(model, training)
     StoredLayout(judge).check(changed_weights(model, training))
@@ -289,7 +290,7 @@ def _encode(
     )
     if training.tokens is not None:
         schedule = schedule.for_tokens(training.tokens, encoded.lengths)
-    return schedule, used, errors
+    return schedule, used, errors, TokenBounds.of(encoder)
 
 
 def _fit(config: WorkerConfig) -> str | None:

@@ -33,25 +33,29 @@ _LIVE = 10**9
 """Numbers that DeepSpeed keeps gathered under ZeRO 3 (`stage3_max_live_parameters`)."""
 
 
-def training_footprint(judge: Path, training: Training) -> Footprint:
+def training_footprint(judge: Path, training: Training, *, learns: bool = True) -> Footprint:
     """Return what each worker of a training takes.
 
     Args:
         judge: directory of the base; its configuration is enough.
+        learns: whether it is trained; else it gives log-probabilities alone, as the reference of phase 2 does.
     """
-    return _footprint(judge, training.model_dump_json(include=_RELEVANT), training.workers.count)
+    return _footprint(judge, training.model_dump_json(include=_RELEVANT), training.workers.count, learns)
 
 
 _RELEVANT = {"batch_tokens", "packing", "dtype", "lora", "train", "gradient_checkpointing", "zero"}
 
 
 @cache
-def _footprint(judge: Path, settings: str, workers: int) -> Footprint:
+def _footprint(judge: Path, settings: str, workers: int, learns: bool) -> Footprint:
     training = Training.model_validate_json(settings)
     model = load_skeleton(judge, training.dtype)
     quantized = set(find_quantizable(model)) if training.base_bits else set()
     weights = _weight_bytes(model, quantized, training.base_bits)
     set_attention(model, COUNTED)
+    if not learns:
+        model.requires_grad_(requires_grad=False)
+        return Footprint(weights, activations=_activations(model, 0, training))
     with torch.device("meta"):
         trained = make_trainable(model, training)
     trained.train()
@@ -108,6 +112,7 @@ def _count_step(model: Any, inputs: dict[str, Tensor]) -> int:
     with MemoryCounter() as counter:
         states = family_of(model).hidden_states(model, **inputs)
         read = token_log_probabilities(model, states[0, :answers], inputs["input_ids"][0, :answers])
-        read.sum().backward()  # type: ignore[no-untyped-call]
+        if read.requires_grad:
+            read.sum().backward()  # type: ignore[no-untyped-call]
         del states, read
     return int(counter.peak)

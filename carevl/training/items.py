@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,6 +122,9 @@ class Encoder:
         self.max_tokens, self.packing = max_tokens, packing
         self.verdict_weight, self.resize_pixels = verdict_weight, resize_pixels
         self._shown: dict[str, _Shown] = {}
+        self.longest, self.shortest_refused = 0, math.inf
+        """Tokens of the longest item, and of the shortest that was left out or not joined with another of its prompt:
+        from the one on and below the other, any `max_tokens` gives the same items."""
 
     def tree(self, row: dict[str, Any], phase: Phase) -> Tree:
         """Return one row's prefix and judgments.
@@ -141,10 +145,18 @@ class Encoder:
         weighted = phase == "sft" and self.verdict_weight != 1.0
         tree = Tree(prefix, branches, image, [self._weights(texts[0])] if weighted else None)
         tokens = computed_tokens([tree.shape], self.packing)
-        if tokens > self.max_tokens:
+        if not self._fits(tokens):
             message = f"{tokens} tokens, over batch_tokens {self.max_tokens}; raise it, or shorten the texts"
             raise ItemError("too_long", message)
         return tree
+
+    def _fits(self, tokens: int) -> bool:
+        fits = tokens <= self.max_tokens
+        if fits:
+            self.longest = max(self.longest, tokens)
+        else:
+            self.shortest_refused = min(self.shortest_refused, tokens)
+        return fits
 
     def _weights(self, target: str) -> list[float]:
         """Return how much every token of a target counts, the one that ends it among them."""
@@ -177,9 +189,9 @@ class Encoder:
         for number, row in enumerate(rows.to_pylist()):
             reference = [row[name] for name in REFERENCE if name in row]
             try:
+                tree = self.tree(row, phase)
                 if None in reference:
                     raise ItemError("no_reference", "the row has no reference log-probabilities")
-                tree = self.tree(row, phase)
             except (ItemError, RowError) as error:
                 problem = row_error("train", error.kind, str(error))
                 errors.append({"row": number, "item_id": row["item_id"], "error": problem})
@@ -209,7 +221,7 @@ class Encoder:
             group = open_items.get(prompt)
             branches = [*([] if group is None else group["branches"]), *item["branches"]]
             shape = Shape(len(item["prefix"]), tuple(map(len, branches)))
-            if group is None or computed_tokens([shape], self.packing) > self.max_tokens:
+            if group is None or not self._fits(computed_tokens([shape], self.packing)):
                 open_items[prompt] = item
                 grouped.append(item)
                 continue

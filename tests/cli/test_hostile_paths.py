@@ -30,6 +30,7 @@ CASES = [
     ("results {}", ""),
     ("status {}", ""),
     ("retry {}", ""),
+    ("clean {}", ""),
     ("audit {} --rewrites 0", ""),
     ("audit {finished} --judge {}", ""),
     ("check {}", ""),

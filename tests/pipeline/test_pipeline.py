@@ -224,7 +224,7 @@ def test_sources_read_again_with_the_same_rows_change_nothing_after_them(small_r
     settings = load_settings("mini", [*SMALL, "data.decontaminate=false"])
     planned = {stage.name: (stage.action, stage.reason) for stage in plan_run(settings, where)}
     assert planned["ingest"][0] == planned["caption"][0] == "recompute"
-    assert planned["caption"][1].endswith("; kept if the sources give the same rows as before")
+    assert planned["caption"][1].endswith("; kept if what it is made from comes out as before")
     done = run_pipeline(settings, where, lambda _: None)
     assert _actions(done) == {**dict.fromkeys(STAGES, "skipped"), "ingest": "ran"}
 

@@ -81,7 +81,10 @@ def test_damage_is_found_named_and_repaired(tmp_path, table, name, damage):
             assert not (file.parent / other).exists()
             (file.parent / other).write_bytes(f"judge/{other}".encode() * 50)
     file.write_bytes(data)
-    assert finish(table, {"stage": "sft", "rows_out": 6, "cause": dict(KEY.fingerprint_inputs)}) is None
+    assert (
+        finish(table, {"stage": "sft", "rows_out": 6, "cause": dict(KEY.fingerprint_inputs)}, table.list_files())
+        is None
+    )
     assert run.action(KEY)[0] == "skip"
     assert run.version(KEY) == KEY.fingerprint
 
@@ -92,9 +95,11 @@ def test_what_comes_out_otherwise_gets_another_version(tmp_path, table):
     table.reopen(table.find_damage())
     assert run.version(KEY) == KEY.fingerprint
     table.write(1, pa.table({"x": [5, 5]}))
-    remark = finish(table, {"stage": "sft", "rows_out": 6})
+    remark = finish(table, {"stage": "sft", "rows_out": 6}, table.list_files())
     assert remark == "part 1 came out otherwise than before; what was made from it follows"
     assert run.version(KEY) == f"{KEY.fingerprint}+1"
+    assert table.is_remade_since(KEY.fingerprint)
+    assert not table.is_remade_since(run.version(KEY))
 
 
 def test_no_rows_are_read_of_a_table_that_lacks_a_part(table):
@@ -122,7 +127,7 @@ def test_a_damaged_manifest_is_named_and_made_again(tmp_path, table):
         assert run.version(KEY) == KEY.fingerprint
         assert run.latest("sft") is None
     table.reopen(table.find_damage())
-    assert run.action(KEY) == ("resume", "3 parts are there")
+    assert run.action(KEY) == ("resume", "the checkpoint after step 1 is there")
 
 
 def test_a_table_of_an_earlier_version_has_nothing_to_compare(table):

@@ -85,6 +85,14 @@ def test_activations_grow_with_the_row_and_checkpointing_saves_most(configuratio
     assert compute(4096, True) < compute(4096, False) / 5
 
 
+def test_a_reference_keeps_nothing_for_a_backward_pass(configuration):
+    training = Training(dtype="bfloat16")
+    trained, reference = (training_footprint(configuration, training, learns=learns) for learns in (True, False))
+    assert reference.weights == trained.weights
+    assert (reference.trained, reference.gradients, reference.optimizer) == (0, 0, 0)
+    assert 0 < reference.activations < trained.activations / 20
+
+
 def test_fewer_bits_make_the_base_smaller(configuration):
     full = training_footprint(configuration, Training(dtype="bfloat16")).weights
     four = training_footprint(configuration, Training(dtype="bfloat16", lora=Lora(base_bits=4))).weights

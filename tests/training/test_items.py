@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 
 import pyarrow as pa
@@ -130,6 +131,23 @@ def test_targets_of_one_prompt_become_one_item(judge, sft_rows):
     assert len(apart) > 8
     assert sum(len(item["branches"]) for item in apart) == 16
     assert max(Items.of(apart, {}).lengths) <= tight.max_tokens
+
+
+def test_the_encoder_knows_which_bounds_give_the_same_items(judge, sft_rows):
+    rows, processor = _with_second_targets(sft_rows.to_pylist()), hf.AutoProcessor.from_pretrained(judge)
+
+    def encode(most):
+        encoder = Encoder(processor, most)
+        return encoder, encoder.encode(rows, "sft")[::2]
+
+    whole, expected = encode(4096)
+    assert (whole.shortest_refused, whole.longest) == (math.inf, max(Items.of(expected[0], {}).lengths))
+    assert encode(whole.longest)[1] == expected
+    tight, apart = encode(whole.longest - 1)
+    assert apart != expected
+    assert tight.shortest_refused == whole.longest
+    assert encode(tight.longest)[1] == apart
+    assert encode(tight.longest - 1)[1] != apart
 
 
 def test_targets_that_share_a_prompt_have_the_loss_and_gradient_of_separate_ones(begin, sft_rows, quick):

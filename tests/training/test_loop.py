@@ -69,6 +69,20 @@ def test_the_cut_into_micro_batches_does_not_change_the_curve(begin, sft_rows, q
         assert curves[0][0]["gradient_norm"] == pytest.approx(other[0]["gradient_norm"], rel=1e-3)
 
 
+def test_a_training_goes_on_with_fewer_tokens_at_a_time(begin, sft_rows, quick, tmp_path):
+    training = quick(epochs=3, batch_size=3, batch_tokens=4000)
+    loop, _ = begin("sft", sft_rows, training, out=tmp_path / "out")
+    whole = _curve(loop, 4)
+    loop.save(str(tmp_path / "checkpoint"), 4)
+    whole += [loop.step(k) for k in range(4, 9)]
+    smaller = training.model_copy(update={"batch_tokens": max(loop.items.lengths)})
+    resumed, _ = begin("sft", sft_rows, smaller, out=tmp_path / "out")
+    assert len(resumed.shard(resumed.config.schedule.step(0))) == 3 > len(loop.shard(loop.config.schedule.step(0)))
+    assert resumed.load(str(tmp_path / "checkpoint")) == 4
+    rest = [resumed.step(k) for k in range(4, 9)]
+    assert _losses(rest) == pytest.approx(_losses(whole[4:]), abs=1e-4)
+
+
 @pytest.mark.parametrize("stage", [0, 2])
 def test_a_checkpoint_in_mid_epoch_goes_on_with_the_same_curve(begin, sft_rows, quick, tmp_path, stage):
     training = quick(epochs=3, batch_size=3, schedule="cosine", warmup=0.3, zero={"stage": stage})

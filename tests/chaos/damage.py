@@ -1,0 +1,120 @@
+"""Damages files of a run one at a time, and looks whether it is noticed and mended.
+
+python -m tests.chaos.damage RUN --damages 300 --seed 1
+
+RUN is a finished run; it is copied. Prints a JSON line per damage, and a summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.chaos.job import find_difference, fingerprint
+
+WAYS = ("deleted", "emptied", "cut", "flipped")
+CARRIED = ("*.lock", "*.log", ".ray")
+"""Files that no run reads."""
+
+
+def damage(file: Path, way: str, draw: random.Random) -> None:
+    """Damage a file that may be linked elsewhere: the other link stays whole."""
+    data = bytearray(file.read_bytes())
+    file.unlink()
+    if way == "deleted":
+        return
+    if way == "flipped":
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    file.write_bytes(b"" if way == "emptied" else data[: draw.randrange(1, len(data))] if way == "cut" else data)
+
+
+def find_files(run_dir: Path) -> list[Path]:
+    """Return the files of a run that are not empty and that a run may read."""
+    return sorted(
+        file
+        for file in run_dir.rglob("*")
+        if file.is_file() and file.stat().st_size and not any(file.match(pattern) for pattern in CARRIED)
+    )
+
+
+def kind_of(run_dir: Path, file: Path) -> str:
+    """Return what kind of file it is: its stage, and its name without numbers."""
+    place = file.relative_to(run_dir)
+    return f"{place.parts[0]}/{''.join(letter for letter in file.name if not letter.isdigit())}"
+
+
+def call(*words: object) -> subprocess.CompletedProcess[str]:
+    """Call `carevl`."""
+    command = [str(Path(sys.executable).with_name("carevl")), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=900)
+
+
+def try_damage(run_dir: Path, file: Path, way: str, draw: random.Random, *, mend: bool) -> dict[str, object]:
+    """Damage a file; return whether `status --verify` names it, and with `mend` whether a run mends it."""
+    expected, kept = fingerprint(run_dir), file.read_bytes()
+    damage(file, way, draw)
+    told = call("status", run_dir, "--verify")
+    words = told.stdout + told.stderr
+    result: dict[str, object] = {
+        "file": str(file.relative_to(run_dir)),
+        "way": way,
+        "status": told.returncode,
+        "named": told.returncode != 0 and (file.name in words or _called(file) in words),
+        "traceback": "Traceback" in words,
+    }
+    if mend:
+        done = call("run", run_dir.parent / "settings.yaml", "--run-dir", run_dir, "--verify")
+        result |= {"run": done.returncode, "traceback": result["traceback"] or "Traceback" in done.stderr}
+        result["difference"] = find_difference(expected, fingerprint(run_dir))
+        result["last_line"] = done.stderr.strip().rpartition("\n")[2][:200]
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(kept)
+    return result
+
+
+def _called(file: Path) -> str:
+    number = file.stem.removeprefix("part-")
+    return f"part {int(number)}" if number.isdigit() else file.name
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Damage as often as the command line says; return an exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--damages", type=int, default=300)
+    parser.add_argument("--mended", type=int, default=30, help="of them, those after which the run is made whole again")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    draw, noticed, problems = random.Random(options.seed), Counter[str](), 0
+    with tempfile.TemporaryDirectory() as scratch:
+        run_dir = Path(scratch) / "run"
+        shutil.copytree(options.run, run_dir)
+        shutil.copy(run_dir / "settings.yaml", scratch)
+        for number in range(options.damages):
+            files = find_files(run_dir)
+            kinds = sorted({kind_of(run_dir, file) for file in files})
+            kind = kinds[number % len(kinds)]
+            file = draw.choice([file for file in files if kind_of(run_dir, file) == kind])
+            mend = number < options.mended
+            result = try_damage(run_dir, file, draw.choice(WAYS), draw, mend=mend)
+            wrong = (
+                not result["named"] or result["traceback"] or (mend and (result["run"] != 0 or result["difference"]))
+            )
+            noticed["noticed" if result["named"] else "not noticed"] += 1
+            problems += bool(wrong)
+            print(json.dumps({"kind": kind, **result}), flush=True)
+    print(json.dumps({"damages": options.damages, **noticed, "problems": problems}))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""A new table takes over the rows of earlier tables that come out alike, and asks for the rest."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.retry import retry_failed_rows
+from carevl.pipeline.run import run_pipeline
+from carevl.settings.loader import fill, load_settings
+from carevl.settings.tree import Settings
+from carevl.store.run import Run
+from tests.helpers.small_run import SMALL
+
+COLOURS = ("red", "green", "blue", "white", "black", "yellow")
+
+
+def _png(colour):
+    data = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Those of a run whose source has a row for each of some pictures."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for colour in COLOURS:
+        (data / f"{colour}.png").write_bytes(_png(colour))
+    _write(data, COLOURS)
+    sources = f"data.sources=[{{path: {data / 'rows.jsonl'}}}]"
+    settings = load_settings("mini", [*SMALL, "benchmarks=[]", "max_error_fraction=1", sources])
+    tree = settings.model_dump(mode="json")
+    return fill(Settings, tree | {"experts": tree["experts"][:1]}, [])
+
+
+def _write(data, colours):
+    rows = [
+        {"image": f"{name}.png", "question": "What is it?", "chosen": "A square.", "rejected": "A dog."}
+        for name in colours
+    ]
+    (data / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _counts(settings, run, stages=("caption", "score/")):
+    """Return rows and rows taken of each table."""
+    keys = stage_keys(settings, run)
+    manifests = {name: run.table(key).manifest for name, key in keys.items() if name.startswith(stages)}
+    return {name: (facts["rows_out"], facts["rows_taken"]) for name, facts in manifests.items()}
+
+
+def test_one_more_row_costs_one_caption_and_its_scores(ray, settings, tmp_path):
+    run = Run(tmp_path / "run")
+    _write(tmp_path / "data", COLOURS[:-1])
+    run_pipeline(settings, run, lambda _: None, "score")
+    assert set(_counts(settings, run).values()) == {(5, 0), (10, 0)}
+    _write(tmp_path / "data", COLOURS)
+    lines = []
+    run_pipeline(settings, run, lines.append, "score")
+    assert set(_counts(settings, run).values()) == {(6, 5), (12, 10)}
+    assert any("5 of them from earlier tables" in line for line in lines)
+    undisturbed = Run(tmp_path / "other")
+    run_pipeline(settings, undisturbed, lambda _: None, "score")
+    for name, key in stage_keys(settings, run).items():
+        if name.startswith(("caption", "score/")):
+            other = undisturbed.table(stage_keys(settings, undisturbed)[name])
+            assert run.table(key).read().equals(other.read())
+
+
+def test_an_image_that_is_put_back_costs_one_caption(ray, settings, tmp_path):
+    run = Run(tmp_path / "run")
+    picture = tmp_path / "data" / "red.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:60])
+    run_pipeline(settings, run, lambda _: None, "score")
+    picture.write_bytes(whole)
+    retry_failed_rows(settings, run, lambda _: None)
+    assert set(_counts(settings, run).values()) == {(6, 5), (12, 10)}
+
+
+def test_a_model_that_is_asked_otherwise_is_asked_all(ray, settings, tmp_path):
+    run = Run(tmp_path / "run")
+    run_pipeline(settings, run, lambda _: None, "caption")
+    other = fill(Settings, settings.model_dump(mode="json"), ["captioner.max_tokens=100"])
+    run_pipeline(other, run, lambda _: None, "caption")
+    assert _counts(other, run, ("caption",)) == {"caption": (6, 0)}
+
+
+def test_pairs_that_change_sides_take_their_judgments_along(small_run, tmp_path):
+    run = small_run.copy(tmp_path)
+    settings = fill(Settings, small_run.settings.model_dump(mode="json"), ["router.threshold=0.8"])
+    before = _judgments(small_run.run.table(stage_keys(small_run.settings, small_run.run)["demonstrate"]))
+    run_pipeline(settings, run, lambda _: None, "demonstrate")
+    table = run.table(stage_keys(settings, run)["demonstrate"])
+    after = _judgments(table)
+    taken = {request: text for request, text in after.items() if request in before}
+    assert 0 < len(taken) < len(before)
+    assert taken == {request: before[request] for request in taken}
+    assert table.manifest["rows_taken"] == len(taken)
+
+
+def _judgments(table):
+    rows = type(table)(table.directory / "judgments").read().to_pylist()
+    return {(row["item_id"], row["task"], tuple(row["order"]), row["sample"]): row["text"] for row in rows}
+
+
+def test_a_change_that_changes_nothing_stops_there(small_run, tmp_path):
+    run = small_run.copy(tmp_path)
+    margins = [row["probability"] for row in run.table(stage_keys(small_run.settings, run)["route"]).read().to_pylist()]
+    assert min(abs(margin - 0.7) for margin in margins if margin is not None) > 1e-7
+    settings = fill(Settings, small_run.settings.model_dump(mode="json"), ["router.threshold=0.70000001"])
+    lines = []
+    done = run_pipeline(settings, run, lines.append)
+    actions = {report.name: report.action for report in done}
+    assert actions.pop("route") == "ran"
+    assert set(actions.values()) == {"skipped"}
+    assert "route            came out as before; what was made from that stays" in lines
