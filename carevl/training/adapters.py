@@ -52,7 +52,10 @@ class Adapter:
 
         directory.mkdir(parents=True, exist_ok=True)
         save_file(dict(self.tensors), directory / WEIGHTS, metadata={"format": "pt"})
-        (directory / CONFIG).write_text(json.dumps(dict(self.config), indent=2))
+        config = dict(self.config)
+        if isinstance(modules := config.get("target_modules"), list):
+            config["target_modules"] = sorted(modules)  # PEFT writes a set, in another order in every process
+        (directory / CONFIG).write_text(json.dumps(config, indent=2))
         shutil.copymode(directory / CONFIG, directory / WEIGHTS)
 
     @property

@@ -79,7 +79,7 @@ def test_what_is_damaged_of_a_finished_run_is_made_again_and_nothing_else(small_
     before, keys = _contents(run), stage_keys(settings, run)
     for name, damage in FINISHED.items():
         damage(_file(settings, run, name))
-    _empty(run.root / "judge" / "model.safetensors")
+    _flip(run.root / "judge" / "model.safetensors")
     named = "\n".join(verify_run(settings, run))
     for name in FINISHED:
         if name != "select/part-00000.parquet":  # its manifest, which would tell, is damaged
@@ -131,3 +131,26 @@ def test_a_training_whose_state_is_gone_is_made_again_and_what_follows_only_if_i
     log = str((directory / "steps.jsonl").relative_to(run.root))
     assert after.pop(log) != before.pop(log)  # which has times
     assert after == before
+
+
+@pytest.mark.nightly
+def test_every_damage_of_every_file_is_named(small_run: SmallRun, tmp_path: Path) -> None:
+    run = small_run.copy(tmp_path)
+    tables = run.tables(stage_keys(small_run.settings, run))
+    n_damages = 0
+    for name, table in tables.items():
+        for listed in [*(table.manifest or {})["files"], "manifest.json"]:
+            file = table.directory / listed
+            data = file.read_bytes()
+            for damage in (_delete, _empty, _cut, _flip):
+                damage(file)
+                found = table.find_damage(verify=True)
+                assert list(found) == ([] if (damage, listed) == (_delete, "manifest.json") else [listed]), (
+                    name,
+                    damage,
+                )
+                file.write_bytes(data)
+                n_damages += 1
+        assert table.find_damage(verify=True) == {}
+    assert n_damages >= 300
+    print(f"{n_damages} damages, each named")

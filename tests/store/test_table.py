@@ -7,6 +7,7 @@ import json
 import pyarrow as pa
 import pytest
 
+from carevl.models.locate import locate
 from carevl.pipeline.repair import finish
 from carevl.store.damage import DamagedError
 from carevl.store.listing import describe_problems
@@ -165,3 +166,13 @@ def test_a_published_judge_shows_whether_it_is_whole(tmp_path):
         refuse_damaged(tmp_path)
     (tmp_path / "judge.json").write_text("")
     assert published_version(tmp_path) is None
+
+
+def test_a_published_judge_that_lacks_a_file_is_not_loaded(tmp_path):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    mark(tmp_path, "abc", "org/base")
+    assert locate(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged: it has 0 bytes, not 2; `carevl run`"):
+        locate(str(tmp_path))
