@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 
@@ -24,7 +25,8 @@ def main(last: str | None = None, *, whole: bool = False) -> None:
     # Python and Ray's workers look here first, and select.py is not the standard library's.
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
     extent = "the whole pipeline" if whole else f"the stages up to {last or 'NAME'}"
-    from carevl.cli.ending import ending, list_statuses
+    from carevl.cli.ending import list_statuses
+    from carevl.cli.supervisor import supervise
 
     description = f"Run {extent} on the Ray cluster that is joined."
     parser = argparse.ArgumentParser(description=description, epilog=list_statuses())
@@ -40,14 +42,20 @@ def main(last: str | None = None, *, whole: bool = False) -> None:
         parser.add_argument("--final", action="store_true", help="evaluate on the benchmarks' test data as well")
     arguments = parser.parse_args(namespace=argparse.Namespace(final=False, name=last))
 
-    with ending(parser.prog, arguments.run_dir):
+    supervise(parser.prog, partial(_run_to_end, parser.prog, arguments))
+
+
+def _run_to_end(program: str, arguments: argparse.Namespace) -> None:
+    from carevl.cli.ending import ending
+
+    with ending(program, arguments.run_dir):
         overrides = [*arguments.set, *(["cluster.rehearse=true"] if arguments.rehearse else [])]
         _run(arguments.settings, overrides, arguments.run_dir, arguments.name, final=arguments.final)
-    print(f"{parser.prog}: done; the output is in {arguments.run_dir}")
+    print(f"{program}: done; the output is in {arguments.run_dir}")
 
 
 def _run(source: str, overrides: Sequence[str], run_dir: Path, last: str | None, *, final: bool) -> None:
-    from carevl.cluster.connect import is_private, ray_cluster
+    from carevl.cluster.connect import check_cluster, is_private, ray_cluster
     from carevl.errors import UserError
     from carevl.pipeline.check import check_settings
     from carevl.pipeline.final import evaluate_final
@@ -62,8 +70,9 @@ def _run(source: str, overrides: Sequence[str], run_dir: Path, last: str | None,
         )
     if is_private(settings.cluster):
         raise UserError("no Ray cluster to join: submit this with `ray job submit`, or set RAY_ADDRESS")
+    check_cluster(settings.cluster)
     check_settings(settings, last, final=final)  # before the cluster is joined
-    with ray_cluster(settings.cluster):
+    with run.lock(), ray_cluster(settings.cluster):
         for table in run_pipeline(settings, run, _log, last):
             print(f"{table.name:16s} {table.action:8s} {table.rows_out:8d} rows  {table.errors:6d} errors")
         if final:

@@ -32,6 +32,7 @@ from carevl.cli import (
 )
 from carevl.cli.ending import ending, list_statuses, report_end
 from carevl.cli.options import ListingCommand
+from carevl.cli.supervisor import supervise
 
 
 class _Commands(TyperGroup):
@@ -83,5 +84,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Entry point: whatever happens ends in one line, and the exit status that `carevl --help` lists."""
+    supervise("carevl", run_here)
+
+
+def run_here() -> None:
+    """Run the command line in this process."""
     with ending("carevl"):
         app()

@@ -35,7 +35,7 @@ def compare(
 
     Example: carevl compare mini --seeds 2 --arms base,distillation,carevl --run-dir runs/mini
     """
-    from carevl.cluster.connect import ray_cluster
+    from carevl.cluster.connect import check_cluster, ray_cluster
     from carevl.compare import report
     from carevl.compare import run as comparing
 
@@ -44,8 +44,9 @@ def compare(
         raise UserError("compare: --world-seed names the test scenes of --final; give both")
     plan = comparing.Plan(tuple(arms.split(",")) if arms else (), seeds, tries, sweep, at_once=at_once)
     test = comparing.Final(world_seed) if final else None
+    check_cluster(tree.cluster)
     comparing.check(tree, plan, test)
-    with ray_cluster(tree.cluster):
+    with run.lock(), ray_cluster(tree.cluster):
         comparison = comparing.compare(tree, run, plan, test, log)
     for line in [json.dumps(comparison)] if as_json else report.format_lines(comparison):
         typer.echo(line)

@@ -12,12 +12,13 @@ def retry(run_dir: RunRoot) -> None:
 
     Example: carevl retry runs/mini
     """
-    from carevl.cluster.connect import ray_cluster
+    from carevl.cluster.connect import check_cluster, ray_cluster
     from carevl.pipeline.keys import load_run
     from carevl.pipeline.retry import retry_failed_rows
 
     settings, run = load_run(run_dir.absolute())
-    with ray_cluster(settings.cluster):
+    check_cluster(settings.cluster)
+    with run.lock(), ray_cluster(settings.cluster):
         retried = retry_failed_rows(settings, run, log)
     for name, tally in retried.items():
         typer.echo(f"{name:16s} {tally['rows_out']} rows, {tally['errors']} still failed")

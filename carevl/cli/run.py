@@ -34,7 +34,7 @@ def run(
     Example: carevl run single-gpu --rehearse --set cluster.num_gpus=1 --set cluster.num_cpus=16 --set
     data.sources.0.path=pairs.parquet --set items=64 --run-dir runs/rehearsal
     """
-    from carevl.cluster.connect import ray_cluster
+    from carevl.cluster.connect import check_cluster, ray_cluster
     from carevl.pipeline import results
     from carevl.pipeline.check import check_settings
     from carevl.pipeline.final import evaluate_final
@@ -43,8 +43,9 @@ def run(
     tree, store = load_tree(settings, overrides, rehearse=rehearse), run_at(settings, run_dir)
     if final and until:
         raise UserError("run: --final evaluates what the whole run has made; leave out --until")
+    check_cluster(tree.cluster)
     check_settings(tree, until, final=final)  # before Ray starts
-    with ray_cluster(tree.cluster):
+    with store.lock(), ray_cluster(tree.cluster):
         done = run_pipeline(tree, store, log, until, verify=verify)
         if final:
             evaluate_final(tree, store, log)

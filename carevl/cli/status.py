@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from carevl.cli.options import RunRoot
+from carevl.cli.options import RunRoot, log
 
 
 def status(
@@ -25,6 +25,8 @@ def status(
     from carevl.pipeline.status import status_lines, unlisted_tables, verify_run
 
     settings, run = load_run(run_dir.absolute())
+    if run.refusal is not None:
+        log(run.refusal)
     for line in status_lines(settings, run):
         typer.echo(line)
     if not verify:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from carevl.cluster.reach import check_address, end_without_node
+from carevl.errors import MachineError
 from carevl.models.device import REHEARSAL
 from carevl.store.run import RunError
 
@@ -29,10 +33,33 @@ _WORKER_ENVIRONMENT = {
 }
 """Environment variables of every worker, in private and in joined clusters."""
 
+_DRIVER_ENVIRONMENT = {
+    # Seconds without the head until Ray's core ends the process; its own limit is a minute.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+    # What Ray prints of lost nodes, in several paragraphs; the command says what is lost, and what to do.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+}
+"""Environment variables of this process, read when Ray is imported."""
+
 
 def is_private(cluster: Cluster) -> bool:
     """Whether a Ray of this process's own is started: no address is set, and this is no submitted job."""
     return cluster.address is None and "RAY_ADDRESS" not in os.environ
+
+
+def check_cluster(cluster: Cluster) -> None:
+    """Ask the cluster that would be joined whether it is there; nothing where a private Ray is started.
+
+    Raises:
+        RunError, MachineError: as `ray_cluster`, within seconds.
+    """
+    if not is_private(cluster):
+        _set_driver_environment()
+        check_address(cluster.address or os.environ["RAY_ADDRESS"])
+
+
+def _set_driver_environment() -> None:
+    os.environ |= {name: value for name, value in _DRIVER_ENVIRONMENT.items() if name not in os.environ}
 
 
 @contextmanager
@@ -43,20 +70,26 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     without a dashboard, and lets nobody in who lacks the token that is drawn for it.
 
     Raises:
-        RunError: the cluster cannot be reached, wants another token, or does not start on this machine.
+        RunError: the cluster wants another token, is no Ray, or does not start on this machine.
+        MachineError: nobody answers at its address.
     """
     private = is_private(cluster)
     if private:
         # Ray's control service listens beyond loopback whatever address it is given: only this process has its token.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _set_driver_environment()
     import ray
 
     if ray.is_initialized():
         yield
         return
+    check_cluster(cluster)
     rehearsal = {REHEARSAL: "1"} if cluster.rehearse else {}
     os.environ |= rehearsal
+    address = cluster.address or os.environ.get("RAY_ADDRESS", "")
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM,) if is_main}
     runtime = {"env_vars": _WORKER_ENVIRONMENT | rehearsal}
     try:
         if private:
@@ -72,11 +105,16 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
             )
         else:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="warning", runtime_env=runtime)
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        address = cluster.address or os.environ.get("RAY_ADDRESS")
-        raise RunError(f"cannot join the Ray cluster at {address}: {error}") from error
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        if private:
+            raise
+        raise MachineError(f"cannot join the Ray cluster at {address}: {' '.join(str(error).split())}") from error
+    finally:
+        for number, handler in handlers.items():  # Ray takes SIGTERM for itself
+            signal.signal(number, handler)
     try:
-        yield
+        with end_without_node():
+            yield
     finally:
         ray.shutdown()
         if cluster.rehearse:

@@ -75,4 +75,6 @@ def load_run(root: Path) -> tuple[Settings, Run]:
     try:
         return load_settings(str(run.settings)), run
     except SettingsError as error:
+        if (refusal := run.refusal) is not None:
+            raise RunError(f"{refusal} ({error})") from None
         raise RunError(f"{error}; `carevl run SETTINGS --run-dir {root}` writes {run.settings} anew") from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carevl.cluster.connect import is_private, ray_cluster
+from carevl.cluster.connect import check_cluster, is_private, ray_cluster
 from carevl.cluster.resources import Reservation, Supply, card_memory, describe, find_unplaceable, supply
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.hub import COMMIT
@@ -77,9 +77,11 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
 
     Raises:
         RunError: something that a stage reserves can never be had, a model cannot be downloaded, or does not fit on a
-            card; the lines before it come first.
+            card; the lines before it come first. Or another token than this process has is wanted.
+        MachineError: the cluster cannot be reached.
         UserError: there is nothing to train where the settings say.
     """
+    check_cluster(settings.cluster)
     planned = plan_run(settings, run)
     if settings.cluster.rehearse:
         yield results.REHEARSAL

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.gpus import check_gpus
 from carevl.data.drawn import draw
+from carevl.errors import MachineError, as_user_error, exit_status
 from carevl.models.locate import prepare_models
 from carevl.pipeline import results
 from carevl.pipeline.admission import admit
@@ -156,6 +157,8 @@ def _explain_system_errors(tables: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if exit_status(error) == 3:
+            raise MachineError(f"{', '.join(tables)}: {as_user_error(error)}; what is done stays") from error
         advice = "what is done stays: mend this, and run the same command again"
         raise RunError(f"{', '.join(tables)}: {error}; {advice}") from error
 

@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +23,19 @@ from typing import Any
 
 import yaml
 
-from carevl.errors import UserError
+from carevl.errors import MachineError, UserError, explain_full_disk
+from carevl.periodic import call_every
 from carevl.store.listing import describe_problems
 from carevl.store.stage_key import StageKey, differences
 from carevl.store.table import BEGUN, MANIFEST, Table, write_atomically
+
+VERSION = 1
+"""Of run directories: raised when one that this carevl has written would mislead an earlier one."""
+_BEAT, _PATIENCE = 10.0, 25.0
+"""Seconds between two signs of life of the process that holds a directory, and until one that gives none is gone."""
+
+_held: set[Path] = set()
+"""The run directories that this process holds."""
 
 
 class RunError(UserError):
@@ -64,6 +74,7 @@ class Run:
     def remember(self, settings: Mapping[str, Any]) -> None:
         """Write the settings of a run."""
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        text = f"# run directory, version {VERSION}\n{text}"
         write_atomically(self.settings, text.encode("utf-8", "surrogatepass"))
 
     def table(self, key: StageKey) -> Table:
@@ -155,13 +166,36 @@ class Run:
             return "run", "never run"
         return "recompute", "; ".join(differences(last["cause"], dict(key.fingerprint_inputs)))
 
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing may be written here: a later version of carevl did, in ways that this one does not know."""
+        if not self.settings.is_file():
+            return None
+        with self.settings.open("rb") as stream:
+            written = re.match(rb"# run directory, version (\d+)", stream.readline(200))
+        if written is None or int(written[1]) <= VERSION:
+            return None
+        return (
+            f"{self.root} was written by a later carevl (run directories of version {int(written[1])}; this one knows "
+            f"{VERSION}): nothing in it is changed; use that carevl, or another directory"
+        )
+
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run directory for this process.
+        """Hold the run directory for this process, in which it may be held once more.
+
+        The system's lock reaches as far as the file system carries it: over NFS to other machines only where the server
+        keeps locks. A holder on another machine is therefore believed to live as long as its lock file gets younger.
 
         Raises:
-            RunError: another process holds it, or the directory cannot be written.
+            RunError: another process holds it, the directory cannot be written, or a later carevl has written it.
+            MachineError: the disk is full.
         """
+        if self.root in _held:
+            yield
+            return
+        if (refusal := self.refusal) is not None:
+            raise RunError(refusal)
         with self._written():
             self.root.mkdir(parents=True, exist_ok=True)
             stream = (self.root / "run.lock").open("a+b", buffering=0)
@@ -169,20 +203,48 @@ class Run:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                stream.seek(0)
-                holder = stream.read().decode() or "another process"
-                raise RunError(f"{self.root} is in use by {holder}; wait for it, or choose another directory") from None
+                raise self._in_use(_read_holder(stream.fileno())) from None
+            holder, here = _read_holder(stream.fileno()), socket.gethostname()
+            if holder and not holder.endswith(f" on {here}") and _gives_sign(stream.fileno()):
+                raise self._in_use(holder)
             with self._written():
                 stream.truncate(0)
-                stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-            yield
+                stream.write(f"process {os.getpid()} on {here}".encode())
+            _held.add(self.root)
+            try:
+                with call_every(_BEAT, lambda: os.utime(stream.fileno())):
+                    yield
+            finally:
+                _held.remove(self.root)
+                stream.truncate(0)
+
+    def _in_use(self, holder: str) -> RunError:
+        return RunError(
+            f"{self.root} is in use by {holder or 'another process'}; wait for it, or choose another directory"
+        )
 
     @contextmanager
     def _written(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
+            if (full := explain_full_disk(error, self.root)) is not None:
+                raise MachineError(full) from error
             raise RunError(f"cannot write to the run directory {self.root}: {error.strerror}") from error
+
+
+def _read_holder(lock: int) -> str:
+    return os.pread(lock, 300, 0).decode(errors="replace")
+
+
+def _gives_sign(lock: int) -> bool:
+    """Watch the lock file of a holder on another machine, which touches it as long as it lives."""
+    first, deadline = os.fstat(lock).st_mtime_ns, time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        time.sleep(_PATIENCE / 25)
+        if os.fstat(lock).st_mtime_ns != first:
+            return True
+    return False
 
 
 def fingerprint_of(version: str) -> str:

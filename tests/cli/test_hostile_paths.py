@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from carevl.cli import main
+from carevl.cli.app import app, run_here
 from tests.helpers.finished_run import FINISHED
 
 KINDS = ("missing", "directory", "binary", "unreadable", "empty")
@@ -88,7 +88,7 @@ def run_main(words: list[str]) -> int:
     """Run the command line in this process; return the exit status."""
     before, sys.argv = sys.argv, ["carevl", *words]
     try:
-        main()
+        run_here()
     except SystemExit as end:
         return int(end.code or 0)
     finally:
@@ -114,7 +114,5 @@ def test_a_hostile_path_ends_in_one_line(words, suffix, places, tmp_path, monkey
 
 
 def test_every_command_is_tried() -> None:
-    from carevl.cli.app import app
-
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
     assert commands == {words.split()[0] for words, _ in CASES} - {"miniworld"}

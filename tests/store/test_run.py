@@ -1,11 +1,14 @@
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from carevl.store.run import Run, RunError
+from carevl.periodic import call_every
+from carevl.store.run import VERSION, Run, RunError
 from carevl.store.stage_key import StageKey, differences
 from carevl.store.table import Table, write_atomically
 
@@ -115,3 +118,50 @@ def test_ratings_of_an_earlier_version_are_read_beside_later_ones(tmp_path):
     table.write(0, pa.table({"rating": pa.array([4, None], pa.int32())}))
     table.write(1, pa.table({"rating": pa.array([4.5], pa.float32())}))
     assert table.read()["rating"].to_pylist() == [4.0, None, 4.5]
+
+
+def test_a_directory_is_held_once_more_in_the_same_process(tmp_path):
+    run = Run(tmp_path)
+    with run.lock(), run.lock():
+        assert f"process {os.getpid()}" in (tmp_path / "run.lock").read_text()
+    assert (tmp_path / "run.lock").read_text() == ""
+
+
+def test_a_holder_on_another_machine_lives_as_long_as_it_gives_a_sign(tmp_path, monkeypatch):
+    monkeypatch.setattr("carevl.store.run._PATIENCE", 1.0)
+    file = tmp_path / "run.lock"
+    file.write_text("process 7 on elsewhere")
+    with (
+        call_every(0.1, lambda: os.utime(file)),
+        pytest.raises(RunError, match="in use by process 7 on elsewhere"),
+        Run(tmp_path).lock(),
+    ):
+        pass
+    with Run(tmp_path).lock():
+        assert "elsewhere" not in file.read_text()
+
+
+def test_the_lock_file_gets_younger_while_it_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("carevl.store.run._BEAT", 0.05)
+    with Run(tmp_path).lock():
+        first, end = (tmp_path / "run.lock").stat().st_mtime_ns, time.monotonic() + 30
+        while (tmp_path / "run.lock").stat().st_mtime_ns == first:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
+def test_a_directory_of_a_later_version_is_not_written(tmp_path):
+    run = Run(tmp_path)
+    run.remember({"seed": 7})
+    assert run.refusal is None
+    text = run.settings.read_text()
+    run.settings.write_text(text.replace(f"version {VERSION}", f"version {VERSION + 1}"))
+    with pytest.raises(RunError, match=f"written by a later carevl .*version {VERSION + 1}; this one knows {VERSION}"):
+        run.lock().__enter__()
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_a_file_is_no_run_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file; name a directory"):
+        Run.at(tmp_path / "file")
