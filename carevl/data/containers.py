@@ -6,7 +6,9 @@ content: a row that cannot be read is a record with an error, and so is the plac
 
 from __future__ import annotations
 
+import functools
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,18 +17,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from carevl.data.json_rows import json_values, line_values
-from carevl.data.rows import Row, RowError
-from carevl.data.tar_rows import tar_samples
-from carevl.errors import DataError
+from carevl.data.csv_rows import csv_rows
+from carevl.data.files import SourceError, files_below
+from carevl.data.json_rows import LostRowsError, json_values, line_values
+from carevl.data.rows import Row, RowError, clean
+from carevl.data.tar_rows import IMAGE_ENDINGS, tar_samples
 
 _BATCH = 16
 _BUFFER_BYTES = 1 << 20
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-
-
-class SourceError(DataError):
-    """A source that cannot be read at all: nothing at its path, or no file of a known kind."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,6 @@ class Record:
     error: RowError | None = None
 
 
-def locate(path: str, filesystem: pafs.FileSystem | None = None) -> tuple[pafs.FileSystem, str]:
-    """Return the filesystem of a path and the path within it; `s3://…` and other URIs choose their own filesystem."""
-    if filesystem is None:
-        filesystem, path = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
-    while isinstance(filesystem, pafs.SubTreeFileSystem):
-        filesystem, path = filesystem.base_fs, posixpath.join(filesystem.base_path, path)
-    return filesystem, path.rstrip("/") or "/"
-
-
 def list_files(filesystem: pafs.FileSystem, path: str, skip: str | None = None) -> list[str]:
     """List the data files at a path, sorted: the file itself, or those below a directory. Hidden files are left out.
 
@@ -57,48 +47,58 @@ def list_files(filesystem: pafs.FileSystem, path: str, skip: str | None = None) 
     Raises:
         SourceError: there is nothing at the path, or no file of a known kind.
     """
+    return list_and_pass_over(filesystem, path, skip)[0]
+
+
+def list_and_pass_over(
+    filesystem: pafs.FileSystem, path: str, skip: str | None = None
+) -> tuple[list[str], dict[str, int]]:
+    """Return what `list_files` returns, and the endings of the other files below a directory with their numbers.
+
+    Images and hidden files are not among these.
+
+    Raises:
+        SourceError: as `list_files`.
+    """
     info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         raise SourceError(f"{path}: no such file or directory")
     if info.type != pafs.FileType.Directory:
         if _container(path) is None:
             raise SourceError(f"{path}: not a known kind of file; known: {', '.join(CONTAINERS)}")
-        return [path]
-    below = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    files = sorted(entry.path for entry in below if entry.type == pafs.FileType.File)
-    data = [file for file in files if _container(file) and not _hidden(file[len(path) :]) and file != skip]
+        return [path], {}
+    files = [file.path for file in files_below(filesystem, path)]
+    seen = [file for file in files if not _hidden(file[len(path) :]) and file != skip]
+    data = [file for file in seen if _container(file)]
     if not data:
         raise SourceError(f"{path}: {len(files)} files, none of a known kind; known: {', '.join(CONTAINERS)}")
-    return data
-
-
-def stamp(filesystem: pafs.FileSystem, path: str) -> list[int]:
-    """Return the number of the files at a path (or below it), their bytes, and when the youngest was changed, in ns.
-
-    All are 0 where nothing is.
-    """
-    entries = filesystem.get_file_info([path])
-    if entries[0].type == pafs.FileType.Directory:
-        entries = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    files = [info for info in entries if info.type == pafs.FileType.File]
-    return [len(files), sum(info.size for info in files), max((info.mtime_ns or 0 for info in files), default=0)]
+    endings = (posixpath.splitext(file)[1].lower() for file in seen if not _container(file))
+    others = Counter(clean(ending) for ending in endings if ending.removeprefix(".") not in IMAGE_ENDINGS)
+    return data, dict(sorted(others.items()))
 
 
 def read_records(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
-    """Read the rows of a file that `list_files` named, each exactly once and in order."""
+    """Read the rows of a file that `list_files` named, each exactly once and in order.
+
+    Where the file breaks off, there is an error for every row that is lost, as far as their number is known.
+    """
     read = _container(file)
     assert read is not None
     number = 0
     try:
+        if clean(file) != file:
+            raise ValueError("its name is not UTF-8; rename it")
         for record in read(filesystem, file):
             number = record.number + 1
             yield record
     except Exception as failure:  # damaged files make their libraries raise nearly anything
-        yield Record(number, None, _broken(failure))
+        lost = failure.rows if isinstance(failure, LostRowsError) else 1
+        yield from (Record(number + n, None, _broken(failure)) for n in range(lost))
 
 
 def _broken(failure: Exception) -> RowError:
-    return RowError("file", f"cannot be read from here on: {type(failure).__name__}: {failure}"[:1000])
+    kind = "" if isinstance(failure, ValueError) else f"{type(failure).__name__}: "
+    return RowError("file", f"the file cannot be read from here on: {kind}{failure}; mend the file"[:1000])
 
 
 def _hidden(path: str) -> bool:
@@ -119,7 +119,8 @@ def _parquet(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
                         yield record
                         number = record.number + 1
             except (OSError, ValueError, pa.ArrowException) as failure:
-                yield from (Record(n, None, _broken(failure)) for n in range(number, end))
+                message = f"row group {group} of the file cannot be read: {failure}; mend the file"[:1000]
+                yield from (Record(n, None, RowError("row", message)) for n in range(number, end))
 
 
 def _arrow(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
@@ -132,35 +133,33 @@ def _arrow(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
 
 
 def _batch_records(batch: pa.RecordBatch, number: int) -> Iterator[Record]:
-    """Yield the rows of a batch; those that have no Python value (text that is not UTF-8) become errors one by one."""
+    """Yield the rows of a batch.
+
+    What has no Python value (text that is not UTF-8, a date beyond the calendar) is a RowError in its cell, and so is
+    a column of which there are several: neither costs a row that is read without it.
+    """
+    repeated = {name: n for name, n in Counter(batch.schema.names).items() if n > 1}
+    errors = {name: RowError("format", f"the column `{name}` stands {n} times") for name, n in repeated.items()}
+    if repeated:
+        batch = batch.select([n for n, name in enumerate(batch.schema.names) if name not in repeated])
     try:
-        rows = batch.to_pylist()
+        rows = batch.to_pylist() if batch.num_columns else [{} for _ in range(batch.num_rows)]
     except (ValueError, OverflowError, pa.ArrowException):
-        yield from (_lone_record(batch.slice(n, 1), number + n) for n in range(batch.num_rows))
-        return
-    yield from (Record(number + n, row) for n, row in enumerate(rows))
+        rows = [{name: _cell(name, batch[name], n) for name in batch.schema.names} for n in range(batch.num_rows)]
+    yield from (Record(number + n, row | errors) for n, row in enumerate(rows))
 
 
-def _lone_record(batch: pa.RecordBatch, number: int) -> Record:
+def _cell(name: str, column: pa.Array, n: int) -> object:
     try:
-        return Record(number, batch.to_pylist()[0])
+        return column[n].as_py()
     except (ValueError, OverflowError, pa.ArrowException) as failure:
-        return Record(number, None, RowError("row", f"the row has a value that cannot be read: {failure}"))
+        return RowError("row", f"`{name}` has a value that cannot be read: {failure}")
 
 
-def _lines(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
+def _streamed(read: Callable[[Any], Iterable[Any]], filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
+    """Yield the rows of a file that is read front to back, unpacked by the ending of its name."""
     with filesystem.open_input_stream(file, buffer_size=_BUFFER_BYTES) as handle:
-        yield from _numbered(line_values(handle))
-
-
-def _json(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
-    with filesystem.open_input_stream(file, buffer_size=_BUFFER_BYTES) as handle:
-        yield from _numbered(json_values(handle))
-
-
-def _tar(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
-    with filesystem.open_input_stream(file, compression=None, buffer_size=_BUFFER_BYTES) as handle:
-        yield from _numbered(tar_samples(handle))
+        yield from _numbered(read(handle))
 
 
 def _numbered(values: Iterable[Any]) -> Iterator[Record]:
@@ -173,19 +172,24 @@ def _numbered(values: Iterable[Any]) -> Iterator[Record]:
             yield Record(number, None, RowError("row", f"a row should be an object, found {type(value).__name__}"))
 
 
-CONTAINERS: dict[str, Callable[[pafs.FileSystem, str], Iterator[Record]]] = {
+_Reader = Callable[[pafs.FileSystem, str], Iterator[Record]]
+_READERS: dict[str, Callable[[Any], Iterable[Any]]] = {
+    ".json": json_values,
+    ".jsonl": line_values,
+    ".ndjson": line_values,
+    ".csv": csv_rows,
+    ".tsv": functools.partial(csv_rows, delimiter="\t"),
+    ".tar": tar_samples,
+}
+_STREAMED: dict[str, _Reader] = {ending: functools.partial(_streamed, read) for ending, read in _READERS.items()}
+CONTAINERS: dict[str, _Reader] = {
     ".parquet": _parquet,
     ".arrow": _arrow,
-    ".json": _json,
-    ".jsonl": _lines,
-    ".jsonl.gz": _lines,
-    ".jsonl.bz2": _lines,
-    ".tar": _tar,
-    ".tar.gz": _tar,
-    ".tgz": _tar,
+    ".tgz": _STREAMED[".tar"],
+    **{f"{ending}{packed}": read for ending, read in _STREAMED.items() for packed in ("", ".gz", ".bz2", ".zst")},
 }
-"""Ending of a file's name to its reader."""
+"""Ending of a file's name to its reader, a pure function of the file."""
 
 
-def _container(file: str) -> Callable[[pafs.FileSystem, str], Iterator[Record]] | None:
+def _container(file: str) -> _Reader | None:
     return next((read for ending, read in CONTAINERS.items() if file.lower().endswith(ending)), None)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
-from carevl.data.containers import locate
+from carevl.data.files import locate
 from carevl.data.formats import FORMATS
 from carevl.data.images import ImageLimits
 from carevl.data.intake import Intake

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from pyarrow.fs import FileSystem
 
-from carevl.data.containers import locate, stamp
+from carevl.data.files import locate, stamp
+from carevl.data.rows import clean
 from carevl.errors import SettingsError
 from carevl.settings.schemes import DRAWN_PREFIX, Scheme, split_scheme
 from carevl.store.run import Run
@@ -52,12 +53,12 @@ class DataRoot:
 
     def relative(self, file: str) -> str:
         """Return the file's path as fingerprints have it: relative to the run directory if it lies there."""
-        return file.removeprefix(f"{self.drawn}/").removeprefix(f"{self.run}/")
+        return clean(file.removeprefix(f"{self.drawn}/").removeprefix(f"{self.run}/"))
 
     def stamp(self, path: str, filesystem: FileSystem | None = None) -> list[int]:
         """Return what tells whether the files at a resolved path were changed.
 
-        As `containers.stamp`, without the age of what was drawn: a copied run directory stays valid.
+        As `files.stamp`, without the age of what was drawn: a copied run directory stays valid.
         """
         facts = stamp(*locate(path, filesystem))
         drawn = path.startswith((f"{self.drawn}/{DRAWN_PREFIX}", f"{self.run}/{DRAWN_PREFIX}"))

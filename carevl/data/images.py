@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from carevl.data.rows import RowError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,13 +59,14 @@ def identify(data: bytes, limits: ImageLimits) -> ImageFacts:
     Raises:
         RowError: over a cap, not one of FORMATS, truncated, or otherwise undecodable.
     """
-    return _facts(data, _load(data, limits))
+    return examine(data, limits)[0]
 
 
 def decode_rgb(data: bytes, limits: ImageLimits, resize_pixels: int | None = None) -> Image.Image:
     """Return the first frame upright, as 8-bit RGB.
 
-    Transparency is laid over white, 16-bit grey keeps its upper 8 bits, CMYK and palettes are converted.
+    Transparency is laid over white, 16 bits keep their upper 8, CMYK and palettes are converted, colour profiles are
+    not applied. This is the one way in which captioner, judge, training and benchmarks see an image.
 
     Args:
         resize_pixels: as for `bound_pixels`.
@@ -73,7 +74,7 @@ def decode_rgb(data: bytes, limits: ImageLimits, resize_pixels: int | None = Non
     Raises:
         RowError: as `identify`.
     """
-    return bound_pixels(_upright(_load(data, limits)), resize_pixels)
+    return bound_pixels(examine(data, limits)[1], resize_pixels)
 
 
 def bound_pixels(image: Image.Image, resize_pixels: int | None) -> Image.Image:
@@ -100,13 +101,19 @@ def examine(data: bytes, limits: ImageLimits) -> tuple[ImageFacts, Image.Image]:
     Raises:
         RowError: as `identify`.
     """
-    image = _load(data, limits)
-    return _facts(data, image), _upright(image)
-
-
-def _facts(data: bytes, image: Image.Image) -> ImageFacts:
-    width, height = image.size
-    return ImageFacts(image_id(data), _format(image), *((height, width) if _turn(image) in range(5, 9) else image.size))
+    image = _open(data, limits)
+    kind = _format(image)
+    try:
+        image.load()
+        if image.mode in ("I", "F"):
+            raise RowError("image_broken", f"{kind} with 32-bit pixels, whose range is unknown; convert it to 8 bits")
+        upright = _upright(image)
+    except RowError:
+        raise
+    except Exception as failure:  # decoders and conversions raise nearly anything on hostile data
+        reason = f"{type(failure).__name__}: {failure}".rstrip(": ")
+        raise RowError("image_broken", f"{kind} of {len(data)} bytes does not decode: {reason}") from None
+    return ImageFacts(image_id(data), kind, *upright.size), upright
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -115,7 +122,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return rgb.transpose(turn) if turn is not None else rgb
 
 
-def _load(data: bytes, limits: ImageLimits) -> Image.Image:
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Return an image whose header was read and whose size is below the caps."""
     if not data:
         raise RowError("image_broken", "the image has zero bytes")
     if len(data) > limits.max_image_bytes:
@@ -125,22 +133,26 @@ def _load(data: bytes, limits: ImageLimits) -> Image.Image:
     except Image.DecompressionBombError as failure:
         raise RowError("image_too_large", f"{failure}") from None
     except UnidentifiedImageError:
-        kinds = ", ".join(FORMATS)
-        raise RowError("image_broken", f"not an image of {kinds}; the bytes begin with {data[:16]!r}") from None
+        raise RowError("image_broken", _unidentified(data)) from None
     except Exception as failure:  # plugins raise nearly anything on hostile headers
         raise RowError("image_broken", f"the header does not read: {type(failure).__name__}: {failure}") from None
     width, height = image.size
     if width * height > limits.max_image_pixels:
         message = f"{width} x {height} pixels, over max_image_pixels {limits.max_image_pixels}"
         raise RowError("image_too_large", message)
-    try:
-        image.load()
-    except Exception as failure:  # as above
-        message = f"{_format(image)} of {len(data)} bytes does not decode: {type(failure).__name__}: {failure}"
-        raise RowError("image_broken", message) from None
-    if image.mode in ("I", "F"):
-        raise RowError("image_broken", f"{_format(image)} with 32-bit pixels, whose range is unknown")
     return image
+
+
+def _unidentified(data: bytes) -> str:
+    """Say why no plugin takes the bytes: the reason of the one whose first bytes they have, if there is one."""
+    for name in FORMATS:
+        plugin, accepts = Image.OPEN[name]
+        try:
+            if accepts is not None and accepts(data[:16]) is True:
+                plugin(io.BytesIO(data), "")
+        except Exception as failure:  # as for `Image.open`, which keeps the reason to itself
+            return f"the {name} header does not read: {failure}; write the image anew"
+    return f"not an image of {', '.join(FORMATS)}; the bytes begin with {data[:16]!r}"
 
 
 def too_many_bytes(size: int, limits: ImageLimits) -> RowError:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from carevl.data.containers import locate
+from carevl.data.files import locate
 from carevl.data.images import ImageFacts, ImageLimits, examine, identify, image_id
 from carevl.data.perceptual_hash import ImageSignature, signature_of
 from carevl.data.reading import Source, SourceRow

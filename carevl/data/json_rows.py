@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -12,6 +14,18 @@ from carevl.data.rows import RowError
 MAX_ROW_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 18
 _SPACE = " \t\r\n"
+_LONGEST_TOKEN = 16
+"""Characters at the end of a text that may be the beginning of a literal or of an escape."""
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""Bytes that are not UTF-8, as the error handler `surrogateescape` leaves them."""
+
+
+class LostRowsError(ValueError):
+    """A file that breaks off; `rows` is how many rows are lost behind the place, as far as its bytes tell."""
+
+    def __init__(self, message: str, rows: int) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class Stream(Protocol):
@@ -22,17 +36,46 @@ class Stream(Protocol):
 
 def line_values(stream: Stream) -> Iterator[Any]:
     """Yield the value of every line that is not blank; RowError for one that is not JSON, or is over MAX_ROW_BYTES."""
-    for line in _lines(stream):
+    for line in raw_lines(stream):
         if isinstance(line, RowError):
             yield line
         elif line.strip():
-            try:
-                yield json.loads(line.decode("utf-8-sig", "replace"))
-            except (ValueError, RecursionError) as failure:
-                yield RowError("row", f"the line is not JSON: {failure}")
+            yield json_value(line, "the line")
 
 
-def _lines(stream: Stream) -> Iterator[bytes | RowError]:
+def json_value(data: bytes, name: str) -> Any:
+    """Return the value of a JSON text, or the RowError of what is not UTF-8 or not JSON, in which it has this name."""
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+    except UnicodeDecodeError as failure:
+        return RowError("row", f"{name} {_wrong_byte(data[failure.start], failure.start)}")
+    except (ValueError, RecursionError) as failure:
+        return RowError("row", f"{name} is not JSON: {failure}")
+
+
+def not_utf8(text: str) -> str | None:
+    """Return what is wrong with a text that was decoded with `surrogateescape`, None where all of it was UTF-8."""
+    if text.isascii() or (found := _UNDECODED.search(text)) is None:
+        return None
+    return f"the row {_wrong_byte(ord(found[0]) - 0xDC00, found.start())}"
+
+
+def _wrong_byte(byte: int, position: int) -> str:
+    return f"is not UTF-8: byte 0x{byte:02x} at {position}; write the file anew as UTF-8"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; a name that stands twice in it has no value that could be believed."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        for name, n in Counter(name for name, _ in pairs).items():
+            if n > 1:
+                values[name] = RowError("format", f"`{name}` stands {n} times in one object")
+    return values
+
+
+def raw_lines(stream: Stream) -> Iterator[bytes | RowError]:
+    """Yield the lines without their line feeds; RowError for one over MAX_ROW_BYTES."""
     # A line over the cap is counted on but no longer kept: a file without line breaks must not fill the memory.
     parts: list[bytes] = []
     size = 0
@@ -47,7 +90,8 @@ def _lines(stream: Stream) -> Iterator[bytes | RowError]:
             parts.append(tail)
         else:
             parts = []
-    yield _joined(parts, size, b"")
+    if size:
+        yield _joined(parts, size, b"")
 
 
 def _joined(parts: list[bytes], size: int, last: bytes) -> bytes | RowError:
@@ -60,27 +104,40 @@ def json_values(stream: Stream) -> Iterator[Any]:
     """Yield the elements of a JSON array, or the values of a file with one after another.
 
     Raises:
-        ValueError: text that is not JSON, or one value over MAX_ROW_BYTES; the values before it have been given.
+        LostRowsError: text that is not JSON, or one value over MAX_ROW_BYTES; the values before it have been given.
     """
     text = _Text(stream)
-    decoder = json.JSONDecoder()
-    array = text.skip(_SPACE) == "["
-    if array:
-        text.drop(1)
-        if text.skip(_SPACE) == "]":
-            return
-    while text.skip(_SPACE):
+    rows = 0
+    try:
+        for value in _values(text):
+            yield value
+            rows += 1
+    except ValueError as failure:
+        place = text.position
+        rest = text.skip_all()
+        lost = max(1, round(rest * rows / place)) if rows else 1
+        raise LostRowsError(f"{failure}, in the value at character {place}; {lost} rows or so are lost", lost) from None
+
+
+def _values(text: _Text) -> Iterator[Any]:
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    if text.skip(_SPACE) != "[":
+        while text.skip(_SPACE):
+            yield text.value(decoder)
+        return
+    text.drop(1)
+    while (mark := text.skip(_SPACE)) != "]":
+        if not mark:
+            raise ValueError("the file ends inside its array")
         yield text.value(decoder)
-        if not array:
-            continue
         mark = text.skip(_SPACE)
-        if mark == "]":
-            return
-        if mark != ",":
+        if mark == ",":
+            text.drop(1)
+        elif mark and mark != "]":
             raise ValueError(f"expected `,` or `]` after an element, found {mark!r}")
-        text.drop(1)
-    if array:
-        raise ValueError("the file ends inside its array")
+    text.drop(1)
+    if mark := text.skip(_SPACE):
+        raise ValueError(f"expected nothing after the end of the array, found {mark!r}")
 
 
 class _Text:
@@ -88,8 +145,13 @@ class _Text:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")("replace").decode
-        self._text, self._at = "", 0
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
+        self._text, self._at, self._before = "", 0, 0
+
+    @property
+    def position(self) -> int:
+        """Characters of the file that have been passed."""
+        return self._before + self._at
 
     def skip(self, characters: str) -> str:
         """Move past these characters and return the next one, empty at the end of the file."""
@@ -104,24 +166,39 @@ class _Text:
     def drop(self, count: int) -> None:
         self._at += count
 
+    def skip_all(self) -> int:
+        """Move to the end of the file and return how many characters were left."""
+        start = self.position
+        self._at = len(self._text)
+        while self._more(_CHUNK_BYTES):
+            self._at = len(self._text)
+        return self.position - start
+
     def value(self, decoder: json.JSONDecoder) -> Any:
-        """Decode the next JSON value. Each retry reads as much again, so the work is linear in the value's length."""
+        """Decode the next JSON value, a RowError where its text is not UTF-8.
+
+        Each retry reads as much again, so the work is linear in the value's length.
+        """
         while True:
             try:
                 value, end = decoder.raw_decode(self._text, self._at)
-            except json.JSONDecodeError:
+            except json.JSONDecodeError as failure:
                 if len(self._text) - self._at > MAX_ROW_BYTES:
                     raise ValueError(f"one row is over the cap of {MAX_ROW_BYTES} bytes") from None
-                if not self._more(max(_CHUNK_BYTES, len(self._text) - self._at)):
-                    raise
+                left = self._text[failure.pos :].strip(f"{_SPACE},")
+                cut = failure.msg.startswith("Unterminated") or len(left) < _LONGEST_TOKEN
+                if not cut or not self._more(max(_CHUNK_BYTES, len(self._text) - self._at)):
+                    raise ValueError(failure.msg) from None
                 continue
             # A value that ends with the window may go on behind it: 12 of 123 is a number too.
             if end == len(self._text) and self._more(_CHUNK_BYTES):
                 continue
+            damage = not_utf8(self._text[self._at : end])
             self._at = end
-            return value
+            return value if damage is None else RowError("row", damage)
 
     def _more(self, nbytes: int) -> bool:
         data = self._stream.read(nbytes)
+        self._before += self._at
         self._text, self._at = self._text[self._at :] + self._decode(data, not data), 0
         return bool(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 import posixpath
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +11,14 @@ from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
-from carevl.data.containers import Record, SourceError, list_files, locate, read_records
+from carevl.data.containers import Record, list_and_pass_over, read_records
+from carevl.data.files import SourceError, locate
 from carevl.data.formats import FORMATS
 from carevl.data.formats.base import Format
-from carevl.data.formats.detection import UnknownFormatError, columns_of, detect
+from carevl.data.formats.detection import UnknownFormatError, detect_in
 from carevl.data.json_rows import json_values
-from carevl.data.rows import Preference, RowError
+from carevl.data.rows import Preference, Row, RowError, clean
 
-_HEAD_ROWS = 16
 _T = TypeVar("_T")
 
 
@@ -66,7 +65,7 @@ def read_source(
 
     Args:
         filesystem: where `source.path` is; found from the path when None.
-        log: called with a line about each format, at the first file that has it.
+        log: called with a line about each format, at the first file that has it, and about files that are passed over.
 
     Raises:
         SourceError: nothing at the path, no file of a known kind, or an unreadable captions file.
@@ -74,16 +73,30 @@ def read_source(
     source_filesystem, path = locate(source.path, filesystem)
     captions = {} if source.captions is None else _read_captions(*locate(source.captions, filesystem))
     logged: set[str] = set()
-    for file in list_files(source_filesystem, path, source.captions):
-        fitting, head, records = _recognise(source, source_filesystem, file)
+    files, others = list_and_pass_over(source_filesystem, path, source.captions)
+    if log and others:
+        log(f"{source.name}: {passed_over(others)}")
+    for file in files:
+        fitting = _recognise(source, source_filesystem, file)
         name = fitting.name if isinstance(fitting, Format) else "no known format"
         if log and fitting is not None and name not in logged:
             logged.add(name)
-            log(f"{source.name}: {name} in {file}")
-        below = posixpath.basename(file) if file == path else posixpath.relpath(file, path)
-        for record in itertools.chain(head, records):
+            log(f"{source.name}: {name} in {clean(file)}")
+        below = clean(posixpath.basename(file) if file == path else posixpath.relpath(file, path))
+        for record in read_records(source_filesystem, file):
             row = SourceRow(source, f"{below}#{record.number}", posixpath.dirname(file), None)
             yield _read(row, record, fitting, captions)
+
+
+def passed_over(endings: Mapping[str, int]) -> str:
+    """Say in a line which files are no data by their endings.
+
+    Args:
+        endings: as from `list_and_pass_over`.
+    """
+    count = sum(endings.values())
+    shown = ", ".join(f"{n} {ending or 'without an ending'}" for ending, n in list(endings.items())[:8])
+    return f"{count} files are of no kind that is read and were passed over: {shown}"
 
 
 def detect_formats(source: Source, filesystem: pafs.FileSystem | None = None) -> dict[str, str | None]:
@@ -96,11 +109,11 @@ def detect_formats(source: Source, filesystem: pafs.FileSystem | None = None) ->
     source_filesystem, path = locate(source.path, filesystem)
     formats: dict[str, str | None] = {}
     failure: UnknownFormatError | None = None
-    for file in list_files(source_filesystem, path, source.captions):
-        fitting, _, _ = _recognise(source, source_filesystem, file)
+    for file in list_and_pass_over(source_filesystem, path, source.captions)[0]:
+        fitting = _recognise(source, source_filesystem, file)
         formats[file] = fitting.name if isinstance(fitting, Format) else None
         if isinstance(fitting, UnknownFormatError):
-            failure = failure or UnknownFormatError(f"{file}: {fitting}")
+            failure = failure or UnknownFormatError(f"{clean(file)}: {fitting}")
     if failure and not any(formats.values()):
         raise failure
     return formats
@@ -131,21 +144,22 @@ def mix(streams: Sequence[Iterator[_T]], weights: Sequence[float], seed: int = 0
         yield value
 
 
-def _recognise(
-    source: Source, filesystem: pafs.FileSystem, file: str
-) -> tuple[Format | UnknownFormatError | None, list[Record], Iterator[Record]]:
-    """Return a file's format (None without a readable row, the error where none fits), first records, and the rest."""
-    records = read_records(filesystem, file)
-    head = list(itertools.islice(records, _HEAD_ROWS))
-    rows = [record.row for record in head if record.row is not None]
+def _recognise(source: Source, filesystem: pafs.FileSystem, file: str) -> Format | UnknownFormatError | None:
+    """Return a file's format, None without a readable row, the error where none fits."""
     if source.format is not None:
-        return FORMATS[source.format], head, records
-    if not rows:
-        return None, head, records
+        return FORMATS[source.format]
+    rows = (_with_image(record.row) for record in read_records(filesystem, file) if record.row is not None)
     try:
-        return detect(columns_of(rows)), head, records
+        return detect_in(rows)
     except UnknownFormatError as failure:
-        return failure, head, records
+        return failure
+
+
+def _with_image(row: Row) -> Row:
+    """Return a row of a folder of images as `datasets` describes it, where `file_name` names the image."""
+    if "file_name" in row and not row.keys() & {"image", "images", "img_path"}:
+        return {**row, "image": row["file_name"]}
+    return row
 
 
 def _read(
@@ -157,7 +171,7 @@ def _read(
     read = replace(place, format=fitting.name if isinstance(fitting, Format) else None)
     if record.row is None or not isinstance(fitting, Format):
         return replace(read, error=record.error)
-    row = record.row
+    row = _with_image(record.row)
     image = row.get("image")
     if isinstance(image, str) and image in captions:
         row = {**row, "captions": captions[image]}
@@ -165,6 +179,9 @@ def _read(
         return replace(read, preference=fitting.read(row))
     except RowError as failure:
         return replace(read, error=failure)
+    except Exception as failure:  # a reader of one's own, or what none has met before, costs its row and no run
+        error = RowError("format", f"the reader of {fitting.name} fails here: {type(failure).__name__}: {failure}")
+        return replace(read, error=error)
 
 
 def _read_captions(filesystem: pafs.FileSystem, file: str) -> Mapping[str, Any]:

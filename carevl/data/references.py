@@ -7,15 +7,18 @@ import binascii
 import os
 import posixpath
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from carevl.data.images import ImageLimits, too_many_bytes
-from carevl.data.rows import RowError, clean, kind_of
+from carevl.data.rows import RowError, clean, kind_of, readable
 from carevl.data.urls import UrlFetcher
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_FIELDS = ("bytes", "path", "url", "image_url", "image")
+"""Fields of a struct that stands for an image, the first that is filled."""
 _SHOWN = 120
 
 
@@ -35,6 +38,7 @@ class ImageReader:
         self._filesystem, self._limits, self._fetcher = filesystem, limits, fetcher
         self._local = isinstance(filesystem, pafs.LocalFileSystem)
         self._base = os.path.realpath(base) if self._local else posixpath.normpath(base)
+        self._blobs = _blobs_of(self._base) if self._local else None
 
     def read(self, reference: object, near: str) -> bytes:
         """Read the bytes of an image.
@@ -46,13 +50,11 @@ class ImageReader:
         Raises:
             RowError: no reference, nothing there, not allowed, or over the cap on bytes.
         """
-        if isinstance(reference, Mapping):
-            inner = reference.get("bytes")
-            reference = reference.get("path") if inner is None else inner
+        reference = _innermost(readable(reference))
         if reference is None or reference == "":
             raise RowError("image_missing", "the row has no image")
-        if isinstance(reference, bytes):
-            return self._capped(reference)
+        if isinstance(reference, bytes | list | tuple):
+            return self._capped(_bytes_of(reference))
         if not isinstance(reference, str):
             kind = kind_of(reference)
             raise RowError("image_missing", f"an image should be bytes, a struct or text, found {kind}")
@@ -101,7 +103,11 @@ class ImageReader:
             if inside is not None and (data := self._file(inside)) is not None:
                 return data
         if refused:
-            raise RowError("image_refused", f"{path[:_SHOWN]!r} leads out of the directory of its source")
+            raise RowError(
+                "image_refused",
+                f"{path[:_SHOWN]!r} leads out of the directory of its source; if it may be read, set the source's "
+                "image_root to a directory that holds the files themselves, where links lead",
+            )
         raise RowError(
             "image_missing", f"{path[:_SHOWN]!r}: no such file beside its row's, nor in the directory of its source"
         )
@@ -110,7 +116,7 @@ class ImageReader:
         """Return the real path, or None when it is not under the base once links and `..` are resolved."""
         joined = posixpath.join(directory, path)
         real = os.path.realpath(joined) if self._local else posixpath.normpath(joined)
-        return real if f"{real}/".startswith(f"{self._base.rstrip('/')}/") else None
+        return real if any(_is_below(real, base) for base in (self._base, self._blobs) if base is not None) else None
 
     def _file(self, path: str) -> bytes | None:
         try:
@@ -124,6 +130,34 @@ class ImageReader:
         except (OSError, ValueError) as failure:
             below, reason = posixpath.relpath(path, self._base), str(failure).replace(f"{self._base}/", "")
             raise RowError("image_missing", f"{below[-_SHOWN:]!r} cannot be read: {reason}") from None
+
+
+def _innermost(reference: object) -> object:
+    """Return the reference inside structs: of `datasets`, or of the parts of a conversation (`image_url`)."""
+    while isinstance(reference, Mapping):
+        filled = (reference[name] for name in _FIELDS if reference.get(name) not in (None, "", b""))
+        reference = next(filled, reference.get("bytes"))
+    return reference
+
+
+def _bytes_of(values: bytes | Sequence[Any]) -> bytes:
+    """Return bytes, or those that a list of their values stands for, as JSON of pandas has them."""
+    try:
+        return bytes(values)
+    except (TypeError, ValueError):
+        raise RowError("image_missing", "an image should be bytes, a struct or text, found a list") from None
+
+
+def _blobs_of(base: str) -> str | None:
+    """Return where the files are that the links of a snapshot in the hub's cache lead to: REPO/blobs for a directory
+    in REPO/snapshots/REVISION.
+    """
+    repository, found, _ = f"{base}/".rpartition("/snapshots/")
+    return posixpath.join(repository, "blobs") if found else None
+
+
+def _is_below(path: str, base: str) -> bool:
+    return f"{path}/".startswith(f"{base.rstrip('/')}/")
 
 
 def _file_uri_path(reference: str) -> str:
@@ -142,4 +176,4 @@ def _looks_like_base64(reference: str) -> bool:
         start = base64.b64decode(reference[:24], validate=True)
     except (binascii.Error, ValueError):
         return False
-    return "." not in reference and start.startswith(_MAGIC)
+    return "." not in reference and (start.startswith(_MAGIC) or start[4:11] == b"ftypavi")

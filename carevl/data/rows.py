@@ -12,31 +12,24 @@ from typing import Any, Literal
 from carevl.store.schemas import row_error
 
 Row = Mapping[str, Any]
-"""A row as its container gives it: column name to plain Python value."""
+"""A row as its container gives it: column name to plain Python value, or to the RowError of one that cannot be read."""
 
 ErrorKind = Literal[
-    "file",  # a file cannot be opened, or breaks off
-    "row",  # bytes that are not a row
+    "file",  # a file cannot be opened, or breaks off: how many rows are lost is not known
+    "row",  # bytes that are not a row, or not UTF-8
     "format",  # a column is missing or has another type
     "question",  # null or empty
-    "responses",  # none, one, or all equal
+    "responses",  # none, one, a blank one, or all equal; or they answer different dialogues
     "preference",  # a rating or label that cannot be read
     "image_missing",  # no reference, or nothing there
-    "image_several",  # more than one image
+    "image_several",  # more than one image, or a video beside it
+    "image_differs",  # the responses are about different images
     "image_refused",  # a path or address that must not be read
     "image_fetch",  # a URL that did not answer with an image in time
     "image_too_large",  # over the cap on bytes or pixels
     "image_broken",  # not an image of a known format, or truncated
 ]
 
-_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
-    (type(None), "null"),
-    (str, "text"),
-    (Mapping, "struct"),
-    ((list, tuple), "list"),
-    (bytes, "bytes"),
-    ((bool, int, float), "number"),
-)
 _UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
 _NUMBER = re.compile(r"\s*[+-]?\d{1,30}(\.\d{1,30})?\s*", re.ASCII)
 
@@ -57,13 +50,23 @@ class RowError(Exception):
         return row_error("ingest", self.kind, self.message)
 
 
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    ((type(None), RowError), "null"),
+    (str, "text"),
+    (Mapping, "struct"),
+    ((list, tuple), "list"),
+    (bytes, "bytes"),
+    ((bool, int, float), "number"),
+)
+
+
 @dataclass(frozen=True)
 class Preference:
     """One question about one image, with the responses to choose from.
 
     Raises:
-        RowError: the question is empty; there are no responses, one, or only equal ones; the preference has another
-            length than the responses or is not finite.
+        RowError: the question is empty; there are no responses, one, a blank one, or only equal ones; the preference
+            has another length than the responses or is not finite.
     """
 
     question: str
@@ -81,6 +84,9 @@ class Preference:
         if len(self.responses) < 2:
             count = "only one response" if self.responses else "no responses"
             raise RowError("responses", f"{count}; a preference needs two or more")
+        blank = [n for n, response in enumerate(self.responses, 1) if not response.strip()]
+        if blank:
+            raise RowError("responses", f"response {blank[0]} of {len(self.responses)} is blank; leave the row out")
         if len(set(self.responses)) == 1:
             raise RowError("responses", f"all {len(self.responses)} responses are equal")
         if self.preference is None:
@@ -101,8 +107,16 @@ def kind_of(value: object) -> str:
     return next((name for types, name in _KINDS if isinstance(value, types)), type(value).__name__)
 
 
+def readable(value: object) -> object:
+    """Return a value of a row. Raises RowError where its container could not read it."""
+    if isinstance(value, RowError):
+        raise value
+    return value
+
+
 def text(value: object, field: str, kind: ErrorKind = "format") -> str:
     """Read a text field, cleaned. Raises RowError of `kind` when it is null or of another type."""
+    value = readable(value)
     if not isinstance(value, str):
         raise RowError(kind, f"`{field}` should be text, found {kind_of(value)}")
     return clean(value)
@@ -110,6 +124,7 @@ def text(value: object, field: str, kind: ErrorKind = "format") -> str:
 
 def items_of(value: object, field: str) -> Sequence[Any]:
     """Read a list field. Raises RowError when it is null or of another type."""
+    value = readable(value)
     if not isinstance(value, list | tuple):
         raise RowError("format", f"`{field}` should be a list, found {kind_of(value)}")
     return value
@@ -117,6 +132,7 @@ def items_of(value: object, field: str) -> Sequence[Any]:
 
 def struct(value: object, field: str) -> Mapping[str, Any]:
     """Read a struct field. Raises RowError when it is null or of another type."""
+    value = readable(value)
     if not isinstance(value, Mapping):
         raise RowError("format", f"`{field}` should be a struct, found {kind_of(value)}")
     return value
@@ -124,6 +140,7 @@ def struct(value: object, field: str) -> Mapping[str, Any]:
 
 def number(value: object, field: str) -> float:
     """Read a rating: a number, or the decimal text of one. Raises RowError for anything else, also `N/A` and NaN."""
+    value = readable(value)
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:

@@ -1,5 +1,8 @@
 """WebDataset tar files: consecutive members with one key make a sample, and a sample makes a row.
 
+The key of a sample is the path of its `KEY.json` or `KEY.NAME.txt` without these endings, and may have dots in it; of a
+sample that has neither, it is what stands before the first dot.
+
 `KEY.json` gives columns, `KEY.NAME.txt` the text column NAME, and an image member the column `image` (`images` when
 there are several), unless the columns name it: a path in `image`, `images` or `img_path` that is a member's name stands
 for that member's bytes.
@@ -7,16 +10,16 @@ for that member's bytes.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import IO, Any, Self, cast
 
-from carevl.data.json_rows import MAX_ROW_BYTES, Stream
+from carevl.data.json_rows import MAX_ROW_BYTES, Stream, json_value
 from carevl.data.rows import RowError
 
-_IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 _IMAGE_COLUMNS = ("image", "images", "img_path")
 _DAMAGE = (tarfile.EmptyHeaderError, tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 
@@ -38,26 +41,69 @@ def tar_samples(stream: Stream) -> Iterator[dict[str, Any] | RowError]:
     Raises:
         tarfile.TarError: the archive is damaged; the samples before the damage have been given.
     """
-    key = ""
-    members: dict[str, bytes] = {}
-    size = 0
+    sample = _Sample()
     with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|*", tarinfo=_Member) as archive:
         while member := _next(archive):
             if isinstance(member, tarfile.ReadError):  # raised below, once the sample before the damage has been given
                 break
-            directory, name = posixpath.split(member.name)
-            stem, _, _ = name.partition(".")
-            if members and key != f"{directory}/{stem}":
-                yield _row(members, size)
-                members, size = {}, 0
-            key = f"{directory}/{stem}"
-            size += member.size
-            data = archive.extractfile(member) if size <= MAX_ROW_BYTES else None
-            members[member.name] = data.read() if data else b""
-    if members:
-        yield _row(members, size)
+            if not _is_of_a_sample(member.name):
+                continue
+            if sample.members and not sample.takes(member.name):
+                yield _row(sample)
+                sample = _Sample()
+            sample.name(member.name)
+            sample.size += member.size
+            data = archive.extractfile(member) if sample.size <= MAX_ROW_BYTES else None
+            sample.members[member.name] = data.read() if data else b""
+    if sample.members:
+        yield _row(sample)
     if isinstance(member, tarfile.ReadError):
         raise member
+
+
+@dataclass
+class _Sample:
+    """Members under one key; `is_certain` once one of them has told the key."""
+
+    key: str = ""
+    is_certain: bool = False
+    size: int = 0
+    members: dict[str, bytes] = field(default_factory=dict)
+
+    def takes(self, path: str) -> bool:
+        """Tell whether a member belongs to the sample."""
+        if not path.startswith(f"{self.key}."):
+            return False
+        key, is_certain = _key(path)
+        return self.is_certain or not is_certain or self._could_be(key)
+
+    def name(self, path: str) -> None:
+        """Learn the key from a member that belongs to the sample: a text of it may have more dots than it seems."""
+        key, is_certain = _key(path)
+        if not self.members or (is_certain and len(key) > len(self.key) and self._could_be(key)):
+            self.key = key
+        self.is_certain = self.is_certain or is_certain
+
+    def _could_be(self, key: str) -> bool:
+        return all(path.startswith(f"{key}.") for path in self.members)
+
+
+def _key(path: str) -> tuple[str, bool]:
+    """Return the key of a member, and whether it could be no other."""
+    directory, name = posixpath.split(path)
+    stem, _, ending = name.rpartition(".")
+    if ending.lower() == "json" and stem:
+        return posixpath.join(directory, stem), True
+    before, _, _ = stem.rpartition(".")
+    if ending.lower() == "txt" and before:
+        return posixpath.join(directory, before), True
+    return posixpath.join(directory, name.partition(".")[0]), False
+
+
+def _is_of_a_sample(path: str) -> bool:
+    """Tell whether a member has an ending and is not what systems add to archives (`._0.json`, `.DS_Store`)."""
+    name = posixpath.basename(path)
+    return "." in name and not name.startswith(".") and "__MACOSX" not in path.split("/")
 
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | tarfile.ReadError | None:
@@ -71,24 +117,27 @@ def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | tarfile.ReadError | Non
     return member
 
 
-def _row(members: dict[str, bytes], size: int) -> dict[str, Any] | RowError:
-    if size > MAX_ROW_BYTES:
-        return RowError("row", f"the sample has {size} bytes, over the cap of {MAX_ROW_BYTES}")
+def _row(sample: _Sample) -> dict[str, Any] | RowError:
+    if sample.size > MAX_ROW_BYTES:
+        return RowError("row", f"the sample has {sample.size} bytes, over the cap of {MAX_ROW_BYTES}")
     row: dict[str, Any] = {}
     images: dict[str, dict[str, Any]] = {}
-    for path, data in members.items():
-        name = posixpath.basename(path)
-        field = name.partition(".")[2].lower()
-        ending = field.rpartition(".")[2]
-        if ending in _IMAGE_ENDINGS:
-            images[path] = images[name] = {"bytes": data, "path": path}
+    for path, data in sample.members.items():
+        name = path.removeprefix(f"{sample.key}.").lower()
+        ending = name.rpartition(".")[2]
+        if ending in IMAGE_ENDINGS:
+            images[path] = images[posixpath.basename(path)] = {"bytes": data, "path": path}
         elif ending == "txt":
-            row[field.removesuffix(".txt")] = data.decode("utf-8", "replace")
-        elif ending == "json":
             try:
-                columns = json.loads(data)
-            except (ValueError, RecursionError) as failure:
-                return RowError("row", f"{path} is not JSON: {failure}")
+                row[name.removesuffix(".txt")] = data.decode("utf-8-sig")
+            except UnicodeDecodeError as failure:
+                return RowError(
+                    "row", f"{path} is not UTF-8: {failure.reason} at {failure.start}; write it anew as UTF-8"
+                )
+        elif ending == "json":
+            columns = json_value(data, path)
+            if isinstance(columns, RowError):
+                return columns
             if not isinstance(columns, dict):
                 return RowError("row", f"{path} should hold an object, found {type(columns).__name__}")
             row.update(columns)

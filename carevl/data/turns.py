@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from carevl.data.rows import RowError, items_of, kind_of, struct, text
+from carevl.data.rows import RowError, items_of, kind_of, readable, struct, text
 
 IMAGE_TAG = "<image>"
 Role = Literal["system", "user", "assistant"]
@@ -18,13 +18,19 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "llava": "assistant",
 }
+_IMAGE_PARTS = ("image", "image_url")
+"""Types of parts that are images, and the field of the part that has the reference."""
 _NAMES: dict[Role, str] = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True)
 class Turn:
+    """A turn of a conversation."""
+
     role: Role
     text: str
+    images: tuple[object, ...] = ()
+    """References among the parts of its content, in their order."""
 
 
 def read_turn(value: object, field: str) -> Turn:
@@ -37,8 +43,13 @@ def read_turn(value: object, field: str) -> Turn:
     if isinstance(content, list | tuple):
         parts = [struct(part, f"{field}.content") for part in content]
         texts = [text(part.get("text"), f"{field}.content.text") for part in parts if part.get("type") == "text"]
-        return Turn(_ROLES[role], "\n".join(texts))
+        found = (_reference(part.get(name)) for part in parts for name in _IMAGE_PARTS if part.get("type") == name)
+        return Turn(_ROLES[role], "\n".join(texts), tuple(image for image in found if image is not None))
     return Turn(_ROLES[role], text(content, field))
+
+
+def _reference(image: object) -> object:
+    return image["url"] if isinstance(image, Mapping) and "url" in image else image
 
 
 def read_turns(value: object, field: str) -> list[Turn]:
@@ -56,17 +67,52 @@ def split_answer(turns: Sequence[Turn], field: str) -> tuple[list[Turn], str]:
     return list(turns[:-1]), turns[-1].text
 
 
-def last_answer(value: object, field: str) -> str:
-    """Return the response in a field that holds text, one turn, or a conversation that ends with it."""
+def read_response(value: object, field: str) -> tuple[list[Turn] | None, str]:
+    """Return the turns before a response, and the response, of text, one turn or a conversation that ends with it.
+
+    Only a conversation says what stands before; of the others that is None.
+
+    Raises:
+        RowError: it is absent or of another type.
+    """
+    value = readable(value)
     if value is None:
         raise RowError("responses", f"`{field}` is null or absent")
     if isinstance(value, str):
-        return text(value, field)
+        return None, text(value, field)
     if kind_of(value) == "struct":
-        return read_turn(value, field).text
+        return None, read_turn(value, field).text
     if kind_of(value) != "list":
         raise RowError("format", f"`{field}` should be text, a turn or a list of turns, found {kind_of(value)}")
-    return split_answer(read_turns(value, field), field)[1]
+    return split_answer(read_turns(value, field), field)
+
+
+def join_dialogues(first: list[Turn], second: list[Turn]) -> list[Turn]:
+    """Return the turns before two responses, which have to be the same where both have any.
+
+    Raises:
+        RowError: they differ, so the responses answer different questions, or are about different images.
+    """
+    if first and second and _words(first) != _words(second):
+        message = "the conversations differ before their last turn, so the responses answer different questions"
+        raise RowError("responses", message)
+    images = [[image for turn in turns for image in turn.images] for turns in (first, second)]
+    if all(images) and images[0] != images[1]:
+        raise RowError("image_differs", "the two conversations are about different images; an item has one")
+    return second if not first or (images[1] and not images[0]) else first
+
+
+def follow(prompt: list[Turn], before: list[Turn]) -> list[Turn]:
+    """Return a prompt and the turns between it and the response, which may begin with the prompt."""
+    words = _words(prompt)
+    if words and _words(before)[: len(words)] == words:
+        before = [turn for turn in before if turn.role != "system"][len(words) :]
+    return [*prompt, *before]
+
+
+def _words(turns: Sequence[Turn]) -> list[tuple[Role, list[str]]]:
+    """Return what tells turns apart: not system turns, image tags or white space, which one of two copies may lack."""
+    return [(turn.role, turn.text.replace(IMAGE_TAG, " ").split()) for turn in turns if turn.role != "system"]
 
 
 def question_of(turns: Sequence[Turn]) -> str:

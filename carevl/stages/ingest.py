@@ -17,8 +17,9 @@ from pyarrow.fs import LocalFileSystem
 
 from carevl.benchmarks.contamination import Contamination
 from carevl.benchmarks.suites import SUITES
-from carevl.data.containers import list_files, locate
+from carevl.data.containers import list_files
 from carevl.data.drawn import DataRoot
+from carevl.data.files import locate
 from carevl.data.images import ImageLimits
 from carevl.data.intake import Intake, merge_images, merge_items
 from carevl.data.near_duplicates import NearDuplicates
@@ -218,11 +219,17 @@ def run(context: RunContext) -> Counts:
     """Read every source.
 
     Raises:
-        RunError: more rows than allowed cannot be used.
+        RunError: a file breaks off, or more rows than allowed cannot be used.
     """
     [table] = context.pending
     counts = read_sources(context, context.ingested.directory)
     allowed = context.settings.max_error_fraction
+    lost = [message for kind, message in context.ingested.items.errors() if kind == "file"]
+    if lost and allowed < 1:
+        raise RunError(
+            f"ingest: {lost[0]}. How many rows are lost is not known: if it cannot be mended, take the file out of the "
+            "source, or set max_error_fraction = 1"
+        )
     if counts["errors"] > allowed * counts["rows_out"]:
         raise RunError(
             f"ingest: {counts['errors']} of {counts['rows_out']} rows cannot be used, more than max_error_fraction = "

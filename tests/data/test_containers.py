@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from carevl.data import json_rows
-from carevl.data.containers import SourceError, list_files, locate, read_records
+from carevl.data.containers import list_files, read_records
+from carevl.data.files import SourceError, locate
 from carevl.data.intake import Intake
 from carevl.data.reading import Source, SourceRow, mix, read_source
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from carevl.data.containers import locate
+from carevl.data.files import locate
 from carevl.data.images import ImageLimits
 from carevl.data.references import ImageReader
 from carevl.data.rows import RowError

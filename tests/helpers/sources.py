@@ -13,6 +13,11 @@ from PIL import Image
 
 from carevl.data.intake import Intake, merge_items
 from carevl.data.reading import Source, read_source
+from carevl.settings.data import Source as SettingsSource
+from carevl.settings.loader import load_settings
+from carevl.stages.ingest import run_ingest
+from carevl.store.ingested import Ingested
+from carevl.store.run import Run
 
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
 
@@ -69,3 +74,18 @@ def take_in() -> Callable[..., tuple[list[dict[str, Any]], list[dict[str, Any]]]
         return [image for image, _ in made if image], merge_items(item for _, item in made)
 
     return take
+
+
+@pytest.fixture
+def ingested(tmp_path: Path) -> Callable[..., tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """All rows of declared sources as a run's tables (images, items), without benchmarks; options are of `data`."""
+
+    def ingest(sources: list[SettingsSource], **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        settings = load_settings("mini", ["data.parts=1"])
+        data = settings.data.model_copy(update={"sources": sources, **options})
+        settings = settings.model_copy(update={"data": data, "benchmarks": []})
+        run_ingest(settings, Run(tmp_path / "run"), tmp_path / "ingest", lambda *_: None)
+        tables = Ingested(tmp_path / "ingest")
+        return tables.images.read().to_pylist(), tables.items.read().to_pylist()
+
+    return ingest

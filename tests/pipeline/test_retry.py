@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 
@@ -13,6 +14,7 @@ from carevl.pipeline.plan import plan_run
 from carevl.pipeline.retry import retry_failed_rows
 from carevl.pipeline.run import run_pipeline
 from carevl.pipeline.status import status_lines
+from carevl.settings.data import Source
 from carevl.settings.loader import load_settings
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
@@ -116,3 +118,20 @@ def test_too_many_rows_that_cannot_be_used_stop_the_run_with_the_first_of_each_k
     for said in (str(stopped.value), told):
         assert "1 x image_missing, such as: " in said
         assert "1 x image_broken, such as: source-0 rows.jsonl#1: PNG of 60 bytes" in said
+
+
+def test_a_file_that_breaks_off_stops_the_run_however_few_its_errors_are(read, tmp_path):
+    settings, _ = read
+    rows = (tmp_path / "data" / "rows.jsonl").read_bytes()
+    cut = tmp_path / "data" / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(rows, mtime=0)[:-20])
+    sources = settings.data.model_copy(update={"sources": [Source(path=str(tmp_path / "data"))]})
+    for allowed in (0.99, 1.0):
+        few = settings.model_copy(update={"max_error_fraction": allowed, "data": sources})
+        if allowed == 1.0:
+            run_pipeline(few, Run(tmp_path / "other"), lambda _: None, "ingest")
+            continue
+        with pytest.raises(
+            RunError, match=r"cut.jsonl.gz#\d: the file cannot be read from here on.* How many rows are lost"
+        ):
+            run_pipeline(few, Run(tmp_path / "other"), lambda _: None, "ingest")

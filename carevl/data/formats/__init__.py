@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from carevl.data.formats import (
+    arena,
     items,
     llamafactory_alpaca,
     llamafactory_sharegpt,
     llava_rlhf,
     mm_rlhf,
     ms_swift,
+    openai,
     povid,
     rlaif_v,
     rlhf_v,
@@ -34,6 +36,8 @@ FORMATS = Registry(
         llamafactory_sharegpt.FORMAT,
         llamafactory_alpaca.FORMAT,
         ms_swift.FORMAT,
+        arena.FORMAT,
+        openai.FORMAT,
         items.FORMAT,
     ),
 )

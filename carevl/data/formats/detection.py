@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from carevl.data.formats import FORMATS
 from carevl.data.formats.base import Format
@@ -14,14 +17,13 @@ class UnknownFormatError(DataError):
     """No format fits the columns; the message shows them and the format that comes closest."""
 
 
+_HEAD_ROWS = 16
+_MOST_ROWS = 1000
+
+
 def columns_of(rows: Iterable[Row]) -> dict[str, str]:
-    """Return column to type over these rows, the first type that is not null."""
-    kinds: dict[str, str] = {}
-    for row in rows:
-        for name, value in row.items():
-            if kinds.get(name, "null") == "null":
-                kinds[name] = kind_of(value)
-    return kinds
+    """Return column to type over these rows: the type of most values that are not null, the first of equally many."""
+    return _columns(Counter(_shape(row) for row in rows))
 
 
 def detect(columns: Mapping[str, str]) -> Format:
@@ -44,3 +46,50 @@ def detect(columns: Mapping[str, str]) -> Format:
         f"{', '.join(lacking[closest.name])}. Rename the columns or set the source's format to one of "
         f"{', '.join(FORMATS)}"
     )
+
+
+def detect_in(rows: Iterable[Row]) -> Format | None:
+    """Return the format of a file by its first 16 rows, or by more where none fits them; None where it has no rows.
+
+    A format that fits these rows together comes first, then one that fits some of them alone.
+
+    Raises:
+        UnknownFormatError: no format fits any of the first 1,000 rows.
+    """
+    shapes: Counter[_Shape] = Counter()
+    for n, row in enumerate(itertools.islice(rows, _MOST_ROWS), 1):
+        shape = _shape(row)
+        is_news = shape not in shapes
+        shapes[shape] += 1
+        if n == _HEAD_ROWS or (n > _HEAD_ROWS and is_news):
+            with suppress(UnknownFormatError):
+                return _detect(shapes)
+    return _detect(shapes) if shapes else None
+
+
+_Shape = tuple[tuple[str, str], ...]
+
+
+def _shape(row: Row) -> _Shape:
+    return tuple((name, kind_of(value)) for name, value in row.items())
+
+
+def _columns(shapes: Counter[_Shape]) -> dict[str, str]:
+    kinds: dict[str, Counter[str]] = {}
+    for shape, count in shapes.items():
+        for name, kind in shape:
+            kinds.setdefault(name, Counter())[kind] += count
+    for counts in kinds.values():
+        if len(counts) > 1:
+            del counts["null"]
+    return {name: counts.most_common(1)[0][0] for name, counts in kinds.items()}
+
+
+def _detect(shapes: Counter[_Shape]) -> Format:
+    try:
+        return detect(_columns(shapes))
+    except UnknownFormatError:
+        for shape, _ in shapes.most_common():
+            with suppress(UnknownFormatError):
+                return detect(dict(shape))
+        raise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import ANY, Format, image_of
+from carevl.data.formats.base import ANY, Format, image_of, user_turn
 from carevl.data.rows import Preference, Row, facts, items_of, number, text
+from carevl.data.turns import question_of
 
 
 def read(row: Row) -> Preference:
@@ -14,7 +15,7 @@ def read(row: Row) -> Preference:
     if row.get("source_preference") is not None:
         values = items_of(row["source_preference"], "source_preference")
         preference = tuple(number(value, f"source_preference[{n}]") for n, value in enumerate(values))
-    question = text(row.get("question"), "question", "question")
+    question = question_of(user_turn(row, "question"))
     return Preference(question, texts, preference, image_of(row, "image"), facts(row, "id"))
 
 

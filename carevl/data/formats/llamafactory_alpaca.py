@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import IMAGES, PAIR, Format, chosen_over_rejected, image_of
+from carevl.data.formats.base import IMAGES, PAIR, Format, earlier_turns, preferred
 from carevl.data.rows import Preference, Row, text
-from carevl.data.turns import untagged
+from carevl.data.turns import Turn
 
 
 def read(row: Row) -> Preference:
     """Read a row of LLaMA-Factory's alpaca form."""
     instruction = text(row.get("instruction"), "instruction", "question")
     lines = [instruction, text(row["input"], "input")] if row.get("input") else [instruction]
-    return chosen_over_rejected(row, untagged("\n".join(lines)), image_of(row, "images", "image"), "id")
+    turns = [*earlier_turns(row), Turn("user", "\n".join(lines))]
+    return preferred(row, turns, "id", images=["images", "image"])
 
 
 FORMAT = Format(

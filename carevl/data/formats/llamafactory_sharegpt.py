@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import IMAGES, Format, chosen_over_rejected, image_of
+from carevl.data.formats.base import IMAGES, Format, earlier_turns, preferred
 from carevl.data.rows import Preference, Row
-from carevl.data.turns import question_of, read_turns
+from carevl.data.turns import read_turns
 
 
 def read(row: Row) -> Preference:
     """Read a row of LLaMA-Factory's sharegpt form."""
-    question = question_of(read_turns(row.get("conversations"), "conversations"))
-    return chosen_over_rejected(row, question, image_of(row, "images", "image"), "id")
+    turns = [*earlier_turns(row), *read_turns(row.get("conversations"), "conversations")]
+    return preferred(row, turns, "id", images=["images", "image"])
 
 
 FORMAT = Format(
     name="llamafactory-sharegpt",
-    columns={**IMAGES, "conversations": "list", "chosen": "struct", "rejected": "struct"},
+    columns={**IMAGES, "conversations": "list", "chosen": "struct|list", "rejected": "struct|list"},
     read=read,
     example={
         "conversations": [{"from": "human", "value": "<image>What is it?"}],

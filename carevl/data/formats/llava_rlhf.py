@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from carevl.data.formats.base import ANY, FIRST, SECOND, Format, image_of
 from carevl.data.rows import Preference, Row, RowError, facts, number
-from carevl.data.turns import last_answer, question_of, read_turns
+from carevl.data.turns import question_of, read_response, read_turns
 
 
 def read(row: Row) -> Preference:
     """Read a row of LLaVA-RLHF. `captions`, where the source has a captions file, goes into `extra`."""
     turns = read_turns(row.get("conversations"), "conversations")
     before_answer = turns[:-1] if turns[-1].role == "assistant" else turns
-    responses = (last_answer(row.get("output_1"), "output_1"), last_answer(row.get("output_2"), "output_2"))
+    responses = tuple(read_response(row.get(name), name)[1] for name in ("output_1", "output_2"))
     better = number(row.get("preference"), "preference")
     if better not in (1, 2):
         raise RowError("preference", f"`preference` should be 1 or 2, found {better:g}")
     preference = FIRST if better == 1 else SECOND
     extra = facts(row, "id", "captions")
-    return Preference(question_of(before_answer), responses, preference, image_of(row, "image"), extra)
+    return Preference(question_of(before_answer), responses, preference, image_of(row, "image", turns=turns), extra)
 
 
 FORMAT = Format(

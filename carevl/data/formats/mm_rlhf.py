@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import ANY, PAIR, Format, chosen_over_rejected, image_of
-from carevl.data.rows import Preference, Row, RowError, text
-from carevl.data.turns import untagged
+from carevl.data.formats.base import ANY, PAIR, Format, preferred, user_turn
+from carevl.data.rows import Preference, Row, RowError
 
 
 def read(row: Row) -> Preference:
     """Read a row of MM-RLHF."""
-    image = image_of(row, "image", "images")
-    if image is None and row.get("video") is not None:
+    if row.get("image") is None and row.get("images") is None and row.get("video") is not None:
         raise RowError("image_missing", "the row is about a video; an item has one image")
-    question = untagged(text(row.get("prompt"), "prompt", "question"))
-    return chosen_over_rejected(row, question, image, "id", "chosen_reason", "rejected_reason")
+    extra = ("id", "chosen_reason", "rejected_reason")
+    return preferred(row, user_turn(row, "prompt"), *extra, images=["image", "images"])
 
 
 FORMAT = Format(

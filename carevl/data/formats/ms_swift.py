@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import FIRST, IMAGES, Format, image_of
-from carevl.data.rows import Preference, Row, facts
-from carevl.data.turns import last_answer, question_of, read_turns, split_answer
+from carevl.data.formats.base import IMAGES, Format, earlier_turns, preferred
+from carevl.data.rows import Preference, Row
 
 
 def read(row: Row) -> Preference:
     """Read a row of ms-swift."""
-    turns, chosen = split_answer(read_turns(row.get("messages"), "messages"), "messages")
-    image = image_of(row, "images", "image")
-    question = question_of(turns)
-    name = "rejected_messages" if row.get("rejected_response") is None else "rejected_response"
-    return Preference(question, (chosen, last_answer(row.get(name), name)), FIRST, image, facts(row, "id"))
+    rejected = "rejected_messages" if row.get("rejected_response") is None else "rejected_response"
+    return preferred(row, earlier_turns(row), "id", images=["images", "image"], pair=("messages", rejected))
 
 
 FORMAT = Format(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import ANY, FIRST, Format, image_of
-from carevl.data.rows import Preference, Row, facts
-from carevl.data.turns import last_answer, question_of, read_turns, split_answer
+from carevl.data.formats.base import ANY, Format, preferred
+from carevl.data.rows import Preference, Row
 
 
 def read(row: Row) -> Preference:
     """Read a row of POVID."""
-    turns, chosen = split_answer(read_turns(row.get("conversations"), "conversations"), "conversations")
-    rejected = last_answer(row.get("rejected_conversations"), "rejected_conversations")
-    return Preference(question_of(turns), (chosen, rejected), FIRST, image_of(row, "image"), facts(row, "id"))
+    return preferred(row, [], "id", images=["image"], pair=("conversations", "rejected_conversations"))
 
 
 FORMAT = Format(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import ANY, ORIGIN, PAIR, Format, chosen_over_rejected, image_of
-from carevl.data.rows import Preference, Row, text
+from carevl.data.formats.base import ANY, ORIGIN, PAIR, Format, preferred, user_turn
+from carevl.data.rows import Preference, Row
 
 
 def read(row: Row) -> Preference:
     """Read a row of RLAIF-V."""
     extra = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path")
-    return chosen_over_rejected(row, text(row.get("question"), "question", "question"), image_of(row, "image"), *extra)
+    return preferred(row, user_turn(row, "question"), *extra, images=["image"])
 
 
 FORMAT = Format(

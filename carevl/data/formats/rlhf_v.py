@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from carevl.data.formats.base import ANY, ORIGIN, Format, chosen_over_rejected, image_of
-from carevl.data.rows import Preference, Row, RowError, facts, struct, text
+from carevl.data.formats.base import ANY, ORIGIN, Format, image_of, preferred, user_turn
+from carevl.data.rows import Preference, Row, RowError, facts, struct
 
 
 def read(row: Row) -> Preference:
@@ -19,8 +19,9 @@ def read(row: Row) -> Preference:
             raise RowError("format", f"`text` should be a JSON object with the triple: {failure}") from None
     triple = struct(packed, "text")
     extra = facts(row, "ds_name", "origin_dataset", "origin_split", "idx", "image_path")
-    question = text(triple.get("question"), "text.question", "question")
-    return replace(chosen_over_rejected(triple, question, image_of(row, "image")), extra=extra)
+    return replace(
+        preferred(triple, user_turn(triple, "question"), images=[]), image=image_of(row, "image"), extra=extra
+    )
 
 
 FORMAT = Format(

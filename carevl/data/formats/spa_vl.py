@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import ANY, PAIR, Format, chosen_over_rejected, image_of
-from carevl.data.rows import Preference, Row, text
+from carevl.data.formats.base import ANY, PAIR, Format, preferred, user_turn
+from carevl.data.rows import Preference, Row
 
 
 def read(row: Row) -> Preference:
     """Read a row of SPA-VL."""
-    question = text(row.get("question"), "question", "question")
-    return chosen_over_rejected(row, question, image_of(row, "image"), "image_name", "id")
+    return preferred(row, user_turn(row, "question"), "image_name", "id", images=["image"])
 
 
 FORMAT = Format(

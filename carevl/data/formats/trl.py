@@ -1,28 +1,28 @@
-"""TRL vision preference: message lists; without `prompt`, it is what stands before the last turn of `chosen`."""
+"""TRL vision preference: message lists; without `prompt`, it is what stands before the last turn of `chosen`.
+
+The image is in a column, or among the parts of a message.
+"""
 
 from __future__ import annotations
 
-from carevl.data.formats.base import IMAGES, Format, chosen_over_rejected, image_of
-from carevl.data.rows import Preference, Row, text
-from carevl.data.turns import question_of, read_turns, split_answer, untagged
+from carevl.data.formats.base import Format, preferred, user_turn
+from carevl.data.rows import Preference, Row
+from carevl.data.turns import read_turns
 
 
 def read(row: Row) -> Preference:
     """Read a row of TRL."""
-    image = image_of(row, "images", "image")
-    if row.get("prompt") is None:
-        turns, _ = split_answer(read_turns(row.get("chosen"), "chosen"), "chosen")
-        question = question_of(turns)
-    elif isinstance(row["prompt"], str):
-        question = untagged(text(row["prompt"], "prompt"))
+    prompt = row.get("prompt")
+    if isinstance(prompt, str):
+        turns = user_turn(row, "prompt")
     else:
-        question = question_of(read_turns(row["prompt"], "prompt"))
-    return chosen_over_rejected(row, question, image, "id")
+        turns = [] if prompt is None else read_turns(prompt, "prompt")
+    return preferred(row, turns, "id", images=["images", "image"])
 
 
 FORMAT = Format(
     name="trl",
-    columns={**IMAGES, "chosen": "list", "rejected": "list"},
+    columns={"chosen": "list", "rejected": "list"},
     read=read,
     example={
         "images": ["a.png"],
