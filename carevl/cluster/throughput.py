@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from carevl.cluster.resources import Resources, actor_resources
 from carevl.models.device import reserve_device
-from carevl.store.damage import DamagedError, read_json
+from carevl.store.damage import DamagedError, encode_json, read_json
 from carevl.store.run import Run
 from carevl.store.table import write_atomically
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from carevl.cluster.jobs import PoolJob, Processor
     from carevl.settings.models import Pool
 
-_FILE = "rates.json"
+FILE = "rates.json"
 _log = logging.getLogger(__name__)
 
 
@@ -89,16 +89,25 @@ def _read_batch(job: PoolJob) -> dict[str, pa.Table]:
 def store_rate(run: Run, fingerprint: str, pool: Pool, rate: Rate) -> None:
     """Keep what was measured for a stage's fingerprint and its pool."""
     rates = _load_rates(run) | {_key(fingerprint, pool): asdict(rate)}
-    write_atomically(run.root / _FILE, json.dumps(rates, indent=2).encode())
+    write_atomically(run.root / FILE, encode_json(rates))
 
 
 def _load_rates(run: Run) -> dict[str, dict[str, float]]:
-    file = run.root / _FILE
+    file = run.root / FILE
     try:
         return read_json(file, "it is measured anew") if file.exists() else {}
     except DamagedError as error:
         _log.warning("%s", error)
         return {}
+
+
+def find_problem(run: Run) -> str | None:
+    """Return what is the matter with the rates that are kept; None where they are what was written, or not there."""
+    try:
+        _ = read_json(run.root / FILE, "") if (run.root / FILE).exists() else {}
+    except DamagedError as error:
+        return error.problem
+    return None
 
 
 def _key(fingerprint: str, pool: Pool) -> str:

@@ -16,10 +16,17 @@ from carevl.data.files import locate, stamp
 from carevl.data.rows import clean
 from carevl.errors import SettingsError
 from carevl.settings.schemes import DRAWN_PREFIX, Scheme, split_scheme
+from carevl.store.damage import WAY_OUT, DamagedError, encode_json, read_json
+from carevl.store.listing import describe, find_problems
 from carevl.store.run import Run
+from carevl.store.table import write_atomically
 
 if TYPE_CHECKING:
     from carevl.settings.tree import Settings
+
+
+_LISTING = ".files.json"
+"""In a directory of drawn data: its files, with sizes and hashes."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,32 @@ def draw(settings: Settings, run: Run) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    root = run.root.absolute()
+    damaged = find_damage(settings, run)
     for scheme in _schemes(settings):
-        if not scheme.is_drawn(settings, run.root.absolute()):
-            scheme.draw(settings, run.root.absolute())
+        place = root / scheme.data_directory(settings)
+        if not scheme.is_drawn(settings, root) or place.name in damaged:
+            scheme.draw(settings, root)
+            names = [file.relative_to(place).as_posix() for file in sorted(place.rglob("*")) if file.is_file()]
+            write_atomically(place / _LISTING, encode_json(describe(place, names)))
+
+
+def find_damage(settings: Settings, run: Run, *, verify: bool = False) -> dict[str, dict[str, str]]:
+    """Return what is the matter with the files of drawn data, as `find_problems`, by the names of their directories.
+
+    Nothing of data that are not there, or that an earlier version drew, which listed no files.
+    """
+    places = [run.root.absolute() / scheme.data_directory(settings) for scheme in _schemes(settings)]
+    damage = {}
+    for place in places:
+        if (place / _LISTING).exists():
+            try:
+                problems = find_problems(place, read_json(place / _LISTING, WAY_OUT), verify=verify)
+            except DamagedError as error:
+                problems = {_LISTING: error.problem}
+            if problems:
+                damage[place.name] = problems
+    return damage
 
 
 @contextmanager

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from carevl.errors import MachineError
-from carevl.store import published
 from carevl.store.listing import Listing, called, describe_problems
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
 from carevl.store.table import REMADE, Table
-
-
-def reopen_damaged(run: Run, keys: Mapping[str, StageKey], log: Callable[[str], None]) -> None:
-    """Read every file of every table and of the published judge, and remove what is not what was written: the run then
-    makes it again.
-    """
-    for name, table in run.tables(keys).items():
-        if damage := table.find_damage(verify=True):
-            log(f"{name:16s} {describe_problems(damage)}")
-            table.reopen(damage)
-    judge = run.root / "judge"
-    if damage := published.find_damage(judge, verify=True):
-        log(f"{'judge':16s} {describe_problems(damage)}")
-        for name in damage:
-            (judge / name).unlink(missing_ok=True)
 
 
 def refuse_damaged(run: Run, keys: Mapping[str, StageKey], names: Collection[str]) -> None:

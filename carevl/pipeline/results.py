@@ -134,7 +134,7 @@ def write(run: Run, figures: Mapping[str, Any], **more: Any) -> Path:
     return file
 
 
-def find_damage(run: Run) -> str | None:
+def find_problem(run: Run) -> str | None:
     """Return what is the matter with a run's file of results; None where it is what was written, or not there."""
     try:
         _ = read_json(run.root / RESULTS, _WAY_OUT) if (run.root / RESULTS).exists() else {}

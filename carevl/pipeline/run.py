@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.gpus import check_gpus
-from carevl.data.drawn import draw
+from carevl.data.drawn import draw, find_damage
 from carevl.errors import MachineError, as_user_error, exit_status
 from carevl.models.locate import prepare_models
 from carevl.pipeline import results
@@ -20,10 +20,11 @@ from carevl.pipeline.check import check_record, check_settings
 from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import keys_until, stage_keys
 from carevl.pipeline.publish import publish
-from carevl.pipeline.repair import finish, reopen_damaged
+from carevl.pipeline.repair import finish
+from carevl.pipeline.verify import mend
 from carevl.stages import STAGES
 from carevl.stages.base import RunContext, Stage
-from carevl.store.listing import hash_contents
+from carevl.store.listing import describe_problems, hash_contents
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
@@ -66,11 +67,13 @@ def run_pipeline(
     if settings.cluster.rehearse:
         log(results.REHEARSAL)
     with run.lock():
+        if verify:
+            mend(settings, run, log)
         check_record(settings, run)
+        for world, problems in find_damage(settings, run).items():
+            log(f"{world:16s} drawn again: {describe_problems(problems)}")
         draw(settings, run)
         keys = keys_until(stage_keys(settings, run), until)
-        if verify:
-            reopen_damaged(run, keys, log)
         pending = [table for table, key in keys.items() if run.action(key)[0] != "skip"]
         admit(settings, pending)
         if prepare_models(models_by_setting(settings, pending), log):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from carevl.data.drawn import data_root
 from carevl.judging.counts import stored_warnings
-from carevl.pipeline import results
 from carevl.pipeline.keys import stage_keys
-from carevl.stages import STAGES, ingest
-from carevl.store import published
+from carevl.pipeline.verify import changed_sources, find_damages
+from carevl.stages import STAGES
 from carevl.store.damage import DamagedError
-from carevl.store.listing import called
 from carevl.store.run import Run
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.data.drawn import DataRoot
     from carevl.settings.tree import Settings
     from carevl.stages.base import Stage
 
@@ -50,32 +47,14 @@ def _finished_lines(name: str, table: Table, stage: Stage) -> Iterator[str]:
 
 def verify_run(settings: Settings, run: Run) -> Iterator[str]:
     """Read every stored file of a run, and yield a line about each that is not what was written."""
-    keys = stage_keys(settings, run)
-    for name, table in run.tables(keys).items():
-        yield from _lines(name, table.find_damage(verify=True))
-    yield from _lines("judge", published.find_damage(run.root / "judge", verify=True))
-    if (problem := results.find_damage(run)) is not None:
-        yield from _lines("results", {results.RESULTS: problem})
+    for damage in find_damages(settings, run):
+        yield from damage.lines()
     with data_root(settings, run) as root:
-        yield from changed_sources(root, run.table(keys["ingest"]).last_manifest or {})
-
-
-def changed_sources(root: DataRoot, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line about each file of the sources whose contents are not those that ingest read.
-
-    Fingerprints have its size and time, which an edit may leave as they were.
-    """
-    read = manifest.get("sources", {})
-    for file, digest in ingest.hash_sources(root).items() if read else ():
-        if read.get(file, digest) != digest:
-            yield f"{'ingest':16s} {file} is not what was read, though size and time are: touch it, to read it again"
+        ingested = run.table(stage_keys(settings, run)["ingest"])
+        yield from changed_sources(root, ingested.last_manifest or {})
 
 
 def unlisted_tables(settings: Settings, run: Run) -> list[str]:
     """Return the finished tables of an earlier version, whose manifests list no files to compare."""
     tables = {name: run.table(key).last_manifest for name, key in stage_keys(settings, run).items()}
     return [name for name, manifest in tables.items() if manifest is not None and "files" not in manifest]
-
-
-def _lines(name: str, damage: Mapping[str, str]) -> Iterator[str]:
-    yield from (f"{name:16s} {called(file)} {problem} ({file})" for file, problem in damage.items())

@@ -11,6 +11,7 @@ last: a directory without one is unfinished, and the parts that it has need not 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import socket
@@ -36,6 +37,7 @@ _BEAT, _PATIENCE = 10.0, 25.0
 
 _held: set[Path] = set()
 """The run directories that this process holds."""
+_SETTINGS_MARK = b"# sha256 of the lines above: "
 
 
 class RunError(UserError):
@@ -74,8 +76,19 @@ class Run:
     def remember(self, settings: Mapping[str, Any]) -> None:
         """Write the settings of a run."""
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        text = f"# run directory, version {VERSION}\n{text}"
-        write_atomically(self.settings, text.encode("utf-8", "surrogatepass"))
+        data = f"# run directory, version {VERSION}\n{text}".encode("utf-8", "surrogatepass")
+        write_atomically(self.settings, data + _SETTINGS_MARK + hashlib.sha256(data).hexdigest().encode() + b"\n")
+
+    def find_settings_problem(self) -> str | None:
+        """Return what is the matter with the file of settings; None where it is what was written, or is unmarked."""
+        if not self.settings.is_file():
+            return "is missing"
+        text, mark, digest = self.settings.read_bytes().partition(_SETTINGS_MARK)
+        if digest == hashlib.sha256(text).hexdigest().encode() + b"\n":
+            return None
+        if not text:
+            return "is damaged: it is empty"
+        return "is damaged, or was changed by hand: its checksum does not fit" if mark else None
 
     def table(self, key: StageKey) -> Table:
         """Return the table that a key names, finished or not."""

@@ -36,6 +36,7 @@ from carevl.training.judge import (
     restore_positions,
 )
 from carevl.training.plain import Plain
+from carevl.training.record import ABOUT
 from carevl.training.reference import compute_references
 from carevl.training.schedule import MicroBatch, Schedule, micro_batches
 from carevl.training.steps import Objective, all_gather, sum_shares
@@ -44,7 +45,6 @@ from carevl.training.trial import try_packing
 from carevl.training.validation import DEV
 
 _TAG = "state"
-_ABOUT = "about.json"
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Loop:
         if self.rank == 0:
             for script in Path(directory).glob("*.py"):
                 script.unlink()  # DeepSpeed's, for pickles
-            (Path(directory) / _ABOUT).write_bytes(encode_json({"workers": self.world, "files": files}))
+            (Path(directory) / ABOUT).write_bytes(encode_json({"workers": self.world, "files": files}))
 
     def find_problem(self, directory: Path) -> str | None:
         """Return why a checkpoint is not what was written, the same on every worker; None where it is.
@@ -246,7 +246,7 @@ class Loop:
         """
         problem = None
         try:
-            files = read_json(directory / _ABOUT, "").get("files")
+            files = read_json(directory / ABOUT, "").get("files")
             if files is None:
                 problem = "an earlier version wrote it as pickles, which may run code and are not loaded"
             else:
@@ -268,7 +268,7 @@ class Loop:
             UserError: another number of workers made it under ZeRO 3, where weights were spread, too.
         """
         stage = zero_stage(self.config.training)
-        workers = read_json(Path(directory) / _ABOUT, "")["workers"]
+        workers = read_json(Path(directory) / ABOUT, "")["workers"]
         if workers != self.world and stage == 3:
             raise UserError(
                 f"{directory} was made by {workers} workers under ZeRO 3, and {self.world} cannot take it up; "

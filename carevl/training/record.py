@@ -9,12 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.store.damage import DamagedError, read_json
+from carevl.store.listing import find_problems
 from carevl.store.stage_key import differences
 
 if TYPE_CHECKING:
     from carevl.training.items import Encoder
 
 FILE = "training.json"
+ABOUT = "about.json"
+"""In a checkpoint: the number of workers, and its files."""
+
+
+def find_checkpoint_problems(checkpoint: Path) -> dict[str, str]:
+    """Return what is the matter with the files of a checkpoint, as `find_problems`; all are read to their ends."""
+    try:
+        about = read_json(checkpoint / ABOUT, "") if (checkpoint / ABOUT).exists() else None
+    except DamagedError as error:
+        return {ABOUT: error.problem}
+    return {ABOUT: "is missing"} if about is None else find_problems(checkpoint, about.get("files", {}), verify=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""Every file that a run keeps beside its tables is read by `--verify`, named where it is damaged, and mended."""
+
+from __future__ import annotations
+
+import shutil
+
+import pyarrow as pa
+import pytest
+
+from carevl.pipeline.keys import load_run, stage_keys
+from carevl.pipeline.run import run_pipeline
+from carevl.pipeline.status import verify_run
+from carevl.store.damage import encode_json
+from carevl.store.listing import describe
+from carevl.store.table import Table
+from tests.helpers.finished_run import FINISHED
+
+
+def _flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGE = {
+    "deleted": lambda file: file.unlink(),
+    "emptied": lambda file: file.write_bytes(b""),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "flipped": _flip,
+}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A finished run with its world, and with what a training leaves beside its table."""
+    root = tmp_path_factory.mktemp("kept") / "run"
+    shutil.copytree(FINISHED, root)
+    settings, run = load_run(root)
+    run_pipeline(settings, run, lambda _: None)
+    table = run.table(stage_keys(settings, run)["sft"])
+    for name in ("checkpoints/step-00000001/state/model.pt", "data/items.arrow"):
+        (table.directory / name).parent.mkdir(parents=True)
+        (table.directory / name).write_bytes(name.encode() * 9)
+    checkpoint = table.directory / "checkpoints" / "step-00000001"
+    (checkpoint / "about.json").write_bytes(encode_json({"files": describe(checkpoint, ["state/model.pt"])}))
+    listing = describe(table.directory / "data", ["items.arrow"])
+    (table.directory / "training.json").write_bytes(encode_json({"data": listing}))
+    Table(table.directory / "reference").write(0, pa.table({"x": [1]}))
+    assert list(verify_run(settings, run)) == []
+    return run
+
+
+FILES = {
+    "sft/*/checkpoints/*/state/model.pt": "checkpoints/step-00000001/state/model.pt",
+    "sft/*/checkpoints/*/about.json": "checkpoints/step-00000001/about.json",
+    "sft/*/data/items.arrow": "data/items.arrow",
+    "sft/*/reference/part-00000.parquet": "reference/part-00000.parquet",
+    "world-*/truth/dev.parquet": "truth/dev.parquet",
+    "world-*/dev/vl_rewardbench.parquet": "dev/vl_rewardbench.parquet",
+    "world-*/.files.json": ".files.json",
+    "results.json": "results.json",
+    "settings.yaml": "settings.yaml",
+}
+
+
+@pytest.mark.parametrize(
+    "damage", ["flipped", *(pytest.param(way, marks=pytest.mark.nightly) for way in ("deleted", "emptied", "cut"))]
+)
+@pytest.mark.parametrize("pattern", FILES)
+def test_what_lies_beside_the_tables_is_named_and_mended(kept, tmp_path, pattern, damage):
+    if (pattern, damage) in [("world-*/.files.json", "deleted"), ("results.json", "deleted")] or (
+        damage == "deleted" and "reference" in pattern
+    ):
+        return  # what is not there is not read
+    root = tmp_path / "run"
+    shutil.copytree(kept.root, root)
+    settings, run = load_run(root)
+    [file] = root.glob(pattern)
+    DAMAGE[damage](file)
+    [line] = verify_run(settings, run)
+    assert f"({FILES[pattern]})" in line
+    lines: list[str] = []
+    run_pipeline(settings, run, lines.append, verify=True)
+    assert any(FILES[pattern].rpartition("/")[2].removesuffix("-00000.parquet") in text for text in lines)
+    assert list(verify_run(settings, run)) == []
+
+
+def test_rates_that_are_damaged_are_measured_anew(kept):
+    settings, run = load_run(kept.root)
+    (run.root / "rates.json").write_bytes(encode_json({"a": {"rows_per_second": 1.0}})[:-5])
+    [line] = verify_run(settings, run)
+    assert "(rates.json)" in line
+    run_pipeline(settings, run, lambda _: None, verify=True)
+    assert not (run.root / "rates.json").exists()
+
+
+def test_a_drawn_world_that_lacks_bytes_is_drawn_again_by_any_run(kept, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(kept.root, root)
+    settings, run = load_run(root)
+    [file] = root.glob("world-*/train/rlaif_v.parquet")
+    data = file.read_bytes()
+    file.write_bytes(data[:-5])
+    assert {report.action for report in run_pipeline(settings, run, lambda _: None)} == {"skipped"}
+    assert file.read_bytes() == data
