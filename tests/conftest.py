@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import secrets
 import shutil
 import socket
 import tempfile
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+
+from carevl.cluster.private import TOKEN
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -33,8 +34,8 @@ pytest_plugins = [
 # Weights and processors of tests lie on this machine. One thread is what Ray's workers have, and what tests that run
 # side by side leave each other. Processes that tests start inherit both.
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-# Ray reads its mode of authentication once per process: every Ray that is started from this one has the same token.
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+# Ray reads its token once per process: every Ray that is started from this one has the same.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
 
 @contextmanager

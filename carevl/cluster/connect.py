@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from carevl.cluster.private import private_ray
 from carevl.cluster.reach import check_address, end_without_node
 from carevl.errors import MachineError
 from carevl.models.device import REHEARSAL
@@ -44,7 +45,7 @@ _DRIVER_ENVIRONMENT = {
 
 def is_private(cluster: Cluster) -> bool:
     """Whether a Ray of this process's own is started: no address is set, and this is no submitted job."""
-    return cluster.address is None and "RAY_ADDRESS" not in os.environ
+    return (cluster.address or os.environ.get("RAY_ADDRESS", "")).strip() in ("", "local")
 
 
 def check_cluster(cluster: Cluster) -> None:
@@ -67,17 +68,23 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     """Hold a connection to Ray.
 
     Inside a submitted job, or with `address` set, an existing cluster is joined. Otherwise Ray starts on this machine,
-    without a dashboard, and lets nobody in who lacks the token that is drawn for it.
+    without a dashboard, listens on loopback, and lets nobody in who lacks the token that is drawn for it.
 
     Raises:
         RunError: the cluster wants another token, is no Ray, or does not start on this machine.
         MachineError: nobody answers at its address.
     """
-    private = is_private(cluster)
-    if private:
-        # Ray's control service listens beyond loopback whatever address it is given: only this process has its token.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with private_ray() if is_private(cluster) else nullcontext() as directory, _connection(cluster, directory):
+        yield
+
+
+@contextmanager
+def _connection(cluster: Cluster, directory: Path | None) -> Iterator[None]:
+    """Hold a connection; errors as for `ray_cluster`.
+
+    Args:
+        directory: for the files of a private Ray, which is started; None: a cluster is joined.
+    """
     _set_driver_environment()
     import ray
 
@@ -92,9 +99,10 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM,) if is_main}
     runtime = {"env_vars": _WORKER_ENVIRONMENT | rehearsal}
     try:
-        if private:
+        if directory is not None:
             _start(
                 address="local",
+                _temp_dir=str(directory),
                 num_cpus=cluster.num_cpus,
                 num_gpus=cluster.num_gpus,
                 include_dashboard=False,
@@ -106,7 +114,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         else:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="warning", runtime_env=runtime)
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        if private:
+        if directory is not None:
             raise
         raise MachineError(f"cannot join the Ray cluster at {address}: {' '.join(str(error).split())}") from error
     finally:

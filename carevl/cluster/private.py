@@ -1,0 +1,94 @@
+"""A private Ray is private whatever the environment says: its token, where it listens, and where its files lie."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from carevl.errors import MachineError, exit_status
+
+TOKEN = secrets.token_hex(32)
+"""Drawn for this process, whose Ray keeps the first one that it reads."""
+_ENVIRONMENT: dict[str, str | None] = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": TOKEN,
+    "RAY_AUTH_TOKEN_PATH": None,
+    # Ray's way to say that this machine is the whole cluster: every process of it listens on loopback alone.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Pages of metrics ask for no token. That of the dashboard's process has no switch; it finds no such port.
+    "RAY_enable_metrics_collection": "0",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+"""Read when Ray is imported, and by its processes; None: not set."""
+_LONGEST = 40
+"""Characters of the directory: its sockets' paths are up to 66 longer, and a path of a socket has 107."""
+_PREFIX, _INSIDE = "carevl-ray-", "r"
+"""Ray lets everybody into the directory that it is given, so that is inside of ours."""
+
+
+@contextmanager
+def private_ray() -> Iterator[Path]:
+    """Set the environment of a private Ray; yield a directory for its files, inside of one of mode 0700.
+
+    The directory is removed at the end. Its logs stay where Ray, the machine or this program is at fault, and the error
+    names them.
+    """
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    directory = _make_directory()
+    _set(_ENVIRONMENT)
+    try:
+        yield directory / _INSIDE
+    except Exception as error:
+        if exit_status(error) in (1, 3) and _keep_logs(directory):
+            said = f"the logs of its Ray are kept in {directory}"
+            if isinstance(error, MachineError):
+                error.args = (f"{error}; {said}",)
+            else:
+                error.add_note(said)
+        else:
+            _remove(directory)
+        raise
+    except BaseException:
+        _remove(directory)
+        raise
+    else:
+        _remove(directory)
+    finally:
+        _set(before)
+
+
+def _set(environment: dict[str, str | None]) -> None:
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def _make_directory() -> Path:
+    place = tempfile.gettempdir()
+    if len(place) + len(_PREFIX) + 11 > _LONGEST:
+        place = "/tmp"
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+
+
+def _keep_logs(directory: Path) -> bool:
+    """Remove all but logs, such as spilled objects; return whether there are any."""
+    for entry in directory.glob(f"{_INSIDE}/session_*/*"):
+        if entry.name != "logs" and entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+    return any(directory.glob(f"{_INSIDE}/session_*/logs/*"))
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory that processes which are ending may still write to."""
+    for _ in range(20):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.1)
