@@ -296,8 +296,10 @@ def _encode(
 def _fit(config: WorkerConfig) -> str | None:
     """Run the workers; return why they stopped early, None when they did not."""
     from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from carevl.training.process_group import GroupConfig
 
     def work(loop_config: dict[str, bytes]) -> str | None:
         from carevl.training.worker import run_worker
@@ -309,7 +311,7 @@ def _fit(config: WorkerConfig) -> str | None:
         work,
         # In bytes, which Ray's controller passes on without importing all that they need.
         train_loop_config={"config": pickle.dumps(config)},
-        torch_config=TorchConfig(backend=select_backend(workers), timeout_s=_GROUP_TIMEOUT),
+        torch_config=GroupConfig(backend=select_backend(workers), timeout_s=_GROUP_TIMEOUT),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.num_gpus > 0,

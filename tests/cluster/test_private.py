@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import pytest
 
 from carevl.cluster.connect import is_private
@@ -45,7 +45,7 @@ class Driver:
         token.write_text(KNOWN)
         environment = {**os.environ, **HOSTILE, "RAY_AUTH_TOKEN_PATH": str(token)}
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(DRIVER, env=environment, text=True, **pipes)
+        self.process: subprocess.Popen[str] = subprocess.Popen(DRIVER, env=environment, text=True, **pipes)
         self.facts: dict[str, Any] = json.loads(self._read())
 
     def listening(self) -> list[tuple[str, str, int]]:
