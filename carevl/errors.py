@@ -6,6 +6,7 @@ import csv
 import difflib
 import errno
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,14 @@ _UNREADABLE = (ValueError, NotImplementedError, ArithmeticError, EOFError, Recur
 """What readers of files raise in their own words, those of Arrow among them."""
 _MISFIT = (LookupError, TypeError, AttributeError)
 """What looking into a file raises that has another content than expected."""
+
+
+_PASSWORD = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
+"""Of an address: user and password."""
+_SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)S?$", re.IGNORECASE)
+"""Of the name of an environment variable whose value nobody may see."""
+_LEAST = 8
+"""Characters of a value that is taken for a secret; shorter ones stand in words."""
 
 
 class UserError(Exception):
@@ -135,3 +144,16 @@ def suggest(name: str, names: Iterable[str], otherwise: str, *, kind: str = "", 
     """
     near = difflib.get_close_matches(name, names, 1, cutoff=cutoff)
     return f"did you mean {kind}{near[0]}?" if near else otherwise
+
+
+def has_password(address: str) -> bool:
+    """Return whether an address holds a user or a password."""
+    return _PASSWORD.search(address) is not None
+
+
+def hide_secrets(text: str) -> str:
+    """Return a text without what addresses hold of users and passwords, and without secrets of the environment."""
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= _LEAST:
+            text = text.replace(value, f"[{name}]")
+    return _PASSWORD.sub("[hidden]", text)

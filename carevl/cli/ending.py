@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import carevl
-from carevl.errors import STATUSES, Ended, UserError, as_user_error, exit_status
+from carevl.errors import STATUSES, Ended, UserError, as_user_error, exit_status, hide_secrets
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -47,7 +47,7 @@ def report_end(program: str, error: BaseException, faults: Path | None = None) -
         line = str(error)
     else:
         line = _describe_fault(error, faults)
-    print(f"{program}: {line}", file=sys.stderr, flush=True)
+    print(f"{program}: {hide_secrets(line)}", file=sys.stderr, flush=True)
     return status
 
 
@@ -61,7 +61,7 @@ def _describe_fault(error: BaseException, directory: Path | None) -> str:
     text = " ".join(str(error).split())[:300]
     named = f"{type(error).__name__}: {text}" if text else type(error).__name__
     about = f"carevl {carevl.__version__}, Python {platform.python_version()}, {platform.platform()}"
-    report = f"{about}\n\n{''.join(traceback.format_exception(error))}"
+    report = hide_secrets(f"{about}\n\n{''.join(traceback.format_exception(error))}")
     for place in (directory, Path(tempfile.gettempdir())):
         with suppress(OSError):
             if place is not None and place.is_dir():

@@ -19,6 +19,7 @@ import httpcore
 import httpx
 
 from carevl.data.rows import RowError
+from carevl.errors import hide_secrets
 
 _REDIRECTS = 5
 _ATTEMPTS = 3
@@ -55,7 +56,7 @@ class UrlFetcher:
             if isinstance(answer, bytes):
                 return answer
             place = _parse(answer, place)
-        raise RowError("image_fetch", f"{url[:_SHOWN]!r}: more than {_REDIRECTS} redirects")
+        raise RowError("image_fetch", f"{_quote(url)}: more than {_REDIRECTS} redirects")
 
 
 def is_public(address: Address, allowed: Iterable[Network] = ()) -> bool:
@@ -67,13 +68,17 @@ def is_public(address: Address, allowed: Iterable[Network] = ()) -> bool:
     return address.is_global and not address.is_multicast and not any(address in tunnel for tunnel in _TUNNELS)
 
 
+def _quote(url: object) -> str:
+    return repr(hide_secrets(str(url))[:_SHOWN])
+
+
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
     try:
         place = base.join(url) if base else httpx.URL(url)
     except (httpx.InvalidURL, ValueError, TypeError) as failure:
-        raise RowError("image_fetch", f"{url[:_SHOWN]!r} is not a URL: {failure}") from None
+        raise RowError("image_fetch", f"{_quote(url)} is not a URL: {failure}") from None
     if place.scheme not in ("http", "https") or not place.host:
-        raise RowError("image_refused", f"{url[:_SHOWN]!r}: only http and https URLs with a host are fetched")
+        raise RowError("image_refused", f"{_quote(url)}: only http and https URLs with a host are fetched")
     return place
 
 
@@ -100,7 +105,7 @@ def _get(place: httpx.URL, max_bytes: int, guard: _Guard, deadline: float) -> by
         except (httpcore.LocalProtocolError, httpcore.UnsupportedProtocol) as error:
             failure = str(error)
             break
-    raise RowError("image_fetch", f"{str(place)[:_SHOWN]!r}: {failure}")
+    raise RowError("image_fetch", f"{_quote(place)}: {failure}")
 
 
 _TRANSIENT = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.RemoteProtocolError)
@@ -112,12 +117,12 @@ def _body(response: httpcore.Response, place: httpx.URL, max_bytes: int) -> byte
             if name.lower() == b"location":
                 return value.decode("latin-1")
     if response.status != 200:
-        raise RowError("image_fetch", f"{str(place)[:_SHOWN]!r}: status {response.status}")
+        raise RowError("image_fetch", f"{_quote(place)}: status {response.status}")
     parts, size = [], 0
     for part in response.iter_stream():
         size += len(part)
         if size > max_bytes:
-            raise RowError("image_too_large", f"{str(place)[:_SHOWN]!r}: over {max_bytes} bytes")
+            raise RowError("image_too_large", f"{_quote(place)}: over {max_bytes} bytes")
         parts.append(part)
     return b"".join(parts)
 

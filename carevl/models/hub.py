@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carevl.errors import UserError, reading
+from carevl.errors import UserError, hide_secrets, reading
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -233,7 +233,7 @@ def explained(name: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub import constants, errors, get_token
 
     model = f"{name}@{revision or 'main'}"
-    host = constants.ENDPOINT
+    host = hide_secrets(constants.ENDPOINT)
     try:
         yield
     except errors.OfflineModeIsEnabled:

@@ -7,8 +7,22 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A path in which `~` stands for the home directory."""
+from carevl.errors import has_password
+
+
+def _without_password(address: str) -> str:
+    if has_password(address):
+        raise ValueError(
+            "it holds a user or a password, which would be stored with the settings; leave it out, and give it by the "
+            "environment (a key by api_key_env or CAREVL_API_KEY, a bucket's as its provider says)"
+        )
+    return address
+
+
+Address = Annotated[str, AfterValidator(_without_password)]
+"""An address, which is stored as it is written: it holds no password."""
+HomePath = Annotated[str, AfterValidator(_without_password), AfterValidator(os.path.expanduser)]
+"""A path or an address; `~` stands for the home directory."""
 
 
 class Strict(BaseModel):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from carevl.errors import SettingsError, suggest
+from carevl.errors import SettingsError, hide_secrets, suggest
 from carevl.settings.tree import Settings
 
 _Tree = TypeVar("_Tree", bound=BaseModel)
@@ -95,7 +95,7 @@ def _element(node: list[Any], key: str, path: list[str]) -> Any:
 def _explain(problem: Any, kind: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        value = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+        value = "" if isinstance(problem["input"], dict) else f" (found {hide_secrets(repr(problem['input']))})"
         near = ""
         if problem["type"] == "literal_error":
             choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from carevl.settings.asking import Asking
-from carevl.settings.base import HomePath, Strict
+from carevl.settings.base import Address, HomePath, Strict
 from carevl.settings.names import PathName
 from carevl.settings.requests import JudgeRequests, Requests, is_endpoint
 
@@ -153,7 +153,7 @@ class Captioner(Model):
 class Endpoint(Requests):
     """An OpenAI-compatible service that judges texts; captions, questions and responses are sent to it."""
 
-    url: str = Field(description="Its base address, such as http://127.0.0.1:8000/v1.", pattern=r"^https?://")
+    url: Address = Field(description="Its base address, such as http://127.0.0.1:8000/v1.", pattern=r"^https?://")
     api_key_env: str | None = Field(
         None, description="Environment variable that holds its key; none is sent if absent."
     )
