@@ -19,6 +19,9 @@ import torch
 from carevl.models.families import family_of
 from carevl.models.families.base import Family, Picture
 from carevl.models.tree_attention import cast_floats, trains_vision
+from carevl.store.damage import DamagedError, encode_json, read_json
+from carevl.store.listing import describe, find_problems
+from carevl.store.table import write_atomically
 from carevl.training.steps import all_gather
 
 if TYPE_CHECKING:
@@ -75,7 +78,7 @@ def compute_features(loop: Loop, directory: Path) -> FeatureTable | None:
     if not fits:
         return None
     file = directory / f"{loop.rank}-of-{loop.world}.arrow"
-    if not file.exists():
+    if not _is_whole(file):
         unfinished = file.with_suffix(".unfinished")
         with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
             # Under ZeRO 3 the weights of the tower are gathered for every batch: all workers have as many.
@@ -84,9 +87,19 @@ def compute_features(loop: Loop, directory: Path) -> FeatureTable | None:
                 for row in _compute(loop, family, batch, counts):
                     writer.write_table(pa.Table.from_pylist([row], _SCHEMA))
         unfinished.replace(file)
+        write_atomically(file.with_suffix(".json"), encode_json(describe(directory, [file.name])))
     all_gather(None, loop.world)
     files = [directory / f"{rank}-of-{loop.world}.arrow" for rank in range(loop.world)]
     return FeatureTable(files, model.dtype)
+
+
+def _is_whole(file: Path) -> bool:
+    """Return whether features are there, and what was written."""
+    listing = file.with_suffix(".json")
+    try:
+        return listing.exists() and not find_problems(file.parent, read_json(listing, ""), verify=True)
+    except DamagedError:
+        return False
 
 
 def _used_more_than_once(loop: Loop) -> list[str]:

@@ -21,8 +21,10 @@ from pathlib import Path
 from tests.chaos.job import find_difference, fingerprint
 
 WAYS = ("deleted", "emptied", "cut", "flipped")
-CARRIED = ("*.lock", "*.log", ".ray")
-"""Files that no run reads."""
+UNREAD = ("*.lock", "*.log", "steps.jsonl", "curve.png", "README.md", "injection.json", "begun.json")
+"""Files that no run reads once it is finished; nor does it those below directories whose names begin with a dot."""
+ALONE = ("manifest.json", "results.json", "rates.json", ".files.json")
+"""Files that nothing else lists: where one is not there, it is not damaged, but not written yet."""
 
 
 def damage(file: Path, way: str, draw: random.Random) -> None:
@@ -41,8 +43,20 @@ def find_files(run_dir: Path) -> list[Path]:
     return sorted(
         file
         for file in run_dir.rglob("*")
-        if file.is_file() and file.stat().st_size and not any(file.match(pattern) for pattern in CARRIED)
+        if file.is_file() and file.stat().st_size and _is_read(file.relative_to(run_dir))
     )
+
+
+def _is_read(place: Path) -> bool:
+    hidden = any(part.startswith(".") for part in place.parts if part not in ALONE)
+    cached = "features" in place.parts
+    return not (hidden or cached or any(place.match(pattern) for pattern in UNREAD))
+
+
+def ways_of(file: Path) -> tuple[str, ...]:
+    """Return the ways in which a file can be damaged."""
+    unlisted = file.name in ALONE or file.parent.name == "reference"
+    return WAYS[1:] if unlisted else WAYS
 
 
 def kind_of(run_dir: Path, file: Path) -> str:
@@ -105,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
             kind = kinds[number % len(kinds)]
             file = draw.choice([file for file in files if kind_of(run_dir, file) == kind])
             mend = number < options.mended
-            result = try_damage(run_dir, file, draw.choice(WAYS), draw, mend=mend)
+            result = try_damage(run_dir, file, draw.choice(ways_of(file)), draw, mend=mend)
             wrong = (
                 not result["named"] or result["traceback"] or (mend and (result["run"] != 0 or result["difference"]))
             )

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from tests.chaos.damage import WAYS, find_files, kind_of, try_damage
+from tests.chaos.damage import WAYS, find_files, kind_of, try_damage, ways_of
 from tests.chaos.job import KINDS, Job, find_difference, fingerprint
 from tests.chaos.kills import disturb
 
@@ -60,7 +60,8 @@ def test_damage_of_every_kind_of_file_is_named(reference, tmp_path):
     shutil.copytree(reference, run_dir)
     files = {kind_of(run_dir, file): file for file in find_files(run_dir)}
     results = [
-        try_damage(run_dir, file, WAYS[n % len(WAYS)], draw, mend=False) for n, file in enumerate(files.values())
+        try_damage(run_dir, file, ways_of(file)[n % len(ways_of(file))], draw, mend=False)
+        for n, file in enumerate(files.values())
     ]
     assert [result for result in results if not result["named"] or result["traceback"]] == []
 
@@ -70,7 +71,8 @@ def test_what_is_damaged_is_made_again(reference, tmp_path, way):
     run_dir, draw = tmp_path / "run", random.Random(way)
     shutil.copytree(reference, run_dir)
     shutil.copy(run_dir / "settings.yaml", tmp_path)
-    tables = [file for file in find_files(run_dir) if file.suffix in (".parquet", ".safetensors")]
+    files = [file for file in find_files(run_dir) if way in ways_of(file)]
+    tables = [file for file in files if file.suffix in (".parquet", ".safetensors")]
     for file in draw.sample(tables, 3):
         result = try_damage(run_dir, file, way, draw, mend=True)
         assert (result["named"], result["traceback"], result["run"], result["difference"]) == (True, False, 0, None)

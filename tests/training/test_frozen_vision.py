@@ -61,6 +61,19 @@ def test_it_sees_an_image_once_in_a_phase_of_several_epochs(begin, sft_rows, qui
     assert sum(seen) == 3 * tried + 8 + 24  # what is stored is not computed again
 
 
+def test_features_that_are_not_what_was_written_are_computed_again(begin, sft_rows, quick, tmp_path):
+    loop, _ = begin("sft", sft_rows, quick(epochs=2))
+    name = loop.items.images["image"][0].as_py()
+    expected, file = loop.features.picture(name).features, tmp_path / "out" / "data" / "features" / "0-of-1.arrow"
+    data = file.read_bytes()
+    for damaged in (data[:-1], data[:2000] + bytes([data[2000] ^ 1]) + data[2001:]):
+        file.unlink()  # what is mapped into memory stays
+        file.write_bytes(damaged)
+        again, _ = begin("sft", sft_rows, quick(epochs=2))
+        assert torch.equal(again.features.picture(name).features, expected)
+        assert file.read_bytes() == data
+
+
 def test_it_is_asked_in_every_step_where_nothing_can_be_kept(begin, sft_rows, quick, monkeypatch, tmp_path):
     assert begin("sft", sft_rows, quick())[0].features is None  # one epoch, every image once
     trained, _ = begin("sft", sft_rows, quick(epochs=2, train="all", lora=None), out=tmp_path / "trained")
