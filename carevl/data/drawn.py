@@ -110,14 +110,14 @@ def find_damage(settings: Settings, run: Run, *, verify: bool = False) -> dict[s
 def data_root(settings: Settings, run: Run) -> Iterator[DataRoot]:
     """Give the root of a run's data without writing into the run directory.
 
-    What has to be drawn and is not there is drawn into a temporary directory, which is removed afterwards.
+    What has to be drawn and is not there whole is drawn into a temporary directory, which is removed afterwards.
 
     Raises:
         UserError: it cannot be written.
     """
     root = DataRoot.of(settings, run)
     schemes = _schemes(settings)
-    if all(scheme.is_drawn(settings, root.drawn) for scheme in schemes):
+    if all(scheme.is_drawn(settings, root.drawn) for scheme in schemes) and not find_damage(settings, run):
         yield root
         return
     with tempfile.TemporaryDirectory(prefix="carevl-") as directory:

@@ -55,7 +55,8 @@ def find_damages(settings: Settings, run: Run) -> Iterator[Damage]:
         for place, found in _find_scratch_problems(table).items():
             yield Damage(name, found, partial(_remove, table.directory / place))
     judge = run.root / "judge"
-    problems = published.find_damage(judge, verify=True)
+    is_marked = not judge.is_dir() or (judge / published.MARKER).exists()
+    problems = published.find_damage(judge, verify=True) if is_marked else {published.MARKER: "is missing"}
     yield Damage("judge", problems, partial(_remove, *(judge / file for file in problems)))
     for world, found in drawn.find_damage(settings, run, verify=True).items():
         yield Damage(world, found, partial(_remove, run.root / world))

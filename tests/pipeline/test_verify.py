@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from carevl.pipeline.keys import load_run, stage_keys
+from carevl.pipeline.plan import plan_run
 from carevl.pipeline.run import run_pipeline
 from carevl.pipeline.status import verify_run
 from carevl.store.damage import encode_json
@@ -94,6 +95,18 @@ def test_rates_that_are_damaged_are_measured_anew(kept):
     assert not (run.root / "rates.json").exists()
 
 
+def test_a_published_judge_without_its_marker_is_named(kept, tmp_path):
+    settings, run = load_run(kept.root)
+    marker = run.root / "judge" / "judge.json"
+    marker.rename(tmp_path / marker.name)
+    try:
+        assert [line.split() for line in verify_run(settings, run)] == [
+            ["judge", "judge.json", "is", "missing", "(judge.json)"]
+        ]
+    finally:
+        (tmp_path / marker.name).rename(marker)
+
+
 def test_a_drawn_world_that_lacks_bytes_is_drawn_again_by_any_run(kept, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(kept.root, root)
@@ -101,5 +114,6 @@ def test_a_drawn_world_that_lacks_bytes_is_drawn_again_by_any_run(kept, tmp_path
     [file] = root.glob("world-*/train/rlaif_v.parquet")
     data = file.read_bytes()
     file.write_bytes(data[:-5])
+    assert {planned.action for planned in plan_run(settings, run)} == {"skip"}
     assert {report.action for report in run_pipeline(settings, run, lambda _: None)} == {"skipped"}
     assert file.read_bytes() == data
