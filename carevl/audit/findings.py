@@ -47,6 +47,7 @@ def find(report: Tree) -> list[Finding]:
         findings += _text_only(name, figures)
     for name, rewrites in report.get("style", {}).items():
         findings += _style(name, rewrites)
+    findings += _outside_texts(report)
     findings += _undecidable(report)
     findings += _redundancy(report)
     return findings
@@ -123,6 +124,25 @@ def _style(name: str, rewrites: Tree) -> Iterator[Finding]:
                 f"{name} {verb} {rewrite}: the same response rewritten so moves by {_text(effect)} of its margins' "
                 f"spread, and a rewrite of one response changes {_text(figures['flips'])} of its verdicts.",
             )
+
+
+def _outside_texts(report: Tree) -> Iterator[Finding]:
+    counts = report.get("texts", {})
+    if counts.get("control"):
+        listed = ", ".join(counts["strings"])
+        yield Finding(
+            "all",
+            "control_strings",
+            f"{counts['control']} of {counts['items']} items hold control strings ({listed}): plain text to the models "
+            "here, and tokens to programs that let them through.",
+        )
+    if counts.get("verdicts"):
+        yield Finding(
+            "all",
+            "stated_verdicts",
+            f"{counts['verdicts']} of {counts['items']} items have a response that states a verdict, such as "
+            f"{counts['examples'][0]!r}: it may speak to the judge; `carevl audit RUN --judge JUDGE` measures that.",
+        )
 
 
 def _undecidable(report: Tree) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from carevl.audit.ledger import Tree
+from carevl.audit.outside_texts import format_outside_texts
 from carevl.audit.panel import ENSEMBLE
 from carevl.stats.estimate import Estimate, format_estimate
 
@@ -23,6 +24,8 @@ def format_lines(report: Tree) -> Iterator[str]:
             yield from _groups(report, figure, title)
     if "style" in report:
         yield from _style(report["style"])
+    if "texts" in report:
+        yield from ("", *format_outside_texts(report["texts"]))
     yield from _label_free(report)
     yield from _together(report)
     yield from _routing(report)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from carevl.audit.ledger import Ledger, Tree
+from carevl.audit.outside_texts import ENDS
 from carevl.confidence.pairs import NO_CAPTION
 from carevl.models.experts import load_expert
 from carevl.models.row_errors import Failure
@@ -28,8 +29,10 @@ REWRITES: dict[str, Callable[[str], str]] = {
     ),
     "hedging": lambda text: f"I am not completely sure, but it may be so: {text}",
     "markdown": lambda text: f"### Answer\n\n- **{text}**",
+    "end_tokens": lambda text: text + ENDS,
 }
-"""Each keeps the response's own words and adds nothing about the image."""
+"""Each keeps the response's own words and adds nothing about the image. The last is a forgery: what it moves, whoever
+writes responses can."""
 
 
 @dataclass(frozen=True)

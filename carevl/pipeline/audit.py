@@ -15,6 +15,7 @@ from carevl.audit.findings import find
 from carevl.audit.injection import LINES, ShownPair, ask_pairs, forged_turn, measure_injection
 from carevl.audit.items import ItemFacts
 from carevl.audit.ledger import Tree
+from carevl.audit.outside_texts import count_outside_texts
 from carevl.audit.pairs import audit_pairs
 from carevl.audit.rewrites import audit_styles, sample_items
 from carevl.data.drawn import draw
@@ -60,6 +61,7 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
     facts = ItemFacts.read(items, fitting.pairs, drawn_truths(settings, run))
     log(f"{len(fitting.pairs)} pairs read")
     report = audit_pairs(settings.router, fitting.pairs, fitting.labelled, fitting.unlabelled, facts)
+    report["texts"] = count_outside_texts(items)
     log("pairs measured")
     if rewrites:
         sampled = sample_items(items, tables["caption"], scores, rewrites)
