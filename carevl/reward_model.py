@@ -10,8 +10,9 @@ judge.score("photo.jpg", "How many dogs are there?", "Three dogs.")  # 4.8, of 1
 judge.rank("photo.jpg", "How many dogs are there?", ("Two.", "Three.", "None.")).order  # [1, 0, 2]
 ```
 
-`judge_all`, `score_all` and `rank_all` take lists, one element per case, and run them in batches. vLLM gives a judge's
-memory back when it is closed: call `close()`, or use it as `with RewardModel(…, engine="vllm") as judge`.
+In place of one image there may be a list of several, or None. `judge_all`, `score_all` and `rank_all` take lists, one
+element per case, and run them in batches. vLLM gives a judge's memory back when it is closed: call `close()`, or use it
+as `with RewardModel(…, engine="vllm") as judge`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from carevl.settings.models import Judge
 
     Picture = Image | bytes | str | Path
+    Pictures = Picture | Sequence[Picture] | None
 
 
 _log = logging.getLogger(__name__)
@@ -147,12 +149,12 @@ class RewardModel:
         """Close it."""
         self.close()
 
-    def judge(self, image: Picture, question: str, responses: Sequence[str]) -> Judgment:
-        """Decide which of two responses to a question about an image is better; errors as for `judge_all`."""
+    def judge(self, image: Pictures, question: str, responses: Sequence[str]) -> Judgment:
+        """Decide which of two responses to a question about images is better; errors as for `judge_all`."""
         return self.judge_all([image], [question], [responses])[0]
 
     def judge_all(
-        self, images: Sequence[Picture], questions: Sequence[str], responses: Sequence[Sequence[str]]
+        self, images: Sequence[Pictures], questions: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> list[Judgment]:
         """Apply `judge` to many cases, in batches.
 
@@ -164,8 +166,8 @@ class RewardModel:
             if len(shown) != 2:
                 raise UserError(f"judge compares two responses, not {len(shown)}; rank takes any number")
         requests = [
-            GenerationRequest(picture, judge_prompt("pairwise", question, shown, order, self.asking.pairwise))
-            for picture, question, shown in zip(map(self._picture, images), questions, responses, strict=True)
+            self._request(pictures, judge_prompt("pairwise", question, shown, order, self.asking.pairwise))
+            for pictures, question, shown in zip(map(self._pictures, images), questions, responses, strict=True)
             for order in ((0, 1), (1, 0))
         ]
         wording = self.asking.verdict
@@ -191,18 +193,18 @@ class RewardModel:
             judgments.append(replace(judgment, forced=judgment.status == "ok" and not cut.isdisjoint((i, i + 1))))
         return judgments
 
-    def score(self, image: Picture, question: str, response: str) -> float:
+    def score(self, image: Pictures, question: str, response: str) -> float:
         """Rate a response from 1 (bad) to 5 (right): return the mean rating under the judge's probabilities.
 
         It is nan where the judge gives no rating, as in a refusal.
         """
         return self.score_all([image], [question], [response])[0]
 
-    def score_all(self, images: Sequence[Picture], questions: Sequence[str], responses: Sequence[str]) -> list[float]:
+    def score_all(self, images: Sequence[Pictures], questions: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Apply `score` to many cases, in batches."""
         requests = [
-            GenerationRequest(picture, judge_prompt("pointwise", question, [shown], template=self.asking.pointwise))
-            for picture, question, shown in zip(map(self._picture, images), questions, responses, strict=True)
+            self._request(pictures, judge_prompt("pointwise", question, [shown], template=self.asking.pointwise))
+            for pictures, question, shown in zip(map(self._pictures, images), questions, responses, strict=True)
         ]
         texts = self._ask(requests, max_tokens=self.max_tokens)
         readings = [read_verdict(each.text, "pointwise", 1, each.truncated, self.asking.verdict) for each in texts]
@@ -215,12 +217,12 @@ class RewardModel:
                 scores[i] = float(probabilities @ np.arange(1, CHOICES + 1))
         return scores
 
-    def rank(self, image: Picture, question: str, responses: Sequence[str]) -> Ranking:
+    def rank(self, image: Pictures, question: str, responses: Sequence[str]) -> Ranking:
         """Order responses by the mean probability of winning against the others."""
         return self.rank_all([image], [question], [responses])[0]
 
     def rank_all(
-        self, images: Sequence[Picture], questions: Sequence[str], responses: Sequence[Sequence[str]]
+        self, images: Sequence[Pictures], questions: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> list[Ranking]:
         """Apply `rank` to many cases, in batches."""
         duels = [
@@ -258,6 +260,18 @@ class RewardModel:
             raise UserError(f"{self.path}: {broken.message}")
         return texts
 
+    @staticmethod
+    def _request(pictures: tuple[Image, ...], prompt: str) -> GenerationRequest:
+        """Return a request in which all images stand before the words."""
+        return GenerationRequest(pictures, prompt, places=(0,) * len(pictures))
+
+    def _pictures(self, images: Pictures) -> tuple[Image, ...]:
+        """Return what is shown; errors as for `_picture`."""
+        if images is None:
+            return ()
+        several = images if isinstance(images, list | tuple) else [images]
+        return tuple(map(self._picture, several))
+
     def _picture(self, image: Picture) -> Image:
         """Return an image from a file, its bytes, or a picture that is open already, as large as the judge sees it.
 
@@ -278,7 +292,7 @@ class RewardModel:
     ) -> list[FloatArray | None]:
         """Return the probabilities of the choices where the verdict has to follow the evidence of each judgment."""
         requests = [
-            GenerationRequest(request.image, request.prompt, f"{reading.evidence}\n{VERDICT_PREFIX[task]}".lstrip("\n"))
+            replace(request, response_prefix=f"{reading.evidence}\n{VERDICT_PREFIX[task]}".lstrip("\n"))
             for request, reading in written
         ]
         texts = self._ask(requests, max_tokens=2, logprob_texts=VERDICT_TEXTS) if requests else []

@@ -72,7 +72,7 @@ def ask_pairs(
         for responses in (pair.responses, *(with_line(pair, kind, i, turn) for kind in LINES for i in (0, 1)))
     ]
     requests = [
-        GenerationRequest(pair.image, judge_prompt("pairwise", pair.question, responses, template=asking.pairwise))
+        GenerationRequest((pair.image,), judge_prompt("pairwise", pair.question, responses, template=asking.pairwise))
         for pair, responses in shown
     ]
     written = iter(generate_with_row_errors(engine, requests, max_tokens=max_tokens))

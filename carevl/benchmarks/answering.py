@@ -65,7 +65,7 @@ class EngineJudge:
         """Return one answer per request; one that the model refuses (over its length, an odd image) fails alone."""
         answers = generate_with_row_errors(
             self.engine,
-            [replace(request, image_first=decoding.image_first) for request in requests],
+            requests,
             max_tokens=decoding.max_tokens or self.max_tokens,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
@@ -140,7 +140,8 @@ def judge_questions(
         if isinstance(picture, str):
             answers[call] = picture
         else:
-            requested[call] = GenerationRequest(picture, call.prompt, call.response_prefix, call.seed)
+            places = (0 if call.decoding.image_first else len(call.prompt),)
+            requested[call] = GenerationRequest((picture,), call.prompt, call.response_prefix, call.seed, places)
     batches: dict[Decoding, dict[_Call, GenerationRequest]] = {}
     for call, request in requested.items():
         batches.setdefault(call.decoding, {})[call] = request

@@ -21,6 +21,7 @@ from carevl.benchmarks.questions import GREEDY, Decoding
 from carevl.errors import UserError
 from carevl.judging import read_verdict
 from carevl.judging.prompts import Task
+from carevl.judging.turns import images_last
 from carevl.judging.verdict_tokens import CHOICES, VERDICT_TEXTS
 from carevl.models.chat_client import ChatClient, NoAnswerError
 from carevl.models.engines.base import Generation, GenerationRequest
@@ -175,7 +176,7 @@ class Endpoint:
         """Return what a request says, apart from log-probabilities."""
         return {
             "model": self.model,
-            "messages": self._messages(request, decoding.image_first),
+            "messages": self._messages(request),
             "max_tokens": max_tokens,
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
@@ -184,14 +185,19 @@ class Endpoint:
             **(_CONTINUE if request.response_prefix else {}),
         }
 
-    def _messages(self, request: GenerationRequest, image_first: bool) -> list[dict[str, Any]]:
+    def _messages(self, request: GenerationRequest) -> list[dict[str, Any]]:
         """Return the turns of a request, as the judge is asked."""
-        text = {"type": "text", "text": request.prompt}
-        image = {"type": "image_url", "image_url": {"url": _data_url(request.image)}}
-        content = [image, text] if image_first and self.asking.image_first else [text, image]
+        turns, images = request.turn.turns, iter(request.images)
+        messages = []
+        for turn in turns:
+            parts = list(turn.parts())
+            if len(turns) == 1 and not self.asking.image_first:
+                parts = images_last(parts)
+            content = [_as_content(_data_url(next(images)) if part is None else None, part) for part in parts]
+            messages.append({"role": turn.role, "content": content})
         system = [] if self.asking.system is None else [{"role": "system", "content": self.asking.system}]
         begun = [{"role": "assistant", "content": request.response_prefix}] if request.response_prefix else []
-        return [*system, {"role": "user", "content": content}, *begun]
+        return [*system, *messages, *begun]
 
 
 def _response_format(task: Task, shown: int) -> dict[str, Any]:
@@ -204,6 +210,10 @@ def _response_format(task: Task, shown: int) -> dict[str, Any]:
     }[task]
     schema = {"type": "object", "properties": {name: value}, "required": [name], "additionalProperties": False}
     return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
+
+
+def _as_content(url: str | None, text: str | None) -> dict[str, Any]:
+    return {"type": "text", "text": text} if url is None else {"type": "image_url", "image_url": {"url": url}}
 
 
 def _data_url(image: Image) -> str:

@@ -33,7 +33,7 @@ def judge_by_scores(
         if not isinstance(picture, str):
             for response in question.responses:
                 key = _image(question), question.prompt, response
-                requests[key] = ScoringRequest(picture, question.prompt, response)
+                requests[key] = ScoringRequest((picture,), question.prompt, response)
     scores = dict(zip(requests, retry_engine(scorer, scorer.score, [*requests.values()]), strict=True))
     predictions = []
     for question in questions:

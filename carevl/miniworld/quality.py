@@ -103,7 +103,7 @@ def _judge(
 ) -> list[tuple[Generation, Verdict]]:
     requests = [
         GenerationRequest(
-            image, judge_prompt(task, item.question.text, [r.text for r in item.responses], order), seed=seed
+            (image,), judge_prompt(task, item.question.text, [r.text for r in item.responses], order), seed=seed
         )
         for seed, ((image, item), order) in enumerate(zip(drawn, orders, strict=True))
     ]
@@ -116,7 +116,7 @@ def _judge(
 
 def measure_captioner(figures: Figures, model: Path, drawn: Sequence[Drawn]) -> list[str]:
     """Caption every image; a caption is exact when it names every shape and colour, with counts, and nothing else."""
-    requests = [GenerationRequest(image, CAPTION_PROMPT) for image, _ in drawn]
+    requests = [GenerationRequest((image,), CAPTION_PROMPT) for image, _ in drawn]
     generations = ImageTextGenerator(model).generate(requests, max_tokens=MAX_TOKENS)
     captions = [generation.text for generation in generations]
     figures.share(
@@ -132,7 +132,7 @@ def measure_judge(figures: Figures, model: Path, drawn: Sequence[Drawn], n_sampl
     generator = ImageTextGenerator(model)
     items = [item for _, item in drawn]
     answers = generator.generate(
-        [GenerationRequest(image, item.question.text) for image, item in drawn], max_tokens=MAX_TOKENS
+        [GenerationRequest((image,), item.question.text) for image, item in drawn], max_tokens=MAX_TOKENS
     )
     right = [answers_right(item, answer.text) for item, answer in zip(items, answers, strict=True)]
     for kind in KINDS:

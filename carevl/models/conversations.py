@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from carevl.errors import UserError
-from carevl.models.prompts import RestoringTokenizer, check_tokenizer, replace_control_strings
+from carevl.models.control_strings import RestoringTokenizer, replace_control_strings
+from carevl.models.prompts import check_tokenizer
 from carevl.models.row_errors import TOO_LONG, Failure
 
 Conversation = tuple[str, str]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from carevl.errors import UserError
+from carevl.judging.turns import shift_places
+from carevl.models.control_strings import encode_text
 from carevl.models.conversations import Encoded
 from carevl.models.engines.base import GenerationRequest, Generator, ScoringRequest, limit_tiles
 from carevl.models.engines.image_text import ImageTextModel
@@ -22,7 +24,7 @@ from carevl.models.heads.ending import Ending
 from carevl.models.heads.outputs import choose_score
 from carevl.models.judge_files import load_processor
 from carevl.models.own_code import trust_own_code
-from carevl.models.prompts import EncodedPrompts, ask_as, encode_text, encode_with_row_errors, ensure_padding
+from carevl.models.prompts import EncodedPrompts, ask_as, encode_with_row_errors, ensure_padding
 from carevl.models.reward_head import load_reward_model
 from carevl.models.row_errors import Failure, SomeRowsError
 
@@ -84,7 +86,7 @@ class ImageRewardScorer(ImageTextModel):
         failures: dict[int, Failure] = {}
         for batch in self.batches(requests):
             first = [requests[same[0]] for same in batch]
-            turns, images = [request.turn for request in first], [request.image for request in first]
+            turns, images = [request.turn for request in first], [request.images for request in first]
             encoded, refused = encode_with_row_errors(self.processor, turns, images, self.family, self.max_model_len)
             failures |= {i: failure for number, failure in refused.items() for i in batch[number]}
             if encoded is None:
@@ -136,7 +138,12 @@ class YesScorer:
     def score(self, requests: Sequence[ScoringRequest]) -> list[float]:
         """Return the log-odds of each response, in their order; errors as the engine's."""
         asked = [
-            GenerationRequest(request.image, question)
+            GenerationRequest(
+                request.images,
+                question,
+                places=shift_places(request.places, questions.YES.index("{turn}")),
+                earlier=request.earlier,
+            )
             for request in requests
             for question in questions.ask_yes(request.prompt, [request.response])
         ]

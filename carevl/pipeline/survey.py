@@ -16,6 +16,7 @@ from carevl.data.images import ImageLimits, decode_rgb
 from carevl.errors import UserError
 from carevl.judging.prompts import judge_prompt
 from carevl.judging.verdict_tokens import VERDICT_TEXTS
+from carevl.models.control_strings import encode_text
 from carevl.models.conversations import encode
 from carevl.models.engines import close_engines
 from carevl.models.experts import EXPERT_KINDS, load_expert
@@ -25,7 +26,7 @@ from carevl.models.judge_spec import asking_of
 from carevl.models.locate import loading_arguments
 from carevl.models.memory import find_lack
 from carevl.models.own_code import code_arguments, explain_own_code, trust_own_code
-from carevl.models.prompts import Prompt, ask_as, encode_text, encode_with_row_errors
+from carevl.models.prompts import Prompt, ask_as, encode_with_row_errors
 from carevl.models.row_errors import Failure, first_line
 from carevl.pipeline.check import check_settings
 from carevl.pipeline.downloads import find_models, loaded_models, models_by_setting
@@ -212,7 +213,7 @@ class _Reader:
         for data, item in self.items:
             picture = decode_rgb(data, limits, self.settings.data.resize_pixels)
             text = prompt or judge_prompt("pairwise", item["question"], item["responses"][:2], template=template)
-            encoded, failures = encode_with_row_errors(sized, [Prompt(text)], [picture], family)
+            encoded, failures = encode_with_row_errors(sized, [Prompt(text)], [[picture]], family)
             if encoded is None:
                 refused = failures[0].message
                 continue

@@ -267,6 +267,7 @@ class Judge(HeadModel):
     """The vision-language model that becomes the judge."""
 
     max_tokens: int = Field(256, ge=1, description="Longest judgment, in tokens.")
+    max_images: int = Field(8, ge=1, description="Most images of a prompt, for which vLLM keeps room.")
     adapter: HomePath | None = Field(
         None,
         description="Directory of a LoRA adapter (PEFT) that is loaded on top of `path`, not merged; not in a run, "

@@ -77,7 +77,7 @@ class CaptionProcessor(Processor):
         rows = tables["images"].to_pylist()
         good = [row for row in rows if row["error"] is None]
         pictures = [picture(row, resize_pixels=self.resize_pixels) for row in good]
-        requests = [GenerationRequest(image, self.captioner.prompt) for image in pictures]
+        requests = [GenerationRequest((image,), self.captioner.prompt) for image in pictures]
         generations = generate_with_row_errors(self.engine, requests, max_tokens=self.captioner.max_tokens)
         texts = dict(zip((row["image_id"] for row in good), generations, strict=True))
         captions = []

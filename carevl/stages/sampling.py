@@ -162,7 +162,7 @@ class JudgeProcessor(Processor):
                 for sample in range(self.spec.samples):
                     key = (item["item_id"], prompted.task, prompted.order, sample)
                     requests.append(
-                        GenerationRequest(image, words, seed=int(hash_uniform(self.spec.seed, *key) * 2**31))
+                        GenerationRequest((image,), words, seed=int(hash_uniform(self.spec.seed, *key) * 2**31))
                     )
                     prompted_rows.append(prompted)
                     rows.append(dict(zip(("item_id", "task", "order", "sample"), key, strict=True)))

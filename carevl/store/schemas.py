@@ -147,12 +147,17 @@ PAIRS = pa.schema(
 )
 """Chosen and rejected judgments of phase 2."""
 
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string()), ("places", pa.list_(pa.int32()))]))
+"""Turns of a conversation: user or assistant, and the characters of the text before which an image stands."""
+
 TRAINING_ITEMS = pa.schema(
     [
         ("item_id", pa.string()),
         ("phase", pa.string()),
-        ("image", pa.string()),
+        ("image", pa.string()),  # names of the images that are shown, joined by `+`; null: none
         ("prompt", pa.string()),
+        ("places", pa.list_(pa.int32())),  # of images in the prompt
+        ("turns", TURNS),  # before the prompt
         ("prefix", pa.list_(pa.int32())),
         ("branches", pa.list_(pa.list_(pa.int32()))),
         ("weights", pa.list_(pa.list_(pa.float32()))),

@@ -17,6 +17,7 @@ from typing import Any
 
 from carevl.errors import UserError
 from carevl.models.adapter_files import write_base
+from carevl.models.families import family_of
 from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import JudgeSpec
 from carevl.models.locate import Weights, adapter_fingerprint
@@ -31,8 +32,9 @@ from carevl.store.listing import Listing, describe, find_problems
 from carevl.store.table import write_atomically
 from carevl.training.adapters import ROUNDING, Rounding
 from carevl.training.checkpoints import report_damaged
+from carevl.training.encoder import Encoder, read_rows
 from carevl.training.engine import select_backend
-from carevl.training.items import Encoder, Items, read_rows, split_holdout
+from carevl.training.items import Items, split_holdout
 from carevl.training.loop import WorkerConfig
 from carevl.training.progress import Progress, follow_log, read_log
 from carevl.training.quantized import check_bitsandbytes
@@ -94,7 +96,7 @@ def train(
     there, else both from the last checkpoint.
 
     Args:
-        rows: files with the columns of `items.COLUMNS`; for dpo also those of `items.REFERENCE`, which
+        rows: files with the columns of `encoder.COLUMNS`; for dpo also those of `encoder.REFERENCE`, which
             workers under ZeRO 3 compute themselves.
         judge: a directory, a hub id, or a path with a scheme.
         out: directory that all workers see; it receives `judge/`, `adapter/`, `steps.jsonl`, `curve.png`
@@ -256,6 +258,7 @@ def _encode(
         packing=usable_packing(model, training.packing)[0],
         verdict_weight=training.verdict_weight,
         resize_pixels=spec.resize_pixels,
+        mixes_sizes=family_of(model).mixes_sizes,
     )
     table = read_rows(rows, phase, reference=phase == "dpo" and not training.spreads_weights)
     items, images, errors = encoder.encode(table, phase)

@@ -107,7 +107,7 @@ def _used_more_than_once(loop: Loop) -> list[str]:
     uses = Counter(items)
     for i in range(loop.config.schedule.n_items):
         uses[items[i]] += loop.config.schedule.epochs - 1
-    return [image for image, count in uses.items() if count > 1]
+    return [image for image, count in uses.items() if image is not None and count > 1]
 
 
 def _count_tokens(loop: Loop, images: Sequence[str], token: int) -> Mapping[str, int]:
@@ -128,7 +128,8 @@ def _batches(images: Sequence[str], most: int) -> Iterator[Sequence[str]]:
 @torch.no_grad()
 def _compute(loop: Loop, family: Family, images: Sequence[str], counts: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     model, device = loop.judge.model, loop.engine.device
-    pictures = [loop.items.picture(loop.items.first_with(name), loop.processor) for name in images]
+    items = map(loop.items.first_with, images)
+    pictures = [picture for i in items if (picture := loop.items.picture(i, loop.processor)) is not None]
     joined = cast_floats({name: value.to(device) for name, value in family.join(pictures).items()}, model.dtype)
     features = torch.split(family.features(model, joined), [counts[name] for name in images])
     for name, picture, own in zip(images, pictures, features, strict=True):

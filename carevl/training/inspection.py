@@ -145,7 +145,7 @@ def _write(processor: Any, task: Task) -> list[int]:
     """Return the tokens of a prompt of a task about the probe image."""
     text = judge_prompt(task, "How many red circles are there?", _ASKED[task])
     try:
-        return encode_prompts(processor, [Prompt(text)], [draw_probe()]).ids[0]
+        return encode_prompts(processor, [Prompt(text)], [[draw_probe()]]).ids[0]
     except Exception as error:  # a processor refuses in its own way
         message = " ".join(str(error).split())[:200]
         raise UserError(f"its processor refuses an image and a prompt: {type(error).__name__}: {message}") from None

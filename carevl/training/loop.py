@@ -219,7 +219,8 @@ class Loop:
     def shard(self, items: Sequence[int]) -> list[MicroBatch]:
         """Return this worker's micro-batches of items."""
         most = row_tokens(self.judge.model, self.packing, self.config.training.batch_tokens)
-        return micro_batches(items, self.items.shapes, self.world, most, self.packing)[self.rank]
+        kinds = self.items.n_images
+        return micro_batches(items, self.items.shapes, self.world, most, self.packing, kinds=kinds)[self.rank]
 
     def prefetch(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Packed | Plain]]:
         """Yield collated micro-batches on the device; the next ones are read ahead."""

@@ -13,7 +13,7 @@ from carevl.store.listing import find_problems
 from carevl.store.stage_key import differences
 
 if TYPE_CHECKING:
-    from carevl.training.items import Encoder
+    from carevl.training.encoder import Encoder
 
 FILE = "training.json"
 ABOUT = "about.json"

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from carevl.models.device import device
+from carevl.models.families import family_of
 from carevl.models.judge_files import load_processor
 from carevl.models.packing import row_tokens
 from carevl.models.prompts import ask_as
@@ -21,7 +22,8 @@ from carevl.settings.asking import Asking
 from carevl.settings.training import Packing, Training
 from carevl.store.damage import DamagedError, encode_json, read_json
 from carevl.store.table import write_atomically
-from carevl.training.items import COLUMNS, REFERENCE, Encoder, Items
+from carevl.training.encoder import COLUMNS, REFERENCE, Encoder
+from carevl.training.items import Items
 from carevl.training.judge import load_judge, log_probabilities
 from carevl.training.schedule import micro_batches
 from carevl.training.steps import all_gather
@@ -94,7 +96,7 @@ class Reference:
         self.packing: Packing = "shared" if shares else "plain"
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Return the rows with the columns of `items.REFERENCE`, null where a row cannot be trained on."""
+        """Return the rows with the columns of `encoder.REFERENCE`, null where a row cannot be trained on."""
         training = self.training
         packing = self.packing
         encoder = Encoder(
@@ -102,13 +104,14 @@ class Reference:
             training.batch_tokens,
             packing=packing,
             resize_pixels=self.resize_pixels,
+            mixes_sizes=family_of(self.model).mixes_sizes,
         )
         encoded, images, errors = encoder.encode(rows.select(COLUMNS["dpo"]), "dpo")
         items = Items.of(encoded, images)
         values: list[list[float]] = [[]] * len(items)
         everything = list(range(len(items)))
         most = row_tokens(self.model, packing, training.batch_tokens)
-        [batches] = micro_batches(everything, items.shapes, 1, most, packing)
+        [batches] = micro_batches(everything, items.shapes, 1, most, packing, kinds=items.n_images)
         reading = items.prefetch(batches, self.processor, self.model, packing)
         for batch, loaded in reading:
             with torch.inference_mode():

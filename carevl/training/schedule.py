@@ -120,14 +120,25 @@ class MicroBatch:
 
 
 def micro_batches(
-    items: Sequence[int], shapes: Sequence[Shape], world: int, batch_tokens: int, packing: Packing
+    items: Sequence[int],
+    shapes: Sequence[Shape],
+    world: int,
+    batch_tokens: int,
+    packing: Packing,
+    *,
+    kinds: Sequence[int] | None = None,
 ) -> list[list[MicroBatch]]:
     """Share a step's items among `world` workers: as many micro-batches each, and of like cost at each place.
 
     Args:
         shapes: those of every item of the training.
         batch_tokens: most tokens of a micro-batch, padding included; no item is longer.
+        kinds: of every item of the training; those of a micro-batch are of one kind.
     """
+    if kinds is not None and len({kinds[i] for i in items}) > 1:
+        of_kind = [[i for i in items if kinds[i] == kind] for kind in sorted({kinds[i] for i in items})]
+        shared = [micro_batches(group, shapes, world, batch_tokens, packing) for group in of_kind]
+        return [[batch for group in shared for batch in group[rank]] for rank in range(world)]
 
     def cost(batch: Sequence[int]) -> int:
         return computed_tokens([shapes[i] for i in batch], packing)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from carevl.models.control_strings import encode_text
 from carevl.models.families import FAMILIES, family_of
 from carevl.models.families.base import Picture
 from carevl.models.packing import Packed, Tree, pack, usable_packing
-from carevl.models.prompts import Prompt, encode_prompts, encode_text
+from carevl.models.prompts import Prompt, encode_prompts
 from carevl.models.tree_attention import branch_log_probabilities
 from carevl.training.plain import plain_log_probabilities, separate
 
@@ -74,7 +75,7 @@ def _compare(model: Any, processor: Any) -> Trial:
     joined = [range(len(trees))] if family_of(model).joins else [range(i, i + 1) for i in range(len(trees))]
     shared = torch.cat([_share(model, [trees[i] for i in row], [pictures[i] for i in row]) for row in joined])
     every = [i for i, tree in enumerate(trees) for _ in tree.branches]
-    written = encode_prompts(processor, [prompts[i][0] for i in every], [prompts[i][1] for i in every])
+    written = encode_prompts(processor, [prompts[i][0] for i in every], [[prompts[i][1]] for i in every])
     plain = plain_log_probabilities(model, separate(trees, model, written).to(model.device))
     alone = torch.cat([_compute_alone(model, processor, tree, *prompts[i]) for i, tree in enumerate(trees)])
     size = 1 + plain.abs()
@@ -101,7 +102,7 @@ def _draw(processor: Any) -> tuple[list[Tree], list[Picture], list[tuple[Prompt,
     trees, pictures, prompts = [], [], []
     for (question, texts), (width, height) in zip(_ITEMS, _SIZES, strict=True):
         image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
-        written = encode_prompts(processor, [Prompt(question)], [image])
+        written = encode_prompts(processor, [Prompt(question)], [[image]])
         branches = [[*encode_text(tokenizer, text), tokenizer.eos_token_id] for text in texts]
         trees.append(Tree(written.ids[0], branches, str(width)))
         pictures.append(Picture(written.images, {name: values[0] for name, values in written.per_token.items()}))
@@ -117,7 +118,7 @@ def _compute_alone(model: Any, processor: Any, tree: Tree, prompt: Prompt, image
     """Return what each branch has in a batch of its own: the same but for rounding."""
     values = []
     for branch in tree.branches:
-        written = encode_prompts(processor, [prompt], [image])
+        written = encode_prompts(processor, [prompt], [[image]])
         plain = separate([Tree(tree.prefix, [branch], tree.image)], model, written)
         values.append(plain_log_probabilities(model, plain.to(model.device)))
     return torch.cat(values)

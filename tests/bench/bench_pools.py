@@ -122,7 +122,10 @@ def prompts(engine: Engine) -> tuple[list[Any], list[Any]]:
 
     heat = engine.how.get("temperature", 0.0)
     texts = [
-        {"prompt": render_prompt(engine.inner.processor, request.turn), "multi_modal_data": {"image": request.image}}
+        {
+            "prompt": render_prompt(engine.inner.processor, request.turn),
+            "multi_modal_data": {"image": list(request.images)},
+        }
         for request in engine.requests
     ]
     most = engine.how["max_tokens"]

@@ -95,7 +95,7 @@ def _judge(address, **settings):
 
 
 def _ask(server, n=1, logprob_texts=(), **settings):
-    requests = [GenerationRequest(Image.new("RGB", (4, 3), "red"), f"prompt {i}", seed=i) for i in range(n)]
+    requests = [GenerationRequest((Image.new("RGB", (4, 3), "red"),), f"prompt {i}", seed=i) for i in range(n)]
     return _judge(server.address, **settings).answer(requests, GREEDY, logprob_texts)
 
 

@@ -174,7 +174,7 @@ class Asking(Processor):
 
     def process(self, tables):
         rows = tables["rows"].to_pylist()
-        requests = [GenerationRequest(None, row["key"]) for row in rows]
+        requests = [GenerationRequest((None,), row["key"]) for row in rows]
         for row, written in zip(rows, generate_with_row_errors(self.engine, requests, max_tokens=1), strict=True):
             if isinstance(written, Failure):
                 row["error"] = row_error("test", written.kind, written.message)

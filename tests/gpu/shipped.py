@@ -18,7 +18,8 @@ from carevl.models.flex_attention import FLEX
 from carevl.models.judge_files import load_processor
 from carevl.models.reward_scorer import RewardScorer
 from carevl.models.tree_attention import TREES, set_attention
-from carevl.training.items import Encoder, Items
+from carevl.training.encoder import Encoder
+from carevl.training.items import Items
 from carevl.training.judge import load_judge, log_probabilities
 from tests.gpu.figures import Check, relative
 
@@ -95,7 +96,7 @@ def _compare_texts(check: Check) -> None:
     judge = ImageTextGenerator(WEIGHTS / "judge", "float32")
     drawn = itertools.islice(draw_items("test", "gpu-texts"), 16)
     requests = [
-        GenerationRequest(image, judge_prompt("pairwise", items[0].question.text, ["Two.", "Three."]), seed=n)
+        GenerationRequest((image,), judge_prompt("pairwise", items[0].question.text, ["Two.", "Three."]), seed=n)
         for n, (image, items) in enumerate(drawn)
     ]
     for temperature in (0.0, 1.0):

@@ -17,7 +17,7 @@ CAPTIONER = Judge(path="miniworld:captioner", max_model_len=512, pool=Pool(batch
 
 def main() -> None:
     requests = [
-        GenerationRequest(image, CAPTION_PROMPT) for image, _ in itertools.islice(draw_items("test", "engines"), 8)
+        GenerationRequest((image,), CAPTION_PROMPT) for image, _ in itertools.islice(draw_items("test", "engines"), 8)
     ]
     texts, held = [], []
     for _ in range(3):

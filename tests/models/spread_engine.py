@@ -13,7 +13,7 @@ from carevl.settings.loader import load_settings
 
 def main() -> None:
     requests = [
-        GenerationRequest(image, CAPTION_PROMPT) for image, _ in itertools.islice(draw_items("test", "engines"), 8)
+        GenerationRequest((image,), CAPTION_PROMPT) for image, _ in itertools.islice(draw_items("test", "engines"), 8)
     ]
     engine: Any = generator(load_settings("mini", ["captioner.engine=vllm", "captioner.tensor_parallel=2"]).captioner)
     texts = [generation.text for generation in engine.generate(requests, max_tokens=40)]

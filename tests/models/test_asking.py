@@ -47,9 +47,9 @@ def test_a_prompt_has_its_system_turn_and_its_image_behind_the_words(processor):
         {"role": "system", "content": [{"type": "text", "text": "You are strict."}]},
         {"role": "user", "content": content},
     ]
-    encoded = encode_prompts(ask_as(processor, ASKING), [Prompt("Which?")], [PICTURE])
+    encoded = encode_prompts(ask_as(processor, ASKING), [Prompt("Which?")], [[PICTURE]])
     assert encoded.ids[0] == list(_own_ids(processor, messages))
-    assert encode_prompts(processor, [Prompt("Which?")], [PICTURE]).ids != encoded.ids
+    assert encode_prompts(processor, [Prompt("Which?")], [[PICTURE]]).ids != encoded.ids
 
 
 def test_options_reach_the_chat_template(processor):

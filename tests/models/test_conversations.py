@@ -6,8 +6,8 @@ import pytest
 import transformers as hf
 
 from carevl.miniworld.weights import WEIGHTS
+from carevl.models.control_strings import control_ids
 from carevl.models.conversations import chat_conversation, encode
-from carevl.models.prompts import control_ids
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_greedy_texts_are_those_of_a_plain_loop_over_prompts():
     for image, items in itertools.islice(draw_items("test", "decoding"), 4):
         shown = [response.text for response in items[0].responses]
         requests += [
-            GenerationRequest(image, judge_prompt("pairwise", items[0].question.text, order))
+            GenerationRequest((image,), judge_prompt("pairwise", items[0].question.text, order))
             for order in (shown, shown[::-1])
         ]
     engine = ImageTextGenerator(WEIGHTS / "judge", batch_size=5)
@@ -43,7 +43,7 @@ def test_greedy_texts_are_those_of_a_plain_loop_over_prompts():
     assert generations[-3:] == generations[:3]
     for request, ours in zip(requests, generations, strict=False):
         inputs = engine.processor(
-            text=[render_prompt(engine.processor, request.turn)], images=[[request.image]], return_tensors="pt"
+            text=[render_prompt(engine.processor, request.turn)], images=[list(request.images)], return_tensors="pt"
         )
         plain = engine.model.generate(**inputs, max_new_tokens=60, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert ours.text == engine.processor.tokenizer.decode(plain, skip_special_tokens=True)

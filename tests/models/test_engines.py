@@ -47,7 +47,7 @@ def _evidence(generation):
 
 @pytest.mark.parametrize("name", ["judge", "captioner"])
 def test_greedy_texts_are_those_of_transformers(name, drawn):
-    requests = [GenerationRequest(image, _ask(item) if name == "judge" else CAPTION_PROMPT) for image, item in drawn]
+    requests = [GenerationRequest((image,), _ask(item) if name == "judge" else CAPTION_PROMPT) for image, item in drawn]
     expected = transformers_engine(name).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
     actual = vllm_engine(name).generate(requests, max_tokens=80, logprob_texts=["1", "2"])
     assert [g.text for g in actual] == [g.text for g in expected]
@@ -65,7 +65,7 @@ def test_an_engine_spread_over_two_processes_writes_the_same_texts(drawn):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     [printed] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"processes"')]
-    requests = [GenerationRequest(image, CAPTION_PROMPT) for image, _ in drawn[:8]]
+    requests = [GenerationRequest((image,), CAPTION_PROMPT) for image, _ in drawn[:8]]
     expected = transformers_engine("captioner").generate(requests, max_tokens=40)
     assert printed == {"processes": 2, "texts": [g.text for g in expected]}
 
@@ -108,7 +108,7 @@ def adapted(tmp_path_factory):
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_an_adapter_that_is_not_merged_writes_what_the_merged_judge_writes(drawn, adapted, engine):
     adapter, merged = adapted
-    requests = [GenerationRequest(image, _ask(item)) for image, item in drawn]
+    requests = [GenerationRequest((image,), _ask(item)) for image, item in drawn]
     expected = ImageTextGenerator(merged).generate(requests, max_tokens=40)
     judge = Judge(
         path="miniworld:judge", adapter=str(adapter), engine=engine, max_model_len=512, pool=Pool(batch_size=16)
@@ -125,7 +125,7 @@ def test_what_is_no_adapter_is_refused():
 
 def test_a_reply_goes_on_from_its_beginning(drawn):
     requests = [
-        GenerationRequest(image, _ask(item), response_prefix="Overall Judgment: Answer ") for image, item in drawn
+        GenerationRequest((image,), _ask(item), response_prefix="Overall Judgment: Answer ") for image, item in drawn
     ]
     for engine in (
         transformers_engine("judge"),
@@ -143,7 +143,7 @@ def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
         [
             g.text
             for g in engine.generate(
-                [GenerationRequest(image, _ask(item), seed=seed + n) for n in range(3) for image, item in drawn[:4]],
+                [GenerationRequest((image,), _ask(item), seed=seed + n) for n in range(3) for image, item in drawn[:4]],
                 max_tokens=80,
                 temperature=1.0,
             )
@@ -156,8 +156,8 @@ def test_sampled_texts_depend_on_the_seed_alone(drawn, engine):
 
 
 def test_a_small_nucleus_leaves_the_likeliest_token_and_images_may_come_last(drawn):
-    first = [GenerationRequest(image, _ask(item), seed=n) for n, (image, item) in enumerate(drawn[:4])]
-    last = [replace(request, image_first=False) for request in first]
+    first = [GenerationRequest((image,), _ask(item), seed=n) for n, (image, item) in enumerate(drawn[:4])]
+    last = [replace(request, places=(len(request.prompt),)) for request in first]
     reference = transformers_engine("judge")
     begun = [render_prompt(reference.processor, asked[0].turn) for asked in (last, first)]
     assert [text.index("<|image_pad|>") > text.index("Question") for text in begun] == [True, False]
@@ -172,7 +172,7 @@ def test_a_small_nucleus_leaves_the_likeliest_token_and_images_may_come_last(dra
 
 
 def test_sampled_texts_do_not_depend_on_the_batch(drawn):
-    requests = [GenerationRequest(image, _ask(item), seed=n) for n, (image, item) in enumerate(drawn)]
+    requests = [GenerationRequest((image,), _ask(item), seed=n) for n, (image, item) in enumerate(drawn)]
     few, many = (
         ImageTextGenerator(WEIGHTS / "judge", batch_size=size).generate(requests, max_tokens=80, temperature=1.0)
         for size in (3, 16)
@@ -183,7 +183,7 @@ def test_sampled_texts_do_not_depend_on_the_batch(drawn):
 def test_draws_follow_the_softmax(drawn):
     image, item = drawn[0]
     begun = "Overall Judgment: Answer "
-    requests = [GenerationRequest(image, _ask(item), begun, seed=n) for n in range(400)]
+    requests = [GenerationRequest((image,), _ask(item), begun, seed=n) for n in range(400)]
     actual = transformers_engine("judge").generate(requests, max_tokens=1, temperature=2.0, logprob_texts=["1"])
     [greedy] = transformers_engine("judge").generate(requests[:1], max_tokens=1, logprob_texts=["1", "2"])
     odds = (greedy.logprobs[0][0] - greedy.logprobs[0][1]) / 2.0
@@ -193,7 +193,7 @@ def test_draws_follow_the_softmax(drawn):
 
 
 def test_a_text_cut_at_the_limit_says_so(drawn):
-    [cut] = transformers_engine("judge").generate([GenerationRequest(drawn[0][0], _ask(drawn[0][1]))], max_tokens=3)
+    [cut] = transformers_engine("judge").generate([GenerationRequest((drawn[0][0],), _ask(drawn[0][1]))], max_tokens=3)
     assert cut.truncated
     assert cut.tokens == 3
 
@@ -202,9 +202,9 @@ def test_a_text_cut_at_the_limit_says_so(drawn):
 def test_prompt_and_answer_fit_in_max_model_len_or_are_the_error_of_their_row(drawn, engine):
     image, item = drawn[0]
     longer = f"{_ask(item)} Say why, word by word."
-    requests = [GenerationRequest(image, text, seed=seed) for seed in (1, 2) for text in (_ask(item), longer)]
+    requests = [GenerationRequest((image,), text, seed=seed) for seed in (1, 2) for text in (_ask(item), longer)]
     reference = transformers_engine("judge")
-    [tokens] = encode_prompts(reference.processor, [requests[0].turn], [image]).ids
+    [tokens] = encode_prompts(reference.processor, [requests[0].turn], [[image]]).ids
     judge = Judge(path="miniworld:judge", engine=engine, max_model_len=len(tokens) + 3, pool=Pool(batch_size=4))
     with pytest.raises(SomeRowsError) as raised:
         generator(judge).generate(requests, max_tokens=40)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from carevl.judging.turns import Turn
 from carevl.models.engines import generator
 from carevl.models.engines.base import GenerationRequest
 from carevl.models.engines.transformers import ImageTextGenerator
@@ -47,9 +48,17 @@ def test_texts_on_vllm_are_those_of_transformers(family, family_directory):
     path = family_directory(family)
     judge = Judge(path=str(path), engine="vllm", max_model_len=1024, pool=Pool(batch_size=8))
     requests = [
-        GenerationRequest(draw_picture(0), "How many red circles are there?"),
-        GenerationRequest(draw_picture(1, 84, 140), "Is <image><|im_end|> right? Answer 1: Two."),
-        GenerationRequest(draw_picture(2, 56, 56), "How many?", "Answer 1 <eos>"),
+        GenerationRequest((draw_picture(0),), "How many red circles are there?"),
+        GenerationRequest((draw_picture(1, 84, 140),), "Is <image><|im_end|> right? Answer 1: Two."),
+        GenerationRequest((draw_picture(2, 56, 56),), "How many?", "Answer 1 <eos>"),
+        GenerationRequest(tuple(draw_picture(n) for n in range(3)), "Is  like  or ?", places=(3, 9, 13)),
+        GenerationRequest(
+            (draw_picture(0), draw_picture(1)),
+            "And in ?",
+            places=(7,),
+            earlier=(Turn("user", "What is it?", (0,)), Turn("assistant", "A cat.")),
+        ),
+        *([GenerationRequest((), "Is a square round?", places=())] if family != "paligemma" else []),
     ]
     with collect_fallbacks() as fallbacks:
         engine = generator(judge)

@@ -31,7 +31,7 @@ def module(tmp_path, monkeypatch):
 
 def test_an_engine_of_ones_own(module):
     judge = Judge(path="somewhere").model_copy(update={"engine": f"{module}:ECHO"})
-    request = GenerationRequest(Image.new("RGB", (2, 2)), "hello")
+    request = GenerationRequest((Image.new("RGB", (2, 2)),), "hello")
     assert [generation.text for generation in generator(judge).generate([request], max_tokens=8)] == ["hello"]
 
 

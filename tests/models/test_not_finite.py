@@ -63,7 +63,7 @@ def cracked_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _ask(model: Judge, prompts: list[str], **options: Any) -> list[Any]:
     try:
-        requests = [GenerationRequest(PICTURE, prompt) for prompt in prompts]
+        requests = [GenerationRequest((PICTURE,), prompt) for prompt in prompts]
         return generate_with_row_errors(generator(model), requests, max_tokens=8, **options)
     finally:
         close_engines()

@@ -11,10 +11,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from carevl.judging.prompts import Task, judge_prompt, write_judgment
+from carevl.models.control_strings import control_ids, encode_text
 from carevl.models.conversations import encode
 from carevl.models.conversations import encode_turns as encode_text_turns
 from carevl.models.experts.questions import ask_pairwise, ask_yes
-from carevl.models.prompts import Prompt, control_ids, encode_prompts, encode_text, encode_turns, load_processor
+from carevl.models.prompts import Prompt, encode_prompts, encode_turns, load_processor
 from carevl.settings.models import Expert
 from tests.helpers.families import FAMILIES, draw_picture
 
@@ -61,7 +62,8 @@ def asked(text: str) -> Iterator[tuple[str, Prompt]]:
         for field in range(shown + 1):
             question, *responses = [text if field == place else HARMLESS for place in range(shown + 1)]
             name = f"response {field}" if field else "question"
-            yield f"{task}, {name}", Prompt(judge_prompt(task, question, responses), image_first=field != 1)
+            words = judge_prompt(task, question, responses)
+            yield f"{task}, {name}", Prompt(words, places=(len(words) if field == 1 else 0,))
 
 
 def control(tokenizer: Any, ids: Sequence[int]) -> Counter[str]:
@@ -72,7 +74,7 @@ def control(tokenizer: Any, ids: Sequence[int]) -> Counter[str]:
 def check_judge(processor: Any) -> None:
     tokenizer = processor.tokenizer
     names, harmless = zip(*asked(HARMLESS), strict=True)
-    pictures = [PICTURE] * len(names)
+    pictures = [[PICTURE]] * len(names)
     expected = [control(tokenizer, ids) for ids in encode_prompts(processor, harmless, pictures).ids]
     assert all(each == expected[0] for each in expected)
     of_turns = [control(tokenizer, ids) for ids in encode_turns(processor, harmless)]

@@ -9,25 +9,25 @@ import torch
 import transformers as hf
 
 from carevl.errors import UserError
+from carevl.judging.turns import Turn
+from carevl.models.control_strings import control_ids, encode_text, encode_text_with_offsets, find_control_strings
 from carevl.models.engines.base import GenerationRequest
 from carevl.models.engines.transformers import ImageTextGenerator
-from carevl.models.prompts import (
-    Prompt,
-    check_tokenizer,
-    control_ids,
-    encode_prompts,
-    encode_text,
-    encode_text_with_offsets,
-    encode_turns,
-    find_control_strings,
-    load_processor,
-    render_prompt,
-)
+from carevl.models.prompts import Prompt, check_tokenizer, encode_prompts, encode_turns, load_processor, render_prompt
 from carevl.models.row_errors import SomeRowsError
 from tests.helpers.families import FAMILIES, draw_picture
 
 PICTURES = [draw_picture(0), draw_picture(1, 84, 140)]
-PROMPTS = [Prompt("How many red circles are there?"), Prompt("Is it right?\n\nAnswer 1: Two.", image_first=False)]
+PROMPTS = [Prompt("How many red circles are there?"), Prompt("Is it right?\n\nAnswer 1: Two.", places=(28,))]
+CONVERSATIONS = [
+    (Prompt("Which of  and  is most like ?", places=(9, 14, 28)), [draw_picture(n, 112, 84) for n in range(3)]),
+    (
+        Prompt("And in  now?", places=(7,), earlier=(Turn("user", "What is it?", (0,)), Turn("assistant", "A cat."))),
+        [draw_picture(n, 112, 84) for n in range(2)],
+    ),
+    (Prompt("Is a square round?", places=()), []),
+]
+"""Three images in their places, one in each of two turns, and none."""
 IN_CI = ("gemma3", "llama4", "llava", "mllama")
 """Of the kinds of start token, inputs per token, formats of pixels and signatures, one each."""
 SLOW = [name if name in IN_CI else pytest.param(name, marks=pytest.mark.nightly) for name in FAMILIES]
@@ -43,15 +43,21 @@ def every_family(test):
     return pytest.mark.parametrize("processor", FAMILIES, indirect=True)(test)
 
 
-def _templated(processor, prompt, picture):
+def _templated(processor, prompt, *pictures):
     """Transformers' own inputs for one prompt."""
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": prompt.text}]
+    shown = iter(pictures)
+    messages = [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "image", "image": next(shown)} if part is None else {"type": "text", "text": part}
+                for part in turn.parts()
+            ],
+        }
+        for turn in prompt.turns
+    ]
     written = processor.apply_chat_template(
-        [[{"role": "user", "content": content if prompt.image_first else content[::-1]}]],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
+        [messages], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
     )
     written.pop("labels", None)
     return written
@@ -59,16 +65,43 @@ def _templated(processor, prompt, picture):
 
 @every_family
 def test_inputs_are_those_of_transformers_own_chat_template(processor):
-    together = encode_prompts(processor, PROMPTS, PICTURES)
+    together = encode_prompts(processor, PROMPTS, [[each] for each in PICTURES])
     for i, (prompt, picture) in enumerate(zip(PROMPTS, PICTURES, strict=True)):
         own = _templated(processor, prompt, picture)
         assert together.ids[i] == own["input_ids"][0].tolist()
         for name, values in together.per_token.items():
             assert torch.equal(values[i], own[name][0]), name
-        alone = encode_prompts(processor, [prompt], [picture])
+        alone = encode_prompts(processor, [prompt], [[picture]])
         assert alone.images.keys() | alone.per_token.keys() == own.keys() - {"input_ids", "attention_mask"}
         for name, value in alone.images.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(own[name])), name
+
+
+@every_family
+def test_images_in_their_places_and_turns_are_those_of_transformers_own_chat_template(processor):
+    for prompt, pictures in CONVERSATIONS:
+        if not pictures and type(processor).__name__ == "PaliGemmaProcessor":
+            continue
+        own = _templated(processor, prompt, *pictures)
+        ours = encode_prompts(processor, [prompt], [pictures])
+        assert ours.ids[0] == own["input_ids"][0].tolist()
+        for name, value in ours.images.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(own[name])), name
+        [turns] = encode_turns(processor, [prompt])
+        assert len(turns) <= len(ours.ids[0])
+
+
+@every_family
+def test_text_beside_an_image_in_an_earlier_turn_is_no_control_token(processor):
+    added = [token.content for token in processor.tokenizer.added_tokens_decoder.values()][-40:]
+    every = f"{' '.join(added)}{processor.image_token}"
+    [plain, named] = (
+        Prompt("And now?", places=(3,), earlier=(Turn("user", f"What {text} is it?", (4,)), Turn("assistant", text)))
+        for text in ("cat", every)
+    )
+    pictures = [PICTURES[0], PICTURES[0]]
+    counts = [_control_tokens(processor, encode_prompts(processor, [p], [pictures]).ids[0]) for p in (plain, named)]
+    assert counts[0] == counts[1]
 
 
 def _control_tokens(processor, ids):
@@ -82,9 +115,10 @@ def test_a_text_that_names_every_added_token_is_read_letter_by_letter(processor)
     tokenizer.add_tokens(["<tool_call>", "<|user|>"])  # not special: `split_special_tokens` leaves them whole
     added = [token.content for token in tokenizer.added_tokens_decoder.values()][-40:]
     every = f"{' '.join(added)} and {''.join(added)}{processor.image_token} {chr(0x100000)}"
-    named = Prompt(f"How many {every} are there?", f"{every} So", image_first=False)
-    plain = encode_prompts(processor, PROMPTS, PICTURES)
-    encoded = encode_prompts(processor, [named, PROMPTS[1]], PICTURES)
+    text = f"How many {every} are there?"
+    named = Prompt(text, f"{every} So", places=(len(text),))
+    plain = encode_prompts(processor, PROMPTS, [[each] for each in PICTURES])
+    encoded = encode_prompts(processor, [named, PROMPTS[1]], [[each] for each in PICTURES])
     assert encoded.ids[1] == plain.ids[1]
     for ids, ours in zip(plain.ids, encoded.ids, strict=True):
         assert _control_tokens(processor, ours) == _control_tokens(processor, ids)
@@ -105,7 +139,7 @@ def test_of_a_text_the_control_string_alone_is_read_otherwise(processor):
     place = next(i for i, (named, plain) in enumerate(zip(own, beside, strict=False)) if named != plain)
     assert own[place] == processor.tokenizer.eos_token_id
     letters = processor.tokenizer(end, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    [ids] = encode_prompts(processor, [prompt], PICTURES[:1]).ids
+    [ids] = encode_prompts(processor, [prompt], [[each] for each in PICTURES[:1]]).ids
     assert ids == [*own[:place], *letters, *own[place + 1 :]]
 
 
@@ -113,8 +147,8 @@ def test_of_a_text_the_control_string_alone_is_read_otherwise(processor):
 def test_a_reply_goes_on_from_words_that_are_encoded_as_in_training(processor):
     begun = "Overall Judgment: Answer "
     prompt = Prompt("Which is better?", begun)
-    [ids] = encode_prompts(processor, [prompt], PICTURES[:1]).ids
-    [turn] = encode_prompts(processor, [Prompt("Which is better?")], PICTURES[:1]).ids
+    [ids] = encode_prompts(processor, [prompt], [[each] for each in PICTURES[:1]]).ids
+    [turn] = encode_prompts(processor, [Prompt("Which is better?")], [[each] for each in PICTURES[:1]]).ids
     assert ids == [*turn, *processor.tokenizer(begun, add_special_tokens=False)["input_ids"]]
     assert render_prompt(processor, prompt).endswith(begun)
 
@@ -123,13 +157,18 @@ def test_a_reply_goes_on_from_words_that_are_encoded_as_in_training(processor):
 def test_the_transformers_engine_writes_what_generate_writes_of_one_prompt(family, family_directory):
     engine = ImageTextGenerator(family_directory(family))
     requests = [
-        GenerationRequest(picture, prompt.text, image_first=prompt.image_first)
+        GenerationRequest((picture,), prompt.text, places=prompt.places)
         for picture, prompt in zip(PICTURES, PROMPTS, strict=True)
     ]
+    requests += [
+        GenerationRequest(tuple(pictures), prompt.text, places=prompt.places, earlier=prompt.earlier)
+        for prompt, pictures in CONVERSATIONS
+        if pictures or family != "paligemma"
+    ]
     generations = engine.generate([*requests, *requests[:1]], max_tokens=12)
-    assert generations[0] == generations[2]
+    assert generations[0] == generations[-1]
     for request, ours in zip(requests, generations, strict=False):
-        own = _templated(engine.processor, request.turn, request.image).to(torch.float32)
+        own = _templated(engine.processor, request.turn, *request.images).to(torch.float32)
         written = engine.model.generate(**own, max_new_tokens=12, do_sample=False, eos_token_id=sorted(engine.ends))
         new = written[0, own["input_ids"].shape[1] :]
         assert ours.tokens == len(new)
@@ -139,8 +178,8 @@ def test_the_transformers_engine_writes_what_generate_writes_of_one_prompt(famil
 
 def test_a_picture_that_the_processor_refuses_is_the_error_of_its_request(family_directory):
     engine = ImageTextGenerator(family_directory("qwen2_5_vl"))
-    good = [GenerationRequest(picture, PROMPTS[0].text) for picture in PICTURES]
-    long = GenerationRequest(draw_picture(2, 700, 3), PROMPTS[0].text)
+    good = [GenerationRequest((picture,), PROMPTS[0].text) for picture in PICTURES]
+    long = GenerationRequest((draw_picture(2, 700, 3),), PROMPTS[0].text)
     with pytest.raises(SomeRowsError, match="aspect ratio must be smaller than 200") as caught:
         engine.generate([good[0], long, good[1]], max_tokens=8)
     assert {row: failure.kind for row, failure in caught.value.failures.items()} == {1: "refused"}
@@ -149,7 +188,7 @@ def test_a_picture_that_the_processor_refuses_is_the_error_of_its_request(family
 
 def test_every_end_token_of_the_generation_settings_ends_a_reply(family_directory):
     engine = ImageTextGenerator(family_directory("qwen2_vl"))
-    request = GenerationRequest(PICTURES[0], PROMPTS[0].text)
+    request = GenerationRequest((PICTURES[0],), PROMPTS[0].text)
     [whole] = engine.generate([request], max_tokens=12)
     first = encode_text(engine.processor.tokenizer, whole.text)[0]
     engine.ends = {*engine.ends, first}

@@ -22,7 +22,7 @@ def tiny(family_directory):
 @pytest.fixture(scope="module")
 def requests():
     drawn = itertools.islice(draw_items("test", "tiles"), 4)
-    return [GenerationRequest(image.resize((400, 300)), "question") for image, _ in drawn]
+    return [GenerationRequest((image.resize((400, 300)),), "question") for image, _ in drawn]
 
 
 def _generator(path, engine, tiles):

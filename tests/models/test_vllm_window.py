@@ -27,13 +27,13 @@ def images():
 
 
 def _requests(images, seed=0):
-    return [GenerationRequest(image, CAPTION_PROMPT, seed=seed + n) for n, image in enumerate(images)]
+    return [GenerationRequest((image,), CAPTION_PROMPT, seed=seed + n) for n, image in enumerate(images)]
 
 
 def _prompts(requests):
     processor = vllm_engine("captioner").processor
     return [
-        {"prompt": render_prompt(processor, request.turn), "multi_modal_data": {"image": request.image}}
+        {"prompt": render_prompt(processor, request.turn), "multi_modal_data": {"image": list(request.images)}}
         for request in requests
     ]
 
@@ -96,9 +96,9 @@ def test_a_refused_request_fails_alone_and_its_image_is_not_lost(images):
     assert _tokens(long) > 1000
     fresh, other = (image.rotate(90) for image in images[:2])  # images that no cache has seen
     requests = [
-        GenerationRequest(other, CAPTION_PROMPT),
-        GenerationRequest(fresh, long),
-        GenerationRequest(fresh, CAPTION_PROMPT),
+        GenerationRequest((other,), CAPTION_PROMPT),
+        GenerationRequest((fresh,), long),
+        GenerationRequest((fresh,), CAPTION_PROMPT),
     ]
     with pytest.raises(SomeRowsError, match="longer than the maximum model length of 1024") as caught:
         engine.generate(requests, max_tokens=40)

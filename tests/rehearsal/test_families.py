@@ -127,5 +127,5 @@ def test_the_judges_family_is_trained_in_both_phases_and_vllm_loads_what_they_ma
     here = {"path": str(second.judge), "revision": None, "tensor_parallel": 1}
     settings = chosen.judge.model_copy(update=here)
     with _loaded(generator(settings)) as engine:
-        [written] = engine.generate([GenerationRequest(drawn[0][0], "Which is better?")], max_tokens=8)
+        [written] = engine.generate([GenerationRequest((drawn[0][0],), "Which is better?")], max_tokens=8)
     assert 0 < written.tokens <= 8

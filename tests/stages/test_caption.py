@@ -27,7 +27,7 @@ class Engine:
         self.calls.append(len(requests))
         if len(requests) > self.room:
             raise MemoryError
-        if any(request.image.getpixel((0, 0)) == (0, 0, 0) for request in requests):
+        if any(request.images[0].getpixel((0, 0)) == (0, 0, 0) for request in requests):
             raise RuntimeError("no kernel for this image")
         return [Generation(self.text, 4, False) for _ in requests]
 

@@ -160,7 +160,7 @@ def test_the_probability_agrees_with_the_verdict_and_with_a_second_look(first, c
     for p in greedy[:6]:
         question = prompts[p.key, p.order]
         begun = p.text[: p.text.rindex("Answer") + len("Answer ")]
-        request = GenerationRequest(pictures[question.image.name], question.prompt, begun)
+        request = GenerationRequest((pictures[question.image.name],), question.prompt, begun)
         [looked] = counting.engine.generate([request], max_tokens=1, logprob_texts=["1", "2"])
         one, two = looked.logprobs[0]
         share = 1 / (1 + math.exp(two - one))

@@ -42,8 +42,8 @@ class SizesEngine(Engine):
         raise NotImplementedError
 
     def generate(self, requests, **arguments):
-        self.shown += [request.image for request in requests]
-        return [Generation(f"{request.image.width} x {request.image.height}", 1, False) for request in requests]
+        self.shown += [image for request in requests for image in request.images]
+        return [Generation(f"{request.images[0].width} x {request.images[0].height}", 1, False) for request in requests]
 
 
 SIZES = SizesEngine()

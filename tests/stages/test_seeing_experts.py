@@ -51,7 +51,7 @@ def test_it_scores_the_image_of_its_item(ahead, tables, family_directory):
     scorer = image_scorer(expert)
     for name, image in (("a", draw_picture(0)), ("b", draw_picture(1))):
         for view, seen in (("default", image), ("none", Image.new("RGB", image.size, (127, 127, 127)))):
-            expected = scorer.score([ScoringRequest(seen, "How many?", response) for response in RESPONSES])
+            expected = scorer.score([ScoringRequest((seen,), "How many?", response) for response in RESPONSES])
             assert rows[f"of-{name}", view]["scores"] == pytest.approx(expected, abs=1e-4)
     assert rows["of-a", "default"]["scores"] != rows["of-b", "default"]["scores"]
     assert {rows["of-thin", view]["error"]["kind"] for view in ("default", "none")} == {"refused"}

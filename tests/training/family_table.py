@@ -31,7 +31,7 @@ from carevl.models.families.base import Family
 from carevl.models.judge_files import load_processor
 from carevl.models.locate import Weights
 from carevl.models.packing import Tree, usable_packing
-from carevl.models.prompts import EncodedPrompts, Prompt, encode_prompts
+from carevl.models.prompts import Prompt, encode_prompts
 from carevl.models.tree_attention import cast_floats
 from carevl.settings.models import Judge, Pool
 from carevl.training.judge import export, load_judge, log_probabilities
@@ -118,12 +118,12 @@ def _measure_plain(model: Any, processor: Any) -> float:
     trees = []
     for prompt, image, words in zip(prompts, images, _WORDS, strict=True):
         branch = [*tokenizer(words, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        trees.append(Tree(encode_prompts(processor, [prompt], [image]).ids[0], [branch], words))
-    ours = plain_log_probabilities(model, separate(trees, model, encode_prompts(processor, prompts, images)))
+        trees.append(Tree(encode_prompts(processor, [prompt], [[image]]).ids[0], [branch], words))
+    written = encode_prompts(processor, prompts, [[image] for image in images])
+    ours = plain_log_probabilities(model, separate(trees, model, written))
     differences = []
     for tree, prompt, image, value in zip(trees, prompts, images, ours, strict=True):
-        written: EncodedPrompts = encode_prompts(processor, [prompt], [image])
-        whole = separate([tree], model, written)
+        whole = separate([tree], model, encode_prompts(processor, [prompt], [[image]]))
         logits = model(
             input_ids=whole.ids, attention_mask=whole.attention, **cast_floats(whole.inputs, model.dtype)
         ).logits[0]
@@ -158,11 +158,11 @@ def _measure_merged(directory: Path) -> float:
 @torch.no_grad()
 def _measure_engine(directory: Path, model: Any, processor: Any) -> float:
     images = (draw_picture(0), draw_picture(1, 112, 84))
-    requests = [GenerationRequest(image, "How many squares are there in the image?") for image in images]
+    requests = [GenerationRequest((image,), "How many squares are there in the image?") for image in images]
     replies = ImageTextGenerator(directory).generate(requests, max_tokens=1, logprob_texts=_REPLIES)
     differences = []
     for request, reply in zip(requests, replies, strict=True):
-        written = encode_prompts(processor, [request.turn], [request.image])
+        written = encode_prompts(processor, [request.turn], [list(request.images)])
         whole = separate([Tree(written.ids[0], [[]], "image")], model, written)
         inputs = cast_floats(whole.inputs, model.dtype)
         logits = model(input_ids=whole.ids, attention_mask=whole.attention, **inputs).logits[0, -1].float()

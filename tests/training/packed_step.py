@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -16,12 +16,16 @@ from carevl.models.judge_files import load_processor
 from carevl.models.packing import row_tokens
 from carevl.models.tree_attention import cast_floats
 from carevl.settings.training import Lora, Packing, Phase, Training
-from carevl.training.items import REFERENCE, Encoder, Items
+from carevl.training.encoder import REFERENCE, Encoder
+from carevl.training.items import Items
 from carevl.training.judge import load_judge, log_probabilities
 from carevl.training.schedule import micro_batches
 from carevl.training.steps import Objective
 from carevl.training.trainable import make_trainable
 from tests.helpers.families import draw_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 WEIGHTS = {"lora": Training(lora=Lora(rank=4, alpha=8)), "full": Training(lora=None, train="all")}
 """What is trained: adapters on the language model, or all weights, those of the vision tower among them."""
@@ -30,6 +34,10 @@ _CASES = (
     (draw_picture(1, 112, 84), "Is it blue?", ("It is, and so is the square.", "No."), "There is a blue square."),
     (draw_picture(2, 56, 112), "What is above the cross?", ("A cat.", "Nothing."), "Nothing is above the green cross."),
 )
+
+
+Draw = Callable[[Phase], list[dict[str, Any]]]
+"""Gives the rows of a phase."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,10 @@ class PackedStep:
     Args:
         judge: a directory.
         training: what is trained; adapters are drawn at random, as those of a new one compute nothing.
+        draw: gives the rows of a phase.
     """
 
-    def __init__(self, judge: Path, phase: Phase, training: Training) -> None:
+    def __init__(self, judge: Path, phase: Phase, training: Training, draw: Draw | None = None) -> None:
         self.processor = load_processor(judge)
         self.model: Any = load_judge(judge, "float32").train()
         self.training = training
@@ -77,7 +86,7 @@ class PackedStep:
             if ".lora_B." in name:
                 torch.nn.init.normal_(weight, std=0.05)
         encoder = Encoder(self.processor, 10**6)
-        rows = draw_rows(phase)
+        rows = (draw or draw_rows)(phase)
         if phase == "dpo":
             rows = self._refer(encoder, rows)
         self.items = _encode(encoder, rows, phase)
@@ -86,7 +95,7 @@ class PackedStep:
         """Compute the step, in rows of several items where they may lie in one."""
         every = range(len(self.items))
         most = row_tokens(self.model, packing, 10**6)
-        [batches] = micro_batches(every, self.items.shapes, 1, most, packing)
+        [batches] = micro_batches(every, self.items.shapes, 1, most, packing, kinds=self.items.n_images)
         objective = Objective.of(self.training.dpo, self.items, every)
         self.model.zero_grad()
         values: dict[int, torch.Tensor] = {}
@@ -126,8 +135,9 @@ class PackedStep:
         """Add log-probabilities of a reference that differs, so that no reward is 0."""
         items = _encode(encoder, rows, "dpo")
         with torch.no_grad():
-            plain = items.collate(range(len(items)), self.processor, self.model, "plain")
-            pairs = log_probabilities(self.model, plain).view(-1, 2) + torch.tensor([-2.0, 3.0])
+            each = [items.collate([i], self.processor, self.model, "plain") for i in range(len(items))]
+            values = torch.cat([log_probabilities(self.model, plain) for plain in each])
+            pairs = values.view(-1, 2) + torch.tensor([-2.0, 3.0])
         return [row | dict(zip(REFERENCE, pair, strict=True)) for row, pair in zip(rows, pairs.tolist(), strict=True)]
 
 
@@ -146,13 +156,40 @@ def draw_rows(phase: Phase) -> list[dict[str, Any]]:
     """Return rows of three items: in sft two targets each, in dpo a chosen and a rejected judgment."""
     rows = []
     for number, (image, question, responses, evidence) in enumerate(_CASES):
-        file = io.BytesIO()
-        image.save(file, "PNG")
         prompt = judge_prompt("pairwise", question, responses)
-        row = {"item_id": str(number), "image": file.getvalue(), "prompt": prompt}
-        judgments = [write_judgment(evidence, winner=1), write_judgment(f"{evidence} So it is.", winner=2)]
-        if phase == "sft":
-            rows += [row | {"target": text} for text in judgments]
-        else:
-            rows.append(row | dict(zip(("chosen", "rejected"), judgments, strict=True)))
+        row = {"item_id": str(number), "image": _file(image), "prompt": prompt}
+        rows += _with_judgments(row, phase, evidence)
     return rows
+
+
+def draw_conversations(phase: Phase, *, text_only: bool = True, one_size: bool = False) -> list[dict[str, Any]]:
+    """Return rows as `draw_rows` of items with three images in place, with one in each of two turns, and with none."""
+    sizes = [(112, 112)] * 3 if one_size else [(112, 112), (112, 84), (56, 112)]
+    files = [_file(draw_picture(n, *size)) for n, size in enumerate(sizes)]
+    turns = [
+        {"role": "user", "text": "What is it?", "places": [0]},
+        {"role": "assistant", "text": "A red circle.", "places": []},
+    ]
+    several = "Which of  and  is most like ?"
+    contents = [
+        {"images": files, "prompt": several, "places": [9, 14, 28], "turns": []},
+        {"images": files[1:], "prompt": "And what is in  now?", "places": [15], "turns": turns},
+        *([{"images": [], "prompt": "Is a square round?", "places": [], "turns": []}] if text_only else []),
+    ]
+    rows = []
+    for number, row in enumerate(contents):
+        rows += _with_judgments({"item_id": str(number), **row}, phase, f"There are {number + 2} red circles.")
+    return rows
+
+
+def _file(image: Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _with_judgments(row: dict[str, Any], phase: Phase, evidence: str) -> list[dict[str, Any]]:
+    judgments = [write_judgment(evidence, winner=1), write_judgment(f"{evidence} So it is.", winner=2)]
+    if phase == "sft":
+        return [row | {"target": text} for text in judgments]
+    return [row | dict(zip(("chosen", "rejected"), judgments, strict=True))]

@@ -15,11 +15,13 @@ from PIL import Image
 
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.errors import UserError
-from carevl.models.prompts import Prompt, control_ids, encode_prompts, encode_text, render_prompt
+from carevl.models.control_strings import control_ids, encode_text
+from carevl.models.prompts import Prompt, encode_prompts, render_prompt
 from carevl.settings.asking import Asking
 from carevl.training.driver import prepare_training
+from carevl.training.encoder import Encoder
 from carevl.training.image_sizes import by_size
-from carevl.training.items import Encoder, Items, split_holdout
+from carevl.training.items import Items, split_holdout
 from carevl.training.reference import Reference
 from carevl.training.skeleton import load_skeleton
 
@@ -93,7 +95,7 @@ def test_a_bound_makes_room_for_what_was_too_long(judge, sft_rows):
 def _count_image_tokens(judge, images):
     size = {"shortest_edge": 4 * 28**2, "longest_edge": 16384 * 28**2}  # as on the hub
     processor = hf.AutoProcessor.from_pretrained(judge, size=size, patch_size=14)
-    written = encode_prompts(by_size(processor), [Prompt("What is it?")] * len(images), images)
+    written = encode_prompts(by_size(processor), [Prompt("What is it?")] * len(images), [[each] for each in images])
     return [ids.count(processor.image_token_id) for ids in written.ids]
 
 

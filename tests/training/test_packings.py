@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,11 +20,15 @@ from carevl.models.prompts import Prompt, encode_prompts
 from carevl.training.judge import load_judge
 from carevl.training.trial import try_packing
 from tests.helpers.families import FAMILIES, SHARING, VARIANTS
-from tests.training.packed_step import WEIGHTS, Difference, PackedStep, draw_rows
+from tests.training.packed_step import WEIGHTS, Difference, PackedStep, draw_conversations, draw_rows
 
 pytestmark = pytest.mark.train
 
 BOUND = Difference(values=2e-4, loss=1e-5, gradients=4e-6)
+NEEDS_AN_IMAGE = ("paligemma",)
+"""Families whose processors refuse a prompt without an image."""
+ONE_SIZE = ("minicpmv4_6",)
+"""Families that take all images of a batch for as large as the first."""
 _OFTEN = ("gemma3", "internvl", "llama4", "qwen3_vl")
 
 
@@ -45,6 +50,22 @@ def test_a_step_on_shared_prefixes_is_the_step_with_a_prompt_for_every_judgment(
 ):
     step = PackedStep(family_directory(family), phase, WEIGHTS[weights])
     _assert_within_bounds(Difference.between(step.compute("shared"), step.compute("plain")))
+
+
+@pytest.mark.parametrize("phase", ["sft", "dpo"])
+@pytest.mark.parametrize("family", _each([*SHARING, *VARIANTS]))
+def test_several_images_none_and_one_in_a_later_turn_are_shared_as_exactly(family, phase, family_directory):
+    draw = partial(draw_conversations, text_only=family not in NEEDS_AN_IMAGE)
+    step = PackedStep(family_directory(family), phase, WEIGHTS["lora"], draw)
+    assert step.items.n_images == [3, 2, 0][: len(step.items)]
+    _assert_within_bounds(Difference.between(step.compute("shared"), step.compute("plain")))
+
+
+@pytest.mark.parametrize("family", _each([*FAMILIES, *VARIANTS]))
+def test_several_images_are_computed_as_the_model_computes_its_own_loss(family, family_directory):
+    draw = partial(draw_conversations, text_only=family not in NEEDS_AN_IMAGE, one_size=family in ONE_SIZE)
+    step = PackedStep(family_directory(family), "sft", WEIGHTS["lora"], draw)
+    _assert_within_bounds(Difference.between(step.compute("plain"), step.compute_by_labels()))
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -101,4 +122,4 @@ def test_a_judge_whose_language_is_real_is_exact_too(phase, smollm_judge):
         [expected] = step.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
-        assert encode_prompts(step.processor, [Prompt(row["prompt"])], [image]).ids == (expected,)
+        assert encode_prompts(step.processor, [Prompt(row["prompt"])], [[image]]).ids == (expected,)

@@ -29,7 +29,7 @@ def test_what_was_trained_writes_the_same_texts_as_under_transformers(family, ad
         if weight.requires_grad and (".lora_B." in name or not adapted):
             weight.data += 0.05 * torch.randn_like(weight)
     export(trained, None, Weights.of(str(base)), tmp_path)
-    requests = [GenerationRequest(draw_picture(n), f"How many red circles are there? {n}") for n in range(6)]
+    requests = [GenerationRequest((draw_picture(n),), f"How many red circles are there? {n}") for n in range(6)]
     texts = {"max_tokens": 12, "logprob_texts": ["1", "2"]}
     expected = ImageTextGenerator(tmp_path / "judge").generate(requests, **texts)
     path = str(tmp_path / "judge")

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from carevl.errors import UserError
-from carevl.models.prompts import Prompt, encode_text
+from carevl.judging.turns import Turn
+from carevl.models.control_strings import encode_text
+from carevl.models.prompts import Prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,19 +25,21 @@ class GenerationRequest:
     """One question to a vision-language model.
 
     The reply goes on from the words in `response_prefix`. `seed` matters where texts are sampled: the same seed gives
-    the same noise, whatever else is in the batch. The image stands before the prompt, or else behind it.
+    the same noise, whatever else is in the batch. `images` stand at `places` of the prompt and of the turns before it,
+    in their order; one image stands before the prompt if nothing else is said.
     """
 
-    image: Image
+    images: tuple[Image, ...]
     prompt: str
     response_prefix: str = ""
     seed: int = 0
-    image_first: bool = True
+    places: tuple[int, ...] = (0,)
+    earlier: tuple[Turn, ...] = ()
 
     @property
     def turn(self) -> Prompt:
         """All of it that is text."""
-        return Prompt(self.prompt, self.response_prefix, self.image_first)
+        return Prompt(self.prompt, self.response_prefix, self.places, self.earlier)
 
 
 @dataclass(frozen=True)
@@ -85,20 +89,22 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """A response to a user turn about an image."""
+    """A response to a user turn about images, and to the turns before it; they stand as in a `GenerationRequest`."""
 
-    image: Image
+    images: tuple[Image, ...]
     prompt: str
     response: str
+    places: tuple[int, ...] = (0,)
+    earlier: tuple[Turn, ...] = ()
 
     @property
     def turn(self) -> Prompt:
         """All of it that is text."""
-        return Prompt(self.prompt, response=self.response)
+        return Prompt(self.prompt, places=self.places, earlier=self.earlier, response=self.response)
 
 
 class ImageScorer(Protocol):
-    """A model that scores responses about images."""
+    """A model that scores responses to what is asked about images."""
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[float]:
         """Return the score of each response, higher is better, in their order.

@@ -20,11 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 class Request(Protocol):
-    """What a model is asked about an image."""
+    """What a model is asked about images."""
 
     @property
-    def image(self) -> Image:
-        """The image."""
+    def images(self) -> tuple[Image, ...]:
+        """The images."""
 
     @property
     def turn(self) -> Prompt:
@@ -59,19 +59,21 @@ class ImageTextModel:
         return True
 
     def batches(self, requests: Sequence[Request]) -> Iterator[list[list[int]]]:
-        """Yield positions of up to `batch_size` requests; those with one image and one text stand in one list.
+        """Yield positions of up to `batch_size` requests; those with the same images and one text stand in one list.
 
-        Texts of nearly equal length are together, because the shorter ones are padded. Images of one size are, where
-        it is not known that the family reads a batch of several: MiniCPM-V takes all for as large as the first.
+        Texts of nearly equal length are together, because the shorter ones are padded, and those with as many images.
+        Images of one size are, where it is not known that the family reads a batch of several: MiniCPM-V takes all for
+        as large as the first.
         """
-        alike: dict[tuple[int, Prompt], list[int]] = {}
+        alike: dict[tuple[tuple[int, ...], Prompt], list[int]] = {}
         for i, request in enumerate(requests):
-            alike.setdefault((id(request.image), request.turn), []).append(i)
-        sized: dict[tuple[int, int] | None, list[tuple[int, list[int]]]] = {}
+            alike.setdefault((tuple(map(id, request.images)), request.turn), []).append(i)
+        sized: dict[tuple[Any, ...], list[tuple[int, list[int]]]] = {}
         for (_, turn), same in alike.items():
-            size = None if self.family.mixes_sizes else requests[same[0]].image.size
-            length = len(turn.text) + len(turn.response_prefix) + len(turn.response or "")
-            sized.setdefault(size, []).append((length, same))
+            images = requests[same[0]].images
+            sizes = () if self.family.mixes_sizes else tuple(image.size for image in images)
+            length = sum(len(one.text) for one in turn.turns) + len(turn.response_prefix) + len(turn.response or "")
+            sized.setdefault((len(images), *sizes), []).append((length, same))
         for of_size in sized.values():
             of_size.sort(key=itemgetter(0))
             ordered = [(number, i) for number, (_, same) in enumerate(of_size) for i in same]

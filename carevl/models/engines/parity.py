@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from carevl.errors import UserError
+from carevl.models.control_strings import encode_text
 from carevl.models.conversations import Conversation, encode_turns
 from carevl.models.engines.base import GenerationRequest, Generator, LanguageModel
 from carevl.models.engines.transformers import ENGINE
 from carevl.models.heads import HeadSettings
-from carevl.models.prompts import encode_text
 from carevl.models.row_errors import NotFiniteError, SomeRowsError, not_finite
 from carevl.store.table import write_atomically
 
@@ -248,7 +248,7 @@ def draw_requests() -> list[GenerationRequest]:
         ("Which answer describes the image better? Answer 1: A green square. Answer 2: A circle.", "Answer "),
         ("Is the first square blue?", ""),
     )
-    return [GenerationRequest(image, *words) for image, words in zip(drawn, questions, strict=True)]
+    return [GenerationRequest((image,), *words) for image, words in zip(drawn, questions, strict=True)]
 
 
 def _logprobs(engine: Generator, requests: Sequence[GenerationRequest]) -> list[float]:

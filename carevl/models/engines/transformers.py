@@ -105,7 +105,7 @@ class ImageTextGenerator(ImageTextModel):
             encoded, refused = encode_with_row_errors(
                 self.processor,
                 [request.turn for request in first],
-                [request.image for request in first],
+                [request.images for request in first],
                 self.family,
                 self.max_model_len,
             )

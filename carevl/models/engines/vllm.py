@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
+from carevl.models.control_strings import encode_text
 from carevl.models.engines import transformers
 from carevl.models.engines.base import (
     Engine,
@@ -36,15 +37,7 @@ from carevl.models.fallbacks import note_fallback
 from carevl.models.heads import HeadSettings
 from carevl.models.heads.layout import read_layout
 from carevl.models.locate import loading_arguments, locate_adapter, model_directory
-from carevl.models.prompts import (
-    ask_as,
-    encode_prompts,
-    encode_text,
-    encode_turns,
-    encode_with_row_errors,
-    end_ids,
-    load_processor,
-)
+from carevl.models.prompts import ask_as, encode_prompts, encode_turns, encode_with_row_errors, end_ids, load_processor
 from carevl.models.row_errors import REFUSED, Failure, SomeRowsError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -129,8 +122,8 @@ class VllmGenerator:
         self.engine = start_engine(model, "generate", cuts_tiles=tiles, **lora)
         stored = self.engine.llm_engine.model_config.try_get_generation_config()
         self.ends = end_ids(stored.get("eos_token_id"), self.processor.tokenizer)
-        self._checked: set[tuple[tuple[int, int], bool]] = set()
-        """Sizes of images, and their places, for which vLLM makes the processor's tokens."""
+        self._checked: set[tuple[tuple[tuple[int, int], ...], str]] = set()
+        """Sizes of images, and how they stand, for which vLLM makes the processor's tokens."""
         self._own_placeholder = self._writes_placeholder()
 
     def generate(
@@ -183,7 +176,7 @@ class VllmGenerator:
         return [
             {
                 "prompt_token_ids": ids,
-                "multi_modal_data": {"image": request.image},
+                **({"multi_modal_data": {"image": list(request.images)}} if request.images else {}),
                 "response_ids": encode_text(self.processor.tokenizer, request.response_prefix),
             }
             for request, ids in zip(requests, turns, strict=True)
@@ -193,7 +186,7 @@ class VllmGenerator:
         """Tell whether vLLM puts the image into a prompt by itself, as PaliGemma's, in place of expanding its token."""
         self._own_placeholder = False
         [request, *_] = draw_requests()
-        expected = encode_prompts(self.processor, [request.turn], [request.image]).ids[0]
+        expected = encode_prompts(self.processor, [request.turn], [request.images]).ids[0]
         return bool(process_prompt(self.engine, self._prompts([request])[0])["prompt_token_ids"] != expected)
 
     def _check_tokens(self, requests: Sequence[GenerationRequest], outputs: Sequence[Any]) -> None:
@@ -203,15 +196,15 @@ class VllmGenerator:
             OtherTokensError: it read others.
         """
         for request, output in zip(requests, outputs, strict=True):
-            key = request.image.size, request.image_first
+            key = tuple(image.size for image in request.images), request.turn.kind
             if output is None or key in self._checked:
                 continue
-            encoded, _ = encode_with_row_errors(self.processor, [request.turn], [request.image])
+            encoded, _ = encode_with_row_errors(self.processor, [request.turn], [request.images])
             if encoded is None or list(output.prompt_token_ids) != encoded.ids[0]:
-                width, height = request.image.size
+                sizes = ", ".join(f"{width} x {height}" for width, height in key[0]) or "no size"
                 raise OtherTokensError(
-                    f"{self.path}: vllm makes other tokens of a prompt about an image of {width} x {height} than the "
-                    "model's own processor; use engine: transformers for it"
+                    f"{self.path}: vllm makes other tokens of a prompt with images of {sizes} than the model's own "
+                    "processor; use engine: transformers for it"
                 )
             self._checked.add(key)
 

@@ -158,7 +158,7 @@ def vllm_arguments(model: Model, path: str, shape: ModelShape, card: Card | None
         arguments["runner"] = "pooling"
     else:
         if shape.has_images:
-            arguments["limit_mm_per_prompt"] = {"image": 1, "video": 0}
+            arguments["limit_mm_per_prompt"] = {"image": getattr(model, "max_images", 1), "video": 0}
         if card is None:
             arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, length)}
             if shape.stateful_layers:  # their cache of prefixes wants prompts in parts

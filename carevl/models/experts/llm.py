@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from carevl.errors import SettingsError, UserError
+from carevl.models.control_strings import encode_text
 from carevl.models.conversations import Encoded, encode_turns, too_long
 from carevl.models.engines import language_model
 from carevl.models.experts import endpoint, questions
 from carevl.models.experts.base import ExpertKind, RowScorer, TextRow
 from carevl.models.locate import weights_fingerprint
-from carevl.models.prompts import encode_text
 from carevl.models.row_errors import Failure, SomeRowsError, retry_engine
 
 if TYPE_CHECKING:

@@ -62,7 +62,7 @@ class VisionLanguageKind(ExpertKind):
 
 def _requests(row: ImageRow) -> list[ScoringRequest]:
     _, responses, question, image = row
-    return [ScoringRequest(image, question, response) for response in responses]
+    return [ScoringRequest((image,), question, response) for response in responses]
 
 
 KIND = VisionLanguageKind()
