@@ -48,7 +48,7 @@ TABLE: dict[str, tuple[Model, ModelShape, Card | None, dict[str, Any]]] = {
         | dict.fromkeys(
             ("max_num_seqs", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens"), ABSENT
         )
-        | {"limit_mm_per_prompt": {"image": 1, "video": 0}, "enable_chunked_prefill": ABSENT, "runner": ABSENT},
+        | {"limit_mm_per_prompt": {"image": 8, "video": 0}, "enable_chunked_prefill": ABSENT, "runner": ABSENT},
     ),
     "texts in flight as set": (_judge(pool=Pool(num_gpus=1), max_num_seqs=300), QWEN, H100, {"max_num_seqs": 300}),
     "the user's arguments come last": (
