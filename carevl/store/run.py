@@ -37,6 +37,7 @@ _BEAT, _PATIENCE = 10.0, 25.0
 
 _held: set[Path] = set()
 """The run directories that this process holds."""
+_SETTINGS_HEAD = b"# run directory, version "
 _SETTINGS_MARK = b"# sha256 of the lines above: "
 
 
@@ -76,7 +77,7 @@ class Run:
     def remember(self, settings: Mapping[str, Any]) -> None:
         """Write the settings of a run."""
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        data = f"# run directory, version {VERSION}\n{text}".encode("utf-8", "surrogatepass")
+        data = _SETTINGS_HEAD + f"{VERSION}\n{text}".encode("utf-8", "surrogatepass")
         write_atomically(self.settings, data + _SETTINGS_MARK + hashlib.sha256(data).hexdigest().encode() + b"\n")
 
     def find_settings_problem(self) -> str | None:
@@ -88,7 +89,9 @@ class Run:
             return None
         if not text:
             return "is damaged: it is empty"
-        return "is damaged, or was changed by hand: its checksum does not fit" if mark else None
+        begins = text[: len(_SETTINGS_HEAD)] == _SETTINGS_HEAD[: len(text)]
+        marked = mark or begins  # neither: an earlier version wrote it
+        return "is damaged, or was changed by hand: its checksum does not fit" if marked else None
 
     def table(self, key: StageKey) -> Table:
         """Return the table that a key names, finished or not."""

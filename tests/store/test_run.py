@@ -165,3 +165,17 @@ def test_a_file_is_no_run_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is a file; name a directory"):
         Run.at(tmp_path / "file")
+
+
+def test_settings_that_are_not_what_was_written_are_noticed(tmp_path):
+    run = Run(tmp_path)
+    run.remember({"seed": 3, "judge": {"path": "org/judge"}})
+    assert run.find_settings_problem() is None
+    data = run.settings.read_bytes()
+    for end in range(len(data)):
+        run.settings.write_bytes(data[:end])
+        assert "is damaged" in run.find_settings_problem()
+    run.settings.write_bytes(data.replace(b"3", b"4", 1))
+    assert "changed by hand" in run.find_settings_problem()
+    run.settings.write_text("seed: 3\n")  # as an earlier version wrote it
+    assert run.find_settings_problem() is None
