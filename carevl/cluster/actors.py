@@ -11,29 +11,40 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from carevl.cluster.deaths import MOST, Notes, Split, forget_part, is_split, select
 from carevl.cluster.earlier_rows import Part
 from carevl.cluster.jobs import PoolJob, Processor, Tally, check_keys, unique_keys
-from carevl.errors import UserError
+from carevl.errors import MachineError, UserError, as_user_error, exit_status
 from carevl.models.device import reserve_device
 from carevl.models.engines import close_engines
 from carevl.models.engines.parity import keep_references
 from carevl.models.fallbacks import collect_fallbacks
-from carevl.models.row_errors import BROKEN, EngineLostError, first_line, is_lost, is_out_of_memory, mark_lost_rows
-from carevl.store.schemas import failures
-from carevl.store.table import write_atomically
+from carevl.models.row_errors import (
+    ACTOR_DIED,
+    BROKEN,
+    EngineLostError,
+    Failure,
+    fail_rows,
+    first_line,
+    is_lost,
+    is_out_of_memory,
+    mark_lost_rows,
+)
+from carevl.store.run import RunError
+from carevl.store.schemas import ERROR, failures, row_error
 
 _log = logging.getLogger(__name__)
 
-_MOST_ENDS = 2
-"""Times that a part may end the process of its actor; the next time, its rows carry the error."""
+_MOST_LOST = 2
+"""Times that the engine may be lost at a part; the next time, its rows carry the error."""
 
 _MAX_PREPARED = 2**30
 """Bytes of a part that a preparer hands over at most; the actors make larger ones ready themselves."""
@@ -56,11 +67,13 @@ class Preparer:
 
     def _prepare(self, number: int) -> bytes:
         """Return a `Part`, pickled; empty where the actor has to read them itself."""
-        if self.job.target.part(number).exists():
+        notes, name = _notes(self.job, uuid.uuid4().hex), f"prepare-{number:05d}"
+        if self.job.target.part(number).exists() or notes.processes(name):
             return b""
         try:
-            part = Part.read(self.job, number)
-            prepared = pickle.dumps(replace(part, left=dict(self.job.processor.preprocess(part.left))), protocol=5)
+            with notes.watch(name):
+                part = Part.read(self.job, number)
+                prepared = pickle.dumps(replace(part, left=dict(self.job.processor.preprocess(part.left))), protocol=5)
         except (OSError, UserError, ValueError):
             _log.warning("%s: part %d is left to the actor", self.job.name, number, exc_info=True)
             return b""
@@ -72,40 +85,47 @@ class PoolActor:
 
     What a person has to mend, such as a full disk, or a model that cannot be loaded, stops the actor: it reports why
     and makes no further part. An engine that is beyond repair in this process ends it; Ray starts another, which makes
-    the part again.
+    the part again. A part at which process after process dies is made in pieces.
     """
 
     def __init__(self, job: PoolJob) -> None:
         self.job, self.name = job, _actor_id()
         self.process = uuid.uuid4().hex
+        self.notes = _notes(job, self.process)
         self.loaded: Processor | None = None
         self.proven, self.is_lost = False, False
         self.load_seconds = 0.0
         self.fallbacks: list[str] = []
-        self.stopped = ""
+        self.stopped, self.is_machine = "", False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         [number] = batch["part"].tolist()
         [prepared], [prepare_seconds] = batch.get("prepared", [b""]), batch.get("prepare_seconds", [0.0])
-        tally, ended = Tally(), self._ended(number)
+        tally, ended, lost = Tally(), self.notes.processes(_name(number)), self.notes.lost(_name(number))
         if self.is_lost:
             self._end_process()
         if not self.stopped:
             try:
-                part = pickle.loads(prepared) if prepared else None
-                tally = self._process_part(number, part, final=len(ended) >= _MOST_ENDS)
+                # What is prepared, such as tokens, belongs to all rows together.
+                part = pickle.loads(prepared) if prepared and not self._is_split(number) else None
+                tally = self._process_part(number, part, final=lost >= _MOST_LOST)
                 tally.prepare_seconds = float(prepare_seconds)
+                forget_part(self.job.target.directory, _name(number))
             except EngineLostError as error:
                 _log.error("%s: part %d: %s", self.job.name, number, error)
-                if len(ended) < _MOST_ENDS:
-                    write_atomically(self._note(number), "\n".join([*ended, self.process]).encode())
+                if lost < _MOST_LOST:
                     self._end_process()
                 self.stopped = f"{error}; {len(ended)} processes in a row ended at part {number}"
+                self.notes.forget(_name(number))
             except (OSError, UserError) as error:
-                self.stopped = " ".join(str(error).split())
-            self._note(number).unlink(missing_ok=True)
-        report = {"job": self.job.name, "actor": self.name, "processes": " ".join([*ended, self.process])}
-        report |= {"tally": json.dumps(asdict(tally))}
+                problem = as_user_error(error) if isinstance(error, OSError) else error
+                self.stopped, self.is_machine = " ".join(str(problem).split()), exit_status(error) == 3
+        report: dict[str, Any] = {
+            "job": self.job.name,
+            "actor": self.name,
+            "processes": " ".join([*ended, self.process]),
+        }
+        report |= {"tally": json.dumps(asdict(tally)), "machine": self.is_machine}
         return {name: np.array([value]) for name, value in {**report, "stopped": self.stopped}.items()}
 
     def __del__(self) -> None:
@@ -124,14 +144,6 @@ class PoolActor:
         """End this process at once: its engine is lost, and what it holds goes with it."""
         logging.shutdown()
         os._exit(1)
-
-    def _note(self, number: int) -> Path:
-        """Return the file that names the processes that ended at a part."""
-        return self.job.target.directory / f".ends-{number:05d}"
-
-    def _ended(self, number: int) -> list[str]:
-        note = self._note(number)
-        return note.read_text().split() if note.exists() else []
 
     def _process_part(self, number: int, prepared: Part | None, *, final: bool) -> Tally:
         """Make a part; the last time that it may be tried, rows carry the error of an engine that is lost."""
@@ -159,7 +171,7 @@ class PoolActor:
         """Return a part's rows; write them if they are not stored yet, or, on a retry, if some of them failed."""
         target, job = self.job.target, self.job
         if not target.is_made(number):
-            rows_out = self._complete(part, part.taken, part.left)
+            rows_out = self._complete(number, part, part.taken, part.left)
             target.write(number, rows_out)
             return rows_out
         stored = target.read(number, None if job.retry else ["error"])
@@ -170,44 +182,120 @@ class PoolActor:
             return stored
         name, first = next(iter(part.left.items()))
         again = {**part.left, name: first.filter(pc.is_in(first[job.key], failed))}
-        rows_out = self._complete(part, stored.filter(pc.invert(pc.is_in(stored[job.key], failed))), again)
+        kept = stored.filter(pc.invert(pc.is_in(stored[job.key], failed)))
+        rows_out = self._complete(number, part, kept, again)
         target.write(number, rows_out)
         return rows_out
 
-    def _complete(self, part: Part, kept: pa.Table | None, rows_in: Mapping[str, pa.Table]) -> pa.Table:
+    def _complete(self, number: int, part: Part, kept: pa.Table | None, rows_in: Mapping[str, pa.Table]) -> pa.Table:
         """Return the rows that are kept with those that are made of `rows_in`, in the order of the input.
 
         Nothing is loaded where nothing is left to make.
         """
         if kept is None:
-            return self._process(rows_in)
-        made = [self._process(rows_in)] if len(unique_keys(self.job, rows_in)) else []
+            return self._process(number, rows_in)
+        made = [self._process(number, rows_in)] if len(unique_keys(self.job, rows_in)) else []
         return part.in_order(self.job, kept, *made)
 
-    def _process(self, rows_in: Mapping[str, pa.Table]) -> pa.Table:
-        """Return new rows. An engine that worked before and now fails on every row is loaded anew, once."""
+    def _process(self, number: int, rows_in: Mapping[str, pa.Table]) -> pa.Table:
+        """Return new rows, made at once, or in pieces where process after process has died at them."""
+        self._load()
+        part = _name(number)
+        keys = unique_keys(self.job, rows_in).to_pylist()
+        if not self._is_split(number):
+            with self.notes.watch(part):
+                return self._process_rows(rows_in)
+        _log.warning("%s: part %d is made in pieces: processes died at it", self.job.name, number)
+        split = Split(
+            self.notes,
+            part,
+            lambda some: self._process_rows(select(rows_in, self.job.key, some)),
+            lambda some, times: self._fail(part, select(rows_in, self.job.key, some), times),
+        )
+        return split.make(keys)
+
+    def _is_split(self, number: int) -> bool:
+        """Return whether a part is made in pieces: enough processes have died at it, or some pieces are there."""
+        died = len(self.notes.processes(_name(number)))
+        return died >= MOST or is_split(self.job.target.directory, _name(number))
+
+    def _fail(self, part: str, rows_in: Mapping[str, pa.Table], times: int) -> pa.Table:
+        """Return rows that carry the error of the processes that died at them, without any work on them.
+
+        Raises:
+            MachineError: processes die at them all the same.
+        """
+        name, first = next(iter(rows_in.items()))
+        note = f"{part}-failing"
+        if (died := self.notes.count(note)) > 1:
+            keys = ", ".join(first[self.job.key].to_pylist()[:3])
+            raise MachineError(f"a process dies even where it passes {keys} by; leave that out of the sources")
+        message = f"{times} processes died at it, mostly for lack of memory or by a crash in a library"
+        with self.notes.watch(note):
+            if "error" in first.column_names and not died:
+                error = row_error(self.job.name.split("/")[0], ACTOR_DIED, message)
+                place = first.column_names.index("error")
+                marked = first.set_column(place, "error", pa.array([error] * len(first), ERROR))
+                with suppress(RunError):  # a processor may leave rows out that have an error
+                    return self._process_rows({**rows_in, name: marked}, rows_in)
+            with fail_rows(Failure(ACTOR_DIED, message)):
+                return self._process_rows(rows_in)
+
+    def _process_rows(
+        self, rows_in: Mapping[str, pa.Table], expected: Mapping[str, pa.Table] | None = None
+    ) -> pa.Table:
+        """Return new rows. An engine that worked before and now fails on every row is loaded anew, once.
+
+        Args:
+            expected: the input whose keys have to come out; that which goes in when None.
+        """
         rows_out = self._load().process(rows_in)
         if self.proven and _all_broken(rows_out):
             _log.warning("%s: every row of a part failed; loading the engine anew", self.job.name)
             # The old engine has to be gone before the new one loads: a GPU need not hold both.
             self.close()
             rows_out = self._load().process(rows_in)
-        check_keys(self.job, rows_in, rows_out)
+        check_keys(self.job, expected or rows_in, rows_out)
         self.proven = self.proven or bool(rows_out["error"].null_count)
         return rows_out
 
     def _load(self) -> Processor:
         if self.loaded is None:
-            started = time.monotonic()
+            started, name = time.monotonic(), f"load-{self.name}"
+            if (died := len(self.notes.processes(name))) >= MOST:
+                raise UserError(
+                    f"cannot be loaded: {died} processes died while they loaded it, mostly for lack of memory; "
+                    "choose a smaller model, fewer actors (pool.concurrency), or a larger machine"
+                )
             reserve_device(self.job.pool.num_gpus)
             try:
-                with keep_references(self.job.target.directory), collect_fallbacks() as self.fallbacks:
+                with (
+                    self.notes.watch(name),
+                    keep_references(self.job.target.directory),
+                    collect_fallbacks() as self.fallbacks,
+                ):
                     self.loaded = self.job.processor.load()
             except Exception as error:
                 _log.warning("%s cannot be loaded", self.job.name, exc_info=True)
                 raise _load_error(error) from error
             self.load_seconds += time.monotonic() - started
         return self.loaded
+
+
+def _name(number: int) -> str:
+    """Return the name of a part in notes."""
+    return f"{number:05d}"
+
+
+def _notes(job: PoolJob, process: str) -> Notes:
+    """Return the notes that a process of a job leaves."""
+    import ray
+
+    def find_nodes() -> set[str]:
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+    node = ray.get_runtime_context().get_node_id()
+    return Notes(job.target.directory, job.attempt, process, node, find_nodes)
 
 
 def _actor_id() -> str:

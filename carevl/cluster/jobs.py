@@ -87,6 +87,8 @@ class PoolJob:
     """Whether to make the rows anew that have an error of this job, and no others."""
     parts: tuple[int, ...] | None = None
     """Numbers of the parts to make, where they are not those of all jobs at work together."""
+    attempt: str = ""
+    """Names the pass that the parts are made in."""
     request: tuple[str, ...] = ()
     """Columns that name what is asked at once about a key; nothing where that is all."""
     earlier: tuple[EarlierTable, ...] = ()

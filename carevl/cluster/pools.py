@@ -8,6 +8,7 @@ whenever.
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from carevl.cluster.jobs import PoolJob, Tally
 from carevl.cluster.resources import Resources, list_nodes
 from carevl.cluster.sizing import limit_preparers, share_actors
 from carevl.cluster.watch import PoolWatch, watch_silence
+from carevl.errors import MachineError
 from carevl.store.run import RunError
 
 _log = logging.getLogger(__name__)
@@ -45,13 +47,15 @@ def run_jobs(
 
     Raises:
         RunError: an actor met what a person has to mend, or more rows failed than allowed; what is done stays.
+        MachineError: an actor met a full disk, or what else the machine is to blame for.
     """
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.data._internal.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    jobs = [job if job.parts is not None else replace(job, parts=tuple(parts)) for job in jobs]
+    attempt = uuid.uuid4().hex
+    jobs = [replace(job, attempt=attempt, parts=tuple(parts) if job.parts is None else job.parts) for job in jobs]
     jobs = _size_pools(jobs, rates or {}, list_nodes() if nodes is None else nodes)
     pools = {job.name: PoolWatch(job.pool, len(job.parts or ())) for job in jobs}
 
@@ -61,16 +65,19 @@ def run_jobs(
     stream, *others = map(_stream, jobs)
     stream = stream.union(*others) if others else stream
     stopped: dict[str, str] = {}
+    is_machine = False
     with watch_silence(report, pools):
         for row in stream.iter_rows():
             if row["stopped"]:
                 stopped.setdefault(row["job"], row["stopped"])
+                is_machine |= bool(row["machine"])
                 continue
             pools[row["job"]].record(row)
             report(row["job"])
     if stopped:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in stopped.items())
-        raise RunError(f"{reasons}; the parts that are done stay: mend this, and run the same command again")
+        kind = MachineError if is_machine else RunError
+        raise kind(f"{reasons}; the parts that are done stay: mend this, and run the same command again")
     tallies = {name: pool.tally for name, pool in pools.items()}
     for name, tally in tallies.items():
         if tally.errors > max_error_fraction * tally.rows_out:

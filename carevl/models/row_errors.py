@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 
 BROKEN = "engine"
 """The kind of failure of a row that an engine failed at, twice and alone."""
+ACTOR_DIED = "actor_died"
+"""The kind of failure of a row at which process after process was killed, or crashed, without a word."""
 LOST = "engine lost"
 """The kind of failure of the rows whose part broke the engine beyond repair, in one process after the other."""
 REFUSED = "refused"
@@ -90,6 +92,19 @@ def mark_lost_rows() -> Iterator[LostRows]:
         _marking.reset(token)
 
 
+_failing: ContextVar[Failure | None] = ContextVar("failing", default=None)
+
+
+@contextmanager
+def fail_rows(failure: Failure) -> Iterator[None]:
+    """Let all rows carry a failure, and ask no engine."""
+    token = _failing.set(failure)
+    try:
+        yield
+    finally:
+        _failing.reset(token)
+
+
 def is_lost(error: BaseException | None) -> bool:
     """Tell whether an error, or one that it came from, left the engine beyond repair, as a broken CUDA context does."""
     while error is not None:
@@ -132,6 +147,13 @@ def retry_and_bisect(
         UserError: the engine says that its settings are wrong: no row is to blame.
         EngineLostError: it is beyond repair; inside `mark_lost_rows`, all rows carry that.
     """
+    failure = _failing.get()
+    return _retry(call, rows, reduce_batch_size) if failure is None else [failure for _ in rows]
+
+
+def _retry(
+    call: Callable[[Sequence[In]], Sequence[Out]], rows: Sequence[In], reduce_batch_size: Callable[[], bool]
+) -> list[Out | Failure]:
     if not rows:
         return []
     error: Exception | None = None
@@ -156,9 +178,7 @@ def retry_and_bisect(
         return [_failure(error)]
     _log.warning("a batch of %d rows failed twice (%s); trying its halves", len(rows), first_line(error))
     half = len(rows) // 2
-    return retry_and_bisect(call, rows[:half], reduce_batch_size) + retry_and_bisect(
-        call, rows[half:], reduce_batch_size
-    )
+    return _retry(call, rows[:half], reduce_batch_size) + _retry(call, rows[half:], reduce_batch_size)
 
 
 def _failure(error: Exception) -> Failure:

@@ -171,7 +171,9 @@ class Table:
         if steps:
             return f"the checkpoint after step {int(steps[-1].name.removeprefix('step-'))} is there"
         parts = [*self.directory.glob("part-*.parquet"), *self.directory.glob("judgments/part-*.parquet")]
-        return f"{len(parts)} parts are there" if parts else None
+        split = {place.name.split("-")[1] for place in self.directory.glob(".split-*")}
+        pieces = [f"{len(split)} are made in pieces, since processes died at them"] if split else []
+        return "; ".join([*([f"{len(parts)} parts are there"] if parts else []), *pieces]) or None
 
     @property
     def cause(self) -> dict[str, Any] | None:

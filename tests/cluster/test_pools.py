@@ -1,6 +1,8 @@
 """Pools on a real, private Ray, with work that waits, fails and breaks on purpose."""
 
+import os
 import resource
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -15,11 +17,11 @@ from carevl.cluster.actors import _load_error
 from carevl.cluster.jobs import PoolJob, Processor, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.cluster.watch import PoolWatch
-from carevl.errors import UserError
+from carevl.errors import MachineError, UserError
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import GenerationRequest
 from carevl.models.fallbacks import note_fallback
-from carevl.models.row_errors import EngineLostError, Failure
+from carevl.models.row_errors import EngineLostError, Failure, retry_and_bisect
 from carevl.settings.models import Judge, Pool
 from carevl.store.run import RunError
 from carevl.store.schemas import ERROR, row_error
@@ -158,6 +160,55 @@ class LosingEngine(Engine):
 
 ENGINE = LosingEngine()
 """
+
+
+@dataclass
+class Dying(Waiting):
+    """Is killed at some keys that have no error yet; every key that is begun with is noted."""
+
+    log: Path = Path()
+    killing: tuple[str, ...] = ()
+    at: str = "process"
+
+    def setup(self):
+        if self.at == "setup":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def preprocess(self, tables):
+        if self.at == "preprocess":
+            self._die(tables["rows"].to_pylist())
+        return tables
+
+    def process(self, tables):
+        if self.at == "process":
+            self._die(tables["rows"].to_pylist())
+        return super().process(tables)
+
+    def _die(self, rows):
+        with self.log.open("a") as log:
+            log.writelines(f"{row['key']} {os.getpid()}\n" for row in rows)
+        if any(row["key"] in self.killing and row["error"] is None for row in rows):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class DyingAsking(Processor):
+    """Is killed when it asks its engine about some keys, and has no way to pass a row by."""
+
+    killing: tuple[str, ...]
+
+    def process(self, tables):
+        rows = [{**row, "error": None} for row in tables["rows"].to_pylist()]
+
+        def ask(asked):
+            if any(row["key"] in self.killing for row in asked):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return [row["value"] for row in asked]
+
+        for row, answer in zip(rows, retry_and_bisect(ask, rows), strict=True):
+            if isinstance(answer, Failure):
+                row["error"] = row_error("test", answer.kind, answer.message)
+        return pa.Table.from_pylist(rows, SCHEMA)
 
 
 @dataclass
@@ -316,7 +367,7 @@ def test_a_lost_engine_ends_its_process_and_another_makes_the_part_again(ray, so
     assert Table(losing / "pool").read()["key"].to_pylist() == source.read()["key"].to_pylist()
     first, last = sorted(set((losing / "calls").read_text().split()), key=(losing / "calls").read_text().index)
     assert [file.name for file in (losing / "lost").iterdir()] == [first]
-    assert not list((losing / "pool").glob(".ends-*"))
+    assert not list((losing / "pool").glob(".deaths-*"))
     end = time.monotonic() + 60
     while not (closed := [file.name for file in (losing / "closed").iterdir()]):
         assert time.monotonic() < end, "the engine of the last process is not closed"
@@ -335,6 +386,68 @@ def test_rows_that_lose_every_engine_carry_the_error_in_the_end(ray, source, los
     assert sorted(errors) == ["3-0", "3-1", "3-2"]
     assert {error["kind"] for error in errors.values()} == {"engine lost"}
     assert "device-side assert" in errors["3-1"]["message"]
+
+
+@pytest.fixture
+def long_source(tmp_path):
+    """Two parts of 16 rows."""
+    table = Table(tmp_path / "long")
+    for part in range(2):
+        rows = [{"key": f"{part}-{n}", "value": n, "error": None} for n in range(16)]
+        table.write(part, pa.Table.from_pylist(rows, SCHEMA))
+    return table
+
+
+@pytest.mark.fault
+def test_a_row_that_kills_its_process_is_found_and_carries_the_error(ray, long_source, tmp_path):
+    log = tmp_path / "log"
+    tally = run_jobs([job(long_source, processor=Dying, log=log, killing=("1-5", "1-12"))], range(2), 0.1, silent)[
+        "pool"
+    ]
+    rows = Table(tmp_path / "pool").read().to_pylist()
+    assert [row["key"] for row in rows] == long_source.read()["key"].to_pylist()
+    errors = {row["key"]: row["error"] for row in rows if row["error"]}
+    assert {key: error["kind"] for key, error in errors.items()} == {"1-5": "actor_died", "1-12": "actor_died"}
+    assert errors["1-5"]["message"].startswith("2 processes died at it")
+    assert [row["value"] for row in rows if not row["error"]] == [
+        2 * n for part in range(2) for n in range(16) if (part, n) not in ((1, 5), (1, 12))
+    ]
+    assert (tally.parts, tally.errors) == (2, 2)
+    deaths = {line.split()[1] for line in log.read_text().splitlines()}
+    assert 3 <= len(deaths) <= 3 + 2 * (4 + 2) + 1
+    assert not [file for file in (tmp_path / "pool").iterdir() if file.name.startswith(".")]
+
+
+@pytest.mark.fault
+def test_pieces_that_are_made_are_not_made_again(ray, long_source, tmp_path):
+    log = tmp_path / "log"
+    run_jobs([job(long_source, processor=Dying, log=log, killing=("1-5",))], range(2), 0.1, silent)
+    begun = [line.split()[0] for line in log.read_text().splitlines()]
+    assert begun.count("1-12") == 3 + 1  # with the whole part, and once with the other half
+
+
+@pytest.mark.fault
+def test_a_processor_that_cannot_pass_a_row_by_asks_no_engine(ray, long_source, tmp_path):
+    run_jobs([job(long_source, processor=DyingAsking, killing=("0-3",))], range(2), 0.1, silent)
+    errors = {row["key"]: row["error"] for row in Table(tmp_path / "pool").read().to_pylist() if row["error"]}
+    assert {key: error["kind"] for key, error in errors.items()} == {"0-3": "actor_died"}
+
+
+@pytest.mark.fault
+def test_a_model_that_kills_its_process_while_it_loads_stops_the_run(ray, long_source, tmp_path):
+    with pytest.raises(
+        RunError, match="pool: cannot be loaded: 3 processes died while they loaded it, mostly for lack"
+    ):
+        run_jobs([job(long_source, processor=Dying, log=tmp_path / "log", at="setup")], range(2), 0.1, silent)
+
+
+@pytest.mark.fault
+def test_a_preparer_that_dies_leaves_the_part_to_the_actor(ray, long_source, tmp_path):
+    pool = Pool(num_cpus=0.5, preparers=1)
+    dying = replace(
+        job(long_source, processor=Dying, log=tmp_path / "log", killing=("1-5",), at="preprocess"), pool=pool
+    )
+    assert run_jobs([dying], range(2), 0.1, silent)["pool"].errors == 0
 
 
 @pytest.mark.parametrize(
@@ -364,7 +477,7 @@ def test_a_broken_context_at_loading_is_told_from_lack_of_memory():
 def test_a_full_disk_stops_the_run_with_one_line_and_the_next_goes_on(ray, source):
     target = Table(source.directory.parent / "pool")
     with pytest.raises(
-        RunError, match=r"pool: \[Errno 27\] File too large: '.*part-\d+.parquet'; the parts .* stay"
+        MachineError, match=r"pool: .*part-\d+.parquet cannot be written: no larger file may be .* MB free.* stay"
     ) as full:
         run_jobs([job(source, processor=Filling, after=2)], range(6), 0.0, silent)
     assert len(str(full.value).splitlines()) == 1
