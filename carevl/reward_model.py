@@ -10,9 +10,10 @@ judge.score("photo.jpg", "How many dogs are there?", "Three dogs.")  # 4.8, of 1
 judge.rank("photo.jpg", "How many dogs are there?", ("Two.", "Three.", "None.")).order  # [1, 0, 2]
 ```
 
-In place of one image there may be a list of several, or None. `judge_all`, `score_all` and `rank_all` take lists, one
-element per case, and run them in batches. vLLM gives a judge's memory back when it is closed: call `close()`, or use it
-as `with RewardModel(…, engine="vllm") as judge`.
+In place of one image there may be a list of several, or None; in place of a question a list of turns, with the places
+of images in them (`carevl.judging.turns.Turn`). `judge_all`, `score_all` and `rank_all` take lists, one element per
+case, and run them in batches. vLLM gives a judge's memory back when it is closed: call `close()`, or use it as
+`with RewardModel(…, engine="vllm") as judge`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ import numpy as np
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
-from carevl.judging.prompts import VERDICT_PREFIX, Task, judge_prompt
+from carevl.judging.prompts import VERDICT_PREFIX, Task, judge_turn
+from carevl.judging.turns import Turn
 from carevl.judging.verdict_tokens import (
     CHOICES,
     VERDICT_TEXTS,
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 
     Picture = Image | bytes | str | Path
     Pictures = Picture | Sequence[Picture] | None
+    Question = str | Sequence[Turn]
 
 
 _log = logging.getLogger(__name__)
@@ -149,12 +152,12 @@ class RewardModel:
         """Close it."""
         self.close()
 
-    def judge(self, image: Pictures, question: str, responses: Sequence[str]) -> Judgment:
+    def judge(self, image: Pictures, question: Question, responses: Sequence[str]) -> Judgment:
         """Decide which of two responses to a question about images is better; errors as for `judge_all`."""
         return self.judge_all([image], [question], [responses])[0]
 
     def judge_all(
-        self, images: Sequence[Pictures], questions: Sequence[str], responses: Sequence[Sequence[str]]
+        self, images: Sequence[Pictures], questions: Sequence[Question], responses: Sequence[Sequence[str]]
     ) -> list[Judgment]:
         """Apply `judge` to many cases, in batches.
 
@@ -166,7 +169,7 @@ class RewardModel:
             if len(shown) != 2:
                 raise UserError(f"judge compares two responses, not {len(shown)}; rank takes any number")
         requests = [
-            self._request(pictures, judge_prompt("pairwise", question, shown, order, self.asking.pairwise))
+            self._request("pairwise", pictures, question, shown, order)
             for pictures, question, shown in zip(map(self._pictures, images), questions, responses, strict=True)
             for order in ((0, 1), (1, 0))
         ]
@@ -193,17 +196,19 @@ class RewardModel:
             judgments.append(replace(judgment, forced=judgment.status == "ok" and not cut.isdisjoint((i, i + 1))))
         return judgments
 
-    def score(self, image: Pictures, question: str, response: str) -> float:
+    def score(self, image: Pictures, question: Question, response: str) -> float:
         """Rate a response from 1 (bad) to 5 (right): return the mean rating under the judge's probabilities.
 
         It is nan where the judge gives no rating, as in a refusal.
         """
         return self.score_all([image], [question], [response])[0]
 
-    def score_all(self, images: Sequence[Pictures], questions: Sequence[str], responses: Sequence[str]) -> list[float]:
+    def score_all(
+        self, images: Sequence[Pictures], questions: Sequence[Question], responses: Sequence[str]
+    ) -> list[float]:
         """Apply `score` to many cases, in batches."""
         requests = [
-            self._request(pictures, judge_prompt("pointwise", question, [shown], template=self.asking.pointwise))
+            self._request("pointwise", pictures, question, [shown])
             for pictures, question, shown in zip(map(self._pictures, images), questions, responses, strict=True)
         ]
         texts = self._ask(requests, max_tokens=self.max_tokens)
@@ -217,12 +222,12 @@ class RewardModel:
                 scores[i] = float(probabilities @ np.arange(1, CHOICES + 1))
         return scores
 
-    def rank(self, image: Pictures, question: str, responses: Sequence[str]) -> Ranking:
+    def rank(self, image: Pictures, question: Question, responses: Sequence[str]) -> Ranking:
         """Order responses by the mean probability of winning against the others."""
         return self.rank_all([image], [question], [responses])[0]
 
     def rank_all(
-        self, images: Sequence[Pictures], questions: Sequence[str], responses: Sequence[Sequence[str]]
+        self, images: Sequence[Pictures], questions: Sequence[Question], responses: Sequence[Sequence[str]]
     ) -> list[Ranking]:
         """Apply `rank` to many cases, in batches."""
         duels = [
@@ -260,10 +265,27 @@ class RewardModel:
             raise UserError(f"{self.path}: {broken.message}")
         return texts
 
-    @staticmethod
-    def _request(pictures: tuple[Image, ...], prompt: str) -> GenerationRequest:
-        """Return a request in which all images stand before the words."""
-        return GenerationRequest(pictures, prompt, places=(0,) * len(pictures))
+    def _request(
+        self,
+        task: Task,
+        pictures: tuple[Image, ...],
+        question: Question,
+        responses: Sequence[str],
+        order: Sequence[int] | None = None,
+    ) -> GenerationRequest:
+        """Return what is asked about a case.
+
+        Raises:
+            UserError: its turns have places for another number of images, or the last is not the user's.
+        """
+        asked = [Turn("user", question, (0,) * len(pictures))] if isinstance(question, str) else question
+        if not asked or asked[-1].role != "user":
+            raise UserError("a conversation ends with a turn of the user, to which the responses reply")
+        n_places = sum(len(turn.places) for turn in asked)
+        if n_places != len(pictures):
+            raise UserError(f"there are {len(pictures)} images, and the turns have places for {n_places}")
+        prompt = judge_turn(task, asked, responses, order, self.asking.template(task))
+        return GenerationRequest(pictures, prompt.text, places=prompt.places)
 
     def _pictures(self, images: Pictures) -> tuple[Image, ...]:
         """Return what is shown; errors as for `_picture`."""

@@ -16,6 +16,7 @@ from carevl import RewardModel
 from carevl.cli.judge import judgment_lines
 from carevl.data.images import bound_pixels
 from carevl.errors import UserError
+from carevl.judging.turns import Turn
 from carevl.miniworld.items import draw_items
 from carevl.miniworld.scenes import png
 from carevl.miniworld.weights import WEIGHTS
@@ -43,6 +44,30 @@ def test_one_case_is_judged_as_it_is_among_many(judge, cases):
     assert single.probability == pytest.approx(many[2].probability, abs=1e-3)
     assert single.texts == many[2].texts
     assert {judgment.forced for judgment in many} == {False}
+
+
+def test_several_images_none_and_turns_are_asked_about(judge, cases):
+    (first, *_), (second, question, responses, _) = cases[:2]
+    asked = f"And in  now? {question}"
+    turns = [Turn("user", "What is it?", (0,)), Turn("assistant", "A circle."), Turn("user", asked, (7,))]
+    shown = ([first, second], question), ([first, second], turns), (None, question), (second, question)
+    judged = judge.judge_all(*zip(*shown, strict=True), [responses] * 4)
+    assert judged[3].texts == judge.judge(second, question, responses).texts
+    assert len({each.texts for each in judged}) >= 3
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([Turn("user", "What is it?", (0, 0))], "there are 1 images, and the turns have places for 2"),
+        ([Turn("user", "What is it?", (0,)), Turn("assistant", "A circle.")], "ends with a turn of the user"),
+        ([], "ends with a turn of the user"),
+    ],
+)
+def test_turns_that_do_not_fit_are_refused(judge, cases, turns, message):
+    image, _, responses, _ = cases[0]
+    with pytest.raises(UserError, match=message):
+        judge.judge(image, turns, responses)
 
 
 def test_swapping_the_responses_swaps_the_verdict(judge, cases):
