@@ -35,7 +35,9 @@ def test_a_misspelt_field_would_not_be_accepted(launcher):
 def test_every_node_shows_the_token_and_only_the_head_itself_sees_the_dashboard(launcher):
     prepared = prepare_config(launcher)
     for role in ("head", "worker"):
-        assert any("RAY_AUTH_MODE=token" in command for command in prepared[f"{role}_setup_commands"])
+        commands = " ".join(prepared[f"{role}_setup_commands"])
+        without_metrics = "RAY_enable_metrics_collection=0 DASHBOARD_METRIC_PORT=-1 AUTOSCALER_METRIC_PORT=-1"
+        assert all(setting in commands for setting in ("RAY_AUTH_MODE=token", without_metrics))
     # Ray would run a type's own commands instead of the common ones.
     assert not any("worker_setup_commands" in kind for kind in prepared["available_node_types"].values())
     assert "/home/ubuntu/.ray/auth_token" in prepared["file_mounts"]
