@@ -26,6 +26,8 @@ STATUSES: Mapping[int, str] = {
 """What the exit status of a command and of an entry point of `ray_jobs/` says."""
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "no larger file may be"}
+FULL_DISK_ADVICE = "make room"
+"""The end of every sentence about a full disk."""
 _FAILING = (errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOLINK)
 _FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
 """How libraries without an errno say it: torch, safetensors."""
@@ -91,7 +93,7 @@ def explain_full_disk(error: BaseException | None, directory: Path) -> str | Non
             named = isinstance(error, OSError) and isinstance(error.filename, str | os.PathLike)
             file = Path(error.filename) if named else directory  # type: ignore[attr-defined]
             problem = _FULL.get(number or errno.ENOSPC, "")
-            return f"{file} cannot be written: {problem} ({_free(file)} free); make room"
+            return f"{file} cannot be written: {problem} ({_free(file)} free); {FULL_DISK_ADVICE}"
         error = error.__cause__ or error.__context__
     return None
 

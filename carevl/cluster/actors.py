@@ -67,7 +67,7 @@ class Preparer:
 
     def _prepare(self, number: int) -> bytes:
         """Return a `Part`, pickled; empty where the actor has to read them itself."""
-        notes, name = _notes(self.job, uuid.uuid4().hex), f"prepare-{number:05d}"
+        notes, name = _notes(self.job, uuid.uuid4().hex), f"{_name(number)}-prepare"
         if self.job.target.part(number).exists() or notes.processes(name):
             return b""
         try:

@@ -150,6 +150,12 @@ def forget_part(directory: Path, part: str) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def forget_loads(directory: Path) -> None:
+    """Remove the notes of earlier attempts' actors about loading."""
+    for note in directory.glob(".deaths-load-*"):
+        note.unlink(missing_ok=True)
+
+
 def select(rows_in: Mapping[str, pa.Table], key: str, keys: Sequence[str]) -> dict[str, pa.Table]:
     """Return the input of some keys: the rows of the first table that have them, and the others whole."""
     import pyarrow.compute as pc

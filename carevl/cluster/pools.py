@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from carevl.cluster.actors import PoolActor, Preparer
+from carevl.cluster.deaths import forget_loads
 from carevl.cluster.jobs import PoolJob, Tally
 from carevl.cluster.resources import Resources, list_nodes
 from carevl.cluster.sizing import limit_preparers, share_actors
@@ -56,6 +57,8 @@ def run_jobs(
         logging.getLogger(name).setLevel(logging.ERROR)
     attempt = uuid.uuid4().hex
     jobs = [replace(job, attempt=attempt, parts=tuple(parts) if job.parts is None else job.parts) for job in jobs]
+    for job in jobs:
+        forget_loads(job.target.directory)
     jobs = _size_pools(jobs, rates or {}, list_nodes() if nodes is None else nodes)
     pools = {job.name: PoolWatch(job.pool, len(job.parts or ())) for job in jobs}
 

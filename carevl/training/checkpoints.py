@@ -6,6 +6,7 @@ their part.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 _PATTERN = "step-*"
 _ASIDE, _PROBLEM = "damaged-", "problem.txt"
+
+
+class NoRoomError(OSError):
+    """A checkpoint that was not begun, as the disk has no room for it; raised on all workers at once."""
 
 
 class Checkpoints:
@@ -69,8 +74,11 @@ class Checkpoints:
             best: steps done at a checkpoint that is kept however old it is.
 
         Raises:
+            NoRoomError: the disk has not the room that the last one took; every worker raises it.
             OSError, RuntimeError: a worker could not write its part, for example because the disk is full.
         """
+        if all_gather(loop.rank == 0 and self._lacks_room(), loop.world)[0]:
+            raise NoRoomError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
         unfinished = self._path(steps_done, ".unfinished-")
         try:
             loop.save(str(unfinished), steps_done)
@@ -87,6 +95,13 @@ class Checkpoints:
                 if old != best:
                     shutil.rmtree(self._path(old))
         all_gather(None, loop.world)  # nobody goes on before the checkpoint is whole
+
+    def _lacks_room(self) -> bool:
+        """Return whether the disk has less room than the last checkpoint takes."""
+        if not (steps := self.steps()):
+            return False
+        files = [file for file in self._path(steps[-1]).rglob("*") if file.is_file()]
+        return shutil.disk_usage(self.directory).free < sum(file.stat().st_size for file in files)
 
     def _path(self, steps_done: int, prefix: str = "") -> Path:
         return self.directory / f"{prefix}step-{steps_done:08d}"

@@ -7,15 +7,13 @@ import itertools
 import os
 import pickle
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from carevl.errors import UserError
+from carevl.errors import FULL_DISK_ADVICE, MachineError, UserError, explain_full_disk
 from carevl.models.adapter_files import write_base
 from carevl.models.families import family_of
 from carevl.models.judge_files import load_processor
@@ -34,6 +32,7 @@ from carevl.training.adapters import ROUNDING, Rounding
 from carevl.training.checkpoints import report_damaged
 from carevl.training.encoder import Encoder, read_rows
 from carevl.training.engine import select_backend
+from carevl.training.interrupts import run_interruptible
 from carevl.training.items import Items, split_holdout
 from carevl.training.loop import WorkerConfig
 from carevl.training.progress import Progress, follow_log, read_log
@@ -115,6 +114,7 @@ def train(
     Raises:
         UserError: rows, judge or settings cannot be used, or `out` holds another training.
         TrainingError: the loss was not a number, or more workers were lost than allowed.
+        MachineError: the disk is full, or Ray's controller of the training was lost as often.
     """
     config, used, errors = prepare_training(
         phase,
@@ -143,7 +143,8 @@ def train(
 
             draw_training_curve(out / "curve.png", curve)
         if stopped:
-            raise TrainingError(f"{phase} {stopped}; the last good checkpoint is kept in {out}")
+            kind = MachineError if stopped.endswith(FULL_DISK_ADVICE) else TrainingError
+            raise kind(f"{phase} {stopped}; the last good checkpoint is kept in {out}")
         if (out / "adapter").is_dir():
             write_base(out / "adapter", config.base.fingerprint)
     trained = None if training.lora is None else out / "adapter"
@@ -297,10 +298,41 @@ def _encode(
 
 
 def _fit(config: WorkerConfig) -> str | None:
-    """Run the workers; return why they stopped early, None when they did not."""
+    """Run the workers; return why they stopped early, None when they did not.
+
+    Raises:
+        TrainingError: more workers were lost than allowed.
+        MachineError: for lack of disk; or Ray's controller of the training was lost as often.
+    """
+    from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    most = config.training.workers.max_failures
+    for lost in itertools.count(1):
+        try:
+            stopped: str | None = run_interruptible(_trainer(config).fit, config.out).return_value
+            return stopped
+        except TrainingFailedError as error:
+            cause = _cause(error)
+            full = explain_full_disk(RuntimeError(cause), config.out)
+            kind = TrainingError if full is None else MachineError
+            raise kind(
+                f"the training was given up after {most} lost workers: {full or cause}; "
+                f"the last good checkpoint is kept in {config.out}"
+            ) from error
+        except RayActorError as error:
+            if lost > most >= 0:
+                raise MachineError(
+                    f"the training was given up: Ray's controller of it was lost {lost} times, mostly for lack of "
+                    f"memory; the last good checkpoint is kept in {config.out}"
+                ) from error
+    raise AssertionError
+
+
+def _trainer(config: WorkerConfig) -> Any:
+    """Return Ray's trainer of the workers."""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from carevl.training.process_group import GroupConfig
 
@@ -310,7 +342,7 @@ def _fit(config: WorkerConfig) -> str | None:
         return run_worker(pickle.loads(loop_config["config"]))
 
     workers = config.training.workers
-    trainer = TorchTrainer(
+    return TorchTrainer(
         work,
         # In bytes, which Ray's controller passes on without importing all that they need.
         train_loop_config={"config": pickle.dumps(config)},
@@ -323,15 +355,6 @@ def _fit(config: WorkerConfig) -> str | None:
         ),
         run_config=_run_config(config),
     )
-    try:
-        with _interruptible():
-            stopped: str | None = trainer.fit().return_value
-    except TrainingFailedError as error:
-        raise TrainingError(
-            f"the training was given up after {workers.max_failures} lost workers: {_cause(error)}; "
-            f"the last good checkpoint is kept in {config.out}"
-        ) from error
-    return stopped
 
 
 def _run_config(config: WorkerConfig) -> Any:
@@ -405,25 +428,6 @@ def describe_wait(workers: Workers) -> str | None:
 
 def _amounts(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Make an interrupt of a training end as one anywhere else does.
-
-    Ray Train answers it by aborting the training and leaving the process with exit code 0, and its handler would stay.
-    Another thread than the main one just ends: the main thread has the interrupt.
-    """
-    before, main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
-    try:
-        yield
-    except SystemExit:
-        if main:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
 
 
 def _cause(error: Any) -> str:

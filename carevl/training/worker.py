@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from carevl.errors import UserError
+from carevl.errors import UserError, explain_full_disk
 from carevl.models.device import device, reserve_device
 from carevl.models.locate import ensure_local
 from carevl.models.own_code import trust_own_code
-from carevl.training.checkpoints import Checkpoints, exclusive_lock
+from carevl.training.checkpoints import Checkpoints, NoRoomError, exclusive_lock
+from carevl.training.interrupts import is_asked_to_stop
 from carevl.training.judge import merge_judge
 from carevl.training.loop import Loop, WorkerConfig
 from carevl.training.progress import StepLog
@@ -40,7 +41,7 @@ def run_worker(config: WorkerConfig) -> str | None:
             if rank == 0:
                 merge_judge(config.judge, config.out)  # what was trained is there whole, and only what is merged is not
             return None
-        return run_loop(Loop(config, rank, world))
+        return run_until_full(Loop(config, rank, world))
 
 
 def join_workers(backend: str) -> None:
@@ -54,6 +55,18 @@ def join_workers(backend: str) -> None:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend)
+
+
+def run_until_full(loop: Loop) -> str | None:
+    """Return what `run_loop` returns, or a sentence about the disk where that is full: no try again would help."""
+    try:
+        return run_loop(loop)
+    except Exception as error:
+        full = explain_full_disk(error, loop.config.out)
+        # Others may wait for this worker in a collective, unless all have stopped.
+        if full is None or (loop.world > 1 and not isinstance(error, NoRoomError)):
+            raise
+        return f"stopped: {full}"
 
 
 def run_loop(loop: Loop) -> str | None:
@@ -82,8 +95,12 @@ def run_loop(loop: Loop) -> str | None:
         if log is not None:
             log.write(facts)
             tracker.log(facts)
-        if due:
+        asked = is_asked_to_stop(config.out, loop.rank, loop.world)
+        if due or asked:
             checkpoints.save(loop, done, selector.best)
+        if asked:
+            tracker.finish()
+            return f"stopped after step {done}, as it was asked to"
     tracker.finish()
     while (best := selector.best) is not None and best != done and not checkpoints.load(loop, best):
         del selector.validations[best]

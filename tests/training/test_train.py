@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from carevl.errors import UserError
 from carevl.models.judge_spec import JudgeSpec
-from carevl.training.driver import TrainingError, _interruptible, prepare_training, train
+from carevl.training.driver import TrainingError, prepare_training, train
 from carevl.training.items import Items
 from carevl.training.progress import read_log
 from carevl.training.reference import Reference
@@ -255,19 +255,3 @@ def test_the_number_of_workers_may_change_between_runs(begin, judge, sft_rows, w
 
 def _weights(directory):
     return load_file(directory / "model.safetensors")
-
-
-def test_an_interrupt_is_told_by_the_main_thread_alone(monkeypatch):
-    ends = []
-    monkeypatch.setattr(threading, "excepthook", lambda uncaught: ends.append(uncaught.exc_type))
-
-    def training():
-        with _interruptible():
-            sys.exit(0)  # what Ray Train makes of an interrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        training()
-    aside = threading.Thread(target=training)
-    aside.start()
-    aside.join()
-    assert ends == [SystemExit]  # the end of a thread that nothing is printed of

@@ -5,17 +5,20 @@ Arguments: phase, rows, judge, out, settings as JSON. Prints a line per piece of
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 import ray
 
+from carevl.cli.ending import ending
 from carevl.settings.training import Training
 from carevl.training.driver import train
 
 
 def start_ray() -> None:
     """Starts a Ray of two CPUs, for this process alone."""
+    on_end = signal.getsignal(signal.SIGTERM)
     ray.init(
         address="local",
         num_cpus=2,
@@ -25,6 +28,7 @@ def start_ray() -> None:
         _node_ip_address="127.0.0.1",
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}},
     )
+    signal.signal(signal.SIGTERM, on_end)
 
 
 def main(phase: str, rows: str, judge: str, out: str, settings: str) -> None:
@@ -41,4 +45,5 @@ def main(phase: str, rows: str, judge: str, out: str, settings: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with ending("train"):
+        main(*sys.argv[1:])
