@@ -13,7 +13,7 @@ import pytest
 
 from carevl.audit.injection import LINES
 from carevl.audit.rewrites import REWRITES
-from carevl.cli import main
+from carevl.cli.app import run_here
 from carevl.data.drawn import draw
 from carevl.data.truth import read_truth
 from carevl.models.locate import locate
@@ -160,7 +160,7 @@ def test_pairs_are_labelled_where_there_are_labels_and_shown_in_either_order(whe
 def test_what_cannot_be_audited_is_refused(options, problem, where, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["carevl", "audit", str(where.root), *options])
     with pytest.raises(SystemExit):
-        main()
+        run_here()
     assert problem in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from carevl import cli
+from carevl.cli.app import run_here
 from carevl.errors import SettingsError
 from carevl.models.locate import locate
 from carevl.pipeline.check import check_settings
@@ -174,7 +174,7 @@ def _words(overrides):
 def _carevl(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["carevl", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        run_here()
     return ended.value.code
 
 

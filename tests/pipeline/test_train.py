@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from carevl import RewardModel, cli
+from carevl import RewardModel
+from carevl.cli.app import run_here
 from carevl.data.drawn import DataRoot
 from carevl.errors import SettingsError
 from carevl.models.locate import locate
@@ -103,7 +104,7 @@ def test_a_run_without_rows_is_refused_and_nothing_is_made(change, sentence, row
         sys, "argv", ["carevl", "train", BASE, "--rows", str(rows.root), "--out", str(tmp_path / "out")]
     )
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        run_here()
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"carevl: {rows.root} {sentence}\n"
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from carevl import cli
+from carevl.cli.app import run_here
 from carevl.errors import UserError
 from carevl.models.locate import locate
 from carevl.models.memory import free_memory
@@ -26,7 +26,7 @@ FACTS = ("family", "packing", "difference", "lora_modules", "vision_frozen", "im
 def _carevl(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["carevl", *map(str, words)])
     try:
-        cli.main()
+        run_here()
     except SystemExit as ended:
         return ended.code or 0
     return 0
