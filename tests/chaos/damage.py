@@ -18,6 +18,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from carevl.cli.app import app
+from carevl.errors import UserError
 from tests.chaos.job import find_difference, fingerprint
 
 WAYS = ("deleted", "emptied", "cut", "flipped")
@@ -75,14 +79,14 @@ def try_damage(run_dir: Path, file: Path, way: str, draw: random.Random, *, mend
     """Damage a file; return whether `status --verify` names it, and with `mend` whether a run mends it."""
     expected, kept = fingerprint(run_dir), file.read_bytes()
     damage(file, way, draw)
-    told = call("status", run_dir, "--verify")
-    words = told.stdout + told.stderr
+    told = CliRunner().invoke(app, ["status", str(run_dir), "--verify"])  # in this process, which has loaded it all
+    words = f"{told.output} {told.exception}"
     result: dict[str, object] = {
         "file": str(file.relative_to(run_dir)),
         "way": way,
-        "status": told.returncode,
-        "named": told.returncode != 0 and (file.name in words or _called(file) in words),
-        "traceback": "Traceback" in words,
+        "status": told.exit_code,
+        "named": told.exit_code != 0 and (file.name in words or _called(file) in words),
+        "traceback": not isinstance(told.exception, SystemExit | UserError | None),
     }
     if mend:
         done = call("run", run_dir.parent / "settings.yaml", "--run-dir", run_dir, "--verify")
