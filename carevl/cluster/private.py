@@ -71,7 +71,7 @@ def _set(environment: dict[str, str | None]) -> None:
 
 
 def _make_directory() -> Path:
-    place = tempfile.gettempdir()
+    place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     if len(place) + len(_PREFIX) + 11 > _LONGEST:
         place = "/tmp"
     return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))

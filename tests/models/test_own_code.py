@@ -145,9 +145,10 @@ def test_advice_to_run_code_becomes_a_sentence_that_names_our_setting(model, set
         assert refused.value.__suppress_context__
 
 
-def test_yes_at_the_terminal_runs_nothing(tmp_path):
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+def test_yes_at_the_terminal_runs_nothing(engine, tmp_path):
     directory = _trapped("judge", "unknown model", tmp_path / "model")
-    load = f"from carevl import RewardModel; RewardModel({str(directory)!r})"
+    load = f"from carevl import RewardModel; RewardModel({str(directory)!r}, engine={engine!r})"
     done = subprocess.run(
         [sys.executable, "-c", load], input="yes\ny\n" * 9, capture_output=True, text=True, check=False
     )
