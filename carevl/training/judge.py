@@ -117,7 +117,17 @@ def merge_judge(judge: Path, out: Path) -> Rounding:
 def _save_merged(judge: Path, out: Path, target: Path) -> None:
     target.mkdir(parents=True)
     merge(judge, Adapter.read(out / "adapter"), target).write(out / ROUNDING)
+    _save_processor(judge, target)
+
+
+def _save_processor(judge: Path, target: Path) -> None:
+    """Write the judge's processor, without the word on whether the hub could be reached when it was loaded."""
     load_processor(judge).save_pretrained(target)
+    file = target / "tokenizer_config.json"
+    if file.is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("local_files_only", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _save_judge(model: Any, judge: Path, target: Path, state: dict[str, torch.Tensor] | None) -> None:
@@ -136,7 +146,7 @@ def _save_judge(model: Any, judge: Path, target: Path, state: dict[str, torch.Te
     dtype = str(model.dtype).removeprefix("torch.")
     config = target / "config.json"
     config.write_text(json.dumps({**_with_dtype(json.loads(config.read_text()), dtype), "dtype": dtype}, indent=2))
-    load_processor(judge).save_pretrained(target)
+    _save_processor(judge, target)
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -103,6 +103,16 @@ def test_what_comes_out_otherwise_gets_another_version(tmp_path, table):
     assert not table.is_remade_since(run.version(KEY))
 
 
+def test_a_record_that_comes_out_otherwise_beside_equal_contents_changes_nothing(tmp_path, table):
+    run, facts = Run(tmp_path / "run"), {"stage": "sft", "contents": "of the weights"}
+    table.finish(facts)
+    table.reopen(["training.json"])
+    (table.directory / "training.json").write_text("{}")
+    assert finish(table, facts, table.list_files()) is None
+    assert run.version(KEY) == KEY.fingerprint
+    assert table.find_damage(verify=True) == {}
+
+
 def test_no_rows_are_read_of_a_table_that_lacks_a_part(table):
     table.part(1).unlink()
     with pytest.raises(DamagedError, match=f"{table.part(1)} is missing"):
