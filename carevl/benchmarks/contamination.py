@@ -3,7 +3,7 @@
 | shared | what happens |
 |---|---|
 | equal pixels, whatever the file | the row is set aside as an error of the kind `contaminated` |
-| a near-duplicate image and the same question | the same |
+| nearly the same pixels (`carevl.data.pixel_comparison`) and the same question | the same |
 | question and a response, but not the image | counted: short answers repeat |
 
 Questions are compared without image tags, capitals, runs of white space and compatibility forms (NFKC).
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,12 +22,15 @@ from PIL import Image
 
 from carevl.benchmarks import rows as benchmark_rows
 from carevl.data.images import ImageLimits, decode_rgb, examine
-from carevl.data.perceptual_hash import ImageSignature, are_near_duplicates, signature_of
+from carevl.data.perceptual_hash import ImageSignature, may_be_near_duplicates, signature_of
+from carevl.data.pixel_comparison import View, show_the_same, view_of
 from carevl.data.rows import RowError
 from carevl.data.turns import IMAGE_TAG
 from carevl.store.schemas import CONTAMINATED, row_error
 
 Kind = Literal["equal_pixels", "near_duplicate"]
+_MOST_COMPARED = 4
+"""Images of benchmarks that the pixels of one row are compared with, the most alike by their hashes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class _BenchmarkRow:
     key: str
     signature: ImageSignature
     pixels: bytes
+    image: benchmark_rows.Image
 
 
 class Contamination:
@@ -56,6 +60,7 @@ class Contamination:
         self._read: dict[str, Counter[str]] = {name: self._load(name, rows) for name, rows in benchmarks.items()}
         self._removed: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         self._same_text: Counter[tuple[str, str]] = Counter()
+        self._pairs: Counter[str] = Counter()
 
     def screen(self, item: dict[str, Any], data: bytes, signature: ImageSignature) -> dict[str, Any]:
         """Return the row of `items`, or its error row if it shares its image with a benchmark; count what is found.
@@ -73,9 +78,8 @@ class Contamination:
             for row in self._by_signature[signature]:
                 if row.pixels == pixels:
                     leaks.setdefault(row.benchmark, ("equal_pixels", row.key))
-        for row in self._by_question.get(question, ()):
-            if row.benchmark not in leaks and are_near_duplicates(signature, row.signature):
-                leaks[row.benchmark] = ("near_duplicate", row.key)
+        for row in self._nearly_same_image(question, data, signature, set(leaks)):
+            leaks.setdefault(row.benchmark, ("near_duplicate", row.key))
         for benchmark, (kind, _) in leaks.items():
             self._removed[benchmark, source["source"]][kind] += 1
         texts = [self._responses.get((question, _plain(response)), set()) for response in item["responses"]]
@@ -88,11 +92,31 @@ class Contamination:
         message = f"shares {same} with row {key} of {benchmark}"
         return item | {"gold": None, "error": row_error("ingest", CONTAMINATED, message)}
 
+    def _nearly_same_image(
+        self, question: str, data: bytes, signature: ImageSignature, known: set[str]
+    ) -> Iterator[_BenchmarkRow]:
+        """Yield rows with this question and nearly this image, of other benchmarks than the known ones."""
+        rows = (row for row in self._by_question.get(question, ()) if row.benchmark not in known)
+        likely = [row for row in rows if may_be_near_duplicates(signature, row.signature)]
+        likely.sort(key=lambda row: (signature.hash ^ row.signature.hash).bit_count())
+        view = view_of(decode_rgb(data, self._limits)) if likely else None
+        for row in likely[:_MOST_COMPARED]:
+            self._pairs[row.benchmark] += 1
+            if view is not None and show_the_same(self._view(row.image), view):
+                yield row
+
+    def _view(self, image: benchmark_rows.Image) -> View:
+        return view_of(decode_rgb(image.read(), self._limits))
+
     def report(self) -> dict[str, Any]:
-        """Report, by benchmark, its rows and images, and by source the rows set aside and those with the same text."""
+        """Report, by benchmark, its rows and images, and by source the rows set aside and those with the same text.
+
+        `pairs` is how often the pixels of a row's image were compared with the benchmark's.
+        """
         return {
             name: {
                 **read,
+                "pairs": self._pairs[name],
                 "removed": {
                     source: dict(kinds) for (benchmark, source), kinds in self._removed.items() if benchmark == name
                 },
@@ -114,7 +138,7 @@ class Contamination:
             if row.image.name not in images:
                 images[row.image.name] = self._identify(row.image, count)
             if seen := images[row.image.name]:
-                entry = _BenchmarkRow(name, row.key, *seen)
+                entry = _BenchmarkRow(name, row.key, *seen, row.image)
                 self._by_signature[entry.signature].append(entry)
                 self._by_question[question].append(entry)
         return count

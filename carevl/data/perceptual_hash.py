@@ -1,4 +1,4 @@
-"""The signature of an image, in 200 bytes: enough to find its near-duplicates, and to rule out most others.
+"""The signature of an image, in 200 bytes: enough to find what may be its near-duplicates, and to rule out most others.
 
 The hash is `phash` of the library imagehash, the DCT hash of C. Zauner, "Implementation and Benchmarking of Perceptual
 Image Hash Functions" (2010): of the brightness of 32 x 32 cells, one bit for each of the 8 x 8 lowest frequencies. It
@@ -16,9 +16,9 @@ from PIL import Image
 
 CELLS = 8
 """Rows and columns of the thumbnail."""
-MOST_BITS = 6
+MOST_BITS = 10
 """Hashes of near-duplicates differ in at most this many of 64 bits."""
-MOST_COLOUR = 24
+MOST_COLOUR = 64
 """No channel of any cell of near-duplicates differs by more, of 255."""
 
 _SIDE = 32
@@ -46,8 +46,8 @@ def signature_of(image: Image.Image) -> ImageSignature:
     return ImageSignature(*image.size, int.from_bytes(bits), thumbnail)
 
 
-def are_near_duplicates(first: ImageSignature, second: ImageSignature) -> bool:
-    """Tell whether one image is the other resized, compressed anew or lightly retouched."""
+def may_be_near_duplicates(first: ImageSignature, second: ImageSignature) -> bool:
+    """Tell whether one image may be the other resized, compressed anew or cropped a little: its pixels decide."""
     if (first.hash ^ second.hash).bit_count() > MOST_BITS:
         return False
     return bool(thumbnails_agree(np.frombuffer(first.thumbnail, np.uint8), np.frombuffer(second.thumbnail, np.uint8)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,13 @@ class Spill:
         self._items.add(self._part(item["image_id"] or item["item_id"]), item)
         if image is not None:
             self._images.add(self._part(image["image_id"]), image)
+
+    def images(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield the bytes of images by their image_id, once for every row."""
+        for number in sorted({self._part(image) for image in wanted}):
+            for row in self._images.read(number):
+                if row["image_id"] in wanted and row["bytes"] is not None:
+                    yield row["image_id"], row["bytes"]
 
     def parts(self, same: Mapping[str, str]) -> Iterator[tuple[Rows, Rows]]:
         """Yield (image rows, item rows) of every part; as many parts as were asked for, or more.

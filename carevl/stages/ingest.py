@@ -20,9 +20,9 @@ from carevl.benchmarks.suites import SUITES
 from carevl.data.containers import list_files
 from carevl.data.drawn import DataRoot
 from carevl.data.files import locate
-from carevl.data.images import ImageLimits
+from carevl.data.images import ImageLimits, decode_rgb
 from carevl.data.intake import Intake, merge_images, merge_items
-from carevl.data.near_duplicates import NearDuplicates
+from carevl.data.near_duplicates import NearDuplicates, confirm
 from carevl.data.perceptual_hash import ImageSignature
 from carevl.data.reading import Source, SourceRow, mix, read_source
 from carevl.data.spill import Rows, Spill
@@ -99,8 +99,8 @@ def run_ingest(
 
     Returns:
         rows_in (source rows), rows_out (items), images, errors (items), contaminated (items), `contents` (a hash of
-        both tables), and the reports of `contamination` (`benchmarks.contamination.Contamination.report`) and
-        of `near_duplicates`.
+        both tables), `replaced` (source rows with U+FFFD), and the reports of `contamination`
+        (`benchmarks.contamination.Contamination.report`) and of `near_duplicates`.
 
     Raises:
         RunError: no rows at all, or the tables do not account for every source row.
@@ -109,11 +109,13 @@ def run_ingest(
     root, data = DataRoot.of(settings, run), settings.data
     spill = Spill(directory / "spill", data.parts)
     near_duplicates = NearDuplicates(directory / "spill" / "signatures")
-    contamination = Contamination(_benchmark_rows(root), ImageLimits(max_image_pixels=data.max_image_pixels))
-    rows_in = errors = 0
+    limits = ImageLimits(max_image_pixels=data.max_image_pixels)
+    contamination = Contamination(_benchmark_rows(root), limits)
+    rows_in = errors = replaced = 0
     for image, item, signature in read_rows(root, log):
         rows_in += 1
         errors += item["error"] is not None
+        replaced += _has_replacements(item)
         if image is not None and signature is not None:
             if data.near_duplicates != "ignore":
                 near_duplicates.add(image["image_id"], signature)
@@ -123,21 +125,38 @@ def run_ingest(
             on_progress(rows_in, errors)
     if rows_in == 0:
         raise RunError(f"no rows in {', '.join(source.path for source in data.sources)}")
-    compared, same = near_duplicates.find()
+    similar, same = _find_near_duplicates(near_duplicates, spill, directory / "spill" / "views", limits)
     written, contents = _write(Ingested(directory), spill.parts(same if data.near_duplicates == "merge" else {}))
     shutil.rmtree(directory / "spill")
     accounted = written.pop("accounted")
     if accounted != rows_in:
         raise RunError(f"{rows_in} source rows were read but the items account for {accounted}")
     on_progress(rows_in, written["errors"])
+    if log and replaced:
+        log(f"{replaced} rows have U+FFFD in their texts, in place of letters that were lost")
     if log and written["contaminated"]:
         log(
             f"{written['contaminated']} items set aside: a benchmark has their image, see contamination in the manifest"
         )
+    report = {"contamination": contamination.report(), "near_duplicates": {"mode": data.near_duplicates, **similar}}
+    return {"rows_in": rows_in, **written, "contents": contents, "replaced": replaced, **report}
+
+
+def _find_near_duplicates(
+    near_duplicates: NearDuplicates, spill: Spill, file: Path, limits: ImageLimits
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a report on images of one picture, and image_id to the image_id whose picture it has."""
+    compared, candidates = near_duplicates.candidates()
+    wanted = {*candidates, *itertools.chain.from_iterable(candidates.values())}
+    images = ((name, decode_rgb(image, limits)) for name, image in spill.images(wanted))
+    same, pairs = confirm(candidates, images, file)
     examples = [list(pair) for pair in itertools.islice(same.items(), _EXAMPLES)]
-    similar = {"mode": data.near_duplicates, "compared": compared, "images": len(same), "examples": examples}
-    report = {"contamination": contamination.report(), "near_duplicates": similar}
-    return {"rows_in": rows_in, **written, "contents": contents, **report}
+    return {"compared": compared, "pairs": pairs, "images": len(same), "examples": examples}, same
+
+
+def _has_replacements(item: dict[str, Any]) -> bool:
+    """Tell whether a text has U+FFFD, which stands for letters that were lost here or before."""
+    return any("\ufffd" in text for text in (item["question"] or "", *(item["responses"] or ())))
 
 
 def _write(tables: Ingested, parts: Iterable[tuple[Rows, Rows]]) -> tuple[Counter[str], str]:

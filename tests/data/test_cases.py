@@ -41,6 +41,7 @@ TABLE = {
     "mixed-dir-json-gz-skipped": Right(8),
     "mixed-first-16-without-image-key": Right(100, {"image_missing": 16}),
     "name-not-utf8-image.tar": Right(1),
+    "near-duplicates-invoices": Right(4, images=4, settings={"near_duplicates": "merge"}),
     "parquet-duplicate-column": Right(0, {"format": 4}, "the column `chosen` stands 2 times"),
     "parquet-timestamp-far": Right(4),
     "png-aspect-250": Right(2),
@@ -87,3 +88,9 @@ def test_a_case_ends_as_its_table_says(case: str, tmp_path: Path, ingested: Call
     assert all(right.message in error["message"] for error in errors)
     assert right.question in (None, *(item["question"] for item in good))
     assert right.images in (None, len(images))
+
+
+def test_every_case_has_its_row_in_the_table() -> None:
+    if not CASES.is_dir():
+        pytest.skip(f"no cases at {CASES}")
+    assert {path.name for path in CASES.iterdir()} - {"README.md"} == TABLE.keys()
