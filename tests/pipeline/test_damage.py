@@ -98,7 +98,7 @@ def test_what_is_damaged_of_a_finished_run_is_made_again_and_nothing_else(small_
     assert not [line for line in lines if "otherwise" in line or "step " in line]
 
 
-@pytest.mark.parametrize("damage", [_empty, _cut, _flip])
+@pytest.mark.parametrize("damage", [_flip, *(pytest.param(way, marks=pytest.mark.nightly) for way in (_empty, _cut))])
 def test_damaged_parts_of_unfinished_stages_are_made_again(
     small_run: SmallRun, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -117,6 +117,7 @@ def test_damaged_parts_of_unfinished_stages_are_made_again(
     assert _contents(run) == before
 
 
+@pytest.mark.nightly
 def test_a_training_whose_state_is_gone_is_made_again_and_what_follows_only_if_it_differs(
     small_run: SmallRun, tmp_path: Path
 ) -> None:
