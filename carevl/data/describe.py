@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
+from carevl.data.containers import list_and_pass_over
 from carevl.data.files import locate
 from carevl.data.formats import FORMATS
 from carevl.data.images import ImageLimits
 from carevl.data.intake import Intake
-from carevl.data.reading import Source, detect_formats, read_source
+from carevl.data.reading import Source, detect_formats, passed_over, read_source
 
 
 def describe_formats() -> Iterator[str]:
@@ -37,8 +38,10 @@ def describe_source(source: Source, rows: int, limits: ImageLimits) -> Iterator[
     Raises:
         UnknownFormatError, SourceError: as `detect_formats`.
     """
-    filesystem, _ = locate(source.path)
+    filesystem, path = locate(source.path)
     intake = Intake(source, limits=limits)
+    if others := list_and_pass_over(filesystem, path, source.captions)[1]:
+        yield passed_over(others)
     for file, name in detect_formats(source).items():
         count = 0
         problems: dict[str, list[str]] = {}

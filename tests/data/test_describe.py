@@ -48,7 +48,9 @@ def test_images_of_a_file_in_a_folder_are_looked_up_from_the_folder(
     (tmp_path / "a.png").write_bytes(draw())
     write_lines([FORMATS["spa-vl"].example], "rows/one.jsonl")
     write_lines([{"caption": "x"}], "rows/two.jsonl")
-    one, two, problem = lines_about(tmp_path)
+    (tmp_path / "rows/three.xlsx").write_bytes(b"")
+    passed_over, one, two, problem = lines_about(tmp_path)
+    assert passed_over == "1 files are of no kind that is read and were passed over: 1 .xlsx"
     assert one.endswith("one.jsonl: spa-vl, 1 rows, 0 with an error")
     assert two.endswith("two.jsonl: no known format, 1 rows, 1 with an error")
     assert "Closest is" in problem
