@@ -282,3 +282,24 @@ def test_photographs_are_bounded(photos: list[bytes]) -> None:
     for image, small in zip(originals, bounded, strict=True):
         assert small.width * small.height <= 200_000
         assert small.width / small.height == pytest.approx(image.width / image.height, rel=0.01)
+
+
+def test_a_palette_that_is_missing_is_a_broken_image() -> None:
+    header = struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 20)) + chunk(b"IEND", b"")
+    assert refused(b"\x89PNG\r\n\x1a\n" + body).kind == "image_broken"
+
+
+def test_a_damaged_chunk_is_named() -> None:
+    data = saved(noise(), "PNG", icc_profile=b"x" * 40)
+    place = data.index(b"iCCP") + 10
+    assert "iCCP" in refused(data[:place] + b"?" + data[place + 1 :]).message
+
+
+def test_avif_is_an_image_and_the_first_frame_of_an_animation_is_seen() -> None:
+    assert identify(saved(noise(), "AVIF"), LIMITS).format == "AVIF"
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
+        red, _, blue = decode_rgb(data, LIMITS).getpixel((8, 8))  # type: ignore[misc]
+        assert (red > 200, blue < 60) == (True, True)

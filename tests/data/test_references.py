@@ -124,3 +124,28 @@ def test_caps_on_bytes_hold_for_every_kind_of_reference(world: Path, draw: Calla
             capped.read(reference, str(world / "data"))
         assert failure.value.kind == "image_too_large"
     assert reader(world, max_image_bytes=len(data)).read("img/a.png", str(world / "data")) == data
+
+
+def test_numbers_urls_and_empty_bytes_beside_a_path_are_read(world: Path, draw: Callable[..., bytes]) -> None:
+    data = draw()
+    uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    for reference in (list(data), {"url": uri}, {"image_url": {"url": uri}}, {"bytes": b"", "path": "b.png"}):
+        assert read(world, reference) == data
+    assert refused(world, [1.5, 2]) == "image_missing"
+
+
+def test_links_of_the_hubs_cache_lead_into_its_blobs_and_nowhere_else(
+    tmp_path: Path, draw: Callable[..., bytes]
+) -> None:
+    snapshot = tmp_path / "datasets--mine/snapshots/abc"
+    for folder in (snapshot, tmp_path / "datasets--mine/blobs", tmp_path / "datasets--other/blobs"):
+        folder.mkdir(parents=True)
+    for place in ("datasets--mine", "datasets--other"):
+        (tmp_path / place / "blobs/1111").write_bytes(draw())
+    (snapshot / "a.png").symlink_to("../../blobs/1111")
+    (snapshot / "b.png").symlink_to("../../../datasets--other/blobs/1111")
+    images = ImageReader(*locate(str(snapshot)), ImageLimits())
+    assert images.read("a.png", str(snapshot)) == draw()
+    with pytest.raises(RowError, match="set the source's image_root") as failure:
+        images.read("b.png", str(snapshot))
+    assert failure.value.kind == "image_refused"
