@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from carevl.cluster.deaths import forget_loads
 from carevl.cluster.jobs import PoolJob, Tally
 from carevl.cluster.resources import Resources, list_nodes
 from carevl.cluster.sizing import limit_preparers, share_actors
-from carevl.cluster.watch import PoolWatch, watch_silence
+from carevl.cluster.watch import PoolWatch, read_ahead, refuse_stall, watch_silence
 from carevl.errors import MachineError
 from carevl.store.run import RunError
 
@@ -36,6 +37,7 @@ def run_jobs(
     *,
     rates: Mapping[str, float] | None = None,
     nodes: Sequence[Resources] | None = None,
+    stall_seconds: float = 6 * 3600,
 ) -> dict[str, Tally]:
     """Run every job over every part and return what each did.
 
@@ -45,16 +47,17 @@ def run_jobs(
         on_progress: called with (job, what it has done, number of parts) after each part, and when none comes for long.
         rates: rows per second of an actor of each job, for pools of size `auto`; all alike where it is absent.
         nodes: those that actors can be on, for pools of size `auto`; the nodes of the cluster when absent.
+        stall_seconds: time in which no part of any job is made until all are given up.
 
     Raises:
         RunError: an actor met what a person has to mend, or more rows failed than allowed; what is done stays.
-        MachineError: an actor met a full disk, or what else the machine is to blame for.
+        MachineError: an actor met a full disk, or what else the machine is to blame for; or nothing is made any more.
     """
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.data._internal.progress"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is raised, too
     attempt = uuid.uuid4().hex
     jobs = [replace(job, attempt=attempt, parts=tuple(parts) if job.parts is None else job.parts) for job in jobs]
     for job in jobs:
@@ -69,8 +72,8 @@ def run_jobs(
     stream = stream.union(*others) if others else stream
     stopped: dict[str, str] = {}
     is_machine = False
-    with watch_silence(report, pools):
-        for row in stream.iter_rows():
+    with watch_silence(report, pools), _explain_lost_ray():
+        for row in read_ahead(stream.iter_rows, lambda: refuse_stall(pools, stall_seconds)):
             if row["stopped"]:
                 stopped.setdefault(row["job"], row["stopped"])
                 is_machine |= bool(row["machine"])
@@ -90,6 +93,26 @@ def run_jobs(
                 "`carevl retry` tries those rows again"
             )
     return tallies
+
+
+@contextmanager
+def _explain_lost_ray() -> Iterator[None]:
+    """Say that Ray has lost what the pools run on; what their own code raises stays as it is.
+
+    Raises:
+        MachineError: that is so.
+    """
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except RayError as error:
+        problem = " ".join(str(error).split())[:300]
+        raise MachineError(
+            f"Ray has lost actors or their node: {problem}; finished parts stay: run it again"
+        ) from error
 
 
 def _size_pools(jobs: Sequence[PoolJob], rates: Mapping[str, float], nodes: Sequence[Resources]) -> list[PoolJob]:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from carevl.cluster.resources import Resources, actor_resources
+from carevl.errors import MachineError
 from carevl.models.device import reserve_device
 from carevl.store.damage import DamagedError, encode_json, read_json
 from carevl.store.run import Run
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from carevl.settings.models import Pool
 
 FILE = "rates.json"
+_TIMEOUT = 6 * 3600.0
+"""Seconds that an actor has to find room, to load its model, and to process a batch."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +61,13 @@ def measure_rate(reservation: Resources, processor: Processor, tables: Mapping[s
     custom = {name: amount for name, amount in reservation.items() if name not in ("CPU", "GPU")}
     # max_calls=1 ends the process with the task, so that its GPU is free for the actors to come.
     reserve = ray.remote(num_cpus=reservation["CPU"], num_gpus=reservation["GPU"], resources=custom, max_calls=1)
-    measured: tuple[pa.Table, Rate] = ray.get(reserve(process).remote())
+    try:
+        measured: tuple[pa.Table, Rate] = ray.get(reserve(process).remote(), timeout=_TIMEOUT)
+    except ray.exceptions.GetTimeoutError:
+        raise MachineError(
+            f"timing an actor has not ended in {_TIMEOUT / 3600:.0f} hours: it hangs, or waits for a node that does "
+            "not come"
+        ) from None
     return measured
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from queue import Empty, Queue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.jobs import Tally
+from carevl.errors import MachineError
 from carevl.periodic import call_every
 
 if TYPE_CHECKING:
@@ -61,6 +64,51 @@ class PoolWatch:
         if not settled or self.tally.busy_share >= 0.5:
             return ""
         return f"starves: its actors are busy {self.tally.busy_share:.0%} of the time"
+
+
+def refuse_stall(pools: Mapping[str, PoolWatch], seconds: float) -> None:
+    """Give pools up of which none has made a part for so long.
+
+    Raises:
+        MachineError: that is so; it names those that are not done.
+    """
+    last = max(pool.last_report for pool in pools.values())
+    if (silent := time.monotonic() - last) > seconds:
+        names = [
+            f"{name} ({pool.tally.parts} of {pool.n_parts} parts are made)"
+            for name, pool in pools.items()
+            if pool.tally.parts < pool.n_parts
+        ]
+        raise MachineError(
+            f"{', '.join(names)}: no part for {silent / 3600:.1f} hours, so it is given up (cluster.stall_hours); its "
+            "actors hang, or wait for a node that does not come"
+        )
+
+
+def read_ahead(read: Callable[[], Iterable[Any]], check: Callable[[], None]) -> Iterator[Any]:
+    """Yield what is read in a thread of its own, and check now and then while nothing comes: it may never return."""
+    rows: Queue[tuple[str, Any]] = Queue()
+
+    def fetch() -> None:
+        try:
+            for row in read():
+                rows.put(("row", row))
+            rows.put(("end", None))
+        except BaseException as error:
+            rows.put(("error", error))
+
+    Thread(target=fetch, daemon=True).start()
+    while True:
+        try:
+            kind, value = rows.get(timeout=_INTERVAL)
+        except Empty:
+            check()
+            continue
+        if kind == "error":
+            raise value
+        if kind == "end":
+            return
+        yield value
 
 
 @contextmanager

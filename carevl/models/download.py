@@ -29,6 +29,8 @@ from carevl.models.stored_weights import gigabytes
 
 _FILES_AT_ONCE = 4
 _LOG_SECONDS = 5.0
+_STALLED_SECONDS = 600.0
+"""Seconds without a new byte until another process that fetches the same model is waited for no more."""
 _TRIES, _WAIT_SECONDS = 5, 1.0
 """Failed requests in a row that bring nothing, before a download is given up, and the pause that doubles after each."""
 _TRIED_AGAIN = (408, 429, 500, 502, 503, 504)
@@ -148,7 +150,15 @@ def _held(lock: Path, listing: Listing, log: Callable[[str], None]) -> Iterator[
     from filelock import Timeout
 
     with ExitStack() as stack:
+        before, since = listing.present(), time.monotonic()
         while True:
+            if listing.present() != before:
+                before, since = listing.present(), time.monotonic()
+            if time.monotonic() - since > _STALLED_SECONDS:
+                raise HubError(
+                    f"{listing.name}: the process that holds {lock} has fetched nothing for "
+                    f"{_STALLED_SECONDS / 60:.0f} minutes; end it, and run the same command again"
+                )
             try:
                 stack.enter_context(_utils().WeakFileLock(lock, timeout=_LOG_SECONDS))
                 break

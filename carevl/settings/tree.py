@@ -32,6 +32,12 @@ class Cluster(Strict):
         description="A reserved GPU that torch does not see is a CPU (vllm: its CPU build; training: gloo), so that a "
         "run for GPUs is tried without them; `--rehearse` sets it. Nothing that it makes is a result.",
     )
+    stall_hours: float = Field(
+        6.0,
+        gt=0,
+        description="Hours in which no pool of a stage finishes a part until the stage is given up; "
+        " raise it where a part takes longer, or nodes are waited for.",
+    )
     launcher: HomePath | None = Field(
         None, description="Cluster launcher file: nodes that Ray may still start by it count as there."
     )

@@ -320,7 +320,15 @@ class RunContext:
         nodes = supply(self.settings.cluster, []).nodes
         allowed = self.settings.max_error_fraction
         jobs = [replace(job, retry=self.retry) for job in jobs]
-        tallies = run_jobs(jobs, numbers, allowed, self.pool_progress(), rates=rates, nodes=nodes)
+        tallies = run_jobs(
+            jobs,
+            numbers,
+            allowed,
+            self.pool_progress(),
+            rates=rates,
+            nodes=nodes,
+            stall_seconds=3600 * self.settings.cluster.stall_hours,
+        )
         return {name: tally.facts() for name, tally in tallies.items()}
 
     def pool_progress(self) -> Callable[[str, Tally, int], None]:

@@ -16,7 +16,7 @@ from ray import cloudpickle
 from carevl.cluster.actors import _load_error
 from carevl.cluster.jobs import PoolJob, Processor, Tally
 from carevl.cluster.pools import run_jobs
-from carevl.cluster.watch import PoolWatch
+from carevl.cluster.watch import PoolWatch, read_ahead, refuse_stall
 from carevl.errors import MachineError, UserError
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import GenerationRequest
@@ -528,6 +528,38 @@ def test_a_pool_that_says_nothing_for_long_is_told_of(monkeypatch):
     clock[0] = 61.0 + 121
     assert pool.check_silence()
     assert pool.tally.trouble == "stalls: no part for 121 s, none took over 40 s"
+
+
+@pytest.mark.fault
+def test_a_stage_without_progress_is_given_up(ray, source):
+    with pytest.raises(
+        MachineError, match=r"pool \(0 of 6 parts are made\): no part for 0\.\d hours, so it is given up"
+    ):
+        run_jobs([job(source, seconds=60.0)], range(6), 0.0, silent, stall_seconds=15.0)
+
+
+def test_pools_that_wait_for_others_are_no_stall(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("carevl.cluster.watch.time.monotonic", lambda: clock[0])
+    pools = {"a": PoolWatch(Pool(), 2), "b": PoolWatch(Pool(), 2)}
+    clock[0] = 90.0
+    pools["a"].record(report("a", 1.0))
+    clock[0] = 180.0
+    refuse_stall(pools, 100.0)
+    clock[0] = 191.0
+    with pytest.raises(MachineError, match=r"a \(1 of 2 parts are made\), b \(0 of 2"):
+        refuse_stall(pools, 100.0)
+
+
+def test_what_is_read_ahead_comes_in_order_and_raises():
+    def read():
+        yield from range(3)
+        raise LookupError("broken")
+
+    rows = read_ahead(read, lambda: None)
+    assert [next(rows) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(LookupError, match=r"^broken$"):
+        next(rows)
 
 
 def test_loading_does_not_count_as_time_to_be_busy_in():
