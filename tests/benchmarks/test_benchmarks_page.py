@@ -28,7 +28,7 @@ def test_the_example_runs(name, rows, command, tmp_path, monkeypatch, capsys):
     Path(words[words.index("--data") + 1]).write_text(rows)
     monkeypatch.setattr(sys, "argv", ["carevl", *words])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.app.run_here()
     assert not ended.value.code
     figures = json.loads(Path(f"runs/{name}/figures.json").read_text())
     assert figures["rows"] == 1

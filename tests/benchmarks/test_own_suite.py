@@ -41,7 +41,7 @@ def importable(own_suite, tmp_path, monkeypatch):
 def test_the_example_of_the_page_runs(importable, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["carevl", *importable])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.app.run_here()
     assert not ended.value.code
     figures = json.loads(Path("runs/captions/figures.json").read_text())
     assert (figures["benchmark"], figures["rows"]) == ("captions", 1)

@@ -57,7 +57,7 @@ def figures(tmp_path, monkeypatch):
         words = ["evaluate", "--from", results, "--benchmark", name, "--data", rows, "--out", tmp_path / "out"]
         monkeypatch.setattr(sys, "argv", ["carevl", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            cli.app.run_here()
         assert not ended.value.code
         judges = json.loads((tmp_path / "out/figures.json").read_text())["judges"]
         [judge] = judges.values()

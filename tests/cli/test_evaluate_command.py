@@ -45,7 +45,7 @@ def _figures(out):
 def _carevl(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["carevl", "evaluate", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.app.run_here()
     return ended.value.code
 
 

@@ -20,7 +20,15 @@ from carevl.training.progress import read_log
 from carevl.training.worker import run_until_full
 
 
-def test_an_interrupt_tells_the_workers_and_waits_for_them(tmp_path):
+@pytest.fixture
+def heeded():
+    """Ctrl-C is heeded, as it is not by what a shell has started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_tells_the_workers_and_waits_for_them(heeded, tmp_path):
     ended = threading.Event()
 
     def fit() -> None:
