@@ -16,9 +16,9 @@ from PIL import Image
 
 CELLS = 8
 """Rows and columns of the thumbnail."""
-MOST_BITS = 10
+MOST_BITS = 6
 """Hashes of near-duplicates differ in at most this many of 64 bits."""
-MOST_COLOUR = 64
+MOST_COLOUR = 24
 """No channel of any cell of near-duplicates differs by more, of 255."""
 
 _SIDE = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shlex
 import shutil
@@ -134,11 +135,14 @@ def test_the_directory_of_a_run_is_not_overwritten(rows):
 
 
 def test_a_directory_is_held_by_one_training(rows, tmp_path):
-    with (
-        Run(tmp_path / "out").lock(),
-        pytest.raises(RunError, match=r"is in use by process .*; wait for it, or choose another directory"),
-    ):
-        train_judge(_settings(BASE, rows), rows, Run(tmp_path / "out"), lambda _: None)
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("process 1 on another machine")
+        lock.flush()
+        refused = pytest.raises(RunError, match="is in use by process 1 on another machine; wait for it, or choose")
+        with refused:
+            train_judge(_settings(BASE, rows), rows, Run(tmp_path / "out"), lambda _: None)
 
 
 def test_what_cannot_be_a_judge_is_refused_and_nothing_is_made(rows, tmp_path):

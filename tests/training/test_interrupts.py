@@ -94,6 +94,7 @@ def test_a_training_that_is_ended_writes_a_checkpoint_and_is_taken_up_there(judg
     assert [facts["step"] for facts in read_log(out / "steps.jsonl")] == list(range(1, 25))
 
 
+@pytest.mark.nightly  # what the dead controller had reserved stays so for as long as this Ray runs
 @pytest.mark.fault
 @pytest.mark.train
 def test_a_training_whose_controller_is_killed_goes_on(ray, judge, sft_rows, write, quick, tmp_path):
