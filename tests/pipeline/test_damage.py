@@ -74,6 +74,7 @@ def _contents(run: Run) -> dict[str, bytes]:
     return {str(file.relative_to(run.root)): file.read_bytes() for file in kept}
 
 
+@pytest.mark.nightly
 def test_what_is_damaged_of_a_finished_run_is_made_again_and_nothing_else(small_run: SmallRun, tmp_path: Path) -> None:
     settings, run = small_run.settings, small_run.copy(tmp_path)
     before, keys = _contents(run), stage_keys(settings, run)
