@@ -16,7 +16,7 @@ from carevl.store.published import refuse_damaged
 from carevl.store.run import Run
 from tests.helpers.small_run import SmallRun
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -74,7 +74,6 @@ def _contents(run: Run) -> dict[str, bytes]:
     return {str(file.relative_to(run.root)): file.read_bytes() for file in kept}
 
 
-@pytest.mark.nightly
 def test_what_is_damaged_of_a_finished_run_is_made_again_and_nothing_else(small_run: SmallRun, tmp_path: Path) -> None:
     settings, run = small_run.settings, small_run.copy(tmp_path)
     before, keys = _contents(run), stage_keys(settings, run)
@@ -99,7 +98,7 @@ def test_what_is_damaged_of_a_finished_run_is_made_again_and_nothing_else(small_
     assert not [line for line in lines if "otherwise" in line or "step " in line]
 
 
-@pytest.mark.parametrize("damage", [_flip, *(pytest.param(way, marks=pytest.mark.nightly) for way in (_empty, _cut))])
+@pytest.mark.parametrize("damage", [_flip, _empty, _cut])
 def test_damaged_parts_of_unfinished_stages_are_made_again(
     small_run: SmallRun, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -118,7 +117,6 @@ def test_damaged_parts_of_unfinished_stages_are_made_again(
     assert _contents(run) == before
 
 
-@pytest.mark.nightly
 def test_a_training_whose_state_is_gone_is_made_again_and_what_follows_only_if_it_differs(
     small_run: SmallRun, tmp_path: Path
 ) -> None:
@@ -135,7 +133,6 @@ def test_a_training_whose_state_is_gone_is_made_again_and_what_follows_only_if_i
     assert after == before
 
 
-@pytest.mark.nightly
 def test_every_damage_of_every_file_is_named(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path)
     tables = run.tables(stage_keys(small_run.settings, run))
