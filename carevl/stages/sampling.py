@@ -266,6 +266,9 @@ def judge_items(
     if context.retry:
         min_parsed = 0.0
     wording = asking_of(judge).verdict
+    if not context.retry:
+        for number in target.parts():
+            target.is_made(number)  # a damaged one is removed, and made again
     _check_parsed(name, join(count_verdicts(target, wording).values()), min_parsed)
     job = PoolJob(
         name=name,
