@@ -180,10 +180,8 @@ class PoolActor:
         failed = _failed_keys(job, part.left, stored)
         if not len(failed):
             return stored
-        name, first = next(iter(part.left.items()))
-        again = {**part.left, name: first.filter(pc.is_in(first[job.key], failed))}
         kept = stored.filter(pc.invert(pc.is_in(stored[job.key], failed)))
-        rows_out = self._complete(number, part, kept, again)
+        rows_out = self._complete(number, part, kept, select(part.left, job.key, failed))
         target.write(number, rows_out)
         return rows_out
 

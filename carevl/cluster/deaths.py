@@ -14,9 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from carevl.models.row_errors import EngineLostError
+from carevl.store.parts import encode_part, read_part
 from carevl.store.table import write_atomically
 
 MOST = 3
@@ -110,7 +111,7 @@ class Split:
     def _pieces(self, place: Path, keys: Sequence[str], start: int, stop: int) -> Iterator[pa.Table]:
         file, name = place / f"{start}-{stop}.parquet", f"{self.part}-{start}-{stop}"
         if file.exists():
-            yield pq.ParquetFile(file).read()
+            yield read_part(file)
             return
         died, failed = self.notes.count(name), len(list(place.glob("*.failed")))
         if died and stop - start > 1 and failed < _MOST_ROWS:
@@ -125,9 +126,7 @@ class Split:
         else:
             with self.notes.watch(name):
                 rows = self.process(piece)
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink)
-        write_atomically(file, sink.getvalue().to_pybytes())
+        write_atomically(file, encode_part(rows))
         self.notes.forget(name)
         yield rows
 
@@ -156,9 +155,7 @@ def forget_loads(directory: Path) -> None:
         note.unlink(missing_ok=True)
 
 
-def select(rows_in: Mapping[str, pa.Table], key: str, keys: Sequence[str]) -> dict[str, pa.Table]:
+def select(rows_in: Mapping[str, pa.Table], key: str, keys: Sequence[str] | pa.Array) -> dict[str, pa.Table]:
     """Return the input of some keys: the rows of the first table that have them, and the others whole."""
-    import pyarrow.compute as pc
-
     name, first = next(iter(rows_in.items()))
     return {**rows_in, name: first.filter(pc.is_in(first[key], pa.array(keys, pa.string())))}

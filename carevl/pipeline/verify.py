@@ -15,7 +15,6 @@ from carevl.pipeline import results
 from carevl.pipeline.keys import stage_keys
 from carevl.stages import ingest
 from carevl.store import published
-from carevl.store.damage import WAY_OUT, DamagedError, read_json
 from carevl.store.listing import called, describe_problems, find_problems
 from carevl.store.run import Run
 from carevl.store.table import Table
@@ -90,17 +89,9 @@ def _find_scratch_problems(table: Table) -> Mapping[str, Mapping[str, str]]:
     found |= {f"reference/{file}": {f"reference/{file}": problem} for file, problem in passed_on.items()}
     data = table.directory / "data"
     if data.is_dir():
-        problems = find_problems(data, _read_listing(table.directory / record.FILE), verify=True)
+        problems = find_problems(data, record.read_record(table.directory).get("data", {}), verify=True)
         found["data"] = {f"data/{file}": problem for file, problem in problems.items()}
     return found
-
-
-def _read_listing(file: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Return the files of encoded items, as a training lists them; none where that is itself damaged."""
-    try:
-        return read_json(file, WAY_OUT).get("data", {}) if file.exists() else {}
-    except DamagedError:
-        return {}
 
 
 def _remove(*places: Path) -> None:

@@ -20,6 +20,15 @@ ABOUT = "about.json"
 """In a checkpoint: the number of workers, and its files."""
 
 
+def read_record(directory: Path) -> Mapping[str, Any]:
+    """Return what a training's record says; nothing where there is none, or it is damaged."""
+    file = directory / FILE
+    try:
+        return read_json(file, "") if file.exists() else {}
+    except DamagedError:
+        return {}
+
+
 def find_checkpoint_problems(checkpoint: Path) -> dict[str, str]:
     """Return what is the matter with the files of a checkpoint, as `find_problems`; all are read to their ends."""
     try:
@@ -47,12 +56,7 @@ class TokenBounds:
     @classmethod
     def read(cls, directory: Path) -> TokenBounds:
         """Return the bounds of a training, none that anything is in where it has none that can be read."""
-        file = directory / FILE
-        try:
-            stored = read_json(file, "")["batch_tokens"] if file.exists() else (0, 0)
-        except (DamagedError, KeyError):
-            stored = 0, 0
-        longest, refused = stored
+        longest, refused = read_record(directory).get("batch_tokens", (0, 0))
         return cls(longest, math.inf if refused is None else refused)
 
     def __contains__(self, batch_tokens: int) -> bool:

@@ -14,28 +14,21 @@ from pathlib import Path
 
 import psutil
 
+from tests.helpers.small_run import SMALL
+
 SETTINGS = (
+    *SMALL,
     "miniworld.items=40",
     "miniworld.calibration_images=24",
     "data.parts=6",
-    "captioner.engine=transformers",
-    "captioner.pool.num_cpus=0.5",
-    "judge.engine=transformers",
-    "judge.pool.concurrency=1",
-    "router.policy=mean_margin",
-    "router.threshold=0.7",
-    "demonstrate.samples=2",
-    "sft.workers.count=1",
     "sft.batch_size=4",
+    "sft.epochs=2",
     "sft.checkpoint_steps=2",
     "sample.samples=2",
-    "select.min_gap=0.1",
     "dpo.batch_size=4",
-    "dpo.epochs=1",
     "dpo.checkpoint_steps=2",
     "benchmarks.0.rows=6",
     "benchmarks.1.rows=6",
-    "cluster.num_cpus=2",
 )
 """Every stage in about a minute, with several parts and checkpoints each."""
 
