@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from carevl.errors import has_password
+from carevl.settings.names import check_path_component
 
 
 def _without_password(address: str) -> str:
@@ -23,6 +24,8 @@ Address = Annotated[str, AfterValidator(_without_password)]
 """An address, which is stored as it is written: it holds no password."""
 HomePath = Annotated[str, AfterValidator(_without_password), AfterValidator(os.path.expanduser)]
 """A path or an address; `~` stands for the home directory."""
+PathName = Annotated[str, AfterValidator(check_path_component)]
+"""A name that becomes a file or directory."""
 
 
 class Strict(BaseModel):

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from carevl.settings.base import HomePath, Strict
-from carevl.settings.names import PathName
+from carevl.settings.base import HomePath, PathName, Strict
 
 ProtocolName = Literal["official", "official_scorer", "strict", "verdict_prob"]
 """How judges are asked; `carevl.benchmarks.questions` has a table of them."""

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from carevl.settings.asking import Asking
-from carevl.settings.base import Address, HomePath, Strict
-from carevl.settings.names import PathName
+from carevl.settings.base import Address, HomePath, PathName, Strict
 from carevl.settings.requests import JudgeRequests, Requests, is_endpoint
 
 

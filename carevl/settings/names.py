@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 from carevl.errors import UserError
 
@@ -17,14 +14,15 @@ _SHAPE = (
 )
 
 
-def _check(name: str) -> str:
+def check_path_component(name: str) -> str:
+    """Return a name that becomes a file or directory.
+
+    Raises:
+        ValueError: it could lead elsewhere, or is none; without the name, which the caller tells.
+    """
     if _PATTERN.fullmatch(name) is None or len(name.encode()) > LONGEST:
         raise ValueError(f"it becomes part of a path, so it has to be {_SHAPE}")
     return name
-
-
-PathName = Annotated[str, AfterValidator(_check)]
-"""A setting that becomes a file or directory."""
 
 
 def path_component(name: str, what: str) -> str:
@@ -37,6 +35,6 @@ def path_component(name: str, what: str) -> str:
         UserError: it leads elsewhere, or is none.
     """
     try:
-        return _check(name)
+        return check_path_component(name)
     except ValueError as error:
         raise UserError(f"{what} {name[:LONGEST]!r}: {error}") from None
