@@ -32,8 +32,9 @@ from carevl.store.table import BEGUN, MANIFEST, Table, write_atomically
 
 VERSION = 1
 """Of run directories: raised when one that this carevl has written would mislead an earlier one."""
-_BEAT, _PATIENCE = 10.0, 25.0
-"""Seconds between two signs of life of the process that holds a directory, and until one that gives none is gone."""
+_BEAT, _PATIENCE, _GRACE = 10.0, 25.0, 3.0
+"""Seconds between two signs of life of the process that holds a directory, until one elsewhere that gives none is gone,
+and until a lock that is held is taken for held."""
 
 _held: set[Path] = set()
 """The run directories that this process holds."""
@@ -202,6 +203,7 @@ class Run:
 
         The system's lock reaches as far as the file system carries it: over NFS to other machines only where the server
         keeps locks. A holder on another machine is therefore believed to live as long as its lock file gets younger.
+        A killed process lets go a moment after its end was reported: a lock that is held is asked for again.
 
         Raises:
             RunError: another process holds it, the directory cannot be written, or a later carevl has written it.
@@ -216,10 +218,8 @@ class Run:
             self.root.mkdir(parents=True, exist_ok=True)
             stream = (self.root / "run.lock").open("a+b", buffering=0)
         with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise self._in_use(_read_holder(stream.fileno())) from None
+            if not _take_lock(stream.fileno()):
+                raise self._in_use(_read_holder(stream.fileno()))
             holder, here = _read_holder(stream.fileno()), socket.gethostname()
             if holder and not holder.endswith(f" on {here}") and _gives_sign(stream.fileno()):
                 raise self._in_use(holder)
@@ -247,6 +247,19 @@ class Run:
             if (full := explain_full_disk(error, self.root)) is not None:
                 raise MachineError(full) from error
             raise RunError(f"cannot write to the run directory {self.root}: {error.strerror}") from error
+
+
+def _take_lock(lock: int) -> bool:
+    deadline = time.monotonic() + _GRACE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 def _read_holder(lock: int) -> str:

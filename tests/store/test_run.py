@@ -1,6 +1,8 @@
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -71,6 +73,7 @@ def test_neither_a_part_nor_a_manifest_appears_on_a_full_disk(tmp_path, largest_
 def test_a_run_directory_is_held_by_one_process(tmp_path):
     hold = f"""
 import sys
+import threading
 from pathlib import Path
 from carevl.store.run import Run
 with Run(Path({str(tmp_path)!r})).lock():
@@ -85,6 +88,17 @@ with Run(Path({str(tmp_path)!r})).lock():
     other.wait()
     with Run(tmp_path).lock():
         assert str(other.pid) not in (tmp_path / "run.lock").read_text()
+
+
+def test_a_directory_whose_holder_is_just_ending_is_taken(tmp_path):
+    (tmp_path / "run.lock").touch()
+    with (tmp_path / "run.lock").open() as ending:
+        fcntl.flock(ending, fcntl.LOCK_EX)
+        letting_go = threading.Timer(0.5, fcntl.flock, (ending, fcntl.LOCK_UN))
+        letting_go.start()
+        with Run(tmp_path).lock():
+            assert f"process {os.getpid()}" in (tmp_path / "run.lock").read_text()
+        letting_go.join()
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
