@@ -33,11 +33,13 @@ def _generator(path, engine, tiles):
 
 def test_tiles_are_bounded_and_texts_are_those_of_transformers(tiny, requests):
     reference = _generator(tiny, "transformers", 4)
-    [image] = reference.processor.image_processor([requests[0].image], return_tensors="pt")["pixel_values"].shape[:1]
+    [image] = reference.processor.image_processor(list(requests[0].images), return_tensors="pt")["pixel_values"].shape[
+        :1
+    ]
     assert image == 4 + 1  # and the whole image
     bounded = _generator(tiny, "vllm", 4)
     tiles = bounded.engine._preprocess_cmpl_one(
-        {"prompt": "<IMG_CONTEXT>\nquestion", "multi_modal_data": {"image": requests[0].image}}
+        {"prompt": "<IMG_CONTEXT>\nquestion", "multi_modal_data": {"image": requests[0].images[0]}}
     )
     assert tiles["mm_placeholders"]["image"][0].get_num_embeds() == 5 * 4  # 4 tokens a tile
     expected = [text.text for text in reference.generate(requests, max_tokens=8)]
