@@ -7,8 +7,7 @@ import itertools
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from carevl.models.locate import Weights, adapter_fingerprint
 from carevl.models.own_code import trust_own_code
 from carevl.models.packing import usable_packing
 from carevl.models.prompts import ask_as
-from carevl.periodic import call_every
 from carevl.settings.asking import Asking
-from carevl.settings.training import Phase, Training, Workers
+from carevl.settings.training import Phase, Training
 from carevl.store.damage import encode_json, read_json
 from carevl.store.listing import Listing, describe, find_problems
 from carevl.store.table import write_atomically
@@ -38,6 +36,7 @@ from carevl.training.loop import WorkerConfig
 from carevl.training.progress import Progress, follow_log, read_log
 from carevl.training.quantized import check_bitsandbytes
 from carevl.training.record import FILE, TokenBounds, learned_differences
+from carevl.training.room import follow_start, freed_after_loss, reserved
 from carevl.training.schedule import Schedule
 from carevl.training.skeleton import load_skeleton
 from carevl.training.stored_layout import StoredLayout
@@ -307,10 +306,12 @@ def _fit(config: WorkerConfig) -> str | None:
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    most = config.training.workers.max_failures
+    workers = config.training.workers
+    most = workers.max_failures
     for lost in itertools.count(1):
         try:
-            stopped: str | None = run_interruptible(_trainer(config).fit, config.out).return_value
+            with freed_after_loss(workers):
+                stopped: str | None = run_interruptible(_trainer(config).fit, config.out).return_value
             return stopped
         except TrainingFailedError as error:
             cause = _cause(error)
@@ -372,62 +373,6 @@ def _run_config(config: WorkerConfig) -> Any:
         failure_config=FailureConfig(max_failures=workers.max_failures),
         worker_runtime_env={"env_vars": environment} if environment else None,
     )
-
-
-def reserved(workers: Workers) -> dict[str, float]:
-    """Return what every worker reserves, by the name of the resource."""
-    resources = {"CPU": workers.num_cpus, "GPU": workers.num_gpus, **workers.resources}
-    return {name: amount for name, amount in resources.items() if amount}
-
-
-@contextmanager
-def follow_start(workers: Workers, log: Callable[[str], None] | None, every: float = 20.0) -> Iterator[None]:
-    """Say what the workers of a training wait for, as long as they do: Ray tries again without a word.
-
-    Args:
-        every: seconds between looks; a line that says what the last one said is written once a minute.
-    """
-    if log is None:
-        yield
-        return
-    last, since = "", 0.0
-
-    def look() -> None:
-        nonlocal last, since
-        since += every
-        line = describe_wait(workers)
-        if line is not None and (line != last or since >= 60):
-            log(line)
-            last, since = line, 0.0
-
-    with call_every(every, look):
-        yield
-
-
-def describe_wait(workers: Workers) -> str | None:
-    """Return a line about what workers ask for and what there is; None when none are waiting for a place."""
-    import ray
-    from ray.util import placement_group_table
-
-    bundles = [reserved(workers)] * workers.count
-    waiting = [
-        group
-        for group in placement_group_table().values()
-        if group["state"] in ("PENDING", "RESCHEDULING") and list(group["bundles"].values()) == bundles
-    ]
-    if not waiting:
-        return None
-    total, free = ray.cluster_resources(), ray.available_resources()
-    has = ", ".join(f"{total.get(name, 0.0):g} {name} ({free.get(name, 0.0):g} free)" for name in bundles[0])
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    return (
-        f"waits for room: {workers.count} x {_amounts(bundles[0])} have to start together, and the "
-        f"{nodes} node{'s' * (nodes != 1)} of the cluster have {has}; it begins when there is room"
-    )
-
-
-def _amounts(resources: Mapping[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
 def _cause(error: Any) -> str:

@@ -94,10 +94,12 @@ def test_a_training_that_is_ended_writes_a_checkpoint_and_is_taken_up_there(judg
     assert [facts["step"] for facts in read_log(out / "steps.jsonl")] == list(range(1, 25))
 
 
-@pytest.mark.nightly  # what the dead controller had reserved stays so for as long as this Ray runs
+@pytest.mark.nightly
 @pytest.mark.fault
 @pytest.mark.train
 def test_a_training_whose_controller_is_killed_goes_on(ray, judge, sft_rows, write, quick, tmp_path):
+    from ray.util import placement_group_table
+
     training = quick(epochs=20, checkpoint_steps=4)
     out, killed = tmp_path / "killed", []
 
@@ -113,3 +115,5 @@ def test_a_training_whose_controller_is_killed_goes_on(ray, judge, sft_rows, wri
     done = train("sft", [write(sft_rows)], judge, out, training)
     assert 9 <= killed[0] < 40
     assert [facts["step"] for facts in done.curve] == list(range(1, 41))
+    groups = placement_group_table().values()
+    assert {group["state"] for group in groups} == {"REMOVED"}  # also that of the controller that is gone

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from carevl.settings.training import Workers
-from carevl.training.driver import _run_config, describe_wait, follow_start, prepare_training
+from carevl.training.driver import _run_config, prepare_training
+from carevl.training.room import describe_wait, follow_start
 
 SCRIPT = Path(__file__).with_name("worker_that_waits.py")
 
