@@ -25,6 +25,11 @@ from carevl.data.tar_rows import IMAGE_ENDINGS, tar_samples
 
 _BATCH = 16
 _BUFFER_BYTES = 1 << 20
+_TEXTS = (
+    (pa.types.is_string, pa.binary()),
+    (pa.types.is_large_string, pa.large_binary()),
+    (pa.types.is_string_view, pa.binary_view()),
+)
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -109,15 +114,20 @@ def _parquet(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
     """Yield the rows; a row group that cannot be read gives one error per row that it holds, and the next is tried."""
     # pyarrow would otherwise hold the column chunks of a whole row group: gigabytes where rows have images.
     with filesystem.open_input_file(file) as handle:
-        table = pq.ParquetFile(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        table = pq.ParquetFile(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+        sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+        if sum(sizes) != table.metadata.num_rows:
+            raise ValueError(f"it says that it has {table.metadata.num_rows} rows, its row groups {sum(sizes)}")
         end = 0
-        for group in range(table.num_row_groups):
-            number, end = end, end + table.metadata.row_group(group).num_rows
+        for group, size in enumerate(sizes):
+            number, end = end, end + size
             try:
                 for batch in table.iter_batches(_BATCH, row_groups=[group], use_threads=False):
                     for record in _batch_records(batch, number):
                         yield record
                         number = record.number + 1
+                if number < end:
+                    raise ValueError(f"it says that it has {size} rows, of which {end - number} are missing")
             except (OSError, ValueError, pa.ArrowException) as failure:
                 message = f"row group {group} of the file cannot be read: {failure}; mend the file"[:1000]
                 yield from (Record(n, None, RowError("row", message)) for n in range(number, end))
@@ -127,9 +137,40 @@ def _arrow(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
     with filesystem.open_input_stream(file, compression=None) as handle, pa.ipc.open_stream(handle) as batches:
         number = 0
         for batch in batches:
+            batch.validate()
+            damaged = _damaged_columns(batch)
+            whole = batch.drop_columns(list(damaged))
             for start in range(0, batch.num_rows, _BATCH):
-                yield from _batch_records(batch.slice(start, _BATCH), number + start)
+                for record in _batch_records(whole.slice(start, _BATCH), number + start):
+                    yield Record(record.number, {**(record.row or {}), **damaged})
             number += batch.num_rows
+        if handle.read(1):
+            raise ValueError("the stream ends before the file does")
+
+
+def _damaged_columns(batch: pa.RecordBatch) -> dict[str, RowError]:
+    """Return the columns whose values are said to lie where there are none; to read one kills the process."""
+    damaged = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.view(_with_bytes(column.type)).validate(full=True)
+        except (ValueError, pa.ArrowException) as failure:
+            damaged[name] = RowError("row", f"the column `{name}` is damaged: {failure}; mend the file")
+    return damaged
+
+
+def _with_bytes(kind: pa.DataType) -> pa.DataType:
+    """Return the type with bytes for texts: text that is not UTF-8 is no more than an error of its cell."""
+    for is_text, of_bytes in _TEXTS:
+        if is_text(kind):
+            return of_bytes
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_with_bytes(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_with_bytes(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_with_bytes(kind.value_type)))
+    return kind
 
 
 def _batch_records(batch: pa.RecordBatch, number: int) -> Iterator[Record]:

@@ -6,7 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterator
 
-from carevl.data.json_rows import MAX_ROW_BYTES, Stream, not_utf8, raw_lines
+from carevl.data.json_rows import MAX_ROW_BYTES, LostRowsError, Stream, not_utf8, raw_lines
 from carevl.data.rows import RowError
 
 csv.field_size_limit(MAX_ROW_BYTES)  # a cell may be an image in base64
@@ -16,10 +16,26 @@ def csv_rows(stream: Stream, delimiter: str = ",") -> Iterator[dict[str, str | R
     """Yield the rows of a file as RFC 4180 has them; RowError for one that has other cells than the first line names.
 
     Raises:
+        LostRowsError: the first line cannot be read.
         ValueError: a quote does not close, or a line is over MAX_ROW_BYTES; the rows before have been given.
     """
+    records = _records(stream, delimiter)
+    _, names = next(records, (1, []))
+    if isinstance(names, RowError):
+        lost = sum(1 for _ in records)
+        raise LostRowsError(f"no columns are named, {lost} rows are lost: {names.message}", max(1, lost))
+    for line, cells in records:
+        if isinstance(cells, RowError):
+            yield cells
+        elif len(cells) != len(names):
+            yield RowError("row", f"line {line} has {len(cells)} cells, the first line names {len(names)} columns")
+        else:
+            yield _row(names, cells)
+
+
+def _records(stream: Stream, delimiter: str) -> Iterator[tuple[int, list[str] | RowError]]:
+    """Yield (number of its first line, cells) of every record that is not blank."""
     reader = csv.reader(_texts(stream), delimiter=delimiter, strict=True)
-    names: list[str] | None = None
     while True:
         first = reader.line_num + 1
         try:
@@ -30,18 +46,16 @@ def csv_rows(stream: Stream, delimiter: str = ",") -> Iterator[dict[str, str | R
             if "end of data" in str(failure):
                 lost = reader.line_num - first + 1
                 raise ValueError(f"a quote in line {first} does not close; {lost} lines are lost") from None
-            yield RowError("row", f"line {first} is not CSV: {failure}")
+            yield first, RowError("row", f"line {first} is not CSV: {failure}")
             continue
-        if not cells:
-            continue
-        if (damage := next(filter(None, map(not_utf8, cells)), None)) is not None:
-            yield RowError("row", f"line {first}: {damage}")
-        elif names is None:
-            names = cells
-        elif len(cells) != len(names):
-            yield RowError("row", f"line {first} has {len(cells)} cells, the first line names {len(names)} columns")
-        else:
-            yield _row(names, cells)
+        if cells:
+            damage = next(filter(None, map(_damage, cells)), None)
+            yield first, cells if damage is None else RowError("row", f"line {first}: {damage}")
+
+
+def _damage(cell: str) -> str | None:
+    """Return what is wrong with a cell. No writer of CSV puts NUL there: it is of lost blocks, or of UTF-16."""
+    return "the row has NUL bytes; write the file anew as UTF-8" if "\0" in cell else not_utf8(cell)
 
 
 def _row(names: list[str], cells: list[str]) -> dict[str, str | RowError | None]:

@@ -25,38 +25,67 @@ _DAMAGE = (tarfile.EmptyHeaderError, tarfile.InvalidHeaderError, tarfile.Truncat
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose missing or damaged header is an error, where tarfile takes it for the end of the archive."""
+    """A member whose missing or damaged header is an error, where tarfile takes it for the end of the archive.
+
+    Behind blocks of zeros, which end an archive, another may follow.
+    """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        assert isinstance(archive, _Archive)
         try:
-            return super().fromtarfile(archive)
+            member = super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            archive.has_ended = True
+            raise
         except _DAMAGE as failure:
+            if archive.has_ended and isinstance(failure, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+                raise
             raise tarfile.ReadError(f"the archive breaks off: {failure}") from None
+        # Archives are filled up to whole records: one that begins elsewhere is what is left behind a hole.
+        archive.has_hole = archive.has_ended and member.offset % tarfile.RECORDSIZE != 0
+        archive.has_ended = False
+        return member
+
+
+class _Archive(tarfile.TarFile):
+    tarinfo = _Member
+    ignore_zeros = True
+    has_ended = False
+    """Whether zeros are the last that was read."""
+    has_hole = False
+    """Whether zeros that end no archive stand before the last member."""
 
 
 def tar_samples(stream: Stream) -> Iterator[dict[str, Any] | RowError]:
     """Yield the rows of a tar file, read forward only. A sample over MAX_ROW_BYTES or with bad JSON is a RowError.
 
+    So is a hole in the archive.
+
     Raises:
         tarfile.TarError: the archive is damaged; the samples before the damage have been given.
     """
     sample = _Sample()
-    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|*", tarinfo=_Member) as archive:
+    with _Archive.open(fileobj=cast("IO[bytes]", stream), mode="r|*") as archive:
         while member := _next(archive):
             if isinstance(member, tarfile.ReadError):  # raised below, once the sample before the damage has been given
                 break
+            if archive.has_hole:
+                yield from _rows(sample)
+                sample = _Sample()
+                yield RowError(
+                    "file", f"zeros stand before byte {member.offset}, where rows may be lost; mend the file"
+                )
             if not _is_of_a_sample(member.name):
                 continue
-            if sample.members and not sample.takes(member.name):
-                yield _row(sample)
+            if not sample.takes(member.name):
+                yield from _rows(sample)
                 sample = _Sample()
             sample.name(member.name)
             sample.size += member.size
             data = archive.extractfile(member) if sample.size <= MAX_ROW_BYTES else None
             sample.members[member.name] = data.read() if data else b""
-    if sample.members:
-        yield _row(sample)
+    yield from _rows(sample)
     if isinstance(member, tarfile.ReadError):
         raise member
 
@@ -71,7 +100,9 @@ class _Sample:
     members: dict[str, bytes] = field(default_factory=dict)
 
     def takes(self, path: str) -> bool:
-        """Tell whether a member belongs to the sample."""
+        """Tell whether a member belongs to the sample; any may be the first of one."""
+        if not self.members:
+            return True
         if not path.startswith(f"{self.key}."):
             return False
         key, is_certain = _key(path)
@@ -115,6 +146,11 @@ def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | tarfile.ReadError | Non
         return failure
     archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every member
     return member
+
+
+def _rows(sample: _Sample) -> Iterator[dict[str, Any] | RowError]:
+    if sample.members:
+        yield _row(sample)
 
 
 def _row(sample: _Sample) -> dict[str, Any] | RowError:
