@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from carevl.cli.options import AsJson, Overrides, load_tree, log, run_at
+from carevl.cli.options import AsJson, Overrides, load_tree, log, names_settings, run_at
 
 _ROWS = 64
 
@@ -54,7 +54,7 @@ def check(
     from carevl.errors import UserError, suggest
     from carevl.settings.loader import presets
 
-    if target in presets() or target.endswith((".yaml", ".yml")):
+    if names_settings(target):
         if revision is not None or download or trust_remote_code:
             raise UserError("--revision, --download and --trust-remote-code are for a model; settings have their own")
         _check_settings(target, overrides, rows or _ROWS, as_json=as_json)

@@ -38,6 +38,13 @@ def load_tree(settings: str, overrides: Sequence[str] | None, *, rehearse: bool 
     return load_settings(settings, [*(overrides or ()), *(["cluster.rehearse=true"] if rehearse else [])])
 
 
+def names_settings(target: str) -> bool:
+    """Tell whether an argument that may be several things is a preset's name or a YAML file."""
+    from carevl.settings.loader import presets
+
+    return target in presets() or target.endswith((".yaml", ".yml"))
+
+
 def run_at(settings: str, run_dir: Path | None) -> Run:
     """Return the run directory that a command line names: `run_dir`, or runs/SETTINGS."""
     from carevl.store.run import Run

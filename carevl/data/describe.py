@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 
 from carevl.data.containers import list_and_pass_over
 from carevl.data.files import locate
 from carevl.data.formats import FORMATS
 from carevl.data.images import ImageLimits
 from carevl.data.intake import Intake
-from carevl.data.reading import Source, detect_formats, passed_over, read_source
+from carevl.data.reading import Source, detect_formats, passed_over, read_files
+from carevl.data.rows import clean
+from carevl.data.urls import UrlFetcher
+from carevl.errors import DataError
 
 
 def describe_formats() -> Iterator[str]:
@@ -27,25 +30,53 @@ def describe_formats() -> Iterator[str]:
         yield f"  example  {json.dumps(preference_format.example)}"
 
 
-def describe_source(source: Source, rows: int, limits: ImageLimits) -> Iterator[str]:
+def describe_sources(
+    sources: Iterable[Source], rows: int, limits: ImageLimits, fetcher: UrlFetcher | None = None
+) -> Iterator[str]:
+    """Describe every source: what is declared of it, then as `describe_source`.
+
+    Raises:
+        DataError: some sources cannot be read; the others have been described.
+    """
+    failures = []
+    for source in sources:
+        yield _declared(source)
+        try:
+            yield from describe_source(source, rows, limits, fetcher)
+        except DataError as failure:
+            failures.append(f"{source.name}: {failure}")
+    if failures:
+        raise DataError("\n".join(failures))
+
+
+def _declared(source: Source) -> str:
+    """Return a source's name, path, and fields that are not as they are by default."""
+    given = {field.name: getattr(source, field.name) for field in fields(source) if field.name not in ("name", "path")}
+    defaults = {field.name: field.default for field in fields(source)}
+    others = [f"{name}: {json.dumps(value)}" for name, value in given.items() if value != defaults[name]]
+    return ", ".join([f"{source.name}: {source.path}", *others])
+
+
+def describe_source(source: Source, rows: int, limits: ImageLimits, fetcher: UrlFetcher | None = None) -> Iterator[str]:
     """Describe each file of a source: its format, how many of its first rows are good, each kind of problem.
 
-    Rows are read as a run reads them, images included; URLs are not fetched.
+    Rows are read as a run reads them, images included.
 
     Args:
         rows: most rows to read of each file.
+        fetcher: for http(s) image references; None refuses them.
 
     Raises:
         UnknownFormatError, SourceError: as `detect_formats`.
     """
-    filesystem, path = locate(source.path)
-    intake = Intake(source, limits=limits)
-    if others := list_and_pass_over(filesystem, path, source.captions)[1]:
+    intake = Intake(source, limits=limits, fetcher=fetcher)
+    if others := list_and_pass_over(*locate(source.path), source.captions)[1]:
         yield passed_over(others)
-    for file, name in detect_formats(source).items():
-        count = 0
+    formats = detect_formats(source)
+    for file, source_rows in read_files(source):
+        name, count = formats[file] or "no known format", 0
         problems: dict[str, list[str]] = {}
-        for row in itertools.islice(read_source(replace(source, path=file), filesystem), rows):
+        for row in itertools.islice(source_rows, rows):
             count += 1
             _, item = intake(row)
             if error := item["error"]:
@@ -53,6 +84,6 @@ def describe_source(source: Source, rows: int, limits: ImageLimits) -> Iterator[
                     f"row {row.locator.rpartition('#')[2]}: {error['message']}"
                 )
         rows_read = f"first {count} rows" if count == rows else f"{count} rows"
-        yield f"{file}: {name or 'no known format'}, {rows_read}, {sum(map(len, problems.values()))} with an error"
+        yield f"{clean(file)}: {name}, {rows_read}, {sum(map(len, problems.values()))} with an error"
         for kind, messages in problems.items():
             yield f"  {len(messages)} {kind}, first {messages[0]}"

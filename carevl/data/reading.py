@@ -70,6 +70,14 @@ def read_source(
     Raises:
         SourceError: nothing at the path, no file of a known kind, or an unreadable captions file.
     """
+    for _, rows in read_files(source, filesystem, log):
+        yield from rows
+
+
+def read_files(
+    source: Source, filesystem: pafs.FileSystem | None = None, log: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, Iterator[SourceRow]]]:
+    """Yield every file of a source with its rows. Arguments and errors are those of `read_source`."""
     source_filesystem, path = locate(source.path, filesystem)
     captions = {} if source.captions is None else _read_captions(*locate(source.captions, filesystem))
     logged: set[str] = set()
@@ -83,9 +91,19 @@ def read_source(
             logged.add(name)
             log(f"{source.name}: {name} in {clean(file)}")
         below = clean(posixpath.basename(file) if file == path else posixpath.relpath(file, path))
-        for record in read_records(source_filesystem, file):
-            row = SourceRow(source, f"{below}#{record.number}", posixpath.dirname(file), None)
-            yield _read(row, record, fitting, captions)
+        place = SourceRow(source, below, posixpath.dirname(file), None)
+        yield file, _read_file(place, source_filesystem, file, fitting, captions)
+
+
+def _read_file(
+    place: SourceRow,
+    filesystem: pafs.FileSystem,
+    file: str,
+    fitting: Format | UnknownFormatError | None,
+    captions: Mapping[str, Any],
+) -> Iterator[SourceRow]:
+    for record in read_records(filesystem, file):
+        yield _read(replace(place, locator=f"{place.locator}#{record.number}"), record, fitting, captions)
 
 
 def passed_over(endings: Mapping[str, int]) -> str:

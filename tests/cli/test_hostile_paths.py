@@ -49,6 +49,7 @@ CASES = [
     ("evaluate --from {} --benchmark vl-rewardbench --data {rows}", ".json"),
     ("evaluate --compare {} {} --benchmark vl-rewardbench --data {rows}", ".parquet"),
     *(("sources {}", suffix) for suffix in ("", ".parquet", ".jsonl", ".json", ".tar", ".arrow", ".csv")),
+    ("sources {}", ".yaml"),
     ("sources {rows} --image-root {}", ""),
     ("export {} --out {run}", ""),
     ("export {finished} --out {}", ""),

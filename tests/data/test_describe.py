@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from carevl.data.describe import describe_formats, describe_source
+from carevl.data.describe import describe_formats, describe_source, describe_sources
 from carevl.data.formats import FORMATS
 from carevl.data.formats.detection import UnknownFormatError
 from carevl.data.images import ImageLimits
 from carevl.data.reading import Source
+from carevl.data.urls import UrlFetcher
 
 Write = Callable[..., Path]
 
@@ -60,3 +62,21 @@ def test_columns_that_no_format_has_are_shown_with_the_closest(write_lines: Writ
     path = write_lines([{"picture": "a.png", "question": "Q?", "chosen": "a", "rejected": "b"}])
     with pytest.raises(UnknownFormatError, match=r"picture \(text\), .* Closest is spa-vl, which also needs `image`"):
         lines_about(path)
+
+
+def test_addresses_are_fetched_as_a_run_fetches_them(write_lines: Write, draw: Callable[..., bytes]) -> None:
+    class Fetcher(UrlFetcher):
+        def fetch(self, url: str, max_bytes: int) -> bytes:
+            return draw()
+
+    path = write_lines([FORMATS["spa-vl"].example | {"image": "https://example.com/a.png"}])
+    source = Source("s", str(path))
+    assert list(describe_sources([source], 9, ImageLimits(), Fetcher()))[1].endswith("1 rows, 0 with an error")
+    assert "image_refused" in list(describe_sources([source], 9, ImageLimits()))[2]
+
+
+def test_a_name_that_is_not_utf8_is_shown(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.jsonl")).write_text("{}")
+    described = "\n".join(describe_source(Source("s", str(tmp_path), "spa-vl"), 9, ImageLimits()))
+    assert described.encode()
+    assert "its name is not UTF-8" in described
