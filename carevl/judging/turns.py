@@ -21,9 +21,12 @@ def shift_places(places: tuple[int, ...], by: int) -> tuple[int, ...]:
 
 
 def images_last(parts: Sequence[str | None]) -> list[str | None]:
-    """Return the parts of a turn with the images that stand before all its words behind them."""
+    """Return the parts of a turn with its images behind its words, if all of them stand before these.
+
+    Where others stand among the words nothing is moved: images keep their order, by which it is told which is which.
+    """
     first = next((n for n, part in enumerate(parts) if part is not None), 0)
-    return [*parts[first:], *parts[:first]]
+    return [*parts] if None in parts[first:] else [*parts[first:], *parts[:first]]
 
 
 @dataclass(frozen=True)
