@@ -1,7 +1,7 @@
 """Judges that answer a benchmark's questions, a model in an engine or an endpoint, and the verdicts in their answers.
 
 Questions that ask the same thing in the same way (`strict` and `official_scorer` often do) are asked once. Every kind
-of judge decodes as the official run does: temperature, nucleus, length, and whether the image stands before the text.
+of judge decodes as the official run does: temperature, nucleus, length, and whether images stand before the text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from carevl.benchmarks.forcing import CutJudgment, ForcedVerdict, read_forced, verdict_prefix, verdict_tokens
+from carevl.benchmarks.pictures import pictures_of
 from carevl.benchmarks.predictions import Prediction, record
 from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.suite import Suite
@@ -105,7 +106,8 @@ class _Call:
     """One generation; equal calls are made once."""
 
     prompt: str
-    image: str
+    images: tuple[str, ...]
+    places: tuple[int, ...]
     response_prefix: str
     seed: int
     decoding: Decoding
@@ -119,15 +121,16 @@ def judge_questions(
     pictures: Mapping[str, Image | str],
     seed: int,
     *,
+    max_images: int,
     force_verdicts: bool = False,
 ) -> list[Prediction]:
     """Ask a judge, and return a prediction per question.
 
     Args:
         name: of the judge in the predictions.
-        questions: each with an image.
         pictures: image name to the picture, or to why there is none.
         seed: of sampled judgments.
+        max_images: of a prompt; a question with more is an error.
         force_verdicts: whether a judgment in the judge's own prompt that was cut before its verdict is made to end with
             one.
     """
@@ -135,13 +138,12 @@ def judge_questions(
     wording = next((question.wording for question in questions if question.wording is not None), None)
     answers: dict[_Call, Answer] = {}
     requested: dict[_Call, GenerationRequest] = {}
-    for call in dict.fromkeys(calls):
-        picture = pictures[call.image]
-        if isinstance(picture, str):
-            answers[call] = picture
+    for call, question in dict(zip(calls, questions, strict=True)).items():
+        images = pictures_of(question, pictures, max_images)
+        if isinstance(images, str):
+            answers[call] = images
         else:
-            places = (0 if call.decoding.image_first else len(call.prompt),)
-            requested[call] = GenerationRequest((picture,), call.prompt, call.response_prefix, call.seed, places)
+            requested[call] = GenerationRequest(images, call.prompt, call.response_prefix, call.seed, call.places)
     batches: dict[Decoding, dict[_Call, GenerationRequest]] = {}
     for call, request in requested.items():
         batches.setdefault(call.decoding, {})[call] = request
@@ -173,13 +175,15 @@ def _find_cut(
 
 
 def _call(suite: Suite, question: Question, seed: int) -> _Call:
-    assert question.image is not None
     response_prefix, decoding = "", suite.decoding if question.protocol == "official" else GREEDY
+    names, places = tuple(image.name for image in question.images), question.turn.places
+    if not decoding.image_first and not any(places):
+        places = (len(question.prompt),) * len(places)
     if question.protocol == "verdict_prob":
         response_prefix = verdict_prefix(question.task)
         decoding = replace(decoding, max_tokens=verdict_tokens(question.task, len(question.order)))
     draw = rng_for(seed, question.key, question.order, question.sample).getrandbits(32) if decoding.temperature else 0
-    return _Call(question.prompt, question.image.name, response_prefix, draw, decoding)
+    return _Call(question.prompt, names, places, response_prefix, draw, decoding)
 
 
 def _read(

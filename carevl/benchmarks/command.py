@@ -49,7 +49,7 @@ from carevl.store.table import write_atomically
 PREDICTIONS, FIGURES = "predictions.parquet", "figures.json"
 _FINGERPRINT = "carevl.fingerprint"
 """Of what predictions depend on, in the metadata of their file."""
-_OF_ENDPOINTS = {"path", "engine", "max_tokens", "asking", "endpoint", "pool", "pool.batch_size"}
+_OF_ENDPOINTS = {"path", "engine", "max_tokens", "max_images", "asking", "endpoint", "pool", "pool.batch_size"}
 """Settings of a judge that hold for one behind an endpoint."""
 
 

@@ -35,7 +35,7 @@ _MOST_COMPARED = 4
 
 @dataclass(frozen=True)
 class _BenchmarkRow:
-    """A benchmark's row and its image."""
+    """A benchmark's row and an image of it."""
 
     benchmark: str
     key: str
@@ -133,14 +133,13 @@ class Contamination:
             question = _plain(row.question)
             for response in row.responses:
                 self._responses[question, _plain(response)].add(name)
-            if row.image is None:
-                continue
-            if row.image.name not in images:
-                images[row.image.name] = self._identify(row.image, count)
-            if seen := images[row.image.name]:
-                entry = _BenchmarkRow(name, row.key, *seen, row.image)
-                self._by_signature[entry.signature].append(entry)
-                self._by_question[question].append(entry)
+            for image in row.images:
+                if image.name not in images:
+                    images[image.name] = self._identify(image, count)
+                if seen := images[image.name]:
+                    entry = _BenchmarkRow(name, row.key, *seen, image)
+                    self._by_signature[entry.signature].append(entry)
+                    self._by_question[question].append(entry)
         return count
 
     def _identify(self, image: benchmark_rows.Image, count: Counter[str]) -> tuple[ImageSignature, bytes] | None:

@@ -1,4 +1,4 @@
-"""A benchmark's rows from disk, and those of them that cannot be asked because their image is missing."""
+"""A benchmark's rows from disk, and those of them that cannot be asked because an image is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BenchmarkData:
     """Its name or import path."""
     rows: list[Row]
     excluded: tuple[str, ...] = ()
-    """Keys of rows left out because their image is missing."""
+    """Keys of rows left out because an image is missing."""
 
     @property
     def suite(self) -> Suite:
@@ -37,19 +37,16 @@ class BenchmarkData:
         """Return 16 hex digits that change with the rows, or with size or age of an image file."""
         digest = hashlib.sha256()
         for row in self.rows:
-            identity = [
-                row.key,
-                row.group,
-                row.task,
-                row.question,
-                row.responses,
-                row.gold,
-                row.image and row.image.name,
-            ]
+            names = [image.name for image in row.images]
+            shown = names if len(names) > 1 else (*names, None)[0]
+            identity = [row.key, row.group, row.task, row.question, row.responses, row.gold, shown]
+            if any(row.places):
+                identity.append(row.places)
             digest.update(json.dumps(identity).encode())
-            if row.image is not None and row.image.path is not None and row.image.present:
-                file = row.image.path.stat()
-                digest.update(f"{file.st_size} {file.st_mtime_ns}".encode())
+            for image in row.images:
+                if image.path is not None and image.present:
+                    file = image.path.stat()
+                    digest.update(f"{file.st_size} {file.st_mtime_ns}".encode())
         return digest.hexdigest()[:16]
 
     def without_missing_images(self, protocols: Sequence[ProtocolName], *, allowed: bool) -> BenchmarkData:
@@ -63,7 +60,8 @@ class BenchmarkData:
         """
         lacking = [row for row in self.rows if self._lacks_image(row, protocols)]
         keys = tuple(row.key for row in lacking)
-        tried = [str(row.image.path) for row in lacking if row.image is not None and row.image.path is not None]
+        absent = (image for row in lacking for image in row.images if not image.present)
+        tried = [str(image.path) for image in absent if image.path is not None]
         summary = f"{self.suite.name}: {len(keys)} of {len(self.rows)} rows have no image: {list_some(keys)}"
         if tried:
             summary += f"; looked for at {list_some(tried)}"
@@ -75,7 +73,7 @@ class BenchmarkData:
         return BenchmarkData(self.benchmark, kept, keys)
 
     def _lacks_image(self, row: Row, protocols: Sequence[ProtocolName]) -> bool:
-        if row.image is not None and row.image.present:
+        if all(image.present for image in row.images) and (row.images or self.suite.has_text_only):
             return False
         questions = (q for protocol in protocols for q in self.suite.questions([row], protocol, draws=1))
         return any(question.response is None for question in questions)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carevl.benchmarks.predictions import Prediction, by_key, in_orders, refuse_missing
-from carevl.benchmarks.rows import Row
+from carevl.benchmarks.rows import Row, resampling_units
 from carevl.stats.bootstrap import FloatArray, Scored, Statistic
 
 BOTH_ORDERS = ((0, 1), (1, 0))
@@ -21,7 +21,7 @@ def scored_rows(
     counted: NDArray[np.bool_] | None = None,
 ) -> Scored:
     """Return outcomes and statistics over these rows; `counted` as in `Scored`."""
-    return Scored(tuple(row.key for row in rows), tuple(row.unit for row in rows), right, statistics, counted)
+    return Scored(tuple(row.key for row in rows), resampling_units(rows), right, statistics, counted)
 
 
 def pairs_right(rows: Sequence[Row], predictions: Iterable[Prediction]) -> FloatArray:

@@ -12,17 +12,27 @@ from carevl.benchmarks.rows import Image
 from carevl.data.images import ImageLimits
 from carevl.data.pictures import picture
 from carevl.data.rows import RowError
-from carevl.store.schemas import QUESTION_IMAGES, QUESTIONS
+from carevl.store import schemas
+from carevl.store.schemas import QUESTION_IMAGES
 
 if TYPE_CHECKING:
     import PIL.Image
 
+QUESTIONS = pa.schema(
+    [
+        *(field for field in schemas.QUESTIONS if field.name != "image"),
+        ("images", pa.list_(pa.string())),  # keys into images, in their order; empty for a text-only question
+        ("places", pa.list_(pa.int32())),  # characters of the prompt before which they stand; empty: before its words
+    ]
+)
+"""Questions to judges; a part holds a block of them."""
+
 
 def to_questions(block: Sequence[Question]) -> pa.Table:
     """Return the questions of a part, without their images."""
-    names = [name for name in QUESTIONS.names if name != "image"]
+    names = [name for name in QUESTIONS.names if name != "images"]
     rows = [
-        {**{name: getattr(question, name) for name in names}, "image": question.image.name if question.image else None}
+        {**{name: getattr(question, name) for name in names}, "images": [image.name for image in question.images]}
         for question in block
     ]
     return pa.Table.from_pylist(rows, QUESTIONS)
@@ -30,7 +40,7 @@ def to_questions(block: Sequence[Question]) -> pa.Table:
 
 def to_images(block: Sequence[Question]) -> pa.Table:
     """Return each image that these questions name, once; an image that cannot be read has no bytes."""
-    images = {q.image.name: q.image for q in block if q.image is not None and q.response is None}
+    images = {image.name: image for question in block if question.response is None for image in question.images}
     return pa.Table.from_pylist(
         [{"name": name, "bytes": _bytes(image), "error": image.error or None} for name, image in images.items()],
         QUESTION_IMAGES,
@@ -45,10 +55,9 @@ def _bytes(image: Image) -> bytes:
 
 
 def from_row(row: Mapping[str, Any]) -> Question:
-    """Return the question in a row of `to_questions`; of its image it has the name alone."""
-    image = None if row["image"] is None else Image(row["image"])
-    lists = {"order": tuple(row["order"]), "responses": tuple(row["responses"])}
-    return Question(**{**row, **lists, "image": image})
+    """Return the question in a row of `to_questions`; of its images it has the names alone."""
+    lists = {name: tuple(row[name]) for name in ("order", "responses", "places")}
+    return Question(**{**row, **lists, "images": tuple(map(Image, row["images"]))})
 
 
 def read_picture(row: Mapping[str, Any], limits: ImageLimits, resize_pixels: int | None) -> PIL.Image.Image | str:

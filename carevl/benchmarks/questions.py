@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 from carevl.benchmarks.rows import Image, Row
 from carevl.errors import UserError
-from carevl.judging.prompts import Task, judge_prompt
+from carevl.judging.prompts import Task, judge_turn
+from carevl.judging.turns import Turn, shift_places
 from carevl.settings.asking import Asking
 from carevl.settings.data import ProtocolName
 from carevl.stats.draws import rng_for
@@ -29,7 +30,7 @@ class Decoding:
     top_p: float = 1.0
     max_tokens: int | None = None
     image_first: bool = True
-    """Whether the image stands before the text of the user turn."""
+    """Whether images that do not stand within the text of the user turn stand before it."""
 
 
 GREEDY = Decoding()
@@ -47,13 +48,20 @@ class Question:
     sample: int
     task: Task
     prompt: str
-    image: Image | None
+    images: tuple[Image, ...] = ()
     response: str | None = None
     """The assistant turn a reward model has to score. None: the judge writes it."""
     responses: tuple[str, ...] = ()
     """What a judge that scores and sees the image has to score, in the order shown; empty for any other."""
     wording: str | None = None
     """The judge's own wording of a verdict; None: it has none, or the benchmark's is asked for."""
+    places: tuple[int, ...] = ()
+    """Characters of the prompt before which an image stands, as in `Turn`; empty: all of them before its words."""
+
+    @property
+    def turn(self) -> Turn:
+        """The prompt with the images in their places."""
+        return Turn("user", self.prompt, self.places or (0,) * len(self.images))
 
 
 def judge_question(
@@ -61,18 +69,32 @@ def judge_question(
 ) -> Question:
     """Return the row as a question in the judge's own prompt."""
     task = task or row.task
-    prompt = judge_prompt(task, row.question, row.responses, order)
-    return Question(benchmark, protocol, row.key, tuple(order), sample, task, prompt, row.image)
+    turn = judge_turn(task, [row.turn], row.responses, order)
+    return Question(benchmark, protocol, row.key, tuple(order), sample, task, turn.text, row.images, places=turn.places)
+
+
+def official_question(question: Question, row: Row, template: str, **fields: object) -> Question:
+    """Return the question about a row in words of the benchmark's own, with its images in place.
+
+    Args:
+        template: with {question}, with {about} for what it says of its images before that, and with the fields.
+    """
+    about = ("", " about the image", " about the images")[min(len(row.images), 2)]
+    before, _, after = template.partition("{question}")
+    before = before.format(about=about, **fields)
+    prompt = before + row.question + after.format(**fields)
+    return replace(question, prompt=prompt, places=shift_places(row.turn.places, len(before)))
 
 
 def ask_as_trained(question: Question, row: Row, asking: Asking) -> Question:
     """Return a question about a row in the words of the judge that is asked; the benchmark's own words stay."""
     if question.protocol == "official":
         return question
-    prompt, template = question.prompt, asking.template(question.task)
+    template = asking.template(question.task)
     if template is not None:
-        prompt = judge_prompt(question.task, row.question, row.responses, question.order, template)
-    return replace(question, prompt=prompt, wording=asking.verdict)
+        turn = judge_turn(question.task, [row.turn], row.responses, question.order, template)
+        question = replace(question, prompt=turn.text, places=turn.places)
+    return replace(question, wording=asking.verdict)
 
 
 def ask_for_scores(question: Question, row: Row) -> Question:
@@ -87,7 +109,7 @@ def ask_for_scores(question: Question, row: Row) -> Question:
             "nothing; use --protocol strict or official_scorer"
         )
     shown = tuple(row.responses[i] for i in question.order)
-    return replace(question, prompt=row.question, response=None, responses=shown)
+    return replace(question, prompt=row.question, places=row.places, response=None, responses=shown)
 
 
 def strict_questions(benchmark: str, rows: Iterable[Row], protocol: ProtocolName) -> Iterator[Question]:
@@ -115,12 +137,14 @@ def drawn_questions(
 
     Args:
         order: of a row's responses in a draw.
-        official_prompt: of a row with its responses in this order.
+        official_prompt: of a row with its responses in this order; its images stand before or behind all of it.
     """
     for row in rows:
         for sample in range(draws):
             own = judge_question(benchmark, row, protocol, order(row, sample), sample)
-            yield replace(own, prompt=official_prompt(row, own.order)) if protocol == "official" else own
+            if protocol == "official":
+                own = replace(own, prompt=official_prompt(row, own.order), places=())
+            yield own
 
 
 def as_stored(row: Row, _: int = 0) -> tuple[int, ...]:
@@ -135,12 +159,10 @@ def pointwise_questions(
     for row in rows:
         for i, response in enumerate(row.responses):
             for sample in range(draws):
+                own = judge_question(benchmark, row, protocol, (i,), sample, task="pointwise")
                 if protocol == "official":
-                    yield Question(
-                        benchmark, protocol, row.key, (i,), sample, "pointwise", row.question, row.image, response
-                    )
-                else:
-                    yield judge_question(benchmark, row, protocol, (i,), sample, task="pointwise")
+                    own = replace(own, prompt=row.question, places=row.places, response=response)
+                yield own
 
 
 def random_order(seed: int, row: Row, sample: int) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ def _find(suite: Suite, records: Sequence[Record], path: Path) -> Layout:
 def _predict(suite: Suite, answer: FileAnswer, sample: int, judge: str) -> Prediction:
     row, scored = answer.row, isinstance(answer.answer, float)
     task = "pointwise" if scored else row.task
-    question = Question(suite.name, "official", row.key, answer.order, sample, task, "", row.image)
+    question = Question(suite.name, "official", row.key, answer.order, sample, task, "", row.images)
     if isinstance(answer.answer, float):
         return record_score(question, judge, answer.answer)
     return record(question, judge, answer.answer, suite.parse(question, answer.answer))

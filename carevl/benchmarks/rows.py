@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from carevl.data.rows import clean
+from carevl.data.turns import IMAGE_TAG
 from carevl.judging.prompts import Task
+from carevl.judging.turns import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +28,7 @@ _MAX_CSV_FIELD = 2**31 - 1
 
 @dataclass(frozen=True)
 class Image:
-    """A row's image: its bytes, or a path that may not exist. `name` is equal for equal images."""
+    """An image of a row: its bytes, or a path that may not exist. `name` is equal for equal images."""
 
     name: str
     data: bytes | None = field(default=None, repr=False)
@@ -48,7 +51,11 @@ class Image:
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled row of a benchmark."""
+    """One labelled row of a benchmark.
+
+    Raises:
+        ValueError: it has another number of places than of images.
+    """
 
     key: str
     """Stable name: the benchmark's own id and a digest of what tells rows with that id apart."""
@@ -58,9 +65,15 @@ class Row:
     responses: tuple[str, ...]
     gold: tuple[float, ...]
     """One number per response, higher is better; equal numbers are a tie. For `pointwise`, the human rating."""
-    image: Image | None = None
+    images: tuple[Image, ...] = ()
+    places: tuple[int, ...] = ()
+    """Characters of the question before which an image stands, as in `Turn`; empty: all of them before its words."""
     cluster: str = ""
     """Set where rows without a common image belong together all the same."""
+
+    def __post_init__(self) -> None:
+        if self.places and len(self.places) != len(self.images):
+            raise ValueError(f"{self.key}: {len(self.images)} images and {len(self.places)} places")
 
     @property
     def native_id(self) -> str:
@@ -68,9 +81,19 @@ class Row:
         return self.key.rpartition("#")[0]
 
     @property
+    def turn(self) -> Turn:
+        """What is asked, with the images in their places."""
+        return Turn("user", self.question, self.places or (0,) * len(self.images))
+
+    @property
+    def shown(self) -> str:
+        """Name of all that it shows, equal for rows with equal images: these, else the row itself."""
+        return " + ".join(image.name for image in self.images) or self.key
+
+    @property
     def unit(self) -> str:
-        """Name of the unit of resampling, whose rows stay together: the cluster, else the image, else the row."""
-        return self.cluster or (self.image.name if self.image else self.key)
+        """Name of what it is about: the cluster, else the images, else the row."""
+        return self.cluster or self.shown
 
     @property
     def winner(self) -> int:
@@ -180,8 +203,33 @@ def row_key(native: object, *parts: str) -> str:
     return f"{native}#{hashlib.sha256(joined.encode()).hexdigest()[:12]}"
 
 
+def read_images(value: object, root: Path) -> tuple[Image, ...]:
+    """Return the images of a row from its column: one or none, or a list, each as `read_image` takes it.
+
+    What is null in a list counts as missing.
+    """
+    if isinstance(value, list):
+        return tuple(read_image(each, root) or Image("null") for each in value)
+    image = read_image(value, root)
+    return () if image is None else (image,)
+
+
+def take_tags(question: str) -> tuple[str, tuple[int, ...]]:
+    """Return a question without its tags `<image>`, and the characters before which they stood (`Row.places`).
+
+    White space at the ends of one that had tags goes, too.
+    """
+    pieces = question.split(IMAGE_TAG)
+    if len(pieces) == 1:
+        return question, ()
+    text = "".join(pieces)
+    cut, words = len(text) - len(text.lstrip()), text.strip()
+    ends = itertools.accumulate(map(len, pieces[:-1]))
+    return words, tuple(min(max(end - cut, 0), len(words)) for end in ends)
+
+
 def read_image(value: object, root: Path) -> Image | None:
-    """Return the image of a row from its column: `{bytes, path}` as `datasets` has it, bytes, a path, or null.
+    """Return an image: `{bytes, path}` as `datasets` has it, bytes, a path, or null.
 
     A path that leads out of `root` (by `..` or a link) counts as missing.
     """
@@ -229,4 +277,27 @@ def _labels(row: Row) -> list[tuple[str, float]]:
 
 def missing_images(rows: Iterable[Row]) -> list[Row]:
     """Return the rows that name an image which is missing. Text-only rows name none."""
-    return [row for row in rows if row.image is not None and not row.image.present]
+    return [row for row in rows if not all(image.present for image in row.images)]
+
+
+def resampling_units(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the unit of every row, whose rows are drawn together: its cluster, or all rows that images connect.
+
+    A unit has the name (`Row.unit`) of its first row.
+    """
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (parent := parents.setdefault(name, name)) != name:
+            name = parent
+        return name
+
+    connected = [[] if row.cluster else [image.name for image in row.images] for row in rows]
+    for names in connected:
+        for name in names[1:]:
+            parents[root(name)] = root(names[0])
+    first: dict[str, str] = {}
+    return tuple(
+        first.setdefault(root(names[0]), row.unit) if names else row.unit
+        for row, names in zip(rows, connected, strict=True)
+    )

@@ -1,7 +1,8 @@
 """Judges answer every question of some benchmarks; each answer is a row of `predictions`.
 
-A part holds a block of questions, all those about one image together, so that what they share is computed once. All
-judges are asked side by side, each in one pool, whatever the number of benchmarks: loading costs more than a small one.
+A part holds a block of questions, all those about the same images together, so that what they share is computed once.
+All judges are asked side by side, each in one pool, whatever the number of benchmarks: loading costs more than a small
+one.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from carevl.models.locate import adapter_fingerprint, weights_fingerprint
 from carevl.models.row_errors import not_finite
 from carevl.settings.asking import Asking
 from carevl.settings.data import ProtocolName
+from carevl.settings.models import MAX_IMAGES, Judge
 from carevl.settings.requests import is_endpoint
 from carevl.store.run import RunError
 from carevl.store.table import Table, write_atomically
 
 if TYPE_CHECKING:
     from carevl.models.engines.base import ImageScorer
-    from carevl.settings.models import Judge
 
 VERSION = 3
 LEAST_PART_QUESTIONS, PART_QUESTIONS, MOST_PART_QUESTIONS = 32, 256, 4096
@@ -54,13 +55,18 @@ _LIMITS = ImageLimits()
 
 
 def judge_fingerprint_inputs(judge: Judge) -> dict[str, Any]:
-    """Return what a judge's predictions depend on, apart from the questions."""
+    """Return what a judge's predictions depend on, apart from the questions.
+
+    `max_images` is left out for endpoints: once it is raised, the same command asks them what it had refused.
+    """
+    bounded = judge.max_images != MAX_IMAGES and not is_endpoint(judge.path)
     return {
         "version": VERSION,
         "prompts": PROMPT_VERSION,
         "weights": weights_fingerprint(judge.path, judge.revision),
         **({} if judge.adapter is None else {"adapter": adapter_fingerprint(judge.adapter)}),
         **judge.model_dump(include={"engine", "dtype", "max_model_len", "max_tokens"}),
+        **({"max_images": judge.max_images} if bounded else {}),
         **judge.computation,
     }
 
@@ -89,13 +95,13 @@ class EvalSet:
             yield from self.suite.questions(self.rows, protocol, draws=self.draws)
 
     def blocks(self, seed: int, size: int) -> Iterator[list[Question]]:
-        """Yield every question in blocks, those about one image in one; the same blocks for the same arguments."""
+        """Yield every question in blocks, those about the same images in one; equal for equal arguments."""
         suite = self.suite
-        by_image: dict[str, list[Row]] = {}
+        by_images: dict[str, list[Row]] = {}
         for row in self.rows:
-            by_image.setdefault(row.image.name if row.image else row.key, []).append(row)
+            by_images.setdefault(row.shown, []).append(row)
         block: list[Question] = []
-        for rows in by_image.values():
+        for rows in by_images.values():
             for protocol in self.protocols:
                 block += suite.questions(rows, protocol, draws=self.draws, seed=seed)
             if len(block) >= size:
@@ -146,7 +152,7 @@ def predict(
         Name of the judge to rows_in (questions), rows_out (predictions), errors; and fallbacks, if there were any.
 
     Raises:
-        UserError: a row has no image although the judge needs one, or two benchmarks have one name.
+        UserError: a row has no image although its benchmark is about images, or two benchmarks have one name.
         RunError: more questions failed than allowed; what is done stays.
     """
     suites = _import_names(eval_sets)
@@ -164,8 +170,10 @@ def predict(
         _Pass.of(judge, _in_words_of(judge.judge, blocks_of[size], rows), suites, seed, retry)
         for judge, size in zip(judges, sizes, strict=True)
     ]
+    about_images = {each.suite.name for each in eval_sets if not each.suite.has_text_only}
     for each in passes:
-        _refuse_without_image(question for block in each.pending.values() for question in block)
+        asked = (question for block in each.pending.values() for question in block)
+        _refuse_without_image(question for question in asked if question.benchmark in about_images)
     for each in passes:
         for number, block in each.pending.items():
             each.questions.write(number, to_questions(block))
@@ -237,7 +245,7 @@ class _Pass:
     ) -> _Pass:
         target, output, here = run.target, run.target, is_endpoint(run.judge.path)
         missing = {number: block for number, block in enumerate(blocks) if not target.is_made(number)}
-        failed = failed_questions(target, blocks) if retry or here else {}
+        failed = failed_questions(target, blocks, run.judge.max_images) if retry or here else {}
         if retry and not here:
             output = Table(target.directory / "again")
             shutil.rmtree(output.directory, ignore_errors=True)
@@ -316,9 +324,9 @@ def _import_names(eval_sets: Sequence[EvalSet]) -> dict[str, str]:
 
 def _refuse_without_image(questions: Iterable[Question]) -> None:
     for question in questions:
-        if question.image is None and question.response is None:
+        if not question.images and question.response is None:
             raise UserError(
-                f"{question.benchmark}: {question.key} has no image and a vision-language judge needs one; leave such "
+                f"{question.benchmark}: {question.key} has no image, and this benchmark asks about images; leave such "
                 "rows out, or let a text reward model score them under the protocol `official`"
             )
 
@@ -361,15 +369,23 @@ class AnswerProcessor(Processor):
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         questions = [from_row(row) for row in tables["questions"].to_pylist()]
         pictures = {row["name"]: read_picture(row, _LIMITS, self.resize_pixels) for row in tables["images"].to_pylist()}
+        most = self.judge.max_images
         if self.judge.scoring is not None:
-            return to_table(judge_by_scores(self.image_scorer, self.name, questions, pictures))
+            return to_table(judge_by_scores(self.image_scorer, self.name, questions, pictures, most))
         written = [question for question in questions if question.response is None]
         scored = [question for question in questions if question.response is not None]
         suite = SUITES[self.suites[questions[0].benchmark]]  # a part is of one benchmark
         predictions: list[Prediction] = []
         if written:
             predictions += judge_questions(
-                self.writer, self.name, suite, written, pictures, self.seed, force_verdicts=self.force_verdicts
+                self.writer,
+                self.name,
+                suite,
+                written,
+                pictures,
+                self.seed,
+                max_images=most,
+                force_verdicts=self.force_verdicts,
             )
         if scored:
             scores = self.scorer.score([(question.prompt, question.response or "") for question in scored])

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from carevl.benchmarks.pictures import pictures_of
 from carevl.benchmarks.predictions import Prediction, record
 from carevl.benchmarks.questions import Question
+from carevl.judging.turns import Turn
 from carevl.judging.verdicts import Verdict
 from carevl.models.engines.base import ImageScorer, ScoringRequest
 from carevl.models.row_errors import Failure, not_finite, retry_engine
@@ -18,28 +20,34 @@ if TYPE_CHECKING:
 
 
 def judge_by_scores(
-    scorer: ImageScorer, name: str, questions: Sequence[Question], pictures: Mapping[str, Image | str]
+    scorer: ImageScorer,
+    name: str,
+    questions: Sequence[Question],
+    pictures: Mapping[str, Image | str],
+    max_images: int,
 ) -> list[Prediction]:
     """Score the responses of every question, equal ones once, and return a prediction per question.
 
     Args:
         name: of the judge in the predictions.
-        questions: each with an image and the responses to score.
+        questions: each with the responses to score.
         pictures: image name to the picture, or to why there is none.
+        max_images: of a prompt; a question with more is an error.
     """
-    requests: dict[tuple[str, str, str], ScoringRequest] = {}
+    requests: dict[_Asked, ScoringRequest] = {}
     for question in questions:
-        picture = pictures[_image(question)]
-        if not isinstance(picture, str):
+        images = pictures_of(question, pictures, max_images)
+        if not isinstance(images, str):
+            turn = question.turn
             for response in question.responses:
-                key = _image(question), question.prompt, response
-                requests[key] = ScoringRequest((picture,), question.prompt, response)
+                request = ScoringRequest(images, turn.text, response, turn.places)
+                requests.setdefault(_asked(question, response), request)
     scores = dict(zip(requests, retry_engine(scorer, scorer.score, [*requests.values()]), strict=True))
     predictions = []
     for question in questions:
-        picture = pictures[_image(question)]
-        found = [scores.get((_image(question), question.prompt, response)) for response in question.responses]
-        failure = picture if isinstance(picture, str) else _failure(found)
+        images = pictures_of(question, pictures, max_images)
+        found = [scores.get(_asked(question, response)) for response in question.responses]
+        failure = images if isinstance(images, str) else _failure(found)
         if failure is not None:
             error = row_error("evaluate", "not answered", failure)
             predictions.append(record(question, name, "", Verdict("none", ""), error=error))
@@ -48,9 +56,12 @@ def judge_by_scores(
     return predictions
 
 
-def _image(question: Question) -> str:
-    assert question.image is not None
-    return question.image.name
+_Asked = tuple[tuple[str, ...], Turn, str]
+"""Images, what is asked about them, and the response."""
+
+
+def _asked(question: Question, response: str) -> _Asked:
+    return tuple(image.name for image in question.images), question.turn, response
 
 
 def _failure(found: Sequence[float | Failure | None]) -> str | None:

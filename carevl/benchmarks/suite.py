@@ -34,6 +34,8 @@ class Suite(ABC):
     """How the official run generates."""
     default_protocols: ClassVar[tuple[ProtocolName, ...]] = ("official_scorer", "strict")
     """How `carevl evaluate` asks without `--protocol`."""
+    has_text_only: ClassVar[bool] = False
+    """Whether a row without images is asked about its text alone; else its image counts as missing."""
     headlines: ClassVar[tuple[str, ...]] = ()
     """The figures that results.json holds; all of them when empty."""
     by_protocol: ClassVar[bool] = True

@@ -72,7 +72,7 @@ def _row_stage(rows: Sequence[Row], tests: Settings) -> Stage:
 
 
 def _image_and_item(row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
-    data = row.image.read() if row.image else b""
+    data = row.images[0].read() if len(row.images) == 1 else b""
     facts: Mapping[str, Any] = {}
     error = None
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from carevl.benchmarks.rows import resampling_units
 from carevl.compare.arms import OURS, Budget
 from carevl.compare.outcomes import FIGURES, Outcomes, Resamples, estimate, over_seeds
 from carevl.data.drawn import DataRoot
@@ -78,7 +79,7 @@ def compare_arms(bench: ArmRunner, cells: Mapping[str, Sequence[Cell]]) -> Tree:
     """
     subsets = _subsets(bench)
     n_seeds = max(map(len, cells.values()))
-    drawn = Resamples.draw(n_seeds, [row.unit for row in bench.rows])
+    drawn = Resamples.draw(n_seeds, resampling_units(bench.rows))
     values = {name: over_seeds([cell.outcomes for cell in of_arm]) for name, of_arm in cells.items()}
     arms = {name: _figures(drawn, value, subsets) for name, value in values.items()}
     differences: Tree = {}
@@ -121,7 +122,8 @@ def _subsets(bench: ArmRunner) -> dict[str, dict[str, NDArray[np.bool_]]]:
     """Map `caption`, `groups` or `kinds` and a name to its rows, bool [n_rows]; only drawn worlds have kinds."""
     path = Path(DataRoot.of(bench.settings, bench.run).resolve(bench.benchmark.path))
     truths = read_truth(path.parent.parent)
-    truth_of_row = [truths.get((image_id(row.image.read()) if row.image else "", row.question)) for row in bench.rows]
+    images = ["".join(image_id(image.read()) for image in row.images) for row in bench.rows]
+    truth_of_row = [truths.get((image, row.question)) for image, row in zip(images, bench.rows, strict=True)]
     kinds = np.array([truth.kind if truth else "" for truth in truth_of_row])
     groups = np.array([row.group for row in bench.rows])
     return {

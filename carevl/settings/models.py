@@ -81,6 +81,7 @@ SCHEDULING = {
     "use_tqdm_on_load",
 }
 """Arguments of vLLM's engine that say how much is done at a time and where, not what is computed."""
+MAX_IMAGES = 8
 
 
 class Model(Strict):
@@ -266,7 +267,9 @@ class Judge(HeadModel):
     """The vision-language model that becomes the judge."""
 
     max_tokens: int = Field(256, ge=1, description="Longest judgment, in tokens.")
-    max_images: int = Field(8, ge=1, description="Most images of a prompt, for which vLLM keeps room.")
+    max_images: int = Field(
+        MAX_IMAGES, ge=1, description="Most images of a prompt; one with more is an error. vLLM keeps room for so many."
+    )
     adapter: HomePath | None = Field(
         None,
         description="Directory of a LoRA adapter (PEFT) that is loaded on top of `path`, not merged; not in a run, "

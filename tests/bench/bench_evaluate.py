@@ -54,7 +54,7 @@ class OneByOne:
         texts = []
         for question in questions:
             prompt = render_prompt(self.processor, Prompt(question.prompt))
-            inputs = self.processor(text=[prompt], images=[[pictures[question.image.name]]], return_tensors="pt")
+            inputs = self.processor(text=[prompt], images=[[pictures[question.images[0].name]]], return_tensors="pt")
             with torch.inference_mode():
                 output = self.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
             made = output[:, inputs["input_ids"].shape[1] :]
@@ -72,7 +72,9 @@ class Ours:
 
     def judge(self, questions: Sequence[Question], images: dict[str, bytes]) -> list[str]:
         pictures = {name: decode_rgb(data, ImageLimits()) for name, data in images.items()}
-        return [each.text for each in judge_questions(self.judges, "ours", BENCHMARK, questions, pictures, 0)]
+        return [
+            each.text for each in judge_questions(self.judges, "ours", BENCHMARK, questions, pictures, 0, max_images=8)
+        ]
 
 
 @cache
@@ -103,14 +105,14 @@ def main() -> None:
         publish(Path(folder, "world"), 8, seed=7, calibration_images=4)
         rows = BENCHMARK.load(Path(folder, "world/dev/vl_rewardbench.parquet"))[: arguments.pairs]
     questions = list(BENCHMARK.questions(rows, "strict"))
-    images = {row.image.name: row.image.read() for row in rows if row.image}
+    images = {image.name: image.read() for row in rows for image in row.images}
     spawn = multiprocessing.get_context("spawn")
     sides: dict[str, Executor] = {name: ProcessPoolExecutor(1, spawn) for name in ("ours", "peer")}
     seconds, worked = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0)
     equal = 0
     for start in (-1, *range(0, len(questions), BLOCK)):
         block = questions[:4] if start < 0 else questions[start : start + BLOCK]
-        shown = {question.image.name: images[question.image.name] for question in block if question.image}
+        shown = {image.name: images[image.name] for question in block for image in question.images}
         made = {
             name: executor.submit(judged, name, arguments.engine, block, shown).result()
             for name, executor in sides.items()

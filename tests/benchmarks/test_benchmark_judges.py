@@ -47,7 +47,7 @@ def test_miniworld_files_load_like_public_ones(drawn):
     assert len(pairs) == 480
     assert Counter(row.task for row in mixed) == {"pointwise": 160, "pairwise": 160, "ranking": 40}
     assert not missing_images([*pairs, *mixed])
-    assert pairs[0].image.data.startswith(b"\x89PNG")
+    assert pairs[0].images[0].data.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["vl-rewardbench", "mllm-judge"])

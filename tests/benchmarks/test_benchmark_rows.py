@@ -7,7 +7,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from carevl.benchmarks.rows import Image, Row, missing_images, read_image, read_records, row_key, unique
+from carevl.benchmarks.rows import (
+    Image,
+    Row,
+    missing_images,
+    read_image,
+    read_images,
+    read_records,
+    resampling_units,
+    row_key,
+    take_tags,
+    unique,
+)
 
 
 def test_every_file_kind_gives_the_same_records(tmp_path):
@@ -90,10 +101,44 @@ def test_images_are_found_missing_or_not_asked_for(tmp_path, pair):
         read_image(value, tmp_path) for value in ({"bytes": b"x", "path": "gone.png"}, "there.png", "gone.png", None)
     ]
     assert images[0] == Image(images[0].name, b"x")
-    rows = [pair(str(number), image=image) for number, image in enumerate(images)]
+    rows = [pair(str(number), images=(image,) if image else ()) for number, image in enumerate(images)]
     assert [row.key for row in missing_images(rows)] == ["2"]
     assert rows[3].unit == "3"
     assert rows[2].unit == "gone.png"
+
+
+def test_a_column_holds_one_image_none_or_a_list(tmp_path, pair):
+    (tmp_path / "a.png").write_bytes(b"a")
+    assert read_images(None, tmp_path) == read_images("", tmp_path) == read_images([], tmp_path) == ()
+    assert [image.data for image in read_images({"bytes": b"x"}, tmp_path)] == [b"x"]
+    assert [image.present for image in read_images(["a.png", "gone.png", None], tmp_path)] == [True, False, False]
+    row = pair("k", images=read_images(["a.png", "gone.png"], tmp_path))
+    assert missing_images([row]) == [row]
+    assert row.unit == "a.png + gone.png"
+    with pytest.raises(ValueError, match="k: 2 images and 1 places"):
+        pair("k", images=row.images, places=(0,))
+
+
+@pytest.mark.parametrize(
+    ("question", "words", "places"),
+    [
+        ("What?", "What?", ()),
+        (" What? ", " What? ", ()),
+        ("<image>\nWhat?", "What?", (0,)),
+        ("Is <image> like <image>?", "Is  like ?", (3, 9)),
+        ("What is it? <image>", "What is it?", (11,)),
+        ("<image><image>", "", (0, 0)),
+    ],
+)
+def test_tags_are_places(question, words, places):
+    assert take_tags(question) == (words, places)
+
+
+def test_rows_that_images_connect_are_one_unit(pair):
+    shown = {"a": "xy", "b": "z", "c": "zy", "d": "w", "e": "w", "f": "", "g": ""}
+    rows = [pair(key, images=tuple(map(Image, names))) for key, names in shown.items()]
+    rows += [pair("h", images=(Image("x"),), cluster="own"), pair("i", images=(Image("v"),), cluster="own")]
+    assert resampling_units(rows) == ("x + y", "x + y", "x + y", "w", "w", "f", "g", "own", "own")
 
 
 def test_winner_and_ranking_follow_the_gold():

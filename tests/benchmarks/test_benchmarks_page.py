@@ -31,5 +31,5 @@ def test_the_example_runs(name, rows, command, tmp_path, monkeypatch, capsys):
         cli.app.run_here()
     assert not ended.value.code
     figures = json.loads(Path(f"runs/{name}/figures.json").read_text())
-    assert figures["rows"] == 1
-    assert f"{name}: 1 rows" in capsys.readouterr().out
+    assert figures["rows"] == len(rows.splitlines())
+    assert f"{name}: {figures['rows']} rows" in capsys.readouterr().out

@@ -12,7 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from carevl.benchmarks.contamination import Contamination
+from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot, draw
+from carevl.data.images import ImageLimits
+from carevl.data.perceptual_hash import signature_of
 from carevl.errors import SettingsError
 from carevl.settings.data import Benchmark
 from carevl.settings.data import Source as SettingsSource
@@ -22,6 +26,7 @@ from carevl.stages import ingest
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 from carevl.store.schemas import CONTAMINATED
+from tests.helpers.families import draw_picture
 
 WORLD = ["miniworld.items=80", "miniworld.calibration_images=20", "data.parts=3"]
 Lines = Callable[..., Path]
@@ -149,6 +154,30 @@ def test_missing_and_broken_benchmark_images_are_counted(run: Run, tmp_path: Pat
         "missing_images": 1,
         "broken_images": 1,
     }
+
+
+def test_every_image_of_a_benchmark_row_is_screened(tmp_path: Path) -> None:
+    pictures = {name: draw_picture(n) for n, name in enumerate("abcd")}
+    files = {name: save(_png(picture), tmp_path / f"{name}.png") for name, picture in pictures.items()}
+    rows = tmp_path / "pairs.jsonl"
+    pair = {"id": 1, "images": [files["a"], files["b"]], "question": "Is <image> like <image>?", "better": 0}
+    rows.write_text(json.dumps(pair | {"responses": ["Yes.", "No."]}))
+    screened = Contamination({"pairwise": SUITES["pairwise"].load(rows)}, ImageLimits())
+    item = {"sources": [{"source": "s"}], "question": "New?", "responses": ["Yes.", "No."]}
+    found = {}
+    for name, picture in pictures.items():
+        error = screened.screen(item, _png(picture), signature_of(picture)).get("error")
+        found[name] = error and error["message"].partition("#")[0]
+    leak = "shares the pixels of its image with row 1"
+    assert found == {"a": leak, "b": leak, "c": None, "d": None}
+    report = screened.report()["pairwise"]
+    assert (report["rows"], report["images"], report["removed"]) == (1, 2, {"s": {"equal_pixels": 2}})
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def test_an_unknown_benchmark_is_named(run: Run, tmp_path: Path) -> None:

@@ -350,7 +350,7 @@ def pairs(pair):
         Image.new("RGB", (4, 4), (n, 0, 0)).save(buffer, "PNG")
         return benchmark_rows.Image(f"image {n}", data=buffer.getvalue())
 
-    return [pair(f"k{n}", image=image(n)) for n in range(3)]
+    return [pair(f"k{n}", images=(image(n),)) for n in range(3)]
 
 
 def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
@@ -368,15 +368,59 @@ def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
 
 def test_an_image_that_cannot_be_shown_is_an_error_of_its_questions(server, pairs, pair, tmp_path):
     judge = Judge(path=server.address)
-    several = pair("several", image=benchmark_rows.Image("a + b", error="several images: 2"))
-    test = EvalSet("multimodal-rewardbench-2", [pairs[0], several], ["strict"])
+    drawn = pair("drawn", images=(benchmark_rows.Image("a + b", error="images in responses: 2"),))
+    test = EvalSet("multimodal-rewardbench-2", [pairs[0], drawn], ["strict"])
     counts = predict([JudgeRun(judge, "j", Table(tmp_path))], [test], lambda *_: None, max_error_fraction=0.5)["j"]
     assert (counts["errors"], len(server.requests)) == (2, 2)
     errors = {(p.key, p.error and p.error["message"]) for p in from_table(Table(tmp_path).read())}
-    assert errors == {(pairs[0].key, None), ("several", "several images: 2")}
+    assert errors == {(pairs[0].key, None), ("drawn", "images in responses: 2")}
     lines: list[str] = []
     predict([JudgeRun(judge, "j", Table(tmp_path))], [test], lambda *_: None, max_error_fraction=0.5, log=lines.append)
     assert (lines, len(server.requests)) == ([], 2)
+
+
+def _shown(body):
+    """Return the texts and the red of the images that a request has, in their order."""
+    [message] = body["messages"]
+    parts = []
+    for part in message["content"]:
+        if part["type"] == "text":
+            parts.append(part["text"].partition("\n")[0])
+        else:
+            sent = base64.b64decode(part["image_url"]["url"].removeprefix("data:image/png;base64,"))
+            parts.append(Image.open(io.BytesIO(sent)).getpixel((0, 0))[0])
+    return parts
+
+
+def test_images_stand_in_their_places_and_more_than_the_judge_takes_are_not_sent(server, pairs, pair, tmp_path):
+    images = [row.images[0] for row in pairs]
+    rows = [
+        pair("none"),
+        pair("one", images=(images[1],)),
+        pair("two", images=(images[2], images[1]), places=(0, 5)),
+        pair("many", images=(*images, images[0])),
+    ]
+    test, target, lines = EvalSet("pairwise", rows, ["strict"]), Table(tmp_path), []
+
+    def ask(max_images):
+        judge = Judge(path=server.address, max_images=max_images, endpoint={"concurrency": 1})
+        run = JudgeRun(judge, "j", target)
+        return predict([run], [test], lambda *_: None, max_error_fraction=0.5, log=lines.append)["j"]
+
+    assert ask(3) == {"rows_in": 8, "rows_out": 8, "errors": 2}
+    assert [_shown(body) for *_, body in server.requests[::2]] == [
+        ["Question: Which?"],
+        [1, "Look at the image. Question: Which?"],
+        ["Look at the images. Question: ", 2, "Which", 1, "?"],
+    ]
+    errors = {(p.key, p.error["message"].partition(";")[0]) for p in from_table(target.read()) if p.error}
+    assert errors == {("many", "its prompt has 4 images, and max_images of the judge is 3")}
+    assert (ask(3)["errors"], len(server.requests), lines) == (2, 6, [])
+    assert ask(4)["errors"] == 0
+    assert lines == ["j: 2 questions that failed are asked again; answers are kept"]
+    assert [_shown(body) for *_, body in server.requests[6:]] == [
+        [0, 1, 2, 0, "Look at the images. Question: Which?"]
+    ] * 2
 
 
 @pytest.mark.parametrize("retry", [False, True])
@@ -597,8 +641,8 @@ def test_a_cut_judgment_that_gets_no_verdict_stays_cut(server, rows_file, reply)
 def test_official_draws_are_sampled_as_the_benchmark_does(server, pairs):
     suite = SUITES["vl-rewardbench"]
     questions = list(suite.questions(pairs[:1], "official"))
-    pictures = {pairs[0].image.name: Image.new("RGB", (4, 4))}
-    predictions = judge_questions(_judge(server.address), "j", suite, questions, pictures, seed=0)
+    pictures = {pairs[0].shown: Image.new("RGB", (4, 4))}
+    predictions = judge_questions(_judge(server.address), "j", suite, questions, pictures, seed=0, max_images=8)
     assert len(predictions) == len(server.requests) == 5
     bodies = [body for *_, body in server.requests]
     assert {(body["temperature"], body["top_p"], body["max_tokens"]) for body in bodies} == {(0.2, 0.2, 2048)}

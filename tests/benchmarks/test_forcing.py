@@ -35,7 +35,7 @@ def questions(small_world):
     suite = SUITES["mllm-judge"]
     rows = suite.load(small_world / "dev/mllm_judge")
     chosen = [row for task in ("pointwise", "pairwise", "ranking") for row in [r for r in rows if r.task == task][:2]]
-    pictures = {row.image.name: decode_rgb(row.image.read(), ImageLimits(), None) for row in chosen}
+    pictures = {row.shown: decode_rgb(row.images[0].read(), ImageLimits(), None) for row in chosen}
     return suite, list(suite.questions(chosen, "strict")), pictures
 
 
@@ -43,7 +43,9 @@ def questions(small_world):
 def test_a_judgment_that_was_cut_ends_with_a_verdict_where_that_is_asked_for(questions, force_verdicts):
     suite, asked, pictures = questions
     judge = EngineJudge(Judge(path="miniworld:judge", engine="transformers", dtype="float32", max_tokens=3))
-    predictions = judge_questions(judge, "short", suite, asked, pictures, 0, force_verdicts=force_verdicts)
+    predictions = judge_questions(
+        judge, "short", suite, asked, pictures, 0, max_images=8, force_verdicts=force_verdicts
+    )
     counts = count_verdicts(from_table(to_table(predictions)))
     pairwise = [each for question, each in zip(asked, predictions, strict=True) if question.task == "pairwise"]
     if not force_verdicts:

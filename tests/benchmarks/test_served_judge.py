@@ -78,11 +78,11 @@ def ask(small_world):
     suite = SUITES["mllm-judge"]
     rows = suite.load(small_world / "dev/mllm_judge")
     chosen = [row for task in ("pointwise", "pairwise", "ranking") for row in [r for r in rows if r.task == task][:4]]
-    pictures = {row.image.name: decode_rgb(row.image.read(), ImageLimits(), None) for row in chosen}
+    pictures = {row.shown: decode_rgb(row.images[0].read(), ImageLimits(), None) for row in chosen}
 
     def answer(judge, *protocols, **options):
         questions = [question for protocol in protocols for question in suite.questions(chosen, protocol)]
-        return judge_questions(judge, "j", suite, questions, pictures, 0, **options)
+        return judge_questions(judge, "j", suite, questions, pictures, 0, max_images=8, **options)
 
     return answer
 

@@ -107,12 +107,12 @@ def test_images_are_not_looked_for_outside_their_folder(tmp_path):
     file = tmp_path / "data/rows.jsonl"
     file.write_text(json.dumps(PAIR | {"image": "../secret.png"}))
     [row] = load("vl-rewardbench", file).rows
-    assert not row.image.present
+    assert not row.images[0].present
     [row] = load("vl-rewardbench", file, tmp_path).rows
-    assert not row.image.present
+    assert not row.images[0].present
     file.write_text(json.dumps(PAIR | {"image": "secret.png"}))
     [row] = load("vl-rewardbench", file, tmp_path).rows
-    assert row.image.present
+    assert row.images[0].present
 
 
 def test_text_that_no_table_takes_is_replaced(tmp_path):

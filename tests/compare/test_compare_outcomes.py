@@ -10,7 +10,7 @@ from carevl.compare.outcomes import Resamples, estimate, of_predictions, of_prob
 
 
 def _row(key, gold=(1.0, 0.0), image="i"):
-    return Row(key, "pairwise", "general", "q", ("a", "b"), gold, Image(image))
+    return Row(key, "pairwise", "general", "q", ("a", "b"), gold, (Image(image),))
 
 
 def _prediction(key, order, winner, probability=None):

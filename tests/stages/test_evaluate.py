@@ -83,7 +83,7 @@ def _questions(name, rows, protocols):
 
 
 def _pictures(rows):
-    return {row.image.name: decode_rgb(row.image.read(), ImageLimits()) for row in rows}
+    return {row.shown: decode_rgb(row.images[0].read(), ImageLimits()) for row in rows}
 
 
 def test_every_question_has_one_prediction(first, pairs):
@@ -143,7 +143,7 @@ def test_equal_judgments_are_made_once_and_stored_for_every_protocol(counting, p
     asked = _questions("vl-rewardbench", pairs, BOTH)
     counting.asked.clear()
     suite = SUITES["vl-rewardbench"]
-    predictions = judge_questions(counting, "j", suite, asked, _pictures(pairs), seed=0)
+    predictions = judge_questions(counting, "j", suite, asked, _pictures(pairs), seed=0, max_images=8)
     assert set(counting.asked.values()) == {1}
     assert len(counting.asked) == 2 * len(pairs) < len(asked)
     texts = {(p.key, p.order): p.text for p in predictions if p.protocol == "strict"}
@@ -160,7 +160,7 @@ def test_the_probability_agrees_with_the_verdict_and_with_a_second_look(first, c
     for p in greedy[:6]:
         question = prompts[p.key, p.order]
         begun = p.text[: p.text.rindex("Answer") + len("Answer ")]
-        request = GenerationRequest((pictures[question.image.name],), question.prompt, begun)
+        request = GenerationRequest((pictures[question.images[0].name],), question.prompt, begun)
         [looked] = counting.engine.generate([request], max_tokens=1, logprob_texts=["1", "2"])
         one, two = looked.logprobs[0]
         share = 1 / (1 + math.exp(two - one))
@@ -178,7 +178,7 @@ def test_a_forced_verdict_has_no_evidence_and_a_probability(first):
 def test_ratings_and_rankings_are_judged_too(counting, mixed):
     suite = SUITES["mllm-judge"]
     asked = _questions("mllm-judge", mixed, [*BOTH, "verdict_prob", "official"])
-    predictions = judge_questions(counting, "j", suite, asked, _pictures(mixed), seed=0)
+    predictions = judge_questions(counting, "j", suite, asked, _pictures(mixed), seed=0, max_images=8)
     forced = [p for p in predictions if p.protocol == "verdict_prob"]
     rankings = [p for p in forced if len(p.order) > 2]
     assert all(p.status == "ok" for p in forced if p not in rankings)
@@ -204,8 +204,8 @@ def test_the_summary_has_the_names_that_results_rely_on(first, pairs):
 
 def test_a_broken_image_is_an_error_of_its_rows(ray, pairs, tmp_path):
     rows = [
-        replace(pairs[0], image=Image("broken", data=b"<svg/>")),
-        replace(pairs[1], image=Image("gone")),
+        replace(pairs[0], images=(Image("broken", data=b"<svg/>"),)),
+        replace(pairs[1], images=(Image("gone"),)),
         *pairs[2:5],
     ]
     counts, predictions, _ = _predict(rows, ["strict"], Table(tmp_path), max_error_fraction=0.5)
@@ -221,16 +221,16 @@ def test_a_broken_image_is_an_error_of_its_rows(ray, pairs, tmp_path):
 def test_what_the_model_refuses_fails_alone(counting, pairs):
     """A Qwen2-VL processor raises ValueError on an image 200 times as wide as high, whatever else is in the batch."""
     suite, pictures = SUITES["vl-rewardbench"], _pictures(pairs[:3])
-    pictures[pairs[1].image.name] = pictures[pairs[1].image.name].resize((4200, 20))
+    pictures[pairs[1].shown] = pictures[pairs[1].shown].resize((4200, 20))
     asked = _questions("vl-rewardbench", pairs[:3], ["strict"])
-    predictions = judge_questions(counting, "j", suite, asked, pictures, seed=0)
+    predictions = judge_questions(counting, "j", suite, asked, pictures, seed=0, max_images=8)
     assert {p.key for p in predictions if p.error} == {pairs[1].key}
     assert all("aspect ratio" in p.error["message"] for p in predictions if p.error)
 
 
 def test_a_row_without_image_is_refused_not_guessed(pairs, tmp_path):
-    with pytest.raises(UserError, match="has no image and a vision-language judge needs one"):
-        _predict([replace(pairs[0], image=None)], ["strict"], Table(tmp_path))
+    with pytest.raises(UserError, match="has no image, and this benchmark asks about images"):
+        _predict([replace(pairs[0], images=())], ["strict"], Table(tmp_path))
 
 
 def test_a_reward_model_scores_the_responses(ray, tmp_path):

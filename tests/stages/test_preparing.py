@@ -104,7 +104,7 @@ def test_predictions(tables, no_decoding):
     told = {"benchmark": "vl-rewardbench", "protocol": "strict", "sample": 0, "task": "pairwise"}
     prompt = "Which is better?"
     asked = [
-        Question(**told, key=f"{name}-{order}", order=order, prompt=prompt, image=Named(name), response=None)
+        Question(**told, key=f"{name}-{order}", order=order, prompt=prompt, images=(Named(name),), response=None)
         for name in ("a", "b")
         for order in ((0, 1), (1, 0))
     ]

@@ -79,7 +79,7 @@ def _tables(photograph):
 
 def _questions(photograph):
     fields = {"benchmark": "vl-rewardbench", "protocol": "strict", "sample": 0, "task": "pairwise", "order": (0, 1)}
-    question = Question(**fields, key="1", prompt="Which?", image=Named("a"), response=None)
+    question = Question(**fields, key="1", prompt="Which?", images=(Named("a"),), response=None)
     images = pa.Table.from_pylist([{"name": "a", "bytes": photograph}], QUESTION_IMAGES)
     return {"questions": to_questions([question]), "images": images}
 

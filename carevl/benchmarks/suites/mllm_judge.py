@@ -39,7 +39,7 @@ from carevl.benchmarks.questions import (
     judge_question,
     strict_questions,
 )
-from carevl.benchmarks.rows import Record, Row, read_image, read_records, row_key, unique
+from carevl.benchmarks.rows import Record, Row, read_images, read_records, row_key, unique
 from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites import mllm_judge_metrics as metrics
 from carevl.benchmarks.suites.mllm_judge_metrics import LETTERS
@@ -170,25 +170,31 @@ def _label(record: Record) -> object:
 def read_row(record: Record, root: Path) -> Row:
     """Return one row of the file. Raises ValueError as `load` does."""
     question, dataset, label = record.text("instruction"), record.text("original_dataset"), str(_label(record)).strip()
-    image = read_image(record.text("image_path"), root)
+    images = read_images(record.text("image_path"), root)
     if "answers" in record.values:
         texts = tuple(_answer(answer, record) for answer in record.get("answers"))
         if sorted(label) != sorted(LETTERS[: len(texts)]):
             raise ValueError(f"{record.location}: expected a permutation of {len(texts)} letters, found {label!r}")
         gold = tuple(-float(label.index(LETTERS[i])) for i in range(len(texts)))
         key = row_key(record.get("batch_id", "id"), question, *texts)
-        return Row(key, "ranking", dataset, question, texts, gold, image)
+        return Row(key, "ranking", dataset, question, texts, gold, images)
     if "answer1" in record.values:
         texts = (_answer(record.get("answer1"), record), _answer(record.get("answer2"), record))
         if label not in _WINNERS:
             raise ValueError(f"{record.location}: expected A, B, C or -1, found {label!r}")
         key = row_key(record.get("pair_id"), question, *texts)
-        return Row(key, "pairwise", dataset, question, texts, (float(label == "A"), float(label == "B")), image)
+        return Row(key, "pairwise", dataset, question, texts, (float(label == "A"), float(label == "B")), images)
     if label not in _RATINGS:
         raise ValueError(f"{record.location}: expected a rating from 1 to 5, found {label!r}")
     texts = (record.text("answer"),)
     return Row(
-        row_key(record.get("score_id"), question, *texts), "pointwise", dataset, question, texts, (float(label),), image
+        row_key(record.get("score_id"), question, *texts),
+        "pointwise",
+        dataset,
+        question,
+        texts,
+        (float(label),),
+        images,
     )
 
 

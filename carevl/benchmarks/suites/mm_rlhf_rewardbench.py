@@ -31,7 +31,7 @@ from carevl.benchmarks.questions import (
     pointwise_questions,
     strict_questions,
 )
-from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
+from carevl.benchmarks.rows import Record, Row, load_rows, read_images, row_key
 from carevl.benchmarks.suite import Suite
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import FloatArray, Scored, Statistic, mean
@@ -110,7 +110,7 @@ def read_row(record: Record, root: Path) -> Row:
         question=question,
         responses=responses,
         gold=(1.0, 0.0),
-        image=read_image(picture, root),
+        images=read_images(picture, root),
         cluster=row_id,
     )
 

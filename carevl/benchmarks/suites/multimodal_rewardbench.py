@@ -30,7 +30,7 @@ from carevl.benchmarks.questions import (
     is_strict,
     strict_questions,
 )
-from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
+from carevl.benchmarks.rows import Record, Row, load_rows, read_images, row_key
 from carevl.benchmarks.suite import Suite
 from carevl.judging.verdicts import Verdict
 from carevl.settings.data import ProtocolName
@@ -138,7 +138,7 @@ def read_row(record: Record, root: Path) -> Row:
         question=question,
         responses=responses,
         gold=(float(better == "Output1"), float(better == "Output2")),
-        image=read_image(record.get("Image"), root),
+        images=read_images(record.get("Image"), root),
     )
 
 

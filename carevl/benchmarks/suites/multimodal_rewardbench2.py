@@ -10,10 +10,10 @@ Scorer: `evaluate/compute_scores/compute_accuracy.py`. What its files are like, 
   `macro` is the mean of the tasks, as in its table.
 - The script that asks repairs broken JSON; here the last `"better_response": "…"` in the text is the judgment.
 
-A prompt or a response is a list of texts and images. A question here has one image: a pair with several in its prompt,
-or with images in its responses, cannot be shown to a judge. It stays a row, its questions are errors that say why, and
-result files are scored on it all the same. Under `official` the judge is asked in words of ours for the JSON that the
-official prompts ask for.
+A prompt or a response is a list of texts and images. Several images of a prompt are shown where they stand in it, a
+single one before all words. A judge reads responses as text: a pair with images in them stays a row, its questions are
+errors that say why, and result files are scored on it all the same. Under `official` the judge is asked in words of
+ours for the JSON that the official prompts ask for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ import numpy as np
 from carevl.benchmarks.layouts import FileAnswer, Layout, RowIndex
 from carevl.benchmarks.outcomes import BOTH_ORDERS, pairs_right, scored_rows
 from carevl.benchmarks.predictions import Prediction, in_orders
-from carevl.benchmarks.questions import Decoding, Question, is_strict, strict_questions
-from carevl.benchmarks.rows import Image, Record, Row, read_image, read_records, row_key, unique
+from carevl.benchmarks.questions import Decoding, Question, is_strict, official_question, strict_questions
+from carevl.benchmarks.rows import Image, Record, Row, read_images, read_records, row_key, unique
 from carevl.benchmarks.suite import Suite
 from carevl.judging.verdicts import Verdict
 from carevl.settings.data import ProtocolName
@@ -39,12 +38,11 @@ from carevl.stats.bootstrap import Scored, accuracy_statistics, average, divide,
 
 TASKS = ("t2i", "edit", "interleaved", "reasoning")
 IMAGE_PLACE = "[image]"
-"""What stands for an image in the text of a prompt or a response."""
+"""What stands for an image in the text of a response, and in what keys are made from."""
 _JUDGMENT = re.compile(r'"better_response"\s*:\s*"([^"]*)"')
 _LETTERS = ("A", "B")
 
-_PROMPT = """Two assistants, A and B, were given the same request about the image. Say which of their responses is \
-better.
+_PROMPT = """Two assistants, A and B, were given the same request{about}. Say which of their responses is better.
 
 Look at correctness first, then at helpfulness, completeness and clarity. A longer response is not a better one for \
 being longer, and the order in which the responses stand says nothing.
@@ -68,6 +66,7 @@ class MultimodalRewardBench2(Suite):
     name = "multimodal-rewardbench-2"
     summary = "pairs of four tasks, as far as responses are text"
     decoding = Decoding(temperature=1.0, max_tokens=2000)
+    has_text_only = True
     headlines = ("overall", "macro")
 
     def load(self, path: Path, images: Path | None = None) -> list[Row]:
@@ -97,8 +96,7 @@ class MultimodalRewardBench2(Suite):
             for question in strict_questions(self.name, [row], protocol):
                 if protocol == "official":
                     first, second = (row.responses[i] for i in question.order)
-                    prompt = _PROMPT.format(question=row.question, first=first, second=second)
-                    yield replace(question, prompt=prompt)
+                    yield official_question(question, row, _PROMPT, first=first, second=second)
                 else:
                     yield question
 
@@ -170,17 +168,23 @@ def read_row(pair: Record, root: Path, task: str) -> Row:
     chosen = pair.text("chosen")
     if chosen not in _LETTERS:
         raise ValueError(f"{pair.location}: chosen must be A or B, found {chosen!r:.80}")
-    pictures = [value for kind, value in prompt if kind == "image"]
-    question = _text(prompt if len(pictures) > 1 else [each for each in prompt if each[0] == "text"])
+    in_prompt, in_responses = _images(prompt), _images([part for response in responses for part in response])
+    question, places = _question(prompt)
+    if in_responses:
+        error = f"images in responses: this pair has {len(in_responses)}, and a judge reads responses as text"
+        images: tuple[Image, ...] = (Image(" + ".join([*in_prompt, *in_responses]), error=error),)
+    else:
+        images = read_images(in_prompt, root)
     texts = tuple(map(_text, responses))
     return Row(
-        key=row_key(pair.get("id", "pair_id"), question, *texts),
+        key=row_key(pair.get("id", "pair_id"), _text(prompt) if len(places) > 1 else question, *texts),
         task="pairwise",
         group=task,
         question=question,
         responses=texts,
         gold=(float(chosen == "A"), float(chosen == "B")),
-        image=_image(pictures, [value for each in responses for kind, value in each if kind == "image"], root),
+        images=images,
+        places=places if len(images) > 1 else (),
     )
 
 
@@ -206,15 +210,20 @@ def _text(segments: Iterable[tuple[str, str]]) -> str:
     return "\n".join(value if kind == "text" else IMAGE_PLACE for kind, value in segments)
 
 
-def _image(in_prompt: Sequence[str], in_responses: Sequence[str], root: Path) -> Image | None:
-    """Return the image of the question, which says why it cannot be shown where there is not exactly one."""
-    if in_responses:
-        error = f"images in responses: this pair has {len(in_responses)}, and a judge reads responses as text"
-    elif len(in_prompt) > 1:
-        error = f"several images: the prompt of this pair has {len(in_prompt)}, and a question has one"
-    else:
-        return read_image(in_prompt[0], root) if in_prompt else None
-    return Image(" + ".join([*in_prompt, *in_responses]), error=error)
+def _question(segments: Iterable[tuple[str, str]]) -> tuple[str, tuple[int, ...]]:
+    """Return the texts of a prompt, a line or more for each, and the places of its images in them."""
+    text, places = "", []
+    for kind, value in segments:
+        if kind == "image":
+            places.append(len(text))
+        else:
+            text += f"{value}\n"
+    question = text.removesuffix("\n")
+    return question, tuple(min(place, len(question)) for place in places)
+
+
+def _images(segments: Iterable[tuple[str, str]]) -> list[str]:
+    return [value for kind, value in segments if kind == "image"]
 
 
 def official_judgment(text: str) -> str | None:

@@ -41,6 +41,7 @@ class RewardBench2(Suite):
 
     name = "rewardbench2"
     summary = "text only, for reward models"
+    has_text_only = True
     default_protocols = ("official",)
 
     def load(self, path: Path, images: Path | None = None) -> list[Row]:

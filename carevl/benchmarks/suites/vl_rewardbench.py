@@ -36,7 +36,7 @@ from carevl.benchmarks.questions import (
     random_order,
     strict_questions,
 )
-from carevl.benchmarks.rows import Record, Row, load_rows, read_image, row_key
+from carevl.benchmarks.rows import Record, Row, load_rows, read_images, row_key
 from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites.vl_rewardbench_files import LMMS_EVAL, VLMEVALKIT
 from carevl.benchmarks.suites.vl_rewardbench_published import published_table
@@ -164,7 +164,7 @@ def read_row(record: Record, root: Path) -> Row:
         question=question,
         responses=responses,
         gold=tuple(-float(rank) for rank in ranks),
-        image=read_image(record.values.get("image"), root),
+        images=read_images(record.values.get("image"), root),
     )
 
 

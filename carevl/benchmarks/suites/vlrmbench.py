@@ -8,6 +8,8 @@ Questions: `model_eval/vllm_localapi_eval.py`; scorer: `model_eval/get_ms_eval_r
   text are the scores (8.5 counts as 8 and 5); what is missing of them is 0. A pair is right if the better response has
   more points over both orders: equal, or no text at all, is wrong.
 - Rows with `error_info` are not asked and do not count.
+- A row has a list of images, and a question about several often has a tag `<image>` where each belongs. A judge is
+  shown them there; the script shows all of them first, and leaves the tags in the text.
 
 Under `official` the judge is asked in words of ours for a list of two scores. Under `official_scorer` a verdict for a
 response is one point. The other eleven tasks are none of a judge's here: eight ask to mark the steps of one chain, one
@@ -19,7 +21,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ import numpy as np
 from carevl.benchmarks.layouts import FileAnswer, Layout, RowIndex
 from carevl.benchmarks.outcomes import BOTH_ORDERS, pairs_right, scored_rows
 from carevl.benchmarks.predictions import Prediction, in_orders
-from carevl.benchmarks.questions import Decoding, Question, is_strict, strict_questions
-from carevl.benchmarks.rows import Image, Record, Row, read_image, read_records, row_key, unique
+from carevl.benchmarks.questions import Decoding, Question, is_strict, official_question, strict_questions
+from carevl.benchmarks.rows import Record, Row, read_images, read_records, row_key, take_tags, unique
 from carevl.benchmarks.suite import Suite
 from carevl.judging.verdicts import Verdict
 from carevl.settings.data import ProtocolName
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 FILE = "multi_solution.jsonl"
 _NUMBER = re.compile(r"\d+")
 
-_PROMPT = """Two assistants answered the same question about the image. Rate each response with a whole number from 0 \
+_PROMPT = """Two assistants answered the same question{about}. Rate each response with a whole number from 0 \
 to 10: 0 has nothing to do with the question or makes no sense, 10 is right, well argued and to the point.
 
 Question:
@@ -60,6 +61,7 @@ class VlrmBench(Suite):
     name = "vlrmbench"
     summary = "pairs of chains of reasoning (Multi-Solution)"
     decoding = Decoding(max_tokens=256)
+    has_text_only = True
 
     def load(self, path: Path, images: Path | None = None) -> list[Row]:
         """Return the rows of `multi_solution.jsonl`, or of the folder that has it; image paths as in the benchmark.
@@ -82,8 +84,7 @@ class VlrmBench(Suite):
             for question in strict_questions(self.name, [row], protocol):
                 if protocol == "official":
                     first, second = (row.responses[i] for i in question.order)
-                    prompt = _PROMPT.format(question=row.question, first=first, second=second)
-                    yield replace(question, prompt=prompt)
+                    yield official_question(question, row, _PROMPT, first=first, second=second)
                 else:
                     yield question
 
@@ -132,26 +133,24 @@ class VlrmBench(Suite):
 def read_row(record: Record, root: Path) -> Row:
     """Return one row of the file. Raises ValueError as `load` does."""
     question, responses = record.text("question"), (_steps(record, "step_list"), _steps(record, "reasoning_error"))
+    images = read_images(list(record.texts("image")), root)
+    words, places = take_tags(question)
+    if len(images) < 2 or len(places) != len(images):
+        words, places = question, ()
     return Row(
         key=row_key(record.get("id"), question, *responses),
         task="pairwise",
         group="multi_solution",
-        question=question,
+        question=words,
         responses=responses,
         gold=(1.0, 0.0),
-        image=_image(record.texts("image"), root),
+        images=images,
+        places=places,
     )
 
 
 def _steps(record: Record, name: str) -> str:
     return "".join(record.texts(name)).strip() if isinstance(record.get(name), list) else record.text(name)
-
-
-def _image(names: Sequence[str], root: Path) -> Image | None:
-    if len(names) > 1:
-        error = f"several images: this row has {len(names)}, and a question has one"
-        return Image(" + ".join(names), error=error)
-    return read_image(names[0], root) if names else None
 
 
 def official_scores(text: str) -> tuple[int, int]:

@@ -36,7 +36,7 @@ def test_subgroups_follow_the_id(write, row_id, category, group):
 def test_a_csv_row_becomes_a_pair(write, tmp_path):
     row = SUITE.load(write('x,"two\nlines",images/i.png,"a, b",c,Output2,vqa'))[0]
     assert (row.question, row.responses, row.winner) == ("two\nlines", ("a, b", "c"), 1)
-    assert row.image.path == tmp_path / "images/i.png"
+    assert row.images[0].path == tmp_path / "images/i.png"
 
 
 def test_numbers_stay_text(write):

@@ -46,7 +46,7 @@ def test_a_pair_becomes_a_row_of_its_task(write, tmp_path):
         "How many?",
         ("Two.", "Three."),
     )
-    assert (row.winner, row.image.path) == (1, tmp_path / "input_images/p.png")
+    assert (row.winner, row.images[0].path) == (1, tmp_path / "input_images/p.png")
 
 
 def test_a_folder_holds_a_file_per_task(write, tmp_path):
@@ -67,19 +67,41 @@ def test_the_id_may_be_called_as_in_the_readme(write):
     assert SUITE.load(write(pair))[0].native_id == "r"
 
 
+@pytest.mark.parametrize("task", ["interleaved", "reasoning"])
 @pytest.mark.parametrize(
-    ("fields", "question", "responses", "error"),
+    ("prompt", "images", "parts"),
     [
-        (SEVERAL, "[image]\nWhich of\n[image]\nthese?", ("Two.", "Three."), "several images: the prompt .* has 2"),
-        (DRAWN, "Draw.", ("[image]\nHere.", "Three."), "images in responses: this pair has 1"),
+        (SEVERAL["prompt_content"], ["1.png", "2.png"], [None, "Which of\n", None, "these?"]),
+        ([["text", "Compare."], ["image", "1.png"], ["image", "2.png"]], ["1.png", "2.png"], ["Compare.", None, None]),
+        ([["image", "1.png"], ["image", "2.png"], ["text", "Same?"]], ["1.png", "2.png"], [None, None, "Same?"]),
+        ([["text", "A"], ["image", "1.png"], ["text", "b?"]], ["1.png"], [None, "A\nb?"]),
+        ([["text", "Is 7 prime?"]], [], ["Is 7 prime?"]),
     ],
 )
-def test_what_cannot_be_shown_is_an_error_of_its_questions(write, fields, question, responses, error):
-    rows = SUITE.load(write(_pair(**fields)))
-    assert (rows[0].question, rows[0].responses) == (question, responses)
+def test_images_of_a_prompt_stand_in_their_places(write, tmp_path, task, prompt, images, parts):
+    [row] = SUITE.load(write(_pair(prompt_content=prompt), task=task))
+    assert [image.path for image in row.images] == [tmp_path / name for name in images]
+    assert list(row.turn.parts()) == parts
+
+
+def test_official_questions_show_images_in_their_places(write):
+    question = next(SUITE.questions(SUITE.load(write(_pair(**SEVERAL))), "official"))
+    before, first, second = [part for part in question.turn.parts() if part is not None]
+    assert before.startswith("Two assistants, A and B, were given the same request about the images. Say")
+    assert before.endswith("The request:\n")
+    assert (first, second[:20]) == ("Which of\n", "these?\n\nResponse A:\n")
+
+
+def test_images_in_responses_are_an_error_of_the_questions(write):
+    rows = SUITE.load(write(_pair(**DRAWN), _pair("q", **(DRAWN | SEVERAL))))
+    assert [(row.question, row.responses) for row in rows] == [
+        ("Draw.", ("[image]\nHere.", "Three.")),
+        ("Which of\nthese?", ("[image]\nHere.", "Three.")),
+    ]
     assert missing_images(rows) == []
-    with pytest.raises(OSError, match=error):
-        rows[0].image.read()
+    for row in rows:
+        [image] = row.images
+        assert image.error == "images in responses: this pair has 1, and a judge reads responses as text"
 
 
 @pytest.mark.parametrize(

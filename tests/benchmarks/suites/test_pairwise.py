@@ -23,13 +23,13 @@ def write(tmp_path):
 
 
 def _tuple(row):
-    return row.key, row.group, row.question, row.responses, row.gold, row.image.name
+    return row.key, row.group, row.question, row.responses, row.gold, row.images[0].name
 
 
 def test_the_same_rows_are_read_from_jsonl_csv_and_parquet(write, tmp_path):
     rows = [ROW, ROW | {"id": 2, "better": 0, "image": "2.png"}, ROW | {"id": 3, "better": None}]
     loaded = SUITE.load(write(*rows))
-    assert [(row.winner, row.group, row.image.path) for row in loaded] == [
+    assert [(row.winner, row.group, row.images[0].path) for row in loaded] == [
         (1, "photo", tmp_path / "1.png"),
         (0, "photo", tmp_path / "2.png"),
         (-1, "photo", tmp_path / "1.png"),
@@ -48,9 +48,42 @@ def test_better_is_an_index_or_a_tie(write, better, winner):
     assert SUITE.load(write(ROW | {"better": better}))[0].winner == winner
 
 
+SEVERAL = {"images": ["1.png", "2.png"], "question": "Is <image> like <image>?"}
+
+
+def test_several_images_are_read_from_jsonl_csv_and_parquet(write, tmp_path):
+    own = {name: value for name, value in ROW.items() if name != "image"}
+    rows = [own | SEVERAL, own | {"id": 2, "images": ["2.png", "1.png"]}, own | {"id": 3, "images": []}]
+    loaded = SUITE.load(write(*rows))
+    assert [[image.path for image in row.images] for row in loaded] == [
+        [tmp_path / "1.png", tmp_path / "2.png"],
+        [tmp_path / "2.png", tmp_path / "1.png"],
+        [],
+    ]
+    assert [list(row.turn.parts()) for row in loaded] == [
+        ["Is ", None, " like ", None, "?"],
+        [None, None, "What?"],
+        ["What?"],
+    ]
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {name: json.dumps(row[name]) for name in ("responses", "images")} for row in rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    for name in ("pairs.csv", "pairs.parquet"):
+        assert SUITE.load(tmp_path / name) == loaded
+
+
+def test_files_in_a_list_of_images_are_told_apart(tmp_path):
+    row = {**ROW, "image": None, "images": [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": None}]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "pairs.parquet")
+    [read] = SUITE.load(tmp_path / "pairs.parquet")
+    assert [image.data for image in read.images] == [b"one", b"two"]
+
+
 def test_image_and_category_may_be_left_out(write):
     [row] = SUITE.load(write({name: value for name, value in ROW.items() if name not in ("image", "category")}))
-    assert (row.image, row.group) == (None, "uncategorized")
+    assert (row.images, row.group) == ((), "uncategorized")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +95,14 @@ def test_image_and_category_may_be_left_out(write):
         ({"responses": ["a"]}, "expected 2 responses, found 1"),
         ({"responses": "a, b"}, "responses must be a JSON list, found 'a, b'"),
         ({"responses": ["a", 2]}, "responses must be a list of texts"),
-        ({"image": ["1.png", "2.png"]}, "image must be one image, found a list of 2"),
+        ({"image": ["1.png", "2.png"]}, "image must be one image, found a list of 2; call the column images"),
+        ({"images": ["1.png", "2.png"]}, "has both image and images; give one of them"),
+        ({"image": None, "images": "1.png"}, "images must be a JSON list, found '1.png'"),
+        ({"image": None, "images": {"a": 1}}, "images must be a list, found"),
+        (
+            {"image": None, "images": ["1.png", "2.png"], "question": "Is <image> it?"},
+            "the question has 1 tags <image> for 2 images",
+        ),
         ({"category": "overall"}, "category 'overall' is the name of a figure"),
     ],
 )

@@ -95,7 +95,7 @@ def test_ref_and_tied_of_one_question_are_resampled_together(make):
 def test_a_reward_model_is_asked_every_response(make):
     questions = list(SUITE.questions(make({}), "official"))
     assert [question.response for question in questions] == ["a", "b", "c", "d"]
-    assert all(question.prompt == "q" and question.image is None for question in questions)
+    assert all(question.prompt == "q" and not question.images for question in questions)
 
 
 def test_strict_asks_once_however_many_draws(make):

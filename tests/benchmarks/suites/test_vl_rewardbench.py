@@ -79,7 +79,7 @@ def test_the_id_up_to_the_first_separator_names_the_group(write, row_id, group):
 def test_labels_are_ranks(write, tmp_path):
     row = SUITE.load(write({}))[0]
     assert row.winner == 1
-    assert row.image.path == tmp_path / "images/1.png"
+    assert row.images[0].path == tmp_path / "images/1.png"
 
 
 def test_one_id_with_two_questions_or_responses_is_two_rows(write):

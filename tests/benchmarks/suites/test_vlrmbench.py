@@ -32,12 +32,37 @@ def test_a_row_becomes_a_pair_whose_first_response_is_better(write, tmp_path):
     write({}, {"id": "b", "error_info": "x"})
     [row] = SUITE.load(tmp_path)
     assert row.responses == ("STEP1: Look.\n\nSTEP2: It is A.", "STEP1: It is B.")
-    assert (row.native_id, row.winner, row.image.path) == ("a", 0, tmp_path / "dynamath/1.jpg")
+    assert (row.native_id, row.winner, row.images[0].path) == ("a", 0, tmp_path / "dynamath/1.jpg")
 
 
-def test_a_row_with_several_images_cannot_be_shown(write):
-    [row] = SUITE.load(write({"image": ["1.jpg", "2.jpg"]}))
-    assert row.image.error == "several images: this row has 2, and a question has one"
+@pytest.mark.parametrize(
+    ("images", "question", "words", "places"),
+    [
+        (["1.jpg", "2.jpg"], "Is the cup in <image> that of <image>?", "Is the cup in  that of ?", (14, 23)),
+        (["1.jpg", "2.jpg"], "<image> <image> Which is older?", "Which is older?", (0, 0)),
+        (["1.jpg", "2.jpg", "3.jpg"], "Which is most like the first?", "Which is most like the first?", (0, 0, 0)),
+        (["1.jpg", "2.jpg"], "What is <image>?", "What is <image>?", (0, 0)),
+        (["1.jpg"], "<image> Which is it?", "<image> Which is it?", (0,)),
+        ([], "Is 7 prime?", "Is 7 prime?", ()),
+    ],
+)
+def test_images_stand_at_their_tags_if_there_is_one_for_each(write, tmp_path, images, question, words, places):
+    [row] = SUITE.load(write({"image": images, "question": question}))
+    assert [image.path for image in row.images] == [tmp_path / name for name in images]
+    assert (row.turn.text, row.turn.places) == (words, places)
+
+
+def test_official_questions_show_images_where_the_question_has_them(write):
+    rows = SUITE.load(write({"image": ["1.jpg", "2.jpg"], "question": "Is <image> like <image>?"}))
+    question = next(SUITE.questions(rows, "official"))
+    before, between, after = [part for part in question.turn.parts() if part is not None]
+    assert before.startswith("Two assistants answered the same question about the images. Rate")
+    assert before.endswith("Question:\nIs ")
+    assert (between, after[:14]) == (" like ", "?\n\nResponse 1:")
+    [text_only] = SUITE.load(write({"image": []}))
+    [first, _] = SUITE.questions([text_only], "official")
+    assert first.prompt.startswith("Two assistants answered the same question. Rate")
+    assert (first.images, first.turn.places) == ((), ())
 
 
 def test_bad_rows_are_named(write):
