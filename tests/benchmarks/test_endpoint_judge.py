@@ -423,6 +423,30 @@ def test_images_stand_in_their_places_and_more_than_the_judge_takes_are_not_sent
     ] * 2
 
 
+def test_the_same_command_with_a_higher_bound_asks_what_had_too_many_images(server, tmp_path):
+    for n in (1, 2):
+        Image.new("RGB", (4, 4), (n, 0, 0)).save(tmp_path / f"{n}.png")
+    pair = {"responses": ["a", "b"], "better": 1}
+    rows = [
+        {"id": 1, "question": "What?"},
+        {"id": 2, "question": "Is <image> it?", "images": ["1.png"]},
+        {"id": 3, "question": "Is <image> like <image>?", "images": ["2.png", "1.png"]},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair | row) for row in rows))
+    data = load("pairwise", tmp_path / "pairs.jsonl")
+
+    def errors(max_images):
+        request = EvalRequest(server.address, overrides=[f"max_images={max_images}"], max_error_fraction=0.5)
+        list(evaluate(data, request, tmp_path / "out", lambda _: None))
+        figures = json.loads((tmp_path / "out/figures.json").read_text())
+        return figures["judges"][server.address]["strict"]["errors"]
+
+    assert (errors(1), len(server.requests)) == (2, 4)
+    assert (errors(2), len(server.requests)) == (0, 6)
+    assert _shown(server.requests[-1][2]) == ["Look at the images. Question: Is ", 2, " like ", 1, "?"]
+    assert _shown(server.requests[2][2]) == ["Look at the image. Question: Is ", 1, " it?"]
+
+
 @pytest.mark.parametrize("retry", [False, True])
 def test_failed_questions_are_asked_again_and_no_others(server, pairs, tmp_path, retry):
     target = Table(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -14,8 +15,9 @@ from carevl.benchmarks.predictions import prompt_hash
 from carevl.benchmarks.question_tables import from_row, to_images, to_questions
 from carevl.benchmarks.questions import ask_as_trained, judge_question
 from carevl.benchmarks.rows import Image
-from carevl.benchmarks.run import judge_fingerprint_inputs
+from carevl.benchmarks.run import AnswerProcessor, judge_fingerprint_inputs
 from carevl.benchmarks.suites import SUITES
+from carevl.errors import UserError
 from carevl.judging.verdict_tokens import VERDICT_TEXTS
 from carevl.models.engines.base import GenerationRequest
 from carevl.settings.asking import Asking
@@ -140,6 +142,42 @@ def test_predictions_of_a_model_depend_on_how_many_images_it_is_shown_at_most():
     assert more == fixed | {"max_images": 9}
     [fixed, more] = [judge_fingerprint_inputs(Judge(path="http://h/v1#m", max_images=n)) for n in (8, 9)]
     assert more == fixed
+
+
+def test_rows_lack_an_image_that_is_missing_and_some_benchmarks_have_rows_without(tmp_path):
+    (tmp_path / "1.png").write_bytes(b"")
+    pair = {"question": "What?", "responses": ["a", "b"], "better": 0}
+    rows = [{"id": 1, "images": ["1.png"]}, {"id": 2, "images": ["1.png", "2.png"]}, {"id": 3}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair | row) for row in rows))
+    data = load("pairwise", tmp_path / "pairs.jsonl")
+    with pytest.raises(UserError, match=rf"1 of 3 rows have no image: 2#\w+; looked for at {tmp_path}/2.png; give"):
+        data.without_missing_images(["strict"], allowed=False)
+    kept = data.without_missing_images(["strict"], allowed=True)
+    assert [row.native_id for row in kept.rows] == ["1", "3"]
+    row = {"id": "RLHF-V-1", "query": "q", "response": ["a", "b"], "human_ranking": [0, 1]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match="1 of 1 rows have no image"):
+        load("vl-rewardbench", tmp_path / "rows.jsonl").without_missing_images(["strict"], allowed=False)
+
+
+def _file(picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_an_actor_answers_a_part_with_no_image_one_and_several(pair):
+    stored = {name: Image(name, data=_file(picture)) for name, picture in PICTURES.items()}
+    rows = [pair(names, images=tuple(stored[name] for name in names)) for names in ("", "a", "cb", "abc")]
+    questions = list(SUITES["pairwise"].questions(rows, "strict"))
+    settings = Judge(path="miniworld:judge", engine="transformers", dtype="float32", max_tokens=4, max_images=2)
+    processor = AnswerProcessor(settings, "j", {"pairwise": "pairwise"}, seed=0).load()
+    tables = {"questions": to_questions(questions), "images": to_images(questions)}
+    answers = processor.process(processor.preprocess(tables))
+    assert answers.equals(processor.process(tables))
+    found = {(row["key"], tuple(row["order"])): row for row in answers.to_pylist()}
+    assert [found[q.key, q.order]["error"] is None for q in questions] == [True] * 6 + [False] * 2
+    assert all(found[q.key, q.order]["text"] for q in questions[:6])
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@
 suite = SUITES["vl-rewardbench"]  # or SUITES["package.module:NAME"], a suite of one's own
 rows = suite.load(Path("vl_rewardbench.parquet"))
 for question in suite.questions(rows, "strict"):
-    ...  # a judge writes `text` for question.prompt and question.image
+    ...  # a judge writes `text` for question.turn: the prompt and question.images in it
     predictions.append(record(question, "my-judge", text, suite.parse(question, text)))
 estimate(suite.score(rows, predictions, "strict"))["overall"]  # {"value": …, "low": …, "high": …}
 ```
