@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from carevl.data.images import ImageLimits, bound_pixels, decode_rgb
+from carevl.data.images import ImageLimits, bound_pixels, decode_rgb, to_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
 from carevl.judging.prompts import VERDICT_PREFIX, Task, judge_turn
@@ -300,13 +300,13 @@ class RewardModel:
         Raises:
             UserError: it cannot be read.
         """
-        if not isinstance(image, bytes | str | Path):
-            return bound_pixels(image.convert("RGB"), self.resize_pixels)
         try:
+            if not isinstance(image, bytes | str | Path):
+                return bound_pixels(to_rgb(image), self.resize_pixels)
             data = image if isinstance(image, bytes) else Path(image).read_bytes()
             return decode_rgb(data, ImageLimits(), self.resize_pixels)
         except (OSError, RowError) as error:
-            name = "the image" if isinstance(image, bytes) else str(image)
+            name = str(image) if isinstance(image, str | Path) else "the image"
             raise UserError(f"cannot read {name}: {error}") from None
 
     def _force_verdicts(

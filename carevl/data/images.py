@@ -63,10 +63,7 @@ def identify(data: bytes, limits: ImageLimits) -> ImageFacts:
 
 
 def decode_rgb(data: bytes, limits: ImageLimits, resize_pixels: int | None = None) -> Image.Image:
-    """Return the first frame upright, as 8-bit RGB.
-
-    Transparency is laid over white, 16 bits keep their upper 8, CMYK and palettes are converted, colour profiles are
-    not applied. This is the one way in which captioner, judge, training and benchmarks see an image.
+    """Return the first frame as `to_rgb` has it: how captioner, judge, training and benchmarks see an image.
 
     Args:
         resize_pixels: as for `bound_pixels`.
@@ -103,23 +100,34 @@ def examine(data: bytes, limits: ImageLimits) -> tuple[ImageFacts, Image.Image]:
     """
     image = _open(data, limits)
     kind = _format(image)
+    upright = to_rgb(image, f"{kind} of {len(data)} bytes")
+    return ImageFacts(image_id(data), kind, *upright.size), upright
+
+
+def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """Return an open image upright by its EXIF orientation, as 8-bit RGB.
+
+    Transparency is laid over white, 16 bits keep their upper 8, CMYK and palettes are converted, colour profiles are
+    not applied.
+
+    Args:
+        name: what messages call it.
+
+    Raises:
+        RowError: it is truncated, otherwise undecodable, or of 32 bits.
+    """
     try:
         image.load()
         if image.mode in ("I", "F"):
-            raise RowError("image_broken", f"{kind} with 32-bit pixels, whose range is unknown; convert it to 8 bits")
-        upright = _upright(image)
+            raise RowError("image_broken", f"{name} has 32-bit pixels, whose range is unknown; convert it to 8 bits")
+        turn = _TURNS.get(_turn(image))
+        rgb = _rgb(image)
+        return rgb.transpose(turn) if turn is not None else rgb
     except RowError:
         raise
     except Exception as failure:  # decoders and conversions raise nearly anything on hostile data
         reason = f"{type(failure).__name__}: {failure}".rstrip(": ")
-        raise RowError("image_broken", f"{kind} of {len(data)} bytes does not decode: {reason}") from None
-    return ImageFacts(image_id(data), kind, *upright.size), upright
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_turn(image))
-    rgb = _rgb(image)
-    return rgb.transpose(turn) if turn is not None else rgb
+        raise RowError("image_broken", f"{name} does not decode: {reason}") from None
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from carevl import RewardModel
 from carevl.benchmarks.command import PREDICTIONS, EvalRequest, evaluate
 from carevl.benchmarks.data import load
 from carevl.benchmarks.question_tables import to_questions
@@ -23,6 +24,7 @@ from carevl.stages import caption, sample, sampling
 from carevl.stages.base import judge_pixels
 from carevl.store.run import Run
 from carevl.store.schemas import IMAGES, ITEMS, QUESTION_IMAGES
+from tests.helpers.image_kinds import KINDS, draw_picture
 
 READS_PIXELS = {"caption", "demonstrate", "sft", "sample", "dpo", "evaluate/base", "evaluate/phase1", "evaluate/phase2"}
 
@@ -66,29 +68,29 @@ def photograph():
     return file.getvalue()
 
 
-def _tables(photograph):
-    image = {"image_id": "a", "bytes": photograph}
-    item = {"item_id": "1", "image_id": "a", "question": "What?", "responses": ["A.", "B."]}
-    route = {"item_id": "1", "first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.5}
+def _tables(files):
+    keys = [f"{n:02d}" for n in range(len(files))]
+    item = {"question": "What?", "responses": ["A.", "B."]}
+    route = {"first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.5}
+    images = [{"image_id": key, "bytes": file} for key, file in zip(keys, files, strict=True)]
     return {
-        "images": pa.Table.from_pylist([image], IMAGES),
-        "items": pa.Table.from_pylist([item], ITEMS),
-        "routes": pa.Table.from_pylist([route]),
+        "images": pa.Table.from_pylist(images, IMAGES),
+        "items": pa.Table.from_pylist([{"item_id": key, "image_id": key, **item} for key in keys], ITEMS),
+        "routes": pa.Table.from_pylist([{"item_id": key, **route} for key in keys]),
     }
 
 
-def _questions(photograph):
+def _questions(files):
     fields = {"benchmark": "vl-rewardbench", "protocol": "strict", "sample": 0, "task": "pairwise", "order": (0, 1)}
-    question = Question(**fields, key="1", prompt="Which?", images=(Named("a"),), response=None)
-    images = pa.Table.from_pylist([{"name": "a", "bytes": photograph}], QUESTION_IMAGES)
-    return {"questions": to_questions([question]), "images": images}
+    keys = [f"{n:02d}" for n in range(len(files))]
+    questions = [Question(**fields, key=key, prompt="Which?", images=(Named(key),), response=None) for key in keys]
+    images = [{"name": key, "bytes": file} for key, file in zip(keys, files, strict=True)]
+    return {"questions": to_questions(questions), "images": pa.Table.from_pylist(images, QUESTION_IMAGES)}
 
 
-@pytest.mark.parametrize("prepared", [False, True])
-@pytest.mark.parametrize("stage", ["caption", "sample", "evaluate"])
-@pytest.mark.parametrize(("pixels", "size"), [(None, (300, 400)), (120_000, (300, 400)), (30_000, (150, 200))])
-def test_models_are_shown_so_many_pixels(photograph, shown, stage, prepared, pixels, size):
-    tables = _questions(photograph) if stage == "evaluate" else _tables(photograph)
+def _show(stage, files, prepared, pixels=None):
+    """Let a stage show images to its model."""
+    tables = _questions(files) if stage == "evaluate" else _tables(files)
     processor = {
         "caption": lambda: caption.CaptionProcessor(SETTINGS.captioner, pixels),
         "sample": lambda: sampling.JudgeProcessor(SETTINGS.judge, sample.sampling_spec(SETTINGS), pixels),
@@ -97,10 +99,34 @@ def test_models_are_shown_so_many_pixels(photograph, shown, stage, prepared, pix
     if prepared:
         tables = {**tables, **processor.preprocess(tables)}
     processor.load().process(tables)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("stage", ["caption", "sample", "evaluate"])
+@pytest.mark.parametrize(("pixels", "size"), [(None, (300, 400)), (120_000, (300, 400)), (30_000, (150, 200))])
+def test_models_are_shown_so_many_pixels(photograph, shown, stage, prepared, pixels, size):
+    _show(stage, [photograph], prepared, pixels)
     expected = decode_rgb(photograph, ImageLimits(), pixels)
     assert expected.size == size
     assert shown
     assert all(image.size == size and image.tobytes() == expected.tobytes() for image in shown)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("stage", ["caption", "sample", "evaluate"])
+def test_models_are_shown_the_same_pixels_of_every_kind_of_file(shown, stage, prepared):
+    files = [save(draw_picture(n)) for n, save in enumerate(KINDS.values())]
+    _show(stage, files, prepared)
+    assert {image.tobytes() for image in shown} == {decode_rgb(file, ImageLimits()).tobytes() for file in files}
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_finished_judge_is_shown_the_same_pixels_of_every_kind_of_file(shown, opened):
+    files = [save(draw_picture(n)) for n, save in enumerate(KINDS.values())]
+    images = [Image.open(io.BytesIO(file)) if opened else file for file in files]
+    judge = RewardModel("miniworld:judge", engine=f"{__name__}:SIZES")
+    judge.judge_all(images, ["What?"] * len(files), [["A.", "B."]] * len(files))
+    assert {image.tobytes() for image in shown} == {decode_rgb(file, ImageLimits()).tobytes() for file in files}
 
 
 def _fingerprint_inputs(run, *overrides):

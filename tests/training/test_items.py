@@ -24,6 +24,7 @@ from carevl.training.image_sizes import by_size
 from carevl.training.items import Items, split_holdout
 from carevl.training.reference import Reference
 from carevl.training.skeleton import load_skeleton
+from tests.helpers.image_kinds import KINDS, draw_picture
 
 
 def _processed(processor, row):
@@ -82,6 +83,20 @@ def test_an_image_over_the_bound_is_learned_from_as_the_judge_is_shown_it(judge,
     original = _processed(processor, row)
     assert len(original["pixel_values"]) > 5 * len(expected["pixel_values"])
     assert images[data.tree(1).image] == rows["image"][1].as_py()  # a drawn picture is small: its own file stays
+
+
+def test_images_of_every_kind_of_file_are_learned_from_as_the_judge_is_shown_them(judge, sft_rows, tmp_path):
+    processor = _processor_of_any_size(judge)
+    files = [save(draw_picture(n).resize((84, 56))) for n, save in enumerate(KINDS.values())]
+    first = sft_rows.to_pylist()[0]
+    rows = pa.Table.from_pylist([first | {"image": file} for file in files])
+    items, images, errors = Encoder(processor, 4096).encode(rows, "sft")
+    assert errors == []
+    Items.of(items, images).save(tmp_path)
+    data, model = Items.open(tmp_path), load_skeleton(judge)
+    for i, row in enumerate(rows.to_pylist()):
+        packed = data.collate([i], processor, model, "shared")
+        assert torch.equal(packed.images["pixel_values"], _processed(processor, row)["pixel_values"])
 
 
 def test_a_bound_makes_room_for_what_was_too_long(judge, sft_rows):
