@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from carevl.audit.ledger import Ledger, Tree
-from carevl.judging.prompts import judge_prompt
+from carevl.judging.prompts import judge_turn
+from carevl.judging.turns import Turn
 from carevl.judging.verdicts import read_verdict
 from carevl.models.engines import generate_with_row_errors
 from carevl.models.engines.base import GenerationRequest
@@ -41,11 +42,13 @@ _text = partial(format_estimate, digits=2)
 
 @dataclass(frozen=True)
 class ShownPair:
-    """Two responses about an image in the order in which a judge sees them; `right`: the better one, if it is known."""
+    """Two responses in the order in which a judge sees them; `right`: the better one, if it is known."""
 
-    image_id: str
-    image: Image
-    question: str
+    unit: str
+    """What pairs belong together by: the first image, or the item."""
+    images: tuple[Image, ...]
+    turns: tuple[Turn, ...]
+    """What is asked; the last is the question."""
     responses: tuple[str, str]
     right: int | None = None
 
@@ -63,18 +66,18 @@ def with_line(pair: ShownPair, kind: str, carrier: int, turn: str) -> tuple[str,
 
 
 def ask_pairs(
-    engine: Generator, asking: Asking, pairs: Sequence[ShownPair], turn: str, max_tokens: int
+    engine: Generator, asking: Asking, pairs: Sequence[ShownPair], forged: str, max_tokens: int
 ) -> list[list[int | None]]:
     """Return the winners of every pair, as it is and then by kind of line with it in either response; None: none."""
     shown = [
         (pair, responses)
         for pair in pairs
-        for responses in (pair.responses, *(with_line(pair, kind, i, turn) for kind in LINES for i in (0, 1)))
+        for responses in (pair.responses, *(with_line(pair, kind, i, forged) for kind in LINES for i in (0, 1)))
     ]
-    requests = [
-        GenerationRequest((pair.image,), judge_prompt("pairwise", pair.question, responses, template=asking.pairwise))
-        for pair, responses in shown
-    ]
+    requests = []
+    for pair, responses in shown:
+        turn = judge_turn("pairwise", pair.turns, responses, template=asking.pairwise)
+        requests.append(GenerationRequest(pair.images, turn.text, places=turn.places))
     written = iter(generate_with_row_errors(engine, requests, max_tokens=max_tokens))
     return [[_winner(next(written), asking) for _ in range(1 + 2 * len(LINES))] for _ in pairs]
 
@@ -97,7 +100,7 @@ def measure_injection(pairs: Sequence[ShownPair], winners: Sequence[Sequence[int
         response with the line that become one for it; `KIND.right`, the share of right verdicts among pairs of which
         that is known; `none.right`, the same without a line.
     """
-    _, images = np.unique([pair.image_id for pair in pairs for _ in (0, 1)], return_inverse=True)
+    _, images = np.unique([pair.unit for pair in pairs for _ in (0, 1)], return_inverse=True)
     ledger = Ledger(images)
     before = np.array([_number(row[0]) for row in winners for _ in (0, 1)])
     truth = np.array([_number(pair.right) for pair in pairs for _ in (0, 1)])

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from carevl.audit.measures import Groups, length_groups
+from carevl.data.truth import Truth, truth_of
 
 if TYPE_CHECKING:
     from carevl.audit.panel import Panel
     from carevl.confidence.pairs import Pairs
-    from carevl.data.truth import Truth
     from carevl.store.table import Table
 
 
@@ -31,14 +31,14 @@ class ItemFacts:
     @staticmethod
     def read(items: Table, pairs: Pairs, truths: Mapping[tuple[str, str], Truth]) -> ItemFacts:
         """Read the items of the pairs; truths are by image_id and question."""
-        columns = ["item_id", "image_id", "question", "responses", "group", "sources"]
+        columns = ["item_id", "images", "question", "responses", "group", "sources"]
         by_id = {}
         for number in items.parts():
             part = items.read(number, columns)
             for row in part.filter(pc.is_in(part["item_id"], pairs.item_id)).to_pylist():
                 by_id[row["item_id"]] = row
         rows = [by_id[item] for item in pairs.item_id.to_pylist()]
-        truth = [truths.get((row["image_id"], row["question"])) for row in rows]
+        truth = [truth_of(truths, row) for row in rows]
         kinds = [each.kind if each else row["group"] or "" for row, each in zip(rows, truth, strict=True)]
         sources = [row["sources"][0]["source"] for row in rows]
         return ItemFacts(kinds, sources, truth, [row["responses"] or [] for row in rows])

@@ -40,10 +40,11 @@ def count_outside_texts(items: Table) -> Tree:
     strings: Counter[str] = Counter()
     examples: list[str] = []
     for number in items.parts():
-        for row in items.read(number, ["question", "responses", "error"]).to_pylist():
+        for row in items.read(number, ["turns", "question", "responses", "error"]).to_pylist():
             if row["error"] is not None:
                 continue
-            found = set(_CONTROL.findall("\n".join([row["question"] or "", *row["responses"]])))
+            texts = [*(turn["text"] for turn in row["turns"]), row["question"] or "", *row["responses"]]
+            found = set(_CONTROL.findall("\n".join(texts)))
             stated = list(_verdicts(row))
             strings.update(found)
             counts.update({"items": 1, "control": bool(found), "verdicts": bool(stated)})

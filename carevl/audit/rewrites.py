@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from carevl.audit.ledger import Ledger, Tree
 from carevl.audit.outside_texts import ENDS
 from carevl.confidence.pairs import NO_CAPTION
+from carevl.judging.turns import turns_of
 from carevl.models.experts import load_expert
+from carevl.models.experts.inputs import ExpertInput
 from carevl.models.row_errors import Failure
+from carevl.store.earlier_versions import LoanTable
 from carevl.store.run import RunError
+from carevl.store.schemas import BORROWED_CAPTIONS
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from carevl.confidence.pairs import Pairs
     from carevl.settings.models import Expert
+    from carevl.store.ingested import Ingested
     from carevl.store.table import Table
 
 REWRITES: dict[str, Callable[[str], str]] = {
@@ -37,12 +41,11 @@ writes responses can."""
 
 @dataclass(frozen=True)
 class ScoredItem:
-    """An item, the caption that an expert read, and the expert's scores of its responses."""
+    """An item as an expert read it, and the expert's scores of its responses."""
 
-    image_id: str
-    question: str
-    caption: str
-    responses: Sequence[str]
+    unit: str
+    """What items belong together by: the first image."""
+    read: ExpertInput
     scores: Sequence[float]
 
 
@@ -70,12 +73,12 @@ def measure_style(expert: Expert, items: Sequence[ScoredItem], spread: float) ->
         spread: the expert's typical margin, in its own scale.
     """
     rows = [
-        (expert.write(item.caption, item.question), [rewrite(text) for text in item.responses], item.question)
+        replace(item.read, responses=[rewrite(text) for text in item.read.responses]).row(expert)
         for item in items
         for rewrite in REWRITES.values()
     ]
     values = iter([_check(expert, row) for row in load_expert(expert)(rows)])
-    _, images = np.unique([item.image_id for item in items], return_inverse=True)
+    _, images = np.unique([item.unit for item in items], return_inverse=True)
     effects: dict[str, list[float]] = {name: [] for name in REWRITES}
     flips: dict[str, list[float]] = {name: [] for name in REWRITES}
     for item in items:
@@ -102,34 +105,38 @@ def _flips(scores: Sequence[float], rewritten: Sequence[float]) -> float:
     return float(np.mean(after != before))
 
 
-def sample_items(items: Table, captions: Table, scores: Sequence[Table], n: int) -> dict[str, list[ScoredItem]]:
+def sample_items(ingested: Ingested, captions: Table, scores: Sequence[Table], n: int) -> dict[str, list[ScoredItem]]:
     """Read by expert the first items of every part, about n in all, that have caption and scores.
 
     A part's items lie in the order of a hash, so the first of them are a fair sample.
     """
+    items, borrowed = ingested.items, LoanTable(captions.directory / "borrowed", BORROWED_CAPTIONS)
     parts = items.parts()
     sampled: dict[str, list[ScoredItem]] = {}
     for number in parts:
-        columns = ["item_id", "image_id", "question", "responses", "error"]
-        rows = items.read(number, columns)
+        rows = items.read(number, _ITEM)
         rows = rows.filter(rows["error"].is_null()).slice(0, -(-n // len(parts)))
         by_item = {row["item_id"]: row for row in rows.to_pylist()}
+        written = [table.read(number, ["image_id", "view", "text"]) for table in (captions, borrowed)]
+        shown = rows["images"].combine_chunks().flatten()
         texts = {
-            (row["image_id"], row["view"]): row["text"]
-            for row in _of(captions.read(number, ["image_id", "view", "text"]), "image_id", rows["image_id"])
+            (row["image_id"], row["view"]): row["text"] for row in _of(pa.concat_tables(written), "image_id", shown)
         }
         for table in scores:
             seen: set[str] = set()
             for row in _of(table.read(number), "item_id", rows["item_id"]):
                 item, key = by_item[row["item_id"]], row["item_id"]
-                text = texts.get((item["image_id"], row["view"]))
-                if row["view"] == NO_CAPTION or row["scores"] is None or text is None or key in seen:
+                own = tuple(texts.get((name, row["view"])) for name in item["images"])
+                if row["view"] == NO_CAPTION or row["scores"] is None or not own or None in own or key in seen:
                     continue
                 seen.add(key)
-                scored = ScoredItem(item["image_id"], item["question"], text, item["responses"], row["scores"])
-                sampled.setdefault(row["expert"], []).append(scored)
+                read = ExpertInput(turns_of(item), item["responses"], tuple(text or "" for text in own))
+                sampled.setdefault(row["expert"], []).append(ScoredItem(item["images"][0], read, row["scores"]))
     return sampled
 
 
-def _of(rows: pa.Table, key: str, values: pa.ChunkedArray) -> Iterator[Mapping[str, Any]]:
+_ITEM = ["item_id", "images", "places", "turns", "question", "responses", "error"]
+
+
+def _of(rows: pa.Table, key: str, values: pa.ChunkedArray | pa.Array) -> Iterator[Mapping[str, Any]]:
     yield from rows.filter(pc.is_in(rows[key], values)).to_pylist()

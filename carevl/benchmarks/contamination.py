@@ -4,6 +4,7 @@
 |---|---|
 | equal pixels, whatever the file | the row is set aside as an error of the kind `contaminated` |
 | nearly the same pixels (`carevl.data.pixel_comparison`) and the same question | the same |
+| the same question about text alone | the same |
 | question and a response, but not the image | counted: short answers repeat |
 
 Questions are compared without image tags, capitals, runs of white space and compatibility forms (NFKC).
@@ -28,7 +29,12 @@ from carevl.data.rows import RowError
 from carevl.data.turns import IMAGE_TAG
 from carevl.store.schemas import CONTAMINATED, row_error
 
-Kind = Literal["equal_pixels", "near_duplicate"]
+Kind = Literal["equal_pixels", "near_duplicate", "equal_question"]
+_SHARED: dict[Kind, str] = {
+    "equal_pixels": "the pixels of its image",
+    "near_duplicate": "its question and nearly its image",
+    "equal_question": "its question about text alone",
+}
 _MOST_COMPARED = 4
 """Images of benchmarks that the pixels of one row are compared with, the most alike by their hashes."""
 
@@ -56,30 +62,34 @@ class Contamination:
         self._limits = limits
         self._by_signature: dict[ImageSignature, list[_BenchmarkRow]] = defaultdict(list)
         self._by_question: dict[str, list[_BenchmarkRow]] = defaultdict(list)
+        self._of_text: dict[str, list[tuple[str, str]]] = defaultdict(list)
         self._responses: dict[tuple[str, str], set[str]] = defaultdict(set)
         self._read: dict[str, Counter[str]] = {name: self._load(name, rows) for name, rows in benchmarks.items()}
         self._removed: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         self._same_text: Counter[tuple[str, str]] = Counter()
         self._pairs: Counter[str] = Counter()
 
-    def screen(self, item: dict[str, Any], data: bytes, signature: ImageSignature) -> dict[str, Any]:
-        """Return the row of `items`, or its error row if it shares its image with a benchmark; count what is found.
+    def screen(self, item: dict[str, Any], shown: Sequence[tuple[bytes, ImageSignature]]) -> dict[str, Any]:
+        """Return the row of `items`, or its error row if it shares an image with a benchmark; count what is found.
 
         Args:
             item: a row without error, as `Intake` makes it.
-            data: the file of its image.
-            signature: of its image.
+            shown: file and signature of every image that it shows.
         """
         [source] = item["sources"]
         question = _plain(item["question"])
         leaks: dict[str, tuple[Kind, str]] = {}  # by benchmark
-        if signature in self._by_signature:  # equal pixels have equal signatures: few images are decoded again
-            pixels = _digest(decode_rgb(data, self._limits))
-            for row in self._by_signature[signature]:
-                if row.pixels == pixels:
-                    leaks.setdefault(row.benchmark, ("equal_pixels", row.key))
-        for row in self._nearly_same_image(question, data, signature, set(leaks)):
-            leaks.setdefault(row.benchmark, ("near_duplicate", row.key))
+        for data, signature in shown:
+            if signature in self._by_signature:  # equal pixels have equal signatures: few images are decoded again
+                pixels = _digest(decode_rgb(data, self._limits))
+                for row in self._by_signature[signature]:
+                    if row.pixels == pixels:
+                        leaks.setdefault(row.benchmark, ("equal_pixels", row.key))
+            for row in self._nearly_same_image(question, data, signature, set(leaks)):
+                leaks.setdefault(row.benchmark, ("near_duplicate", row.key))
+        if not shown:
+            for benchmark, key in self._of_text.get(question, ()):
+                leaks.setdefault(benchmark, ("equal_question", key))
         for benchmark, (kind, _) in leaks.items():
             self._removed[benchmark, source["source"]][kind] += 1
         texts = [self._responses.get((question, _plain(response)), set()) for response in item["responses"]]
@@ -88,8 +98,7 @@ class Contamination:
         if not leaks:
             return item
         benchmark, (kind, key) = next(iter(leaks.items()))
-        same = "the pixels of its image" if kind == "equal_pixels" else "its question and nearly its image"
-        message = f"shares {same} with row {key} of {benchmark}"
+        message = f"shares {_SHARED[kind]} with row {key} of {benchmark}"
         return item | {"gold": None, "error": row_error("ingest", CONTAMINATED, message)}
 
     def _nearly_same_image(
@@ -133,6 +142,8 @@ class Contamination:
             question = _plain(row.question)
             for response in row.responses:
                 self._responses[question, _plain(response)].add(name)
+            if not row.images:
+                self._of_text[question].append((name, row.key))
             for image in row.images:
                 if image.name not in images:
                     images[image.name] = self._identify(image, count)

@@ -12,20 +12,10 @@ from carevl.benchmarks.rows import Image
 from carevl.data.images import ImageLimits
 from carevl.data.pictures import picture
 from carevl.data.rows import RowError
-from carevl.store import schemas
-from carevl.store.schemas import QUESTION_IMAGES
+from carevl.store.schemas import QUESTION_IMAGES, QUESTIONS
 
 if TYPE_CHECKING:
     import PIL.Image
-
-QUESTIONS = pa.schema(
-    [
-        *(field for field in schemas.QUESTIONS if field.name != "image"),
-        ("images", pa.list_(pa.string())),  # keys into images, in their order; empty for a text-only question
-        ("places", pa.list_(pa.int32())),  # characters of the prompt before which they stand; empty: before its words
-    ]
-)
-"""Questions to judges; a part holds a block of them."""
 
 
 def to_questions(block: Sequence[Question]) -> pa.Table:

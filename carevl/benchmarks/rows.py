@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -16,7 +15,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from carevl.data.rows import clean
-from carevl.data.turns import IMAGE_TAG
 from carevl.judging.prompts import Task
 from carevl.judging.turns import Turn
 
@@ -212,20 +210,6 @@ def read_images(value: object, root: Path) -> tuple[Image, ...]:
         return tuple(read_image(each, root) or Image("null") for each in value)
     image = read_image(value, root)
     return () if image is None else (image,)
-
-
-def take_tags(question: str) -> tuple[str, tuple[int, ...]]:
-    """Return a question without its tags `<image>`, and the characters before which they stood (`Row.places`).
-
-    White space at the ends of one that had tags goes, too.
-    """
-    pieces = question.split(IMAGE_TAG)
-    if len(pieces) == 1:
-        return question, ()
-    text = "".join(pieces)
-    cut, words = len(text) - len(text.lstrip()), text.strip()
-    ends = itertools.accumulate(map(len, pieces[:-1]))
-    return words, tuple(min(max(end - cut, 0), len(words)) for end in ends)
 
 
 def read_image(value: object, root: Path) -> Image | None:

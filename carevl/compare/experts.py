@@ -59,31 +59,35 @@ def _row_stage(rows: Sequence[Row], tests: Settings) -> Stage:
     def run(context: RunContext) -> Counts:
         [table] = context.pending
         ingested, n_parts = context.ingested, context.settings.data.parts
-        pairs = [_image_and_item(row) for row in rows]
+        pairs = [_images_and_item(row) for row in rows]
         errors = sum(item["error"] is not None for _, item in pairs)
         for number in range(n_parts):
             part = pairs[number::n_parts]
-            images = {image["image_id"]: image for image, _ in part}
+            images = {image["image_id"]: image for shown, _ in part for image in shown}
             ingested.images.write(number, pa.Table.from_pylist(list(images.values()), IMAGES))
+            ingested.borrowed.write(number, pa.Table.from_pylist([], IMAGES))
             ingested.items.write(number, pa.Table.from_pylist([item for _, item in part], ITEMS))
         return {table: {"rows_in": len(pairs), "rows_out": len(pairs), "errors": errors}}
 
     return Stage("ingest", reads(), fingerprint_inputs, run, directory="compare/rows")
 
 
-def _image_and_item(row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
-    data = row.images[0].read() if len(row.images) == 1 else b""
-    facts: Mapping[str, Any] = {}
-    error = None
-    try:
-        identity = identify(data, ImageLimits())
-        facts = {"format": identity.format, "width": identity.width, "height": identity.height}
-    except RowError as problem:
-        error = row_error("compare", "image", str(problem))
-    image = {"image_id": image_id(data), "bytes": data, **facts, "error": error}
+def _images_and_item(row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    images, error = [], None
+    for shown in row.images:
+        data = shown.read()
+        facts: Mapping[str, Any] = {}
+        try:
+            identity = identify(data, ImageLimits())
+            facts = {"format": identity.format, "width": identity.width, "height": identity.height}
+        except RowError as problem:
+            error = row_error("compare", "image", str(problem))
+        images.append({"image_id": image_id(data), "bytes": data, **facts, "error": error})
     item = {
         "item_id": row.key,
-        "image_id": image_id(data),
+        "images": [image["image_id"] for image in images],
+        "places": row.turn.places,
+        "turns": [],
         "question": row.question,
         "responses": row.responses,
         "conflict": False,
@@ -92,4 +96,4 @@ def _image_and_item(row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
         "group": row.group,
         "error": error,
     }
-    return image, item
+    return images, item

@@ -116,5 +116,5 @@ def _sweep(runner: ArmRunner, context: RunContext, fitting: Fitting) -> list[dic
     ]
 
 
-_ITEM = ["item_id", "image_id", "question", "responses"]
+_ITEM = ["item_id", "images", "question", "responses"]
 _PAIR = ["item_id", "first", "second", "winner"]

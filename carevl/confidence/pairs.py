@@ -31,7 +31,7 @@ class Pairs:
     item_id: pa.Array
     """string [n_items]"""
     image_id: pa.Array
-    """string [n_items], null where an item has no image"""
+    """string [n_items], the first image of an item, by which items belong together; its own id where it has none"""
     item: NDArray[np.int32]
     """[n_pairs], index into `item_id` and `image_id`"""
     first: NDArray[np.int32]
@@ -77,8 +77,8 @@ class Pairs:
         return self.select(pc.sort_indices(ids, [(name, "ascending") for name in ids.column_names]).to_numpy())
 
     def images(self) -> NDArray[np.int64]:
-        """Number the distinct images, [n_pairs], in the order of their ids; items without an image share a number."""
-        encoded = pc.fill_null(self.image_id, "").dictionary_encode()
+        """Number the distinct images, [n_pairs], in the order of their ids."""
+        encoded = self.image_id.dictionary_encode()
         rank = np.argsort(np.argsort(encoded.dictionary.to_numpy(zero_copy_only=False)))
         numbers: NDArray[np.int64] = rank[encoded.indices.to_numpy()][self.item]
         return numbers
@@ -144,7 +144,7 @@ class Pairs:
             experts=tuple(experts),
             views=tuple(views),
             item_id=item_id,
-            image_id=_strings(items, "image_id"),
+            image_id=_first_images(items, item_id),
             item=item,
             first=first,
             second=second,
@@ -169,6 +169,14 @@ def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
 
 def _strings(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
     return _column(table, name).cast(pa.string())
+
+
+def _first_images(items: pa.Table | pa.RecordBatch, item_id: pa.Array) -> pa.Array:
+    """Return the first of each item's `images`, or its item_id where it has none."""
+    images = _column(items, "images")
+    n_images = pc.fill_null(pc.list_value_length(images), 0)
+    padded = pc.if_else(pc.greater(n_images, 0), images, pa.scalar([""], images.type))
+    return pc.if_else(pc.greater(n_images, 0), pc.list_element(padded, 0).cast(pa.string()), item_id)
 
 
 def _values(lists: pa.Array) -> NDArray[np.float32]:

@@ -5,12 +5,13 @@ high: the label can be trusted. low: it cannot, and the judge has to find out. d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from carevl.confidence.guarantee import Tally
@@ -40,6 +41,10 @@ REASONS: dict[str, tuple[Route, str]] = {
     "below_threshold": ("low", "Response {winner} wins with probability {confidence:.3f}, below {threshold:.3f}."),
     "unanimous": ("high", "All experts that take a side, at least two, are for response {winner}."),
     "above_threshold": ("high", "Response {winner} wins with probability {confidence:.3f}, at least {threshold:.3f}."),
+    "text_only_share": (
+        "dropped",
+        "The item is about text alone, and there are more of these than may be learned from.",
+    ),
 }
 """Machine-readable reasons, in order of precedence: where each leads, and its sentence."""
 
@@ -157,6 +162,20 @@ class Router:
             )
         high = signals.confidence >= np.float32(self.threshold)
         return np.where(high, _CODES["above_threshold"], _CODES["below_threshold"]).astype(np.int8)
+
+
+def drop_items(routes: pa.RecordBatch, item_ids: Collection[str], reason: str) -> pa.RecordBatch:
+    """Return rows of ROUTES, those of some items with the route that a reason leads to."""
+    if not item_ids:
+        return routes
+    chosen = pc.is_in(routes["item_id"], pa.array(sorted(item_ids), pa.string()))
+    values = {"route": REASONS[reason][0], "reason": reason}
+    for name, names in (("route", ROUTE_NAMES), ("reason", tuple(REASONS))):
+        place = routes.schema.get_field_index(name)
+        codes = pc.if_else(chosen, pa.scalar(names.index(values[name]), pa.int8()), routes[name].indices)
+        column = pa.DictionaryArray.from_arrays(codes, pa.array(names))
+        routes = routes.set_column(place, routes.schema.field(name), column)
+    return routes
 
 
 def _first_that_applies(applies: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.int8]:

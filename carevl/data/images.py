@@ -32,10 +32,25 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Caps that hold before decoding."""
+    """Caps that hold before decoding; those of an item, which may have several images, before any model sees them."""
 
     max_image_bytes: int = 64 << 20
     max_image_pixels: int = 50_000_000
+    max_images: int = 8
+    max_item_pixels: int = 100_000_000
+
+    def check_count(self, n_images: int) -> None:
+        """Refuse an item of too many images. Raises RowError."""
+        if n_images > self.max_images:
+            raise RowError("images_many", f"{n_images} images, more than data.max_images = {self.max_images} allows")
+
+    def check_pixels(self, n_pixels: int) -> None:
+        """Refuse an item whose images have too many pixels together. Raises RowError."""
+        if n_pixels > self.max_item_pixels:
+            raise RowError(
+                "image_too_large",
+                f"its images have {n_pixels:,} pixels; data.max_item_pixels = {self.max_item_pixels:,} are allowed",
+            )
 
 
 @dataclass(frozen=True)

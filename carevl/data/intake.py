@@ -1,7 +1,7 @@
 """Source rows into rows of the `images` and `items` tables, and the merging of rows that are the same item.
 
 `Intake` works row by row, in any number of threads; `merge_items` and `merge_images` then need all rows of an item (of
-an image) together: in one process, or bucket by bucket of `image_id`.
+an image) together: in one process, or bucket by bucket of the first image's id.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from carevl.data.reading import Source, SourceRow
 from carevl.data.references import ImageReader
 from carevl.data.rows import Preference, RowError
 from carevl.data.urls import UrlFetcher
+from carevl.judging.turns import Turn
 
 _REMEMBERED = 1024
 
@@ -32,7 +33,7 @@ class Intake:
 
     Args:
         filesystem: where the source is; found from its path when None.
-        limits: caps on images.
+        limits: caps on images, and on those of an item together.
         fetcher: for http(s) image references; None refuses them.
         signatures: whether signatures of the images are needed.
     """
@@ -55,24 +56,42 @@ class Intake:
         self._images = ImageReader(source_filesystem, base, self._limits, fetcher)
         self._examined: OrderedDict[str, tuple[ImageFacts, ImageSignature | None] | RowError] = OrderedDict()
 
-    def __call__(self, row: SourceRow) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Return the rows of `images` (None where there are no bytes) and of `items`; each may be an error row."""
-        return self.with_signature(row)[:2]
+    def __call__(self, row: SourceRow) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return the rows of `images`, as far as there are bytes, and of `items`; each may be an error row."""
+        return self.with_signatures(row)[:2]
 
-    def with_signature(self, row: SourceRow) -> tuple[dict[str, Any] | None, dict[str, Any], ImageSignature | None]:
-        """Do as a call, and return the image's signature too, where it is needed and the image is whole."""
+    def with_signatures(self, row: SourceRow) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, ImageSignature]]:
+        """Do as a call, and return the signatures of whole images by their image_id too, where they are needed."""
         if row.preference is None:
-            return None, _error_item(row, row.error or RowError("row", "the row is empty")), None
+            return [], _error_item(row, row.error or RowError("row", "the row is empty")), {}
+        preference = row.preference
+        if row.source.text_only:
+            preference = preference.without_missing_image()
+        images: dict[str, dict[str, Any]] = {}
+        signatures: dict[str, ImageSignature] = {}
+        shown: list[str] = []
+        failure: RowError | None = None
         try:
-            data = self._images.read(row.preference.image, row.directory)
-        except RowError as failure:
-            return None, _error_item(row, failure), None
-        key = image_id(data)
-        examined = self._examine_once(key, data)
-        if isinstance(examined, RowError):
-            return _image(key, None, None, examined), _error_item(row, examined, key), None
-        facts, signature = examined
-        return _image(key, data, facts, None), _item(row, row.preference, key), signature
+            self._limits.check_count(len(preference.references))
+            for reference in preference.references:
+                data = self._images.read(reference, row.directory)
+                shown.append(image_id(data))
+                examined = self._examine_once(shown[-1], data)
+                if isinstance(examined, RowError):
+                    images[shown[-1]] = _image(shown[-1], None, None, examined)
+                    failure = failure or examined
+                    continue
+                facts, signature = examined
+                images[shown[-1]] = _image(shown[-1], data, facts, None)
+                if signature is not None:
+                    signatures[shown[-1]] = signature
+            if failure is not None:
+                raise failure
+            self._limits.check_pixels(sum(images[name]["width"] * images[name]["height"] for name in shown))
+            item = _item(row, preference, shown)
+        except RowError as problem:
+            return list(images.values()), _error_item(row, problem, shown), {}
+        return list(images.values()), item, signatures
 
     def _examine_once(self, key: str, data: bytes) -> tuple[ImageFacts, ImageSignature | None] | RowError:
         """Decode an image once: rows about it tend to follow each other."""
@@ -94,9 +113,17 @@ class Intake:
         return facts, signature_of(pixels)
 
 
-def item_id(image: str, question: str, responses: Sequence[str]) -> str:
-    """Return the SHA-256 of an item's image_id, question and responses in their stored order, in hexadecimal."""
-    return _sha256(json.dumps([image, question, list(responses)]))
+def item_id(
+    images: Sequence[str], places: Sequence[int], turns: Sequence[Turn], question: str, responses: Sequence[str]
+) -> str:
+    """Return the SHA-256 of all of an item, in hexadecimal: image_ids, places, turns, question, responses as stored.
+
+    An item of one image that stands before the question, without turns, is named by image, question and responses.
+    """
+    if len(images) == 1 and tuple(places) == (0,) and not turns:
+        return _sha256(json.dumps([images[0], question, list(responses)]))
+    before = [[turn.role, turn.text, list(turn.places)] for turn in turns]
+    return _sha256(json.dumps([list(images), list(places), before, question, list(responses)]))
 
 
 def error_id(source: str, locator: str) -> str:
@@ -150,18 +177,27 @@ def _opposed(first: Sequence[float], second: Sequence[float]) -> bool:
     return any((first[i] - first[j]) * (second[i] - second[j]) < 0 for i, j in pairs)
 
 
-def _item(row: SourceRow, preference: Preference, image: str) -> dict[str, Any]:
+def _item(row: SourceRow, preference: Preference, images: Sequence[str]) -> dict[str, Any]:
     """Return the row of `items`.
 
     Responses are ordered by the hash of their text: their place says nothing about the preference, and a pair that two
     sources hold in opposite orders is one item.
+
+    Raises:
+        RowError: the texts have another number of places than there are images.
     """
+    places = (0,) * len(images) if preference.places is None else preference.places
+    n_places = len(places) + sum(len(turn.places) for turn in preference.turns)
+    if n_places != len(images):
+        raise RowError("image_places", f"the texts have {n_places} places for images, and the row has {len(images)}")
     order = sorted(range(len(preference.responses)), key=lambda n: (_sha256(preference.responses[n]), n))
     responses = [preference.responses[n] for n in order]
     ratings = None if preference.preference is None else [preference.preference[n] for n in order]
     return {
-        "item_id": item_id(image, preference.question, responses),
-        "image_id": image,
+        "item_id": item_id(images, places, preference.turns, preference.question, responses),
+        "images": list(images),
+        "places": list(places),
+        "turns": [{"role": turn.role, "text": turn.text, "places": list(turn.places)} for turn in preference.turns],
         "question": preference.question,
         "responses": responses,
         "source_preference": ratings,
@@ -185,10 +221,12 @@ def _image(key: str, data: bytes | None, facts: ImageFacts | None, failure: RowE
     }
 
 
-def _error_item(row: SourceRow, failure: RowError, image: str | None = None) -> dict[str, Any]:
+def _error_item(row: SourceRow, failure: RowError, images: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "item_id": error_id(row.source.name, row.locator),
-        "image_id": image,
+        "images": list(images),
+        "places": [],
+        "turns": [],
         "question": None,
         "responses": None,
         "source_preference": None,

@@ -32,6 +32,19 @@ def picture(row: Mapping[str, Any], limits: ImageLimits = INGESTED, resize_pixel
     return Image.frombuffer("RGB", (rgb["width"], rgb["height"]), rgb["pixels"], "raw", "RGB", 0, 1)
 
 
+def shown_images(tables: Mapping[str, pa.Table]) -> pa.Table:
+    """Return the images that a part's items show: those of the part, and those that it borrows."""
+    return pa.concat_tables([tables["images"], tables["borrowed"]], promote_options="permissive")
+
+
+def decode_shown(
+    tables: Mapping[str, pa.Table], needed: Collection[str] | None = None, resize_pixels: int | None = None
+) -> dict[str, pa.Table]:
+    """Return a part's tables with the pictures of `shown_images` decoded, as `decode_images` does it."""
+    images = decode_images(shown_images(tables), needed, resize_pixels=resize_pixels)
+    return {**tables, "images": images, "borrowed": images.slice(0, 0)}
+
+
 def decode_images(
     images: pa.Table,
     needed: Collection[str] | None = None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from typing import Any, Literal
 
+from carevl.judging.turns import Turn
 from carevl.store.schemas import row_error
 
 Row = Mapping[str, Any]
@@ -18,13 +19,15 @@ ErrorKind = Literal[
     "file",  # a file cannot be opened, or breaks off: how many rows are lost is not known
     "row",  # bytes that are not a row, or not UTF-8
     "format",  # a column is missing or has another type
-    "image_pair",  # the row prefers one of two images, not of two responses
     "question",  # null or empty
     "responses",  # none, one, a blank one, or all equal; or they answer different dialogues
     "preference",  # a rating or label that cannot be read
     "image_missing",  # no reference, or nothing there
-    "image_several",  # more than one image, or a video beside it
+    "image_places",  # the texts have another number of places for images than there are images
+    "images_many",  # more images than an item may have
     "image_differs",  # the responses are about different images
+    "media",  # a video or a sound
+    "turns",  # of one role in a row, of a tool, or the last one is not the user's
     "image_refused",  # a path or address that must not be read
     "image_fetch",  # a URL that did not answer with an image in time
     "image_too_large",  # over the cap on bytes or pixels
@@ -63,7 +66,7 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
 
 @dataclass(frozen=True)
 class Preference:
-    """One question about one image, with the responses to choose from.
+    """A question about an image, several or none, with the responses to choose from.
 
     Raises:
         RowError: the question is empty; there are no responses, one, a blank one, or only equal ones; the preference
@@ -74,10 +77,25 @@ class Preference:
     responses: tuple[str, ...]
     preference: tuple[float, ...] | None
     """One per response, higher is better; None where the source does not say."""
-    image: object
-    """The reference as found: bytes, struct, path, URI or None."""
+    images: object
+    """The reference as found (bytes, struct, path, URI), or a list of them, in the order of their places; an empty list
+    where nothing is shown, None where the image is missing."""
     extra: dict[str, object] = dataclass_field(default_factory=dict)
     """Other facts of the row, plain JSON values."""
+    places: tuple[int, ...] | None = None
+    """Characters of the question before which an image stands; None: all images stand before it."""
+    turns: tuple[Turn, ...] = ()
+    """The turns before the question, each with the places of its images."""
+
+    @property
+    def references(self) -> tuple[object, ...]:
+        """The images one by one; one that is missing is None."""
+        return references_of(self.images)
+
+    def without_missing_image(self) -> Preference:
+        """Return it as a question about text alone, where its only image is missing and has no place in the texts."""
+        placed = bool(self.places) or any(turn.places for turn in self.turns)
+        return replace(self, images=[]) if self.references == (None,) and not placed else self
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -96,6 +114,13 @@ class Preference:
             raise RowError("preference", f"{len(self.preference)} ratings of {len(self.responses)} responses")
         if not all(math.isfinite(value) for value in self.preference):
             raise RowError("preference", f"the ratings {self.preference} are not all finite")
+
+
+def references_of(images: object) -> tuple[object, ...]:
+    """Return one reference, or a list of them, as a tuple; a list of numbers is one, the bytes of a file."""
+    if isinstance(images, list | tuple) and not (len(images) > 8 and all(isinstance(value, int) for value in images)):
+        return tuple(images)
+    return (images,)
 
 
 def clean(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -33,3 +34,8 @@ def read_truth(world: Path) -> dict[tuple[str, str], Truth]:
             ratings = {response["text"]: response["rating"] for response in row["responses"]}
             truths[row["image_sha256"], row["question"]] = Truth(row["kind"], row["decidable"], ratings)
     return truths
+
+
+def truth_of(truths: Mapping[tuple[str, str], Truth], item: Mapping[str, Any]) -> Truth | None:
+    """Return the truth of a row of the table `items`, of which `images` and `question` are read; None: unknown."""
+    return truths.get((item["images"][0], item["question"])) if len(item["images"]) == 1 else None

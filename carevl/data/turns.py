@@ -1,12 +1,20 @@
-"""Conversations in the two spellings in use, `{from, value}` and `{role, content}`, read into a question."""
+"""Conversations in the two spellings in use, `{from, value}` and `{role, content}`, read into turns with places.
+
+In texts the tag `<image>` is the place of an image, as in the formats of LLaVA, LLaMA-Factory and ms-swift; parts of a
+message that are images become tags. `asked` takes the tags out again, and says where they stood.
+"""
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from carevl.data.rows import RowError, items_of, kind_of, readable, struct, text
+from carevl.judging.turns import Turn as AskedTurn
+from carevl.judging.turns import shift_places
 
 IMAGE_TAG = "<image>"
 Role = Literal["system", "user", "assistant"]
@@ -20,31 +28,47 @@ _ROLES: dict[str, Role] = {
 }
 _IMAGE_PARTS = ("image", "image_url")
 """Types of parts that are images, and the field of the part that has the reference."""
-_NAMES: dict[Role, str] = {"system": "System", "user": "User", "assistant": "Assistant"}
+_TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython", "tool_call")
+_TAG = re.compile(f"{IMAGE_TAG}\n|\n{IMAGE_TAG}(?!\n)|{IMAGE_TAG}")
+"""A tag, with the line break that sets it apart from the words beside it."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of a conversation."""
+    """A turn of a conversation as its source has it."""
 
     role: Role
     text: str
+    """With a tag for every image that stands in it."""
     images: tuple[object, ...] = ()
     """References among the parts of its content, in their order."""
 
 
 def read_turn(value: object, field: str) -> Turn:
-    """Read a turn. Content may be text or a list of parts, of which the text parts are kept."""
+    """Read a turn. Content may be text or a list of parts, of which texts and images are kept.
+
+    Raises:
+        RowError: it has another shape, or the role of a tool or one that is not known.
+    """
     turn = struct(value, field)
     role = turn.get("from", turn.get("role"))
+    if role in _TOOLS:
+        raise RowError(
+            "turns", f"`{field}` is a turn of a tool ({role}), which an item does not hold; leave the row out"
+        )
     if not isinstance(role, str) or role not in _ROLES:
         raise RowError("format", f"`{field}` has the unknown role {str(role)[:60]!r}; known: {', '.join(_ROLES)}")
     content = turn.get("value", turn.get("content"))
     if isinstance(content, list | tuple):
         parts = [struct(part, f"{field}.content") for part in content]
-        texts = [text(part.get("text"), f"{field}.content.text") for part in parts if part.get("type") == "text"]
-        found = (_reference(part.get(name)) for part in parts for name in _IMAGE_PARTS if part.get("type") == name)
-        return Turn(_ROLES[role], "\n".join(texts), tuple(image for image in found if image is not None))
+        texts, images = [], []
+        for part in parts:
+            if part.get("type") == "text":
+                texts.append(text(part.get("text"), f"{field}.content.text"))
+            elif part.get("type") in _IMAGE_PARTS:
+                texts.append(IMAGE_TAG)
+                images.append(_reference(part.get(part["type"])))
+        return Turn(_ROLES[role], "\n".join(texts), tuple(image for image in images if image is not None))
     return Turn(_ROLES[role], text(content, field))
 
 
@@ -96,18 +120,34 @@ def join_dialogues(first: list[Turn], second: list[Turn]) -> list[Turn]:
     if first and second and _words(first) != _words(second):
         message = "the conversations differ before their last turn, so the responses answer different questions"
         raise RowError("responses", message)
-    images = [[image for turn in turns for image in turn.images] for turns in (first, second)]
+    images = [references(turns) for turns in (first, second)]
     if all(images) and images[0] != images[1]:
-        raise RowError("image_differs", "the two conversations are about different images; an item has one")
-    return second if not first or (images[1] and not images[0]) else first
+        raise RowError("image_differs", f"the two conversations are about different images; {ONE_FOR_BOTH}")
+    return max(first, second, key=_shown)
+
+
+ONE_FOR_BOTH = (
+    "responses can be told apart by a judge only where both are about the same images: leave the row out, or make it a "
+    "question about both images with a response for each"
+)
+"""Why a pair of images is no pair of responses, and what to do."""
 
 
 def follow(prompt: list[Turn], before: list[Turn]) -> list[Turn]:
     """Return a prompt and the turns between it and the response, which may begin with the prompt."""
     words = _words(prompt)
-    if words and _words(before)[: len(words)] == words:
-        before = [turn for turn in before if turn.role != "system"][len(words) :]
-    return [*prompt, *before]
+    if not words or _words(before)[: len(words)] != words:
+        return [*prompt, *before]
+    before = [turn for turn in before if turn.role != "system"]
+    repeated, rest = before[: len(words)], before[len(words) :]
+    if _shown(repeated) > _shown(prompt):
+        prompt = [*(turn for turn in prompt if turn.role == "system"), *repeated]
+    return [*prompt, *rest]
+
+
+def references(turns: Sequence[Turn]) -> list[object]:
+    """Return the images among the parts of turns, in their order."""
+    return [image for turn in turns for image in turn.images]
 
 
 def _words(turns: Sequence[Turn]) -> list[tuple[Role, list[str]]]:
@@ -115,24 +155,70 @@ def _words(turns: Sequence[Turn]) -> list[tuple[Role, list[str]]]:
     return [(turn.role, turn.text.replace(IMAGE_TAG, " ").split()) for turn in turns if turn.role != "system"]
 
 
-def question_of(turns: Sequence[Turn]) -> str:
-    """Return the question: the text of a lone user turn, or the whole dialogue with a name before each turn.
+def _shown(turns: Sequence[Turn]) -> tuple[int, int, int]:
+    """Return how much turns show, to choose the fuller of two copies."""
+    return len(turns), len(references(turns)), sum(turn.text.count(IMAGE_TAG) for turn in turns)
+
+
+def asked(turns: Sequence[Turn], n_images: int) -> tuple[AskedTurn, ...]:
+    """Return turns of user and assistant that end with the question, and where images stand in them.
+
+    What the system says stands before the first words of the user, behind images that these begin with. Without tags
+    all images stand before the first turn. A lone image at the beginning or the end of a lone turn stands before it:
+    sources write either for the same.
+
+    Args:
+        n_images: how many there are; 0 also where an image is missing.
 
     Raises:
-        RowError: nothing was asked, or the last turn is not the user's, or there are several image tags.
+        RowError: nothing is asked; two turns of one role follow one another; the first or last turn is not the user's;
+            or the texts have another number of tags.
     """
-    if not turns or turns[-1].role != "user":
+    dialogue = [turn for turn in turns if turn.role != "system"]
+    if not dialogue:
         raise RowError("question", "the conversation has no question by the user before the response")
-    if len(turns) == 1:
-        return untagged(turns[0].text)
-    return untagged("\n".join(f"{_NAMES[turn.role]}: {turn.text}" for turn in turns))
+    if dialogue[-1].role != "user":
+        raise RowError("turns", "the last turn before the responses is the assistant's; it has to be the user's")
+    if dialogue[0].role != "user":
+        raise RowError("turns", "the first turn is the assistant's; it has to be the user's")
+    for n, (before, turn) in enumerate(itertools.pairwise(dialogue), 2):
+        if before.role == turn.role:
+            raise RowError(
+                "turns", f"turns {n - 1} and {n} are both the {turn.role}'s; join them, or leave the row out"
+            )
+    placed = [take_tags(turn.text) for turn in dialogue]
+    n_tags = sum(len(places) for _, places in placed)
+    if not n_tags:
+        placed[0] = (placed[0][0], (0,) * n_images)
+    elif n_tags != n_images and n_images:
+        images = "1 image" if n_images == 1 else f"{n_images} images"
+        raise RowError("image_places", f"the texts have {n_tags} {IMAGE_TAG} tags, and the row has {images}")
+    elif len(placed) == 1 and n_tags == 1 and placed[0][1] == (len(placed[0][0]),):
+        placed[0] = (placed[0][0], (0,))
+    for said in reversed([turn.text for turn in turns if turn.role == "system" and turn.text.strip()]):
+        words, places = placed[0]
+        placed[0] = (f"{said}\n\n{words}", shift_places(places, len(said) + 2))
+    return tuple(
+        AskedTurn("assistant" if turn.role == "assistant" else "user", words, places)
+        for turn, (words, places) in zip(dialogue, placed, strict=True)
+    )
 
 
-def untagged(question: str) -> str:
-    """Return the question without its image tag. Raises RowError for several tags: an item has one image."""
-    tags = question.count(IMAGE_TAG)
-    if tags > 1:
-        raise RowError("image_several", f"the question has {tags} {IMAGE_TAG} tags; an item has one image")
-    for spelling in (f"{IMAGE_TAG}\n", f"\n{IMAGE_TAG}", IMAGE_TAG):
-        question = question.replace(spelling, "")
-    return question.strip() if tags else question
+def take_tags(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return a text without its image tags, and the characters before which they stood.
+
+    A tag on a line of its own goes with the line. White space at the ends of a text that had tags goes, too.
+    """
+    pieces: list[str] = []
+    places: list[int] = []
+    begin = 0
+    for match in _TAG.finditer(text):
+        pieces.append(text[begin : match.start()])
+        places.append(sum(map(len, pieces)))
+        begin = match.end()
+    if not places:
+        return text, ()
+    whole = "".join([*pieces, text[begin:]])
+    words = whole.strip()
+    before = len(whole) - len(whole.lstrip())
+    return words, tuple(min(max(place - before, 0), len(words)) for place in places)

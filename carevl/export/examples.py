@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from carevl.data.turns import IMAGE_TAG
 from carevl.errors import UserError
+from carevl.judging.turns import Turn, turns_of
+from carevl.store.earlier_versions import with_places
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 from carevl.store.table import Table
@@ -19,19 +21,22 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt about an image with its answer, and the answer that it is preferred to (None: there is none)."""
+    """What is asked, with its answer, and the answer that it is preferred to (None: there is none)."""
 
     item_id: str
     split: str
-    image_id: str
-    prompt: str
+    images: tuple[str, ...]
+    """The image_ids of its images, in the order in which they stand in the turns."""
+    turns: tuple[Turn, ...]
+    """The last is the prompt."""
     chosen: str
     rejected: str | None
 
     @property
     def has_tag(self) -> bool:
         """Whether a text holds the tag that stands for an image in training formats."""
-        return any(IMAGE_TAG in text for text in (self.prompt, self.chosen, self.rejected or ""))
+        texts = (*(turn.text for turn in self.turns), self.chosen, self.rejected or "")
+        return any(IMAGE_TAG in text for text in texts)
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,13 @@ def parts(run: Run, what: Selection) -> Iterator[Part]:
     ingested = Ingested(run.root / "ingest" / run.origin(manifest, "ingest")["fingerprint"])
     for number in ingested.items.parts():
         items = {item["item_id"]: item for item in ingested.items.read(number).to_pylist() if item["error"] is None}
-        rows = table.read(number).to_pylist() if what != "items" else list(items.values())
+        rows = list(items.values())
+        if what != "items":
+            stored = table.read(number)
+            rows = (stored if what == "pairs" else with_places(stored)).to_pylist()
         examples = [example for row in rows if row["item_id"] in items for example in read(items[row["item_id"]], row)]
-        named = {example.image_id for example in examples}
-        images = ingested.images.read(number, ["image_id", "bytes", "format"]).to_pylist() if named else []
+        named = {name for example in examples for name in example.images}
+        images = ingested.read_images(number, ["image_id", "bytes", "format"]).to_pylist() if named else []
         yield Part(examples, {image["image_id"]: (image["bytes"], image["format"]) for image in images})
 
 
@@ -83,19 +91,23 @@ def _of_route(item: Row, route: Row) -> Iterator[Example]:
 
 
 def _pair(item: Row, best: int, worst: int) -> Example:
-    return _example(item, item["question"], item["responses"][best], item["responses"][worst])
+    return _example(item, turns_of(item), item["responses"][best], item["responses"][worst])
 
 
 def _of_target(item: Row, target: Row) -> Iterator[Example]:
-    yield _example(item, target["prompt"], target["text"], None)
+    yield _example(item, (_prompt(target),), target["text"], None)
 
 
 def _of_judged_pair(item: Row, pair: Row) -> Iterator[Example]:
-    yield _example(item, pair["prompt"], pair["chosen"], pair["rejected"])
+    yield _example(item, (_prompt(pair),), pair["chosen"], pair["rejected"])
 
 
-def _example(item: Row, prompt: str, chosen: str, rejected: str | None) -> Example:
-    return Example(item["item_id"], item["split"], item["image_id"], prompt, chosen, rejected)
+def _prompt(row: Row) -> Turn:
+    return Turn("user", row["prompt"], tuple(row["places"]))
+
+
+def _example(item: Row, turns: tuple[Turn, ...], chosen: str, rejected: str | None) -> Example:
+    return Example(item["item_id"], item["split"], tuple(item["images"]), turns, chosen, rejected)
 
 
 _TABLES: dict[Selection, tuple[str, str, Callable[[Row, Row], Iterator[Example]]]] = {

@@ -2,7 +2,7 @@
 
 | format | file | images |
 |---|---|---|
-| trl | `SPLIT.parquet`: `images`, `prompt`, and `chosen` and `rejected`, or `completion` | inside |
+| trl | `SPLIT.parquet`: `images`, `prompt`, and `chosen` and `rejected`, or `completion`, in parts | inside |
 | llamafactory | `SPLIT.jsonl` in sharegpt form, `dataset_info.json` that names the files | `images/` |
 | ms-swift | `SPLIT.jsonl`: `messages`, `rejected_response`, `images` | `images/` |
 
@@ -24,11 +24,13 @@ import pyarrow.parquet as pq
 from carevl.data.turns import IMAGE_TAG
 from carevl.errors import UserError
 from carevl.export.examples import Example, Part
+from carevl.judging.turns import Turn
 from carevl.settings.names import path_component
 
 _ENDINGS = {"JPEG": "jpg", "TIFF": "tif"}
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-_MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+_PARTS = pa.list_(pa.struct({"type": pa.string(), "text": pa.string()}))
+_MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": _PARTS}))
 
 
 class Writer(Protocol):
@@ -77,13 +79,13 @@ class Trl:
         """Append the part's examples to their splits' files."""
         by_split: dict[str, list[dict[str, Any]]] = {}
         for example in part.examples:
-            data, kind = part.images[example.image_id]
-            image = {"bytes": data, "path": _file_name(example.image_id, kind)}
+            files = [(name, *part.images[name]) for name in example.images]
+            images = [{"bytes": data, "path": _file_name(name, kind)} for name, data, kind in files]
             answers = {"chosen": example.chosen, "rejected": example.rejected}
             if example.rejected is None:
                 answers = {"completion": example.chosen}
-            row = {"id": example.item_id, "images": [image], "prompt": [_message("user", example.prompt)]}
-            row |= {name: [_message("assistant", answer or "")] for name, answer in answers.items()}
+            row = {"id": example.item_id, "images": images, "prompt": [_parts(turn) for turn in example.turns]}
+            row |= {name: [_parts(Turn("assistant", answer or ""))] for name, answer in answers.items()}
             by_split.setdefault(example.split, []).append(row)
         for split, rows in by_split.items():
             schema = _trl_schema(list(rows[0]))
@@ -100,7 +102,7 @@ class Trl:
 def _trl_schema(columns: list[str]) -> pa.Schema:
     """Return the schema with the note by which `datasets` decodes the images."""
     text = {"dtype": "string", "_type": "Value"}
-    messages = [{"role": text, "content": text}]
+    messages = [{"role": text, "content": [{"type": text, "text": text}]}]
     features = {name: {"id": text, "images": [{"_type": "Image"}]}.get(name, messages) for name in columns}
     types = {name: {"id": pa.string(), "images": pa.list_(_IMAGE)}.get(name, _MESSAGES) for name in columns}
     return pa.schema(types, {"huggingface": json.dumps({"info": {"features": features}})})
@@ -119,15 +121,17 @@ class _Lines:
     def write(self, part: Part) -> None:
         """Append the part's examples to their splits' files, and write their images."""
         for example in part.examples:
-            data, kind = part.images[example.image_id]
-            image = f"images/{_file_name(example.image_id, kind)}"
-            if not (self._out / image).exists():
-                (self._out / image).write_bytes(data)
+            images = []
+            for name in example.images:
+                data, kind = part.images[name]
+                images.append(f"images/{_file_name(name, kind)}")
+                if not (self._out / images[-1]).exists():
+                    (self._out / images[-1]).write_bytes(data)
             if example.split not in self._files:
                 file = self._paths.split(example.split).open("w", encoding="utf-8")
                 self._files[example.split] = self._stack.enter_context(file)
                 self.begin(example)
-            row = {"id": example.item_id, **self.row(example), "images": [image]}
+            row = {"id": example.item_id, **self.row(example), "images": images}
             self._files[example.split].write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def begin(self, example: Example) -> None:
@@ -160,11 +164,12 @@ class LlamaFactory(_Lines):
 
     def row(self, example: Example) -> dict[str, Any]:
         """Return the conversation, and chosen and rejected where there is a preference."""
-        prompt = _turn("human", IMAGE_TAG + example.prompt)
+        names = {"user": "human", "assistant": "gpt"}
+        asked = [_turn(names[turn.role], with_tags(turn)) for turn in example.turns]
         if example.rejected is None:
-            return {"conversations": [prompt, _turn("gpt", example.chosen)]}
+            return {"conversations": [*asked, _turn("gpt", example.chosen)]}
         return {
-            "conversations": [prompt],
+            "conversations": asked,
             "chosen": _turn("gpt", example.chosen),
             "rejected": _turn("gpt", example.rejected),
         }
@@ -180,9 +185,21 @@ class MsSwift(_Lines):
 
     def row(self, example: Example) -> dict[str, Any]:
         """Return messages that end with the answer."""
-        messages = [_message("user", IMAGE_TAG + example.prompt), _message("assistant", example.chosen)]
+        asked = [_message(turn.role, with_tags(turn)) for turn in example.turns]
+        messages = [*asked, _message("assistant", example.chosen)]
         rejected = {} if example.rejected is None else {"rejected_response": example.rejected}
         return {"messages": messages, **rejected}
+
+
+def with_tags(turn: Turn) -> str:
+    """Return the text of a turn with a tag for every image that stands in it."""
+    return "".join(IMAGE_TAG if part is None else part for part in turn.parts())
+
+
+def _parts(turn: Turn) -> dict[str, Any]:
+    """Return a turn as a message of parts; one that is an image has no text, and is the next in the row's list."""
+    parts = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in turn.parts()]
+    return {"role": turn.role, "content": parts}
 
 
 def _message(role: str, content: str) -> dict[str, str]:

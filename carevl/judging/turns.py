@@ -8,9 +8,9 @@ list(turn.parts())  # ["Which of ", None, " and ", None, " is older?"]
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["user", "assistant"]
 
@@ -51,3 +51,13 @@ class Turn:
             begin = place
         if begin < len(self.text):
             yield self.text[begin:]
+
+
+def turns_before(item: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """Return the turns before the question of a row of the table `items`."""
+    return tuple(Turn(turn["role"], turn["text"], tuple(turn["places"])) for turn in item["turns"])
+
+
+def turns_of(item: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """Return all turns of a row of the table `items`; the last is the question."""
+    return (*turns_before(item), Turn("user", item["question"], tuple(item["places"])))

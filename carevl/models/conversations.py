@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from carevl.errors import UserError
+from carevl.judging.prompts import write_turns
+from carevl.judging.turns import Turn
 from carevl.models.control_strings import RestoringTokenizer, replace_control_strings
 from carevl.models.prompts import check_tokenizer
 from carevl.models.row_errors import TOO_LONG, Failure
 
-Conversation = tuple[str, str]
-"""User turn and response."""
+Asked = str | tuple[Turn, ...]
+"""What stands before a response: a user turn, or several turns of text, the last of them the user's."""
+Conversation = tuple[Asked, str]
+"""What is asked, and the response."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +27,29 @@ class Encoded:
     types: Sequence[int] | None = None
 
 
-def chat_conversation(tokenizer: Any, user: str, response: str) -> str:
-    """Return a user turn and the response to it, in a reward model's own chat template."""
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": response}]
-    written: str = tokenizer.apply_chat_template(messages, tokenize=False)
+def messages_of(asked: Asked, response: str | None = None) -> list[dict[str, str]]:
+    """Return turns as chat templates and services take them, with a response behind them if there is one."""
+    turns = (Turn("user", asked),) if isinstance(asked, str) else asked
+    replies = [] if response is None else [{"role": "assistant", "content": response}]
+    return [*({"role": turn.role, "content": turn.text} for turn in turns), *replies]
+
+
+def as_text(asked: Asked) -> str:
+    """Return what is asked as one text: of several turns, with a name before each."""
+    return asked if isinstance(asked, str) else write_turns(asked).text
+
+
+def chat_conversation(tokenizer: Any, asked: Asked, response: str) -> str:
+    """Return what is asked and the response to it, in a reward model's own chat template."""
+    written: str = tokenizer.apply_chat_template(messages_of(asked, response), tokenize=False)
     return written
 
 
 def encode(tokenizer: Any, conversations: Sequence[Conversation | Encoded]) -> list[Encoded]:
     """Encode as the chat template writes: it stands for all special tokens, so no second BOS is added.
 
-    A tokenizer without a template gets user turn and response as a pair of texts, with its own special tokens. What is
-    encoded already stays as it is. Control tokens that a text names are read as plain text.
+    A tokenizer without a template gets what is asked and the response as a pair of texts, with its own special tokens.
+    What is encoded already stays as it is. Control tokens that a text names are read as plain text.
     """
     fresh = iter(_encode(tokenizer, [text for text in conversations if not isinstance(text, Encoded)]))
     return [entry if isinstance(entry, Encoded) else next(fresh) for entry in conversations]
@@ -44,16 +59,30 @@ def _encode(tokenizer: Any, conversations: Sequence[Conversation]) -> list[Encod
     if not conversations:
         return []
     # A slow tokenizer cannot tell where a control token stands in a text.
-    texts = [text for conversation in conversations for text in conversation]
-    texts, strings = replace_control_strings(tokenizer, texts) if tokenizer.is_fast else (texts, {})
+    guarded, strings = _guard(tokenizer, conversations) if tokenizer.is_fast else (list(conversations), {})
     reader = RestoringTokenizer(tokenizer, strings) if strings else tokenizer
-    users, responses = texts[::2], texts[1::2]
     if tokenizer.chat_template:
-        written = [chat_conversation(tokenizer, *pair) for pair in zip(users, responses, strict=True)]
+        written = [chat_conversation(tokenizer, *pair) for pair in guarded]
         return [Encoded(ids) for ids in reader(written, add_special_tokens=False)["input_ids"]]
-    pairs = reader(users, responses)
+    pairs = reader([as_text(asked) for asked, _ in guarded], [response for _, response in guarded])
     types = pairs.get("token_type_ids") or [None] * len(conversations)
     return [Encoded(ids, kinds) for ids, kinds in zip(pairs["input_ids"], types, strict=True)]
+
+
+def _guard(tokenizer: Any, conversations: Sequence[Conversation]) -> tuple[list[Conversation], dict[str, str]]:
+    """Return conversations as `replace_control_strings` returns texts, and its strings."""
+    texts = [text for asked, response in conversations for text in (*_texts(asked), response)]
+    replaced, strings = replace_control_strings(tokenizer, texts)
+    fresh = iter(replaced)
+    return [(_with_texts(asked, fresh), next(fresh)) for asked, _ in conversations], strings
+
+
+def _texts(asked: Asked) -> list[str]:
+    return [asked] if isinstance(asked, str) else [turn.text for turn in asked]
+
+
+def _with_texts(asked: Asked, texts: Iterator[str]) -> Asked:
+    return next(texts) if isinstance(asked, str) else tuple(replace(turn, text=next(texts)) for turn in asked)
 
 
 def check_chat(tokenizer: Any, path: str) -> None:
@@ -67,17 +96,17 @@ def check_chat(tokenizer: Any, path: str) -> None:
         raise UserError(f"{path} has no chat template: choose a model that was tuned to follow instructions")
 
 
-def encode_turns(tokenizer: Any, users: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of user turns up to where the reply begins; nothing that they say is a control token.
+def encode_turns(tokenizer: Any, asked: Sequence[Asked]) -> list[list[int]]:
+    """Return the token ids of what is asked up to where the reply begins; nothing that it says is a control token.
 
     Models that think before they reply are told not to, where their template knows `enable_thinking`.
     """
-    texts, strings = replace_control_strings(tokenizer, users)
+    guarded, strings = _guard(tokenizer, [(each, "") for each in asked])
     written = [
         tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            messages_of(each), tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-        for text in texts
+        for each, _ in guarded
     ]
     reader = RestoringTokenizer(tokenizer, strings) if strings else tokenizer
     ids: list[list[int]] = reader(written, add_special_tokens=False)["input_ids"]

@@ -20,7 +20,9 @@ from carevl.audit.pairs import audit_pairs
 from carevl.audit.rewrites import audit_styles, sample_items
 from carevl.data.drawn import draw
 from carevl.data.pictures import picture
+from carevl.data.spill import home_of
 from carevl.errors import UserError
+from carevl.judging.turns import turns_of
 from carevl.models.engines import generator
 from carevl.models.experts import EXPERT_KINDS
 from carevl.models.judge_spec import JudgeSpec, asking_of
@@ -55,7 +57,8 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
     settings, run = load_run(root)
     draw(settings, run)
     tables = _finished(settings, run, "score")
-    items = Ingested(tables["ingest"].directory).items
+    ingested = Ingested(tables["ingest"].directory)
+    items = ingested.items
     scores = [tables[f"score/{expert.name}"] for expert in settings.experts]
     fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
     facts = ItemFacts.read(items, fitting.pairs, drawn_truths(settings, run))
@@ -64,7 +67,7 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
     report["texts"] = count_outside_texts(items)
     log("pairs measured")
     if rewrites:
-        sampled = sample_items(items, tables["caption"], scores, rewrites)
+        sampled = sample_items(ingested, tables["caption"], scores, rewrites)
         read = [expert for expert in settings.experts if not EXPERT_KINDS[expert.kind].sees_images]
         report["style"] = audit_styles(read, fitting.pairs, sampled)
         log("rewrites scored")
@@ -117,20 +120,26 @@ def sample_pairs(ingested: Ingested, n: int, seed: int, resize_pixels: int | Non
     """
     parts, pairs = ingested.items.parts(), []
     for number in parts:
-        rows = ingested.items.read(number, ["item_id", "image_id", "question", "responses", "gold", "error"])
+        rows = ingested.items.read(number, _SHOWN)
         rows = rows.filter(pc.and_(rows["error"].is_null(), pc.greater(pc.list_value_length(rows["responses"]), 1)))
         labelled, others = rows.filter(rows["gold"].is_valid()), rows.filter(rows["gold"].is_null())
         items = pa.concat_tables([labelled, others]).slice(0, -(-n // len(parts))).to_pylist()
-        needed = {item["image_id"] for item in items}
-        images = ingested.images.read(number)
+        needed = {name for item in items for name in item["images"]}
+        images = ingested.read_images(number)
         of_id = {
-            row["image_id"]: row for row in images.filter(pc.is_in(images["image_id"], pa.array(needed))).to_pylist()
+            row["image_id"]: row
+            for row in images.filter(pc.is_in(images["image_id"], pa.array(needed, pa.string()))).to_pylist()
         }
-        pairs += [_shown(item, picture(of_id[item["image_id"]], resize_pixels=resize_pixels), seed) for item in items]
+        for item in items:
+            pictures = tuple(picture(of_id[name], resize_pixels=resize_pixels) for name in item["images"])
+            pairs.append(_shown(item, pictures, seed))
     return pairs
 
 
-def _shown(item: Mapping[str, Any], image: Image, seed: int) -> ShownPair:
+_SHOWN = ["item_id", "images", "places", "turns", "question", "responses", "gold", "error"]
+
+
+def _shown(item: Mapping[str, Any], images: tuple[Image, ...], seed: int) -> ShownPair:
     """Return two responses of an item, of which one is better where a label says so."""
     gold = item["gold"] or [0.0] * len(item["responses"])
     places = itertools.combinations(range(len(gold)), 2)
@@ -138,7 +147,7 @@ def _shown(item: Mapping[str, Any], image: Image, seed: int) -> ShownPair:
     first, second = pair if hash_uniform(seed, item["item_id"], "shown") < 0.5 else pair[::-1]
     right = None if gold[first] == gold[second] else int(gold[second] > gold[first])
     responses = item["responses"][first], item["responses"][second]
-    return ShownPair(item["image_id"], image, item["question"], responses, right)
+    return ShownPair(home_of(item), images, turns_of(item), responses, right)
 
 
 def _finished(settings: Settings, run: Run, last: str) -> Mapping[str, Table]:

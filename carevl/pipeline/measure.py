@@ -20,6 +20,7 @@ from carevl.pipeline.run import run_pipeline
 from carevl.stages import caption, score
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
+from carevl.store.schemas import BORROWED_CAPTIONS
 
 if TYPE_CHECKING:
     from carevl.settings.tree import Settings
@@ -66,6 +67,7 @@ def measure(settings: Settings, run: Run, pending: Collection[str], log: Callabl
     needs = {need.stage: need for need in reservations(settings)}
     nodes = supply(settings.cluster, needs.values()).nodes
     images, items = _sample(Ingested(table.directory), settings.captioner.pool.batch_size)
+    borrowed = pa.Table.from_pylist([], BORROWED_CAPTIONS)
     captioner = caption.CaptionProcessor(settings.captioner, settings.data.resize_pixels)
     captions, rate = measure_rate(needs["caption"].resources, captioner, {"images": images})
     if "caption" in pending:
@@ -74,7 +76,7 @@ def measure(settings: Settings, run: Run, pending: Collection[str], log: Callabl
     experts = {f"score/{expert.name}": expert for expert in settings.experts if f"score/{expert.name}" in pending}
     rates = {}
     for name, expert in experts.items():
-        tables = {"items": items, "captions": captions}
+        tables = {"items": items, "captions": captions, "borrowed_captions": borrowed}
         _, rates[name] = measure_rate(needs[name].resources, score.ScoreProcessor(expert), tables)
         store_rate(run, keys[name].fingerprint, expert.pool, rates[name])
     pools = {name: expert.pool for name, expert in experts.items()}
@@ -86,7 +88,7 @@ def measure(settings: Settings, run: Run, pending: Collection[str], log: Callabl
 
 
 def _sample(ingested: Ingested, size: int) -> tuple[pa.Table, pa.Table]:
-    """Return the first images without an error, and their items."""
+    """Return the first images without an error, and the items that show nothing else."""
     images: list[pa.Table] = []
     items: list[pa.Table] = []
     missing = size
@@ -95,8 +97,9 @@ def _sample(ingested: Ingested, size: int) -> tuple[pa.Table, pa.Table]:
         images.append(part.filter(part["error"].is_null()).slice(0, missing))
         missing -= len(images[-1])
         rows = ingested.items.read(number)
-        mine = pc.is_in(rows["image_id"], value_set=images[-1]["image_id"].combine_chunks())
-        items.append(rows.filter(pc.and_(mine, rows["error"].is_null())))
+        mine = set(images[-1]["image_id"].to_pylist())
+        whole = [bool(shown) and mine.issuperset(shown) for shown in rows["images"].to_pylist()]
+        items.append(rows.filter(pc.and_(pa.array(whole, pa.bool_()), rows["error"].is_null())))
         if not missing:
             break
     if missing == size:

@@ -13,7 +13,7 @@ from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.results import summarize
 from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot, draw
-from carevl.data.truth import Truth, read_truth
+from carevl.data.truth import Truth, read_truth, truth_of
 from carevl.pipeline.repair import refuse_damaged
 from carevl.stages import evaluate, ingest
 from carevl.stats.estimate import format_estimate
@@ -160,14 +160,14 @@ def drawn_truths(settings: Settings, run: Run) -> Truths:
 
 def _items(items: Table) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = items.read(
-        columns=["item_id", "image_id", "question", "responses", "gold", "error"]
+        columns=["item_id", "images", "question", "responses", "gold", "error"]
     ).to_pylist()
     return [row for row in rows if row["error"] is None and row["gold"] is None]
 
 
 def better(item: Mapping[str, Any], truths: Truths, winner: int, loser: int) -> bool | None:
     """Return whether one response is truly better than another; None when that is unknown or they are alike."""
-    truth = truths.get((item["image_id"], item["question"]))
+    truth = truth_of(truths, item)
     if truth is None:
         return None
     ratings = [truth.ratings[item["responses"][i]] for i in (winner, loser)]

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.resources import card_memory
 from carevl.data.drawn import data_root
-from carevl.data.images import ImageLimits, decode_rgb
+from carevl.data.images import decode_rgb
 from carevl.errors import UserError
-from carevl.judging.prompts import judge_prompt
+from carevl.judging.prompts import judge_turn
+from carevl.judging.turns import Turn, turns_of
 from carevl.judging.verdict_tokens import VERDICT_TEXTS
 from carevl.models.control_strings import encode_text
 from carevl.models.conversations import encode
 from carevl.models.engines import close_engines
 from carevl.models.experts import EXPERT_KINDS, load_expert
+from carevl.models.experts.inputs import ExpertInput, write_turns
 from carevl.models.families import find_family
 from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import asking_of
@@ -33,7 +35,7 @@ from carevl.pipeline.downloads import find_models, loaded_models, models_by_sett
 from carevl.pipeline.fit import Fit, find_fits
 from carevl.settings.models import Judge
 from carevl.stages import STAGES
-from carevl.stages.ingest import read_rows
+from carevl.stages.ingest import limits_of, read_rows
 from carevl.training.image_sizes import by_size
 from carevl.training.inspection import draw_probe
 
@@ -159,7 +161,7 @@ def survey(settings: Settings, run: Run, rows: int, log: Callable[[str], None]) 
     sample = _read_sample(settings, run, rows)
     errors = Counter(item["error"]["kind"] for _, item in sample if item["error"])
     examples = {item["error"]["kind"]: item["error"]["message"] for _, item in reversed(sample) if item["error"]}
-    reader = _Reader(settings, [(data, item) for data, item in sample if data is not None and not item["error"]])
+    reader = _Reader(settings, [(files, item) for files, item in sample if not item["error"]])
     log("counting tokens")
     reader.read_writer("captioner", settings.captioner, states["captioner"])
     reader.read_writer("judge", settings.judge, states["judge"])
@@ -172,20 +174,24 @@ def survey(settings: Settings, run: Run, rows: int, log: Callable[[str], None]) 
     return Survey(len(sample), errors, examples, reader.tokens, reader.unread, reader.verdict, probes, fits)
 
 
-Sampled = tuple[bytes | None, dict[str, Any]]
-"""The bytes of a row's image, and its row of `items`."""
+Sampled = tuple[list[bytes], dict[str, Any]]
+"""The files of the images that a row of `items` shows, in their order, and the row."""
 
 
 def _read_sample(settings: Settings, run: Run, rows: int) -> list[Sampled]:
     with data_root(settings, run) as root:
         taken = itertools.islice(read_rows(root, None), rows)
-        return [(None if image is None else image["bytes"], item) for image, item, _ in taken]
+        sampled = []
+        for images, item, _ in taken:
+            files = {image["image_id"]: image["bytes"] for image in images}
+            sampled.append(([files[name] for name in item["images"] if item["error"] is None], item))
+        return sampled
 
 
 class _Reader:
     """Counts the tokens of sampled items, as every model reads them."""
 
-    def __init__(self, settings: Settings, items: Sequence[tuple[bytes, dict[str, Any]]]) -> None:
+    def __init__(self, settings: Settings, items: Sequence[Sampled]) -> None:
         self.settings, self.items = settings, items
         self.tokens: list[TokenCounts] = []
         self.unread: dict[str, str] = {}
@@ -205,22 +211,28 @@ class _Reader:
         prompt = getattr(model, "prompt", None)
         asking = asking_of(model) if isinstance(model, Judge) else None
         template = None if asking is None else asking.pairwise
-        limits = ImageLimits(max_image_pixels=self.settings.data.max_image_pixels)
+        limits = limits_of(self.settings.data)
         sized = by_size(ask_as(processor, asking))
         family = find_family(config.model_type)
         token = family.image_token(config)
         images, prompts, refused = [], [], ""
-        for data, item in self.items:
-            picture = decode_rgb(data, limits, self.settings.data.resize_pixels)
-            text = prompt or judge_prompt("pairwise", item["question"], item["responses"][:2], template=template)
-            encoded, failures = encode_with_row_errors(sized, [Prompt(text)], [[picture]], family)
+        asked: list[tuple[Prompt, list[bytes]]] = []
+        for files, item in self.items:
+            if prompt is not None:
+                asked += [(Prompt(prompt), [data]) for data in files]
+            else:
+                turn = judge_turn("pairwise", turns_of(item), item["responses"][:2], template=template)
+                asked.append((Prompt(turn.text, places=turn.places), files))
+        for written, files in asked:
+            pictures = [decode_rgb(data, limits, self.settings.data.resize_pixels) for data in files]
+            encoded, failures = encode_with_row_errors(sized, [written], [pictures], family)
             if encoded is None:
                 refused = failures[0].message
                 continue
             images.append(encoded.ids[0].count(token))
             prompts.append(len(encoded.ids[0]))
         if refused:
-            self.unread[setting] = f"{len(self.items) - len(prompts)} of {len(self.items)}: {refused}"
+            self.unread[setting] = f"{len(asked) - len(prompts)} of {len(asked)}: {refused}"
         if prompts:
             room = model.max_model_len - model.max_tokens
             left = f"{setting}.max_model_len less {setting}.max_tokens"
@@ -250,7 +262,9 @@ class _Reader:
         with explain_own_code(expert):
             tokenizer = AutoTokenizer.from_pretrained(state.directory, **loading_arguments(expert))
         texts = [
-            (expert.write("", item["question"]), response) for _, item in self.items for response in item["responses"]
+            (write_turns(expert, turns_of(item), [""] * len(item["images"])), response)
+            for _, item in self.items
+            for response in item["responses"]
         ]
         lengths = [len(text.ids) for text in encode(tokenizer, texts)]
         room = expert.max_model_len - self.settings.captioner.max_tokens
@@ -276,7 +290,9 @@ def _probe(expert: Expert, state: ModelState | None, log: Callable[[str], None])
     try:
         kind = EXPERT_KINDS[expert.kind]
         image = (draw_probe(),) if kind.sees_images else ()
-        [scores] = load_expert(expert)([(expert.write(caption, question), responses, question, *image)])
+        probe = ExpertInput((Turn("user", question, (0,)),), responses, (caption,), image)
+        row: Any = probe.image_row() if kind.sees_images else probe.row(expert)
+        [scores] = load_expert(expert)([row])
     except (UserError, OSError, ValueError, ImportError) as error:
         return f"cannot be loaded: {first_line(error)}"
     finally:

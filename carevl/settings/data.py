@@ -40,6 +40,11 @@ class Source(Strict):
     split: PathName = Field("train", description="Split that its items belong to, and of the files of an export.")
     weight: float = Field(1.0, gt=0, description="How often its rows are drawn, relative to other sources.")
     image_root: HomePath | None = Field(None, description="Directory that relative image paths are looked up in.")
+    text_only: bool = Field(
+        False,
+        description="Rows without an image are items of text alone; else they are errors, but where a row has an empty "
+        "list of images, or its format no column for them.",
+    )
     captions: str | None = Field(None, description="JSON file of image name to caption (LLaVA-RLHF).")
 
 
@@ -53,6 +58,17 @@ class Data(Strict):
         description="Parts of every table: the unit of work, of commit and of resume. One over 128 MB is divided.",
     )
     max_image_pixels: int = Field(50_000_000, ge=1, description="Images with more pixels are row errors.")
+    max_images: int = Field(8, ge=1, description="Items with more images are row errors.")
+    max_item_pixels: int = Field(
+        100_000_000, ge=1, description="Items whose images have more pixels together are row errors."
+    )
+    text_only_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Most of all items to learn from that may be text alone: others are routed as dropped, chosen by "
+        "chance; 1 keeps all.",
+    )
     resize_pixels: int | None = Field(
         None,
         ge=1,

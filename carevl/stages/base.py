@@ -254,14 +254,14 @@ class RunContext:
         """Images and items."""
         return Ingested(self.table("ingest").directory)
 
-    def earlier(self, name: str, target: Table, **sources: str) -> tuple[EarlierTable, ...]:
+    def earlier(self, name: str, target: Table, **sources: tuple[str, ...]) -> tuple[EarlierTable, ...]:
         """Return tables of this run whose rows may be those of a table at work, those made last first.
 
         Args:
             name: the table at work.
             target: itself, or the one below it that its pool makes.
             sources: what its rows depend on of other tables: name in the pool's job to the role among the stage's
-                inputs.
+                inputs, and what leads to a table below that.
         """
         stage, key = self.stage, self.keys[name]
         if stage is None or stage.row_facts is None or self.retry:
@@ -273,9 +273,10 @@ class RunContext:
             if table == self.run.table(key) or _as_json(stage.row_facts(cause)) != facts:
                 continue
             inputs = {role: self._input(stage, name, role, version) for role, version in cause["inputs"].items()}
-            if not any(inputs[role].is_remade_since(cause["inputs"][role]) for role in sources.values()):
+            if not any(inputs[role].is_remade_since(cause["inputs"][role]) for role, *_ in sources.values()):
                 ingested = inputs["ingest"].cause or {}
-                of_job = {source: inputs[role] for source, role in sources.items()}
+                below_inputs = {source: inputs[role].directory.joinpath(*at) for source, (role, *at) in sources.items()}
+                of_job = {source: Table(place) for source, place in below_inputs.items() if place.is_dir()}
                 same_parts = ingested.get("data", {}).get("parts", n_parts) == n_parts
                 tables.append(EarlierTable(Table(table.directory / below), of_job, same_parts=same_parts))
         return tuple(tables[:_MOST_EARLIER])

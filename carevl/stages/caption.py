@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pyarrow as pa
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
 from carevl.data.pictures import decode_images, picture
+from carevl.data.spill import Shelf
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import GenerationRequest
 from carevl.models.locate import weights_fingerprint
@@ -26,7 +29,9 @@ from carevl.stages.base import (
     reads,
     without_inputs,
 )
-from carevl.store.schemas import CAPTIONS, row_error
+from carevl.store.earlier_versions import LoanTable
+from carevl.store.schemas import BORROWED_CAPTIONS, CAPTIONS, row_error
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from carevl.models.engines.base import Generator
     from carevl.settings.models import Captioner
     from carevl.settings.tree import Settings
+    from carevl.store.ingested import Ingested
 
 VERSION = 1
 VIEW = "default"
@@ -118,7 +124,35 @@ def run(context: RunContext) -> Counts:
         identity=("view",),
         earlier=context.earlier("caption", target),
     )
-    return context.run_pools([job])
+    counts = context.run_pools([job])
+    write_borrowed(context.ingested, target)
+    return counts
+
+
+def borrowed_captions(captions: Table) -> Table:
+    """Return the captions of the images that parts borrow; they lie below all captions."""
+    return LoanTable(captions.directory / "borrowed", BORROWED_CAPTIONS)
+
+
+def write_borrowed(ingested: Ingested, captions: Table) -> None:
+    """Write to `borrowed`, below the captions, those of the images that items of a part show and that lie in others."""
+    target = borrowed_captions(captions)
+    numbers = ingested.borrowed.parts()
+    borrowed = [ingested.borrowed.read(number, ["image_id"])["image_id"].to_pylist() for number in numbers]
+    borrowers: dict[str, list[int]] = {}
+    for number, names in zip(numbers, borrowed, strict=True):
+        for name in names:
+            borrowers.setdefault(name, []).append(number)
+    with TemporaryDirectory(dir=captions.directory, prefix=".") as scratch:
+        shelf = Shelf(Path(scratch), "captions", BORROWED_CAPTIONS)
+        for number in captions.parts() if borrowers else ():
+            for row in captions.read(number, ["image_id", "view", "text", "error"]).to_pylist():
+                text = row["text"] if row["error"] is None else None
+                for borrower in borrowers.get(row["image_id"], ()):
+                    shelf.add(borrower, {"image_id": row["image_id"], "view": row["view"], "text": text})
+        for number in numbers:
+            rows = sorted(shelf.read(number), key=lambda row: (row["image_id"], row["view"]))
+            target.write(number, pa.Table.from_pylist(rows, BORROWED_CAPTIONS))
 
 
 def reservations(settings: Settings) -> list[Reservation]:

@@ -154,7 +154,7 @@ def _target(item: Item, prompted: Prompted, text: str, asking: Asking, *, eviden
         "item_id": item["item_id"],
         "task": prompted.task,
         "order": prompted.order,
-        "prompt": prompted.write(item, asking),
+        **prompted.columns(item, asking),
         "text": text,
         "evidence": evidence,
     }

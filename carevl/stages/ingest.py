@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +25,7 @@ from carevl.data.intake import Intake, merge_images, merge_items
 from carevl.data.near_duplicates import NearDuplicates, confirm
 from carevl.data.perceptual_hash import ImageSignature
 from carevl.data.reading import Source, SourceRow, mix, read_source
-from carevl.data.spill import Rows, Spill
+from carevl.data.spill import Spill
 from carevl.data.urls import UrlFetcher
 from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.store.damage import hash_file
@@ -36,10 +36,13 @@ from carevl.store.schemas import IMAGES, ITEMS, failures
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
+    from carevl.settings.data import Data
     from carevl.settings.tree import Settings
 
 VERSION = 2
 _EXAMPLES = 10
+_ADDED = {"max_images", "max_item_pixels", "text_only"}
+"""Settings that version 2 did not always have."""
 _MOST_THREADS = 8
 """Each holds one image's bytes and pixels at a time."""
 _In = TypeVar("_In")
@@ -50,7 +53,7 @@ def sources(root: DataRoot) -> list[Source]:
     """Return the settings' sources with their paths resolved."""
     resolved = []
     for n, declared in enumerate(root.settings.data.sources):
-        fields = declared.model_dump(include={"format", "labels", "split", "image_root", "captions"})
+        fields = declared.model_dump(include={"format", "labels", "split", "image_root", "text_only", "captions"})
         resolved.append(Source(name=declared.name or f"source-{n}", path=root.resolve(declared.path), **fields))
     return resolved
 
@@ -74,7 +77,12 @@ def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
         for file in list_files(filesystem, path, source.captions):
             files[root.relative(file)] = root.stamp(file, filesystem)
     tests = [[name, *stamps(root, path, images)] for name, path, images in _benchmark_paths(root)]
-    data = settings.data.model_dump(exclude={"allow_url_fetch", "resize_pixels"})
+    data = settings.data.model_dump(exclude={"allow_url_fetch", "resize_pixels", "text_only_share"})
+    for group, declared in ((data, settings.data), *zip(data["sources"], settings.data.sources, strict=True)):
+        fields = type(declared).model_fields
+        for name in _ADDED & fields.keys():  # as by default, a table has the fingerprint of the versions before
+            if group[name] == fields[name].default:
+                del group[name]
     facts = {"version": VERSION, "seed": settings.seed, "items": settings.items, "files": files, "data": data}
     return facts | {"benchmarks": tests}
 
@@ -99,7 +107,7 @@ def run_ingest(
 
     Returns:
         rows_in (source rows), rows_out (items), images, errors (items), contaminated (items), `contents` (a hash of
-        both tables), `replaced` (source rows with U+FFFD), and the reports of `contamination`
+        the tables), `replaced` (source rows with U+FFFD), `text_only` (rows), and the reports of `contamination`
         (`benchmarks.contamination.Contamination.report`) and of `near_duplicates`.
 
     Raises:
@@ -109,29 +117,33 @@ def run_ingest(
     root, data = DataRoot.of(settings, run), settings.data
     spill = Spill(directory / "spill", data.parts)
     near_duplicates = NearDuplicates(directory / "spill" / "signatures")
-    limits = ImageLimits(max_image_pixels=data.max_image_pixels)
+    limits = limits_of(data)
     contamination = Contamination(_benchmark_rows(root), limits)
-    rows_in = errors = replaced = 0
-    for image, item, signature in read_rows(root, log):
+    rows_in = errors = replaced = text_only = 0
+    for images, item, signatures in read_rows(root, log):
         rows_in += 1
         errors += item["error"] is not None
         replaced += _has_replacements(item)
-        if image is not None and signature is not None:
-            if data.near_duplicates != "ignore":
-                near_duplicates.add(image["image_id"], signature)
-            item = contamination.screen(item, image["bytes"], signature)  # noqa: PLW2901
-        spill.add(image, item)
+        text_only += item["error"] is None and not item["images"]
+        seen = [(image, signatures[image["image_id"]]) for image in images if image["image_id"] in signatures]
+        for image, signature in seen if data.near_duplicates != "ignore" else ():
+            near_duplicates.add(image["image_id"], signature)
+        if item["error"] is None:
+            item = contamination.screen(item, [(image["bytes"], signature) for image, signature in seen])  # noqa: PLW2901
+        spill.add(images, item)
         if rows_in % 500 == 0:
             on_progress(rows_in, errors)
     if rows_in == 0:
         raise RunError(f"no rows in {', '.join(source.path for source in data.sources)}")
     similar, same = _find_near_duplicates(near_duplicates, spill, directory / "spill" / "views", limits)
-    written, contents = _write(Ingested(directory), spill.parts(same if data.near_duplicates == "merge" else {}))
+    written, contents = _write(Ingested(directory), spill, same if data.near_duplicates == "merge" else {})
     shutil.rmtree(directory / "spill")
     accounted = written.pop("accounted")
     if accounted != rows_in:
         raise RunError(f"{rows_in} source rows were read but the items account for {accounted}")
     on_progress(rows_in, written["errors"])
+    if log and text_only:
+        log(f"{text_only} of {rows_in} rows are about text alone: they have no image, and no caption will be read")
     if log and replaced:
         log(f"{replaced} rows have U+FFFD in their texts, in place of letters that were lost")
     if log and written["contaminated"]:
@@ -139,7 +151,15 @@ def run_ingest(
             f"{written['contaminated']} items set aside: a benchmark has their image, see contamination in the manifest"
         )
     report = {"contamination": contamination.report(), "near_duplicates": {"mode": data.near_duplicates, **similar}}
-    return {"rows_in": rows_in, **written, "contents": contents, "replaced": replaced, **report}
+    counts = {"rows_in": rows_in, **written, "contents": contents, "replaced": replaced, "text_only": text_only}
+    return counts | report
+
+
+def limits_of(data: Data) -> ImageLimits:
+    """Return the caps on images of preference data."""
+    return ImageLimits(
+        max_image_pixels=data.max_image_pixels, max_images=data.max_images, max_item_pixels=data.max_item_pixels
+    )
 
 
 def _find_near_duplicates(
@@ -156,19 +176,27 @@ def _find_near_duplicates(
 
 def _has_replacements(item: dict[str, Any]) -> bool:
     """Tell whether a text has U+FFFD, which stands for letters that were lost here or before."""
-    return any("\ufffd" in text for text in (item["question"] or "", *(item["responses"] or ())))
+    turns = (turn["text"] for turn in item["turns"])
+    return any("\ufffd" in text for text in (item["question"] or "", *(item["responses"] or ()), *turns))
 
 
-def _write(tables: Ingested, parts: Iterable[tuple[Rows, Rows]]) -> tuple[Counter[str], str]:
+def _write(tables: Ingested, spill: Spill, same: Mapping[str, str]) -> tuple[Counter[str], str]:
     """Merge and write every part.
+
+    Args:
+        same: as `Spill.parts` takes it.
 
     Returns:
         Counts of rows_out, images, errors, contaminated, and accounted (source rows); and a hash of what was written.
     """
     contents = hashlib.sha256()
     count = Counter(rows_out=0, images=0, errors=0, contaminated=0, accounted=0)
-    for number, (image_rows, item_rows) in enumerate(parts):
+    parts = 0
+    for number, (image_rows, item_rows) in enumerate(spill.parts(same)):
         images, items = merge_images(image_rows), merge_items(item_rows)
+        shown = {name for item in items if item["error"] is None for name in item["images"]}
+        spill.lend(sorted(shown - {image["image_id"] for image in images}), number)
+        parts = number + 1
         written = pa.Table.from_pylist(items, ITEMS)
         for table, rows in ((tables.images, pa.Table.from_pylist(images, IMAGES)), (tables.items, written)):
             table.write(number, rows)
@@ -179,6 +207,8 @@ def _write(tables: Ingested, parts: Iterable[tuple[Rows, Rows]]) -> tuple[Counte
         count["rows_out"] += len(items)
         count["errors"] += failed
         count["contaminated"] += len(items) - written["error"].null_count - failed
+    for number, rows in enumerate(spill.borrowed(parts)):
+        tables.borrowed.write(number, pa.Table.from_pylist(merge_images(rows), IMAGES))
     return count, contents.hexdigest()
 
 
@@ -202,10 +232,10 @@ def _benchmark_paths(root: DataRoot) -> Iterator[tuple[str, Path, Path | None]]:
 
 def read_rows(
     root: DataRoot, log: Callable[[str], None] | None
-) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any], ImageSignature | None]]:
-    """Yield the row of `images`, the row of `items`, and the image's signature, where it is needed and whole."""
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any], dict[str, ImageSignature]]]:
+    """Yield rows of `images`, the row of `items`, and signatures of whole images by image_id, where they are needed."""
     settings, data = root.settings, root.settings.data
-    limits = ImageLimits(max_image_pixels=data.max_image_pixels)
+    limits = limits_of(data)
     fetcher = UrlFetcher() if data.allow_url_fetch else None
     signatures = data.near_duplicates != "ignore" or bool(list(_benchmark_paths(root)))
     declared = sources(root)
@@ -215,7 +245,7 @@ def read_rows(
     mixed: Iterator[SourceRow] = mix([read_source(source, log=log) for source in train], weights, settings.seed)
     labelled = itertools.chain.from_iterable(read_source(source, log=log) for source in declared if source.labels)
     rows = itertools.chain(itertools.islice(mixed, settings.items), labelled)
-    yield from ahead(lambda row: intakes[row.source].with_signature(row), rows)
+    yield from ahead(lambda row: intakes[row.source].with_signatures(row), rows)
 
 
 def ahead(call: Callable[[_In], _Out], values: Iterable[_In]) -> Iterator[_Out]:

@@ -50,5 +50,8 @@ def _with_line(
     n = row["order"].index(carrier) + 1
     shown = f"Answer {n}: {responses[carrier]}"
     before, found, behind = row["prompt"].rpartition(shown) if n == 2 else row["prompt"].partition(shown)
-    line = LINES[kind].replace("{n}", str(n))
-    return row | {"prompt": f"{before}{found}\n{line}{behind}"} if found else row
+    if not found:
+        return row
+    line, end = "\n" + LINES[kind].replace("{n}", str(n)), len(before) + len(found)
+    places = [place + len(line) * (place > end) for place in row["places"]]
+    return row | {"prompt": f"{before}{found}{line}{behind}", "places": places}

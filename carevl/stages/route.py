@@ -7,7 +7,7 @@ to route it. So memory is bounded by the labels and the largest part, not by the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from carevl.confidence.guarantee import CannotCertifyError
 from carevl.confidence.pairs import NO_CAPTION, Pairs
 from carevl.confidence.policies import fit_router
+from carevl.confidence.routing import drop_items
 from carevl.stages.base import PARTS, Counts, RunContext, Stage
+from carevl.stats.draws import hash_uniform
 from carevl.store.run import RunError
 from carevl.store.table import Table
 
@@ -31,14 +33,17 @@ if TYPE_CHECKING:
 VERSION = 2
 SAMPLE = 100_000
 """Most items without a label that scales and label model are read from."""
-_ITEMS = ["item_id", "image_id", "responses", "source_preference", "gold", "error"]
+_ITEMS = ["item_id", "images", "responses", "source_preference", "gold", "error"]
 _SCORES = ["item_id", "expert", "view", "scores"]
 
 
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what routing depends on, apart from items and scores."""
     del root, table
-    return {"router": router_facts(settings.router)}
+    router, data = {"router": router_facts(settings.router)}, settings.data
+    if data.text_only_share == type(data).model_fields["text_only_share"].default:
+        return router
+    return {**router, "text_only_share": data.text_only_share, "seed": settings.seed}
 
 
 def router_facts(router: RouterSettings) -> dict[str, Any]:
@@ -46,23 +51,37 @@ def router_facts(router: RouterSettings) -> dict[str, Any]:
     return {"version": VERSION, **router.model_dump(mode="json")}
 
 
-def run_route(settings: Settings, items: Table, scores: Sequence[Table], target: Table) -> Mapping[str, Any]:
+def run_route(
+    settings: Settings,
+    items: Table,
+    scores: Sequence[Table],
+    target: Table,
+    log: Callable[[str], None] | None = None,
+) -> Mapping[str, Any]:
     """Fit the router on the labelled items, routes every pair, and writes the parts of `routes`.
+
+    Args:
+        log: called with a line about items of text alone that are dropped.
 
     Returns:
         rows_in (items), rows_out (pairs), errors, pairs per route and reason, and the router's notes.
 
     Raises:
-        RunError: the target precision cannot be guaranteed and the settings name no fallback policy.
+        RunError: the target precision cannot be guaranteed and the settings name no fallback policy; or all items to
+            learn from are about text alone, and not all may be.
     """
     fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
+    keeps = choose_text_only(settings, fitting, log)
     try:
         router = fit_router(settings.router, fitting.labelled, fitting.unlabelled)
     except CannotCertifyError as error:
         raise RunError(f"route: {error}; or set router.fallback to a policy without a guarantee") from error
     routes: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    for number, batch in zip(items.parts(), router.route_stream(_parts(items, scores)), strict=True):
+    for number in items.parts():
+        block = _part(items, scores, number)
+        [batch] = router.route_stream([block])
+        batch = drop_items(batch, {name for name in _of_text(block[0]) if not keeps(name)}, "text_only_share")
         target.write(number, pa.Table.from_batches([batch]))
         routes.update(batch["route"].to_pylist())
         reasons.update(batch["reason"].to_pylist())
@@ -77,6 +96,40 @@ def run_route(settings: Settings, items: Table, scores: Sequence[Table], target:
     }
 
 
+def choose_text_only(settings: Settings, fitting: Fitting, log: Callable[[str], None] | None) -> Callable[[str], bool]:
+    """Return which items of text alone are kept, by their id: as many as `data.text_only_share` allows, by chance.
+
+    Raises:
+        RunError: there are no others, and not all may be kept.
+    """
+    share, n_text, n_shown = settings.data.text_only_share, fitting.n_text, fitting.n_shown
+    if share == 1 or not n_text:
+        return lambda item_id: True
+    if not n_shown:
+        raise RunError(
+            f"route: all {n_text} items are about text alone, and data.text_only_share = {share:g} of them may be; if "
+            "a judge of texts is wanted, set it to 1; else see `carevl sources` for why no image was found"
+        )
+    kept = min(1.0, share / (1 - share) * n_shown / n_text)
+    if kept < 1 and log:
+        log(
+            f"of {n_text} items about text alone some {round(n_text * kept)} are kept, as data.text_only_share = "
+            f"{share:g} allows beside {n_shown} with images; the others are routed as dropped"
+        )
+    return lambda item_id: hash_uniform(settings.seed, item_id, "text only") < kept
+
+
+def _of_text(items: pa.Table) -> list[str]:
+    """Return the items to learn from that are about text alone."""
+    is_text = pc.equal(pc.list_value_length(items["images"]), 0)
+    names: list[str] = items["item_id"].filter(pc.and_(is_text, _is_learned(items))).to_pylist()
+    return names
+
+
+def _is_learned(items: pa.Table) -> pa.ChunkedArray:
+    return pc.and_(items["error"].is_null(), items["gold"].is_null())
+
+
 @dataclass(frozen=True)
 class Fitting:
     """What a router is fitted on: all pairs with labels, and those of about SAMPLE items without."""
@@ -86,6 +139,10 @@ class Fitting:
     """[n_pairs]"""
     n_items: int
     """Items in all the parts."""
+    n_text: int
+    """Of those to learn from, the ones about text alone."""
+    n_shown: int
+    """And the ones about images."""
 
     @property
     def labelled(self) -> Pairs | None:
@@ -104,10 +161,12 @@ def read_fitting(items: Table, scores: Sequence[Table], experts: Sequence[str]) 
     A part's items lie in the order of a hash, so the first of them are a fair sample.
     """
     views: set[str] = set()
-    kept_items, kept_scores, n_items = [], [], 0
+    kept_items, kept_scores, n_items, n_text, n_learned = [], [], 0, 0, 0
     most = -(-SAMPLE // max(1, len(items.parts())))
     for part_items, part_scores in _parts(items, scores):
         n_items += len(part_items)
+        n_text += len(_of_text(part_items))
+        n_learned += pc.sum(_is_learned(part_items)).as_py() or 0
         views.update(part_scores["view"].unique().to_pylist())
         labelled = part_items["gold"].is_valid().to_numpy()
         chosen = part_items.filter(pa.array(labelled | (np.cumsum(~labelled) <= most)))
@@ -115,20 +174,26 @@ def read_fitting(items: Table, scores: Sequence[Table], experts: Sequence[str]) 
         kept_scores.append(part_scores.filter(pc.is_in(part_scores["item_id"], chosen["item_id"])))
     kept = pa.concat_tables(kept_items)
     pairs = Pairs.from_arrow(kept, pa.concat_tables(kept_scores), experts, sorted(views - {NO_CAPTION}))
-    return Fitting(pairs, kept["gold"].is_valid().to_numpy()[pairs.item], n_items)
+    is_labelled = kept["gold"].is_valid().to_numpy()[pairs.item]
+    return Fitting(pairs, is_labelled, n_items, n_text, n_learned - n_text)
 
 
 def _parts(items: Table, scores: Sequence[Table]) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Yield items and scores of every part, in order."""
     for number in items.parts():
-        yield items.read(number, _ITEMS), pa.concat_tables([table.read(number, _SCORES) for table in scores])
+        yield _part(items, scores, number)
+
+
+def _part(items: Table, scores: Sequence[Table], number: int) -> tuple[pa.Table, pa.Table]:
+    return items.read(number, _ITEMS), pa.concat_tables([table.read(number, _SCORES) for table in scores])
 
 
 def run(context: RunContext) -> Counts:
     """Fit the router and route every pair."""
     [table] = context.pending
     scores = [context.table(f"score/{expert.name}") for expert in context.settings.experts]
-    return {table: run_route(context.settings, context.ingested.items, scores, context.table(table))}
+    items, target = context.ingested.items, context.table(table)
+    return {table: run_route(context.settings, items, scores, target, context.log_for(table))}
 
 
 def inputs(settings: Settings, table: str) -> dict[str, str]:

@@ -12,11 +12,12 @@ import pyarrow as pa
 from carevl.cluster.earlier_rows import known_requests
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
-from carevl.data.pictures import decode_images, picture
+from carevl.data.pictures import decode_shown, picture, shown_images
 from carevl.errors import UserError
 from carevl.judging.counts import VerdictCounts, describe, join, store
 from carevl.judging.markup import split_thinking
-from carevl.judging.prompts import Task, judge_prompt, write_judgment
+from carevl.judging.prompts import Task, judge_turn, write_judgment
+from carevl.judging.turns import Turn, turns_of
 from carevl.judging.verdicts import Verdict, read_verdict
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
@@ -47,12 +48,17 @@ class Prompted:
     task: Task | Literal["answer"]
     order: tuple[int, ...]
 
-    def write(self, item: Item, asking: Asking) -> str:
-        """Return the user turn."""
+    def write(self, item: Item, asking: Asking) -> tuple[Turn, ...]:
+        """Return the turns: one of a judging prompt, and those of the item for the bare question."""
+        asked = turns_of(item)
         if self.task == "answer":
-            question: str = item["question"]
-            return question
-        return judge_prompt(self.task, item["question"], item["responses"], self.order, asking.template(self.task))
+            return asked
+        return (judge_turn(self.task, asked, item["responses"], self.order, asking.template(self.task)),)
+
+    def columns(self, item: Item, asking: Asking) -> dict[str, Any]:
+        """Return prompt and places of a judging prompt, as tables store them."""
+        [turn] = self.write(item, asking)
+        return {"prompt": turn.text, "places": list(turn.places)}
 
     def read(self, generation: Generation, wording: str | None = None) -> Verdict:
         """Return what was written. An answer is all evidence, but for what was thought before it.
@@ -128,8 +134,8 @@ class JudgeProcessor(Processor):
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode the pictures that the judge will be asked about."""
         rows = by_item(tables["items"], tables["routes"])
-        images = {item["image_id"] for item, routes in rows if self.spec.prompts(item, routes)}
-        return {**tables, "images": decode_images(tables["images"], images, resize_pixels=self.resize_pixels)}
+        images = {name for item, routes in rows if self.spec.prompts(item, routes) for name in item["images"]}
+        return decode_shown(tables, images, self.resize_pixels)
 
     def row_inputs(self, tables: Mapping[str, pa.Table]) -> Mapping[tuple[Any, ...], Any]:
         """Nothing but the prompt, which task and order tell; question and responses are in the item's key."""
@@ -143,7 +149,7 @@ class JudgeProcessor(Processor):
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         if self.counts.answered >= _ENOUGH:
             refuse_unread(self.counts, self.min_parsed)
-        images = {row["image_id"]: row for row in tables["images"].to_pylist()}
+        images = {row["image_id"]: row for row in shown_images(tables).to_pylist()}
         known = known_requests(tables)
         rows: list[dict[str, Any]] = []
         prompted_rows: list[Prompted] = []
@@ -156,13 +162,14 @@ class JudgeProcessor(Processor):
             ]
             if not prompts:
                 continue
-            image = picture(images[item["image_id"]], resize_pixels=self.resize_pixels)
+            shown = tuple(picture(images[name], resize_pixels=self.resize_pixels) for name in item["images"])
             for prompted in prompts:
-                words = prompted.write(item, self.asking)
+                *before, asked = prompted.write(item, self.asking)
                 for sample in range(self.spec.samples):
                     key = (item["item_id"], prompted.task, prompted.order, sample)
+                    seed = int(hash_uniform(self.spec.seed, *key) * 2**31)
                     requests.append(
-                        GenerationRequest((image,), words, seed=int(hash_uniform(self.spec.seed, *key) * 2**31))
+                        GenerationRequest(shown, asked.text, seed=seed, places=asked.places, earlier=tuple(before))
                     )
                     prompted_rows.append(prompted)
                     rows.append(dict(zip(("item_id", "task", "order", "sample"), key, strict=True)))
@@ -273,7 +280,12 @@ def judge_items(
     job = PoolJob(
         name=name,
         processor=JudgeProcessor(judge, spec, judge_pixels(context.settings), min_parsed),
-        sources={"items": context.ingested.items, "images": context.ingested.images, "routes": routes},
+        sources={
+            "items": context.ingested.items,
+            "images": context.ingested.images,
+            "borrowed": context.ingested.borrowed,
+            "routes": routes,
+        },
         target=target,
         pool=judge.pool,
         key="item_id",

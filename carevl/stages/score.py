@@ -1,31 +1,32 @@
-"""Stage `score`: every expert reads caption, question and response, and scores every response of an item.
+"""Stage `score`: every expert reads captions, question and response, and scores every response of an item.
 
-Each item is also scored without its caption (view `none`): what is left then was decided by the text alone.
+Each item is also scored without its captions (view `none`): what is left then was decided by the text alone. An item
+about text alone is scored once.
 
 An input of more tokens than the expert reads is an error of its row, or, with `too_long: summarise`, the caption is
 shortened by whole sentences from its end until the input fits; question and responses are never cut. The row says in
-`caption_read` what share of the caption's characters was read.
+`caption_read` what share of the captions' characters was read.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from PIL.Image import Image
 from PIL.Image import new as new_image
 
 from carevl.cluster import throughput
 from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
 from carevl.confidence.pairs import NO_CAPTION
-from carevl.data.pictures import decode_images, picture
+from carevl.data.pictures import decode_shown, picture, shown_images
+from carevl.judging.turns import turns_of
 from carevl.models.conversations import Encoded
 from carevl.models.experts import EXPERT_KINDS, load_expert
+from carevl.models.experts.inputs import ExpertInput
 from carevl.models.row_errors import TOO_LONG, Failure
 from carevl.stages.base import (
     PARTS,
@@ -38,6 +39,7 @@ from carevl.stages.base import (
     reads,
     without_inputs,
 )
+from carevl.stages.caption import VIEW, borrowed_captions
 from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
 
 if TYPE_CHECKING:
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     from carevl.store.table import Table
 
 VERSION = 3
-
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
@@ -64,26 +64,6 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
         **expert.computation,
     }
     return {"expert": facts}
-
-
-@dataclass(frozen=True)
-class ExpertInput:
-    """An item as an expert reads it: with so much of its caption, or with none of it; or with its image."""
-
-    question: str
-    responses: Sequence[str]
-    caption: str | None
-    image: Image | None = None
-
-    def turn(self, expert: Expert) -> str:
-        """Return the user turn that the expert reads."""
-        return expert.write(self.caption, self.question)
-
-    def shorter(self) -> ExpertInput | None:
-        """Without the caption's last sentence; None when it has one sentence or none."""
-        caption = (self.caption or "").strip()
-        ends = [match.start() for match in _SENTENCE.finditer(caption)]
-        return replace(self, caption=caption[: ends[-1]]) if ends else None
 
 
 Scores = list[list[float] | Failure]
@@ -108,19 +88,23 @@ class ScoreProcessor(Processor):
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode what the expert sees, or tokenise what it reads: a row each of the table `tokens`."""
         if "images" in tables:
-            return {**tables, "images": decode_images(tables["images"], resize_pixels=self.resize_pixels)}
+            return decode_shown(tables, resize_pixels=self.resize_pixels)
         if self.encode is None:
             return tables
         _, inputs = _expert_inputs(self.expert, tables)
-        encoded = self.encode([(entry.turn(self.expert), entry.responses, entry.question) for entry in inputs])
+        encoded = self.encode([entry.row(self.expert) for entry in inputs])
         rows = [{"ids": [text.ids for text in texts], "types": [text.types for text in texts]} for texts in encoded]
         return {**tables, "tokens": pa.Table.from_pylist(rows, EXPERT_TOKENS)}
 
     def row_inputs(self, tables: Mapping[str, pa.Table]) -> Mapping[tuple[Any, ...], Any]:
-        """The captions that are read, by view; questions and responses are in the item's key."""
+        """The captions that are read, by image and view; what is asked and answered is in the item's key."""
         captions = _captions(tables)
-        items = tables["items"].select(["item_id", "image_id", "error"]).to_pylist()
-        return {(item["item_id"],): captions.get(item["image_id"], {}) for item in items if item["error"] is None}
+        items = tables["items"].select(["item_id", "images", "error"]).to_pylist()
+        return {
+            (item["item_id"],): [captions.get(name, {}) for name in item["images"]]
+            for item in items
+            if item["error"] is None
+        }
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
         rows, inputs = _expert_inputs(self.expert, tables)
@@ -136,34 +120,36 @@ class ScoreProcessor(Processor):
                 row["error"] = row_error("score", scores.kind, f"{self.expert.name}: {scores.message}")
             else:
                 row["scores"] = scores
-                row["caption_read"] = len(part.caption) / len(whole.caption) if part.caption and whole.caption else None
+                row["caption_read"] = part.n_characters / whole.n_characters if part.n_characters else None
         return pa.Table.from_pylist(rows, SCORES)
 
     def _with_images(
         self, rows: Sequence[Mapping[str, Any]], inputs: Sequence[ExpertInput], tables: Mapping[str, pa.Table]
     ) -> list[ExpertInput]:
-        """Return the inputs with their images; without a caption, with as large a grey one."""
-        names = dict(zip(tables["items"]["item_id"].to_pylist(), tables["items"]["image_id"].to_pylist(), strict=True))
+        """Return the inputs with their images; without captions, with as large grey ones."""
+        names = dict(zip(tables["items"]["item_id"].to_pylist(), tables["items"]["images"].to_pylist(), strict=True))
         good = [row for row in rows if row["error"] is None]
-        needed = {names[row["item_id"]] for row in good}
+        needed = {name for row in good for name in names[row["item_id"]]}
         images = {
             row["image_id"]: picture(row, resize_pixels=self.resize_pixels)
-            for row in tables["images"].to_pylist()
+            for row in shown_images(tables).to_pylist()
             if row["image_id"] in needed
         }
         greys = {image_id: new_image("RGB", image.size, (127, 127, 127)) for image_id, image in images.items()}
+        shown = [greys if row["view"] == NO_CAPTION else images for row in good]
         return [
-            replace(entry, image=(greys if row["view"] == NO_CAPTION else images)[names[row["item_id"]]])
-            for row, entry in zip(good, inputs, strict=True)
+            replace(entry, images=tuple(pictures[name] for name in names[row["item_id"]]))
+            for row, entry, pictures in zip(good, inputs, shown, strict=True)
         ]
 
     def _ask(self, inputs: Sequence[ExpertInput], tokens: Sequence[Sequence[Encoded]] | None = None) -> Scores:
         size = self.expert.pool.batch_size
-        texts: Sequence[Sequence[str | Encoded]] = tokens or [entry.responses for entry in inputs]
-        rows = [
-            (entry.turn(self.expert), responses, entry.question, *([] if entry.image is None else [entry.image]))
-            for entry, responses in zip(inputs, texts, strict=True)
+        rows: list[Any] = [
+            entry.image_row() if EXPERT_KINDS[self.expert.kind].sees_images else entry.row(self.expert)
+            for entry in inputs
         ]
+        if tokens is not None:
+            rows = [(asked, encoded, bare) for (asked, _, bare), encoded in zip(rows, tokens, strict=True)]
         return [scored for start in range(0, len(rows), size) for scored in self.score_rows(rows[start : start + size])]
 
 
@@ -177,15 +163,31 @@ def _expert_inputs(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list
     rows: list[dict[str, Any]] = []
     inputs: list[ExpertInput] = []
     for item in tables["items"].to_pylist():
-        views = captions.get(item["image_id"], {}) if item["error"] is None else {}
-        for view, text in {**(views or {"default": None}), NO_CAPTION: ""}.items():
+        for view, texts in _views(item, captions).items():
             error = item["error"]
-            if error is None and text is None:
+            if error is None and texts is not None and None in texts:
                 error = row_error("score", "no caption", "the image has no caption")
             rows.append({"item_id": item["item_id"], "expert": expert.name, "view": view, "error": error})
             if error is None:
-                inputs.append(ExpertInput(item["question"], item["responses"], text or None))
+                read = None if texts is None else tuple(text or "" for text in texts)
+                inputs.append(ExpertInput(turns_of(item), item["responses"], read))
     return rows, inputs
+
+
+def _views(
+    item: Mapping[str, Any], captions: Mapping[str, Mapping[str, str | None]]
+) -> dict[str, list[str | None] | None]:
+    """Return what an item is read with: view to the captions of its images, None of one that has none; without: None.
+
+    There are none to leave out where there are no images.
+    """
+    if item["error"] is not None:
+        return {VIEW: None, NO_CAPTION: None}
+    if not item["images"]:
+        return {VIEW: None}
+    of_image = [captions.get(name, {}) for name in item["images"]]
+    views = list(of_image[0]) or [VIEW]
+    return {**{view: [own.get(view) for own in of_image] for view in views}, NO_CAPTION: None}
 
 
 def _captions(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, str | None]]:
@@ -193,6 +195,8 @@ def _captions(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, str | None]
     captions: dict[str, dict[str, str | None]] = {}
     for row in tables["captions"].to_pylist():
         captions.setdefault(row["image_id"], {})[row["view"]] = row["text"] if row["error"] is None else None
+    for row in tables["borrowed_captions"].to_pylist():
+        captions.setdefault(row["image_id"], {})[row["view"]] = row["text"]
     return captions
 
 
@@ -230,7 +234,9 @@ def run(context: RunContext) -> Counts:
             pool=expert.pool,
             key="item_id",
             identity=("view",),
-            earlier=context.earlier(table, context.table(table), captions="caption"),
+            earlier=context.earlier(
+                table, context.table(table), captions=("caption",), borrowed_captions=("caption", "borrowed")
+            ),
         )
         for table in context.pending
     ]
@@ -240,8 +246,15 @@ def run(context: RunContext) -> Counts:
 
 
 def _sources(context: RunContext, expert: Expert) -> dict[str, Table]:
-    sources = {"items": context.ingested.items, "captions": context.table("caption")}
-    return sources | ({"images": context.ingested.images} if EXPERT_KINDS[expert.kind].sees_images else {})
+    ingested = context.ingested
+    sources = {
+        "items": ingested.items,
+        "captions": context.table("caption"),
+        "borrowed_captions": borrowed_captions(context.table("caption")),
+    }
+    if not EXPERT_KINDS[expert.kind].sees_images:
+        return sources
+    return {**sources, "images": ingested.images, "borrowed": ingested.borrowed}
 
 
 def members(settings: Settings) -> list[str]:

@@ -59,8 +59,8 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
                 else:
                     of_order = zip(prompts, judged, strict=True)
                     chosen = [pair for p, rows in of_order for pair in _pairs(select, item, p, rows, answers, scores)]
-                words = {prompted.order: prompted.write(item, asking) for prompted in prompts}
-                pairs += [{**pair, "prompt": words[pair["order"]]} for pair in chosen]
+                asked = {prompted.order: prompted.columns(item, asking) for prompted in prompts}
+                pairs += [{**pair, **asked[pair["order"]]} for pair in chosen]
     if select.balance:
         pairs = _balanced(pairs, settings.seed)
     return pa.Table.from_pylist(pairs, PAIRS)

@@ -15,6 +15,7 @@ from carevl.models.judge_spec import asking_of
 from carevl.settings.asking import Asking
 from carevl.stages.sampling import both_orders
 from carevl.stats.draws import hash_uniform
+from carevl.store.earlier_versions import with_places
 from carevl.store.run import RunError
 from carevl.store.stage_key import StageKey
 from carevl.store.table import Table
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from carevl.training.driver import Trained
 
 VERSION = 2
+_FILES = pa.list_(pa.large_binary())
 TRAINED_FILES = ("judge/*.safetensors", "judge/*.json", "adapter/*.safetensors", "adapter/*.json")
 """The contents of a training: weights, and how they are used."""
 
@@ -63,12 +65,12 @@ def write_rows(
     Args:
         learned: TARGETS or PAIRS.
         columns: name in training to name in the table.
-        target: receives `item_id`, `image` (bytes) and `columns`.
+        target: receives `item_id`, `images` (files), `places` and `columns`.
         change: a part of `learned`, and `item_id` and `responses` of its items, to the part that is joined.
     """
     filled = []
     for number in learned.parts():
-        rows = learned.read(number)
+        rows = with_places(learned.read(number))
         if not rows.num_rows:
             continue
         filled.append(number)
@@ -76,12 +78,11 @@ def write_rows(
             continue
         if change is not None:
             rows = change(rows, ingested.items.read(number, ["item_id", "responses"]))
-        items = ingested.items.read(number, ["item_id", "image_id"]).to_pylist()
-        image_of = {row["item_id"]: row["image_id"] for row in items}
-        images = ingested.images.read(number, ["image_id", "bytes"])
-        place = {image_id: i for i, image_id in enumerate(images["image_id"].to_pylist())}
-        taken = pa.array([place[image_of[item_id]] for item_id in rows["item_id"].to_pylist()], pa.int64())
-        joined = {"item_id": rows["item_id"], "image": images["bytes"].take(taken)}
+        items = ingested.items.read(number, ["item_id", "images"]).to_pylist()
+        shown = {row["item_id"]: row["images"] for row in items}
+        files = _files(ingested, number)
+        images = [[files[name] for name in shown[item_id]] for item_id in rows["item_id"].to_pylist()]
+        joined = {"item_id": rows["item_id"], "images": pa.array(images, _FILES), "places": rows["places"]}
         target.write(number, pa.table(joined | {name: rows[column] for name, column in columns.items()}))
     return filled
 
@@ -113,8 +114,7 @@ def write_dev(ingested: Ingested, n_pairs: int, seed: int, target: Table, asking
 
 
 def _dev_rows(ingested: Ingested, number: int, chosen: Mapping[str, list[tuple[int, int]]], asking: Asking) -> pa.Table:
-    images = ingested.images.read(number, ["image_id", "bytes"]).to_pylist()
-    bytes_of = {row["image_id"]: row["bytes"] for row in images}
+    files = _files(ingested, number)
     rows = []
     for item in ingested.items.read(number).to_pylist():
         for i, j in chosen.get(item["item_id"], ()):
@@ -124,13 +124,20 @@ def _dev_rows(ingested: Ingested, number: int, chosen: Mapping[str, list[tuple[i
                 rows.append(
                     {
                         "item_id": f"{item['item_id']}, responses {i} and {j}",
-                        "image": bytes_of[item["image_id"]],
-                        "prompt": prompted.write(item, asking),
+                        "images": [files[name] for name in item["images"]],
+                        **prompted.columns(item, asking),
                         "chosen": write_judgment("", winner=right),
                         "rejected": write_judgment("", winner=3 - right),
                     }
                 )
-    return pa.Table.from_pylist(rows)
+    table = pa.Table.from_pylist(rows)
+    return table.set_column(1, "images", table["images"].cast(_FILES))
+
+
+def _files(ingested: Ingested, number: int) -> dict[str, bytes]:
+    """Return the files of the images that items of a part show, by image_id."""
+    images = ingested.read_images(number, ["image_id", "bytes"])
+    return dict(zip(images["image_id"].to_pylist(), images["bytes"].to_pylist(), strict=True))
 
 
 def write_dev_parts(settings: Settings, training: Training, ingested: Ingested, directory: Path) -> list[Path]:

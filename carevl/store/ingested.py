@@ -1,17 +1,23 @@
-"""The tables of ingest: two in one directory."""
+"""The tables of ingest: three in one directory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from carevl.store.schemas import CONTAMINATED
+import pyarrow as pa
+
+from carevl.store.earlier_versions import ItemTable, LoanTable
+from carevl.store.schemas import CONTAMINATED, IMAGES
 from carevl.store.table import Table
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """The two tables of the stage, in one directory with one manifest."""
+    """The tables of the stage, in one directory with one manifest.
+
+    An item lies in the part of its first image, or, without any, in that of its own hash.
+    """
 
     directory: Path
 
@@ -21,9 +27,18 @@ class Ingested:
         return Table(self.directory / "images")
 
     @property
+    def borrowed(self) -> Table:
+        """The images that items show and that lie in the parts of others: one row for each of them and part."""
+        return LoanTable(self.directory / "borrowed", IMAGES)
+
+    @property
     def items(self) -> Table:
         """One row per distinct item."""
-        return Table(self.directory / "items")
+        return ItemTable(self.directory / "items")
+
+    def read_images(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """Return every image that items of a part show."""
+        return pa.concat_tables([table.read(number, columns) for table in (self.images, self.borrowed)])
 
     def failed(self) -> set[str]:
         """Return the ids of the items that could not be read; those set aside as contaminated are not among them."""

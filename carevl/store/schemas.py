@@ -32,12 +32,17 @@ IMAGES = pa.schema(
         ("error", ERROR),
     ]
 )
-"""One row per distinct image file."""
+"""One row per distinct image file; in the table `borrowed`, per image and part whose items show it from elsewhere."""
+
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string()), ("places", pa.list_(pa.int32()))]))
+"""Turns of a conversation: user or assistant, and the characters of the text before which an image stands."""
 
 ITEMS = pa.schema(
     [
-        ("item_id", pa.string()),  # key: SHA-256 of image_id, question and responses; in an error row of its place
-        ("image_id", pa.string()),  # key into images; null when an error row has no image bytes
+        ("item_id", pa.string()),  # key: SHA-256 of all that is asked and answered; in an error row of its place
+        ("images", pa.list_(pa.string())),  # image_ids in the order in which they stand in turns and question
+        ("places", pa.list_(pa.int32())),  # characters of the question before which an image stands
+        ("turns", TURNS),  # before the question
         ("question", pa.string()),  # without <image> tags; null in an error row, but kept in a contaminated one
         ("responses", pa.list_(pa.string())),  # 2..n, ordered by the hash of their text; null as question is
         ("source_preference", pa.list_(pa.float64())),  # one per response, higher is better; null: unknown or disputed
@@ -65,6 +70,9 @@ CAPTIONS = pa.schema(
     ]
 )
 """One row per distinct image and view."""
+
+BORROWED_CAPTIONS = pa.schema([CAPTIONS.field(name) for name in ("image_id", "view", "text")])
+"""One row per image of the table `borrowed`, and view; no text where its caption has an error."""
 
 SCORES = pa.schema(
     [
@@ -125,7 +133,8 @@ TARGETS = pa.schema(
         ("item_id", pa.string()),  # key, with task and order
         ("task", pa.string()),
         ("order", pa.list_(pa.int32())),
-        ("prompt", pa.string()),  # the judging prompt, without the image
+        ("prompt", pa.string()),  # the judging prompt, without the images
+        ("places", pa.list_(pa.int32())),  # characters of the prompt before which an image stands
         ("text", pa.string()),  # the judgment to imitate
         ("evidence", pa.bool_()),  # whether it has evidence; else it is a bare verdict
     ]
@@ -138,6 +147,7 @@ PAIRS = pa.schema(
         ("order", pa.list_(pa.int32())),  # of the prompt that chosen and rejected share
         ("rank", pa.int32()),  # 0 is the pair with the widest gap of its prompt
         ("prompt", pa.string()),
+        ("places", pa.list_(pa.int32())),  # as in targets
         ("chosen", pa.string()),
         ("rejected", pa.string()),
         ("winner", pa.int32()),  # response index that chosen prefers
@@ -146,9 +156,6 @@ PAIRS = pa.schema(
     ]
 )
 """Chosen and rejected judgments of phase 2."""
-
-TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string()), ("places", pa.list_(pa.int32()))]))
-"""Turns of a conversation: user or assistant, and the characters of the text before which an image stands."""
 
 TRAINING_ITEMS = pa.schema(
     [
@@ -203,7 +210,8 @@ QUESTIONS = pa.schema(
         *(PREDICTIONS.field(name) for name in ("benchmark", "protocol", "key", "order", "sample")),
         ("task", pa.string()),
         ("prompt", pa.string()),
-        ("image", pa.string()),  # key into images, null for a text-only question
+        ("images", pa.list_(pa.string())),  # keys into images, in their order; empty for a text-only question
+        ("places", pa.list_(pa.int32())),  # characters of the prompt before which they stand; empty: before its words
         ("response", pa.string()),  # what a reward model has to score, else null
         ("responses", pa.list_(pa.string())),  # what a judge that sees the image has to score, as shown; else empty
         ("wording", pa.string()),  # the judge's own of a verdict, else null

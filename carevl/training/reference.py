@@ -22,7 +22,7 @@ from carevl.settings.asking import Asking
 from carevl.settings.training import Packing, Training
 from carevl.store.damage import DamagedError, encode_json, read_json
 from carevl.store.table import write_atomically
-from carevl.training.encoder import COLUMNS, REFERENCE, Encoder
+from carevl.training.encoder import COLUMNS, MORE_COLUMNS, REFERENCE, Encoder
 from carevl.training.items import Items
 from carevl.training.judge import load_judge, log_probabilities
 from carevl.training.schedule import micro_batches
@@ -106,7 +106,8 @@ class Reference:
             resize_pixels=self.resize_pixels,
             mixes_sizes=family_of(self.model).mixes_sizes,
         )
-        encoded, images, errors = encoder.encode(rows.select(COLUMNS["dpo"]), "dpo")
+        read = [name for name in (*COLUMNS["dpo"], *MORE_COLUMNS) if name in rows.column_names]
+        encoded, images, errors = encoder.encode(rows.select(read), "dpo")
         items = Items.of(encoded, images)
         values: list[list[float]] = [[]] * len(items)
         everything = list(range(len(items)))

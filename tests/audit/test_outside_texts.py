@@ -14,6 +14,7 @@ from carevl.audit.outside_texts import ENDS, count_outside_texts, format_outside
 from carevl.audit.rewrites import REWRITES
 from carevl.store.schemas import ITEMS
 from carevl.store.table import Table
+from tests.helpers.items import about
 
 QUIET = (
     "Two dogs are better than one, said the first of them.",
@@ -26,7 +27,7 @@ QUIET = (
 def _count(tmp_path: Path, *rows: tuple[str, list[str]], error: dict[str, Any] | None = None) -> Any:
     table = Table(tmp_path / "items")
     items = [
-        {"item_id": str(i), "image_id": "x", "question": question, "responses": responses, "error": error}
+        {"item_id": str(i), **about("x"), "question": question, "responses": responses, "error": error}
         for i, (question, responses) in enumerate(rows)
     ]
     for number, item in enumerate(items):

@@ -44,6 +44,7 @@ from carevl.stages.caption import CaptionProcessor
 from carevl.stages.sampling import JudgeProcessor
 from carevl.store.schemas import IMAGES, ITEMS, SCORES
 from carevl.store.table import Table
+from tests.helpers.items import about
 
 SETTINGS = load_settings("mini", ["captioner.engine=vllm", "judge.engine=vllm", "judge.pool.concurrency=1"])
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
@@ -148,7 +149,7 @@ def draw(directory: Path, parts: int, rows: int) -> dict[str, Table]:
             key = f"{part}-{n}"
             images.append({"image_id": key, "bytes": file.getvalue().to_pybytes()})
             responses = [response.text for response in item.responses][:2]
-            items.append({"item_id": key, "image_id": key, "question": item.question.text, "responses": responses})
+            items.append({"item_id": key, **about(key), "question": item.question.text, "responses": responses})
             routes.append({"item_id": key, "first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.5})
         tables["images"].write(part, pa.Table.from_pylist(images, IMAGES))
         tables["items"].write(part, pa.Table.from_pylist(items, ITEMS))
@@ -225,7 +226,7 @@ def pools(directory: Path, parts: int, rows: int, preparers: int) -> None:
     parts *= 5
     items = Table(directory / "items")
     for part in range(parts):
-        drawn = [{"item_id": f"{part}-{n}", "image_id": "i", "responses": ["a", "b"]} for n in range(rows)]
+        drawn = [{"item_id": f"{part}-{n}", **about("i"), "responses": ["a", "b"]} for n in range(rows)]
         items.write(part, pa.Table.from_pylist(drawn, ITEMS))
 
     def jobs(kind: str, speeds: Sequence[float]) -> list[PoolJob]:

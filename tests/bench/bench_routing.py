@@ -37,13 +37,18 @@ def lists(values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, 2, dtype=np.int32)), values)
 
 
+def one_by_one(values: pa.Array) -> pa.Array:
+    """Values one by one."""
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(values) + 1, dtype=np.int32)), values)
+
+
 def draw_block(rng: np.random.Generator, n: int) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """n items of two responses, and their scores by every expert with and without a caption."""
     ids = draw_ids(rng, n)
     responses = lists(TEXTS.take(pa.array(rng.integers(len(TEXTS), size=2 * n))))
     source = lists(pa.array(rng.random(2 * n, dtype=np.float32)))
     items = pa.record_batch(
-        {"item_id": ids, "image_id": draw_ids(rng, n), "responses": responses, "source_preference": source}
+        {"item_id": ids, "images": one_by_one(draw_ids(rng, n)), "responses": responses, "source_preference": source}
     )
     views = (*VIEWS, "none")
     repeats = len(EXPERTS) * len(views)

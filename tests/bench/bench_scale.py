@@ -42,6 +42,7 @@ from carevl.stages import route, score
 from carevl.store.run import Run
 from carevl.store.schemas import CAPTIONS, ITEMS, SCORES, failures
 from carevl.store.table import Table
+from tests.helpers.items import about
 
 REPLICAS, RAYLETS = 32, 4
 
@@ -133,7 +134,7 @@ def draw(directory: Path, n: int, parts: int) -> tuple[Table, Table]:
         drawn = [
             {
                 "item_id": key,
-                "image_id": key,
+                **about(key),
                 "question": "How many circles are there?",
                 "responses": [f"There are {count} circles.", f"I see {count + 1} circles in this picture."],
                 "gold": [1.0, 0.0] if count < 5 else None,

@@ -16,9 +16,9 @@ from carevl.benchmarks.rows import (
     read_records,
     resampling_units,
     row_key,
-    take_tags,
     unique,
 )
+from carevl.data.turns import take_tags
 
 
 def test_every_file_kind_gives_the_same_records(tmp_path):

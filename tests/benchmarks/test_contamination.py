@@ -16,7 +16,7 @@ from carevl.benchmarks.contamination import Contamination
 from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot, draw
 from carevl.data.images import ImageLimits
-from carevl.data.perceptual_hash import signature_of
+from carevl.data.perceptual_hash import ImageSignature, signature_of
 from carevl.errors import SettingsError
 from carevl.settings.data import Benchmark
 from carevl.settings.data import Source as SettingsSource
@@ -166,12 +166,33 @@ def test_every_image_of_a_benchmark_row_is_screened(tmp_path: Path) -> None:
     item = {"sources": [{"source": "s"}], "question": "New?", "responses": ["Yes.", "No."]}
     found = {}
     for name, picture in pictures.items():
-        error = screened.screen(item, _png(picture), signature_of(picture)).get("error")
+        error = screened.screen(item, [_seen(pictures["c"]), _seen(picture)]).get("error")
         found[name] = error and error["message"].partition("#")[0]
     leak = "shares the pixels of its image with row 1"
     assert found == {"a": leak, "b": leak, "c": None, "d": None}
     report = screened.report()["pairwise"]
     assert (report["rows"], report["images"], report["removed"]) == (1, 2, {"s": {"equal_pixels": 2}})
+
+
+def test_text_alone_shares_its_question_with_text_alone(tmp_path: Path) -> None:
+    rows = tmp_path / "pairs.jsonl"
+    pair = {"id": 1, "question": "What is 2 and 2?", "responses": ["Four.", "Five."], "better": 0}
+    rows.write_text(json.dumps(pair))
+    screened = Contamination({"pairwise": SUITES["pairwise"].load(rows)}, ImageLimits())
+    item = {"sources": [{"source": "s"}], "responses": ["4", "5"]}
+    found = {
+        (question, bool(shown)): screened.screen(item | {"question": question}, shown).get("error")
+        for question in ("What is 2  and 2?", "What is 2 and 3?")
+        for shown in ([], [_seen(draw_picture(0))])
+    }
+    [(place, error)] = [(place, error) for place, error in found.items() if error]
+    assert place == ("What is 2  and 2?", False)
+    assert error["message"].startswith("shares its question about text alone with row 1")
+    assert screened.report()["pairwise"]["removed"] == {"s": {"equal_question": 1}}
+
+
+def _seen(picture: Image.Image) -> tuple[bytes, ImageSignature]:
+    return _png(picture), signature_of(picture)
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -208,18 +229,19 @@ def test_near_duplicates_among_the_data_are_reported_or_merged(
         assert (result["compared"], result["images"], len(ours)) == (0, 0, 3)
         return
     copies = {each for pair in result["examples"] for each in pair}
-    assert {item["image_id"] for item in ours} <= copies
+    assert {item["images"][0] for item in ours} <= copies
     assert result["compared"] > 30
     images = {image["image_id"] for image in Ingested(tmp_path / "ingest").images.read().to_pylist()}
     if mode == "report":
-        assert (len(ours), len({item["image_id"] for item in ours})) == (3, 3)
+        assert (len(ours), len({item["images"][0] for item in ours})) == (3, 3)
         assert copies <= images
         return
     kept = {kept for _, kept in result["examples"]}
     assert len(kept) == 1
     assert copies & images == kept
-    assert {item["image_id"] for item in ours} == kept
+    assert {item["images"][0] for item in ours} == kept
     assert sorted(len(item["sources"]) for item in ours) == [1, 2]
-    noted = [json.loads(each["extra"]).get("image_id") for item in ours for each in item["sources"]]
+    extras = [json.loads(each["extra"]).get("images", [None]) for item in ours for each in item["sources"]]
+    noted = [image for images in extras for image in images]
     assert len(set(noted) - {None} - kept) == len(noted) - noted.count(None)
-    assert {part["image_id"] for part in items if part["image_id"]} <= images
+    assert {name for part in items for name in part["images"]} <= images

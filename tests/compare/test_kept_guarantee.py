@@ -36,7 +36,7 @@ def _fitting(margins, gold):
         source=unknown,
         gold=gold.astype(np.float32),
     )
-    return Fitting(pairs, np.ones(n, np.bool_), n)
+    return Fitting(pairs, np.ones(n, np.bool_), n, n_text=0, n_shown=n)
 
 
 def _noisy(n, sharpness):

@@ -10,7 +10,7 @@ NAN = np.nan
 def items(**columns):
     table = {
         "item_id": ["x", "y"],
-        "image_id": ["p", "q"],
+        "images": [["p"], ["q"]],
         "responses": [["one", "three"], ["a", "bb", " a "]],
         "source_preference": [[5.0, 1.0], None],
         "gold": [None, [1.0, 2.0, 1.0]],
@@ -77,7 +77,7 @@ def test_an_item_without_a_pair_keeps_one_row():
     table = pa.table(
         {
             "item_id": ["none", "one", "failed", "good"],
-            "image_id": ["p"] * 4,
+            "images": [["p"]] * 4,
             "responses": [None, ["a"], ["a", "b"], ["a", "b"]],
             "error": [None, None, "unreadable", None],
         }
@@ -127,4 +127,8 @@ def test_blocks_join_to_the_whole_and_sort_back_from_any_order():
 def test_images_are_numbered_by_their_ids(make_pairs):
     pairs = make_pairs([1, 2, 3, 4], images=["q", "p", "q", "r"])
     assert pairs.images().tolist() == [1, 0, 1, 2]
-    assert make_pairs([1, 2, 3], images=["q", None, "p"]).images().tolist() == [2, 0, 1]
+
+
+def test_items_belong_together_by_their_first_image_and_one_without_any_stands_alone():
+    pairs = build(items(images=[["q", "p"], []]), scores(ROWS))
+    assert pairs.image_id.to_pylist() == ["q", "y"]

@@ -9,7 +9,7 @@ from carevl.confidence.ranking import bradley_terry, rank_items
 def items_of(*sizes):
     names = [f"i{k}" for k in range(len(sizes))]
     responses = [[f"response {r}" for r in range(size)] for size in sizes]
-    table = pa.table({"item_id": names, "image_id": names, "responses": responses})
+    table = pa.table({"item_id": names, "images": [[name] for name in names], "responses": responses})
     empty = pa.schema(
         [("item_id", pa.string()), ("expert", pa.string()), ("view", pa.string()), ("scores", pa.list_(pa.float32()))]
     ).empty_table()

@@ -86,7 +86,7 @@ def draw_tables(n):
     items = pa.table(
         {
             "item_id": [f"item{k}" for k in range(n)],
-            "image_id": [f"image{k // 2}" for k in range(n)],
+            "images": [[f"image{k // 2}"] for k in range(n)],
             "responses": [[f"{r} of {k}" for r in range(size)] for k, size in enumerate(sizes)],
         }
     )
@@ -132,7 +132,8 @@ def test_every_row_is_explained_in_a_sentence(make_pairs, unit_pairs):
             said.add((row["reason"], sentence))
     assert ("above_threshold", "Response 0 wins with probability 0.953, at least 0.800.") in said
     assert ("experts_disagree", "Only 50% of the experts that take a side are for response 0.") in said
-    assert {reason for reason, _ in said} == set(REASONS) - {"no_pair", "equal_responses", "missing_caption"}
+    others = {"no_pair", "equal_responses", "missing_caption", "text_only_share"}
+    assert {reason for reason, _ in said} == set(REASONS) - others
 
 
 def test_pairs_of_other_experts_are_refused(make_pairs, unit_pairs):

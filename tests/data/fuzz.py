@@ -28,7 +28,6 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
-from carevl.data import json_rows
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.data.intake import Intake, merge_images, merge_items
 from carevl.data.reading import Source, read_source
@@ -44,8 +43,6 @@ MEMORY = 16 << 30
 OF_A_PROCESS = 10_000
 """Changes that one process reads: some decoders keep a little of what is damaged."""
 SHOWN = 40
-CHUNKS = (5, 64, 1 << 18)
-"""Bytes that readers of texts take at once: rows of a real file lie across the edges of what is read."""
 _TEXTS = ('"', "\n", "\r\n", ",", "\t", "{", "}", "[", "]", "\\u0000", "null", "NaN", "1e999", "-1", "<image>")
 _BYTES = ("00", "ff", "eda080", "efbbbf", "ffffff7f", "80000000", "ff" * 8, "00" * 16)
 ODD = (*map(str.encode, _TEXTS), *map(bytes.fromhex, _BYTES))
@@ -176,7 +173,6 @@ class Sources:
         file = rng.choice(beside) if beside and rng.random() < 0.5 else case.data
         data = change_file(file, case.files[file], rng)
         declared = case.name.partition(" ")[0] if rng.random() < 0.5 else None
-        json_rows._CHUNK_BYTES = rng.choice(CHUNKS)
         (place / file).write_bytes(data)
         outcome: dict[str, Any] = {
             "change": number,
@@ -200,7 +196,7 @@ class Sources:
 def _take_in(source: Source) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     intake = Intake(source, limits=LIMITS, signatures=True)
     taken = [intake(row) for row in read_source(source)]
-    return [image for image, _ in taken if image], [item for _, item in taken]
+    return [image for images, _ in taken for image in images], [item for _, item in taken]
 
 
 def _follow(images: list[dict[str, Any]], items: list[dict[str, Any]]) -> None:

@@ -25,6 +25,7 @@ class Right:
     errors: dict[str, int] = field(default_factory=dict)
     message: str = ""
     question: str | None = None
+    turns: list[tuple[str, str, list[int]]] | None = None
     images: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -32,8 +33,11 @@ class Right:
 TABLE = {
     "alpaca-history": Right(
         1,
-        question="System: Answer in one word.\nUser: Is the first one red?\n"
-        "Assistant: Yes, it is.\nUser: And the second?",
+        question="And the second?",
+        turns=[
+            ("user", "Answer in one word.\n\nIs the first one red?", []),
+            ("assistant", "Yes, it is.", []),
+        ],
     ),
     "avif": Right(2),
     "hub-cache-snapshot.tar": Right(1),
@@ -87,6 +91,8 @@ def test_a_case_ends_as_its_table_says(case: str, tmp_path: Path, ingested: Call
     assert (len(good), Counter(error["kind"] for error in errors)) == (right.good, right.errors)
     assert all(right.message in error["message"] for error in errors)
     assert right.question in (None, *(item["question"] for item in good))
+    turns = [[(turn["role"], turn["text"], turn["places"]) for turn in item["turns"]] for item in good]
+    assert right.turns in (None, *turns)
     assert right.images in (None, len(images))
 
 

@@ -109,9 +109,8 @@ def test_fsspec_filesystem_holds_data_and_images(draw: Callable[..., bytes]) -> 
     memory.pipe("/bucket/secret.png", draw())
     source, filesystem = Source("s", "/bucket/set"), pafs.PyFileSystem(pafs.FSSpecHandler(memory))
     [row] = read_source(source, filesystem)
-    image, item = Intake(source, filesystem)(row)
+    [image], item = Intake(source, filesystem)(row)
     assert item["error"] is None
-    assert image is not None
     assert image["bytes"] == draw()
     memory.pipe("/bucket/set/data.jsonl", json.dumps(ROWS[0] | {"image": "../secret.png"}).encode())
     [row] = read_source(source, filesystem)
@@ -128,7 +127,7 @@ def test_datasets_images_and_splits(tmp_path: Path, draw: Callable[..., bytes]) 
     saved.save_to_disk(tmp_path / "saved")
     found = read(tmp_path / "saved" / "train")
     assert questions(found) == [row["question"] for row in ROWS]
-    assert [row.preference.image["bytes"] for row in found if row.preference] == [draw(seed=n) for n in range(40)]
+    assert [row.preference.images["bytes"] for row in found if row.preference] == [draw(seed=n) for n in range(40)]
     assert len(read(tmp_path / "saved")) == 80
 
 
@@ -148,7 +147,7 @@ def test_tar_members_are_the_images_of_their_sample(tmp_path: Path) -> None:
         "d/3.json": json.dumps(columns).encode(),
     }
     rows = read(tar(tmp_path / "data.tar", members), format="spa-vl")
-    images = [row.preference.image for row in rows if row.preference]
+    images = [row.preference.images for row in rows if row.preference]
     assert images[:3] == [
         {"bytes": b"zero", "path": "d/0.png"},
         {"bytes": b"one", "path": "d/1.jpg"},

@@ -66,4 +66,4 @@ def test_a_folder_of_images_with_its_metadata_is_a_source(tmp_path: Path) -> Non
     (tmp_path / "metadata.csv").write_text("file_name,question,chosen,rejected\na.png,What?,Yes.,No.\n")
     [row] = read_source(Source("s", str(tmp_path)))
     assert row.preference is not None
-    assert (row.format, row.preference.image) == ("spa-vl", "a.png")
+    assert (row.format, row.preference.references) == ("spa-vl", ("a.png",))

@@ -60,7 +60,7 @@ def test_the_format_of_ones_own_reads_its_example(monkeypatch: pytest.MonkeyPatc
     mine = FORMATS["my_formats:MINE"]
     assert mine.lacking(columns_of([mine.example])) == []
     read = mine.read(mine.example)
-    assert (read.question, read.image) == ("What is it?", "a.png")
+    assert (read.question, read.references) == ("What is it?", ("a.png",))
     assert dict(zip(read.responses, read.preference or (), strict=True)) == {"A cat.": 1, "A dog.": 0}
     with pytest.raises(RowError, match="`win` should be text, found null"):
         mine.read(mine.example | {"win": None})

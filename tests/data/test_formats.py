@@ -17,8 +17,11 @@ from carevl.data.formats.detection import UnknownFormatError, columns_of, detect
 from carevl.data.reading import Source, detect_formats, read_source
 from carevl.data.rows import RowError
 from carevl.errors import SettingsError
+from carevl.judging.turns import Turn
 
 IMAGE = "a.png"
+OF_TEXT = ("helpsteer3", "text-pair")
+"""Formats whose smallest example is about no image."""
 ASKED, GOOD, BAD = "What is it?", "A cat.", "A dog."
 RATED = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 
@@ -59,7 +62,7 @@ def test_smallest_example_is_detected_and_read(name: str) -> None:
     row = FORMATS[name].example
     assert detect(columns_of([row])).name == name
     found = FORMATS[name].read(row)
-    assert (found.question, found.image) == (ASKED, IMAGE)
+    assert (found.question, found.references) == (ASKED, () if name in OF_TEXT else (IMAGE,))
     assert found.preference is not None
     by_text = dict(zip(found.responses, found.preference, strict=True))
     assert by_text.keys() == {GOOD, BAD}
@@ -78,7 +81,7 @@ def test_a_null_or_missing_or_wrong_column_is_a_row_error_or_optional(name: str,
             if broken.get(column) is None:
                 assert FORMATS[name].read(broken).question == ASKED
         elif column in images:
-            assert FORMATS[name].read(broken).image in (None, 7.5)
+            assert FORMATS[name].read(broken).references in ((None,), (7.5,))
         else:
             with pytest.raises(RowError) as failure:
                 FORMATS[name].read(broken)
@@ -135,7 +138,7 @@ def test_mm_rlhf_rows_about_a_video_are_errors() -> None:
     row = FORMATS["mm-rlhf"].example | {"image": None, "video": "v.mp4"}
     with pytest.raises(RowError, match="video") as failure:
         FORMATS["mm-rlhf"].read(row)
-    assert failure.value.kind == "image_missing"
+    assert failure.value.kind == "media"
 
 
 def test_trl_without_prompt_asks_what_stands_before_the_response() -> None:
@@ -151,19 +154,25 @@ def test_ms_swift_reads_rejected_messages() -> None:
     assert FORMATS["ms-swift"].read(row).responses == (GOOD, BAD)
 
 
-def test_earlier_turns_become_part_of_the_question() -> None:
+def test_earlier_turns_are_kept_with_their_images_in_place() -> None:
     talk = [human(f"<image>\n{ASKED}"), gpt("A pet."), human("Which one?")]
     row = FORMATS["llamafactory-sharegpt"].example | {"conversations": talk}
     found = FORMATS["llamafactory-sharegpt"].read(row)
-    assert found.question == f"User: {ASKED}\nAssistant: A pet.\nUser: Which one?"
+    assert (found.question, found.places) == ("Which one?", ())
+    assert found.turns == (Turn("user", ASKED, (0,)), Turn("assistant", "A pet."))
 
 
-def test_several_images_or_tags_are_errors() -> None:
+def test_as_many_tags_as_images_or_none() -> None:
     row = FORMATS["llamafactory-sharegpt"].example
     for change in ({"images": [IMAGE, IMAGE]}, {"conversations": [human("<image><image>Which?")]}):
         with pytest.raises(RowError) as failure:
             FORMATS["llamafactory-sharegpt"].read(row | change)
-        assert failure.value.kind == "image_several"
+        assert failure.value.kind == "image_places"
+    two = {"images": [IMAGE, "b.png"]}
+    found = FORMATS["llamafactory-sharegpt"].read(row | two | {"conversations": [human("Is <image> like <image>?")]})
+    assert (found.question, found.places, found.references) == ("Is  like ?", (3, 9), (IMAGE, "b.png"))
+    found = FORMATS["llamafactory-sharegpt"].read(row | two | {"conversations": [human(ASKED)]})
+    assert (found.question, found.places) == (ASKED, (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -201,27 +210,6 @@ def test_unknown_columns_show_what_was_found_and_the_closest_format(write_lines:
     assert message.startswith(f"{path}: ")
     assert "picture (text), question (text), chosen (text), rejected (text)" in message
     assert "Closest is spa-vl, which also needs `image`." in message
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"question": ASKED, "answer": GOOD, "chosen_image": IMAGE, "rejected_image": "b.png"},
-        {"prompt": ASKED, "image_chosen": IMAGE, "image_rejected": "b.png"},
-        {"caption": ASKED, "jpg_0": IMAGE, "jpg_1": "b.png", "label_0": 1.0, "label_1": 0.0},
-    ],
-)
-def test_rows_that_prefer_an_image_say_so(row: dict[str, object], write_lines: Callable[..., Path]) -> None:
-    first, second = [name for name, value in row.items() if value in (IMAGE, "b.png")]
-    rows = list(read_source(Source("s", str(write_lines([row] * 3)))))
-    assert [found.error.kind if found.error else None for found in rows] == ["image_pair"] * 3
-    assert rows[0].error is not None
-    assert f"prefer one of two images (`{first}`, `{second}`)" in rows[0].error.message
-
-
-def test_images_of_both_responses_beside_the_image_of_a_format_are_no_pair() -> None:
-    columns = columns_of([FORMATS["spa-vl"].example | {"chosen_image": IMAGE, "rejected_image": IMAGE}])
-    assert detect(columns).name == "spa-vl"
 
 
 def test_wrong_type_in_a_column_is_named_with_the_closest_format() -> None:

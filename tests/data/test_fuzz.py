@@ -53,11 +53,11 @@ def test_intake_that_raises_or_takes_one_row_for_another_is_found_out(
     sources = fuzz.Sources(tmp_path, few)
 
     class Wrong(Intake):
-        def with_signature(self, row: SourceRow):
+        def with_signatures(self, row: SourceRow):
             if row.error is not None:
                 raise ValueError("an error in the way")
-            image, item, signature = super().with_signature(row)
-            return image, item | {"item_id": "another"}, signature
+            images, item, signatures = super().with_signatures(row)
+            return images, item | {"item_id": "another"}, signatures
 
     monkeypatch.setattr(fuzz, "Intake", Wrong)
     assert {"crashes", "altered"} <= set(faults(sources))

@@ -46,11 +46,15 @@ VALUES = st.recursive(
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+def _with_picture(preference: Preference) -> Preference:
+    return replace(preference, images=[PICTURE for _ in preference.references])
+
+
 def as_item(name: str, row: dict[str, Any]) -> dict[str, Any]:
     """The item that intake makes of a row whose image is a good one, checked against the schema."""
     source = Source("s", "data.jsonl")
     try:
-        found = SourceRow(source, "data.jsonl#0", "", name, replace(FORMATS[name].read(row), image=PICTURE))
+        found = SourceRow(source, "data.jsonl#0", "", name, _with_picture(FORMATS[name].read(row)))
     except RowError as failure:
         found = SourceRow(source, "data.jsonl#0", "", name, error=failure)
     item = Intake(source)(found)[1]

@@ -41,7 +41,7 @@ def test_train_is_read_whole_by_two_formats(world: Path, take_in: Callable[..., 
     assert total == ITEMS
     assert sum(len(item["sources"]) for item in items) == total
     assert not [item for item in items if item["error"]]
-    assert {item["image_id"] for item in items} == {image["image_id"] for image in merge_images(images)}
+    assert {name for item in items for name in item["images"]} == {image["image_id"] for image in merge_images(images)}
 
 
 def test_preferences_agree_with_the_truth_as_often_as_published(world: Path, take_in: Callable[..., Any]) -> None:
@@ -52,7 +52,7 @@ def test_preferences_agree_with_the_truth_as_often_as_published(world: Path, tak
         for found in item["sources"]:
             file, extra = Path(found["locator"].rpartition("#")[0]).name, json.loads(found["extra"])
             row = known[file, str(extra["idx"] if file == "rlaif_v.parquet" else extra["id"])]
-            assert (row["image_sha256"], row["question"]) == (item["image_id"], item["question"])
+            assert (row["image_sha256"], row["question"]) == (item["images"][0], item["question"])
             rights = {response["text"]: response["right"] for response in row["responses"]}
             assert rights.keys() == set(item["responses"])
             best = item["responses"][found["preference"].index(max(found["preference"]))]

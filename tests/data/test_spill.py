@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from carevl.data.spill import Spill
+from tests.helpers.items import about
 
 N, SIZE = 60, 10_000
 
@@ -18,7 +19,7 @@ def _image(n):
 def _item(n, image_id, k):
     name = hashlib.sha256(f"{n} {k}".encode()).hexdigest()
     source = {"name": "s", "locator": f"{n}:{k}", "preference": None, "extra": "{}"}
-    return {"item_id": name, "image_id": image_id, "question": "Q?", "responses": ["a", "b"], "sources": [source]}
+    return {"item_id": name, **about(image_id), "question": "Q?", "responses": ["a", "b"], "sources": [source]}
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def filled(tmp_path):
         for n in range(N):
             image = _image(n)
             for k in range(2):
-                spill.add(image if k == 0 else None, _item(n, image["image_id"], k))
+                spill.add([image] if k == 0 else [], _item(n, image["image_id"], k))
         return spill
 
     return make
@@ -43,7 +44,7 @@ def test_a_large_part_is_divided(filled, tmp_path):
     }
     assert sum(len(items) for _, items in parts) == 2 * N
     for images, items in parts:
-        assert {item["image_id"] for item in items} == {image["image_id"] for image in images}
+        assert {name for item in items for name in item["images"]} == {image["image_id"] for image in images}
     assert not [path for path in (tmp_path / "spill").iterdir() if path.is_dir()]
 
 
@@ -56,5 +57,5 @@ def test_items_of_an_image_that_is_another_move_to_it_in_divided_parts_too(fille
     parts = list(filled(most_bytes=60_000).parts({twin: kept}))
     assert twin not in {row["image_id"] for images, _ in parts for row in images}
     [(_, items)] = [part for part in parts if kept in {row["image_id"] for row in part[0]}]
-    assert sum(item["image_id"] == kept for item in items) == 4
+    assert sum(item["images"] == [kept] for item in items) == 4
     assert sum(len(items) for _, items in parts) == 2 * N

@@ -8,6 +8,8 @@ import pytest
 
 from carevl.data.formats import FORMATS
 from carevl.data.rows import Preference, RowError
+from carevl.data.turns import take_tags
+from carevl.judging.turns import Turn
 
 ASKED, GOOD, BAD = "What is it?", "A cat.", "A dog."
 TAGGED = ("rlaif-v", "rlhf-v", "spa-vl", "vlfeedback", "items", "mm-rlhf", "trl")
@@ -49,9 +51,12 @@ def test_the_image_tag_is_taken_out_of_every_question(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llamafactory-alpaca", "llamafactory-sharegpt", "ms-swift"])
-def test_system_and_history_become_part_of_the_question(name: str) -> None:
+def test_history_is_turns_and_the_system_speaks_before_the_user(name: str) -> None:
     row = FORMATS[name].example | {"system": "Be brief.", "history": [["Red?", "Yes."]]}
-    assert read(name, row).question == f"System: Be brief.\nUser: Red?\nAssistant: Yes.\nUser: {ASKED}"
+    found = read(name, row)
+    assert (found.question, found.places) == (ASKED, (0,))
+    assert found.turns == (Turn("user", "Be brief.\n\nRed?"), Turn("assistant", "Yes."))
+    assert read(name, FORMATS[name].example | {"system": "Be brief."}).question == f"Be brief.\n\n{ASKED}"
     assert read(name, FORMATS[name].example | {"system": "", "history": [], "tools": ""}).question == ASKED
     assert error_of(name, row | {"history": [["Red?"]]}).kind == "format"
     assert "`tools`" in error_of(name, row | {"tools": "[{}]"}).message
@@ -61,9 +66,9 @@ def test_system_and_history_become_part_of_the_question(name: str) -> None:
 def test_images_of_the_rejected_response_are_refused_by_name(name: str) -> None:
     row = FORMATS[name].example
     assert error_of(name, row | {"rejected_images": ["b.png"]}).kind == "image_differs"
-    assert error_of(name, row | {"videos": ["v.mp4"]}).kind == "image_several"
+    assert error_of(name, row | {"videos": ["v.mp4"]}).kind == "media"
     for same in (["a.png"], [], None):
-        assert read(name, row | {"rejected_images": same}).image == "a.png"
+        assert read(name, row | {"rejected_images": same}).references == ("a.png",)
 
 
 def test_conversations_beside_lists_of_turns_are_the_question() -> None:
@@ -77,7 +82,8 @@ def test_conversations_beside_lists_of_turns_are_the_question() -> None:
     more = [assistant(GOOD), user("Sure?"), assistant("Yes.")]
     assert error_of("llamafactory-sharegpt", row | {"chosen": more}).kind == "responses"
     both = row | {"chosen": more, "rejected": [*more[:2], assistant("No.")]}
-    assert read("llamafactory-sharegpt", both).question == f"User: {ASKED}\nAssistant: {GOOD}\nUser: Sure?"
+    found = read("llamafactory-sharegpt", both)
+    assert (found.question, found.turns) == ("Sure?", (Turn("user", ASKED, (0,)), Turn("assistant", GOOD)))
 
 
 @pytest.mark.parametrize(
@@ -115,8 +121,9 @@ def test_trl_repeats_its_prompt_or_does_not() -> None:
 def test_images_may_stand_among_the_parts_of_a_turn(part: dict[str, Any]) -> None:
     row = {"prompt": [user(ASKED, part)], "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]}
     found = read("trl", row)
-    assert (found.question, found.image) == (ASKED, "a.png")
-    assert error_of("trl", row | {"prompt": [user(ASKED, part, part)]}).kind == "image_several"
+    assert (found.question, found.places, found.references) == (ASKED, (0,), ("a.png",))
+    found = read("trl", row | {"prompt": [user(ASKED, part, part)]})
+    assert (found.question, found.places, found.references) == (ASKED, (0, 0), ("a.png", "a.png"))
     other = {"type": "image", "image": "b.png"}
     pair = {"chosen": [user(ASKED, part), assistant(GOOD)], "rejected": [user(ASKED, other), assistant(BAD)]}
     assert error_of("trl", pair).kind == "image_differs"
@@ -136,3 +143,61 @@ def test_an_arena_knows_ties_and_refuses_other_earlier_answers() -> None:
 def test_openai_tools_are_refused() -> None:
     row = FORMATS["openai"].example
     assert "tools" in error_of("openai", row | {"input": row["input"] | {"tools": [{}]}}).message
+
+
+def talk(*turns: tuple[str, str]) -> dict[str, Any]:
+    return {
+        "images": ["a.png"],
+        "prompt": [{"role": role, "content": text} for role, text in turns],
+        "chosen": [assistant(GOOD)],
+        "rejected": [assistant(BAD)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        ([("user", ASKED), ("user", "Well?")], "turns 1 and 2 are both the user's"),
+        ([("user", ASKED), ("assistant", GOOD), ("assistant", BAD), ("user", "?")], "turns 2 and 3"),
+        ([("user", ASKED), ("assistant", "It is")], "the last turn before the responses is the assistant's"),
+        ([("assistant", "Hello."), ("user", ASKED)], "the first turn is the assistant's"),
+        ([("user", ASKED), ("tool", "4")], "a turn of a tool (tool)"),
+    ],
+)
+def test_turns_that_no_template_takes_are_errors_with_a_name(turns: list[tuple[str, str]], said: str) -> None:
+    error = error_of("trl", talk(*turns))
+    assert error.kind == "turns"
+    assert said in error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "places"),
+    [
+        ("What?", "What?", ()),
+        ("<image>\nWhat?", "What?", (0,)),
+        ("What?\n<image>", "What?", (5,)),
+        ("One\n<image>\ntwo", "One\ntwo", (4,)),
+        ("Is <image> like <image>?", "Is  like ?", (3, 9)),
+        ("  <image><image> Which? ", "Which?", (0, 0)),
+        ("<image>", "", (0,)),
+    ],
+)
+def test_tags_are_taken_out_and_their_places_kept(text: str, words: str, places: tuple[int, ...]) -> None:
+    assert take_tags(text) == (words, places)
+
+
+def test_the_image_of_a_single_turn_stands_before_it_whichever_end_its_tag_is_at() -> None:
+    for text in (f"<image>\n{ASKED}", f"{ASKED}\n<image>", f"{ASKED} <image>"):
+        assert (read("trl", talk(("user", text))).question, read("trl", talk(("user", text))).places) == (ASKED, (0,))
+    assert read("trl", talk(("user", "Is <image> a cat?"))).places == (3,)
+
+
+def test_a_row_is_about_text_alone_where_it_says_so() -> None:
+    row = talk(("user", ASKED))
+    assert read("trl", row | {"images": []}).references == ()
+    assert read("trl", {name: value for name, value in row.items() if name != "images"}).references == ()
+    assert read("trl", row | {"images": None}).references == (None,)
+    assert read("trl", row | {"images": None}).without_missing_image().references == ()
+    tagged_row = talk(("user", f"<image>{ASKED}")) | {"images": None}
+    assert read("trl", tagged_row).without_missing_image().references == (None,)
+    assert read("spa-vl", {"image": None, "question": ASKED, "chosen": GOOD, "rejected": BAD}).references == (None,)

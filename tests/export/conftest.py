@@ -37,7 +37,7 @@ def targets(item: Row) -> list[Row]:
     prompt = judge_prompt("pairwise", item["question"], item["responses"], (1, 0))
     text = write_judgment("It shows so.", winner=1)
     facts = {"item_id": item["item_id"], "task": "pairwise", "order": [1, 0]}
-    return [facts | {"prompt": prompt, "text": text, "evidence": True}]
+    return [facts | {"prompt": prompt, "places": [0], "text": text, "evidence": True}]
 
 
 def judged(item: Row) -> list[Row]:
@@ -45,7 +45,7 @@ def judged(item: Row) -> list[Row]:
     prompt = judge_prompt("pairwise", item["question"], item["responses"], (0, 1))
     texts = {name: write_judgment("It shows so.", winner=n) for n, name in enumerate(("chosen", "rejected"), 1)}
     facts = {"item_id": item["item_id"], "order": [0, 1], "rank": 0, "winner": 0}
-    return [facts | {"prompt": prompt, **texts, "score_chosen": 0.9, "score_rejected": 0.1}]
+    return [facts | {"prompt": prompt, "places": [0], **texts, "score_chosen": 0.9, "score_rejected": 0.1}]
 
 
 @pytest.fixture(scope="session")

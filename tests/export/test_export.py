@@ -23,11 +23,13 @@ from carevl.errors import UserError
 from carevl.export.examples import Example, Part
 from carevl.export.export import export
 from carevl.export.writers import WRITERS
+from carevl.judging.turns import Turn
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 
 WHAT = ("items", "pairs", "judgments", "dpo")
 READ_AS = {"trl": "trl", "llamafactory": "llamafactory-sharegpt", "ms-swift": "ms-swift"}
+ASKED = (Turn("user", "What is it?", (0,)),)
 Items = dict[str, dict[str, Any]]
 
 
@@ -70,12 +72,12 @@ def test_pairs_are_read_again_into_the_same_items(to: str, run: Run, items: Item
     for name, item in stated.items():
         values = item["gold"] or item["source_preference"]
         assert repeated[name]["source_preference"] == [float(value == max(values)) for value in values]
-        assert (repeated[name]["image_id"], repeated[name]["question"]) == (item["image_id"], item["question"])
+        assert (repeated[name]["images"], repeated[name]["question"]) == (item["images"], item["question"])
         assert repeated[name]["responses"] == item["responses"]
-    many = {(item["image_id"], item["question"]) for item in items.values() if len(item["responses"]) > 2}
+    many = {(*item["images"], item["question"]) for item in items.values() if len(item["responses"]) > 2}
     others = [item for name, item in repeated.items() if name not in stated]
     assert others
-    assert {(item["image_id"], item["question"]) for item in others} <= many
+    assert {(*item["images"], item["question"]) for item in others} <= many
 
 
 @pytest.mark.parametrize("to", WRITERS)
@@ -102,7 +104,10 @@ def test_judgments_become_answers_to_their_prompt(run: Run, items: Items, tmp_pa
     [trl] = loaded(tmp_path / "trl", "calibration", tmp_path / "cache")[:1]
     [llama] = loaded(tmp_path / "llamafactory", "calibration", tmp_path / "cache")[:1]
     [swift] = loaded(tmp_path / "ms-swift", "calibration", tmp_path / "cache")[:1]
-    prompt, text = trl["prompt"][0]["content"], trl["completion"][0]["content"]
+    image, asked = trl["prompt"][0]["content"]
+    [answer] = trl["completion"][0]["content"]
+    assert image == {"type": "image", "text": None}
+    prompt, text = asked["text"], answer["text"]
     assert items[trl["id"]]["question"] in prompt
     assert text.endswith("Overall Judgment: Answer 1 is better.")
     assert llama["conversations"] == [{"from": "human", "value": f"<image>{prompt}"}, {"from": "gpt", "value": text}]
@@ -127,7 +132,7 @@ def test_llamafactory_reads_what_the_files_are(run: Run, tmp_path: Path) -> None
 def test_images_keep_their_bytes(run: Run, items: Items, tmp_path: Path) -> None:
     export(run, "dpo", "ms-swift", tmp_path / "out")
     files = list((tmp_path / "out" / "images").iterdir())
-    assert {file.stem for file in files} == {item["image_id"] for item in items.values()}
+    assert {file.stem for file in files} == {name for item in items.values() for name in item["images"]}
     assert all(hashlib.sha256(file.read_bytes()).hexdigest() == file.stem for file in files)
 
 
@@ -202,9 +207,7 @@ def test_bytes_of_trl_images_are_the_originals(run: Run, tmp_path: Path) -> None
 def _written(to: str, out: Path, *splits: str) -> None:
     """Write an example of each of these splits."""
     out.mkdir(parents=True)
-    examples = [
-        Example(f"item-{n}", split, "f00d", "What is it?", "A cat.", "A dog.") for n, split in enumerate(splits)
-    ]
+    examples = [Example(f"item-{n}", split, ("f00d",), ASKED, "A cat.", "A dog.") for n, split in enumerate(splits)]
     with closing(WRITERS[to](out)) as writer:
         writer.write(Part(examples, {"f00d": (b"bytes", "PNG")}))
 
@@ -227,7 +230,7 @@ def test_splits_that_differ_in_letter_case_are_refused(to: str, tmp_path: Path) 
 @pytest.mark.parametrize("to", ["llamafactory", "ms-swift"])
 def test_an_image_whose_id_leads_elsewhere_is_refused(to: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    example = Example("item", "train", "../../x", "What is it?", "A cat.", None)
+    example = Example("item", "train", ("../../x",), ASKED, "A cat.", None)
     with closing(WRITERS[to](tmp_path / "out")) as writer, pytest.raises(UserError, match=r"image .*part of a path"):
         writer.write(Part([example], {"../../x": (b"bytes", "PNG")}))
     assert not list(tmp_path.rglob("*.png"))

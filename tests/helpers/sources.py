@@ -71,7 +71,7 @@ def take_in() -> Callable[..., tuple[list[dict[str, Any]], list[dict[str, Any]]]
     def take(source: Source, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         intake = Intake(source, **options)
         made = [intake(row) for row in read_source(source)]
-        return [image for image, _ in made if image], merge_items(item for _, item in made)
+        return [image for images, _ in made for image in images], merge_items(item for _, item in made)
 
     return take
 

@@ -17,6 +17,7 @@ from carevl.settings.loader import load_settings
 from carevl.settings.models import Endpoint, Expert
 from carevl.stages import score
 from carevl.store.schemas import CAPTIONS, ITEMS
+from tests.helpers.items import NO_LOANS, about
 
 SOURCE = """
 class Length:
@@ -94,9 +95,13 @@ def test_what_an_expert_computes_has_a_fingerprint(expert, tmp_path):
 
 def test_every_item_has_its_row_whatever_the_expert_does(expert):
     responses = [["a", "bb"], ["crash", "bb"], ["nothing", "bb"], ["lost", "bb"], ["ccc", "d"]]
-    items = [{"item_id": str(i), "image_id": "x", "question": "q", "responses": r} for i, r in enumerate(responses)]
+    items = [{"item_id": str(i), **about("x"), "question": "q", "responses": r} for i, r in enumerate(responses)]
     captions = [{"image_id": "x", "view": "default", "text": "said", "captioner": "c", "tokens": 1}]
-    tables = {"items": pa.Table.from_pylist(items, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)}
+    tables = {
+        **NO_LOANS,
+        "items": pa.Table.from_pylist(items, ITEMS),
+        "captions": pa.Table.from_pylist(captions, CAPTIONS),
+    }
     rows = score.ScoreProcessor(expert).load().process(tables).to_pylist()
     assert [(row["item_id"], row["view"]) for row in rows] == [
         (str(i), v) for i in range(5) for v in ("default", "none")
@@ -134,9 +139,13 @@ LONGEST = LongestKind()
 def test_a_kind_of_the_users_own_scores_a_part(expert, tmp_path):
     (tmp_path / "longest_kind.py").write_text(OWN_KIND)
     own = expert.model_copy(update={"kind": "longest_kind:LONGEST"})
-    items = [{"item_id": "1", "image_id": "x", "question": "q", "responses": ["a", "bb"]}]
+    items = [{"item_id": "1", **about("x"), "question": "q", "responses": ["a", "bb"]}]
     captions = [{"image_id": "x", "view": "default", "text": "said", "captioner": "c", "tokens": 1}]
-    tables = {"items": pa.Table.from_pylist(items, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)}
+    tables = {
+        **NO_LOANS,
+        "items": pa.Table.from_pylist(items, ITEMS),
+        "captions": pa.Table.from_pylist(captions, CAPTIONS),
+    }
     processor = score.ScoreProcessor(own).load()
     rows = processor.process({**tables, **processor.preprocess(tables)}).to_pylist()
     assert [row["scores"] for row in rows] == [[1.0, 2.0], [1.0, 2.0]]

@@ -23,7 +23,8 @@ from carevl.settings.loader import load_settings
 from carevl.stages import ingest
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
-from carevl.store.schemas import CAPTIONS, SCORES
+from carevl.store.schemas import BORROWED_CAPTIONS, CAPTIONS, SCORES
+from carevl.store.table import Table
 
 SETTINGS = ["miniworld.items=60", "miniworld.calibration_images=600", "data.parts=3"]
 CAREVL = Path(sys.executable).with_name("carevl")
@@ -39,11 +40,13 @@ def where(tmp_path_factory):
     rng = np.random.default_rng(0)
     for number in items.parts():
         rows = items.read(number).to_pylist()
-        captions = {row["image_id"]: "The image shows one red circle." for row in rows}
+        captions = {row["images"][0]: "The image shows one red circle." for row in rows}
         for name, key in keys.items():
             if name == "caption":
                 made = [{"image_id": image, "view": "default", "text": text} for image, text in captions.items()]
                 run.table(key).write(number, pa.Table.from_pylist(made, CAPTIONS))
+                borrowed = pa.Table.from_pylist([], BORROWED_CAPTIONS)
+                Table(run.table(key).directory / "borrowed").write(number, borrowed)
             elif name.startswith("score/"):
                 expert = name.removeprefix("score/")
                 made = [
@@ -54,7 +57,7 @@ def where(tmp_path_factory):
                         "scores": _scores(rng, expert, row, truth, view),
                     }
                     for row in rows
-                    for truth in [truths[row["image_id"], row["question"]]]
+                    for truth in [truths[row["images"][0], row["question"]]]
                     for view in ("default", "none")
                 ]
                 run.table(key).write(number, pa.Table.from_pylist(made, SCORES))
@@ -143,7 +146,7 @@ def test_pairs_are_labelled_where_there_are_labels_and_shown_in_either_order(whe
     pairs = sample_pairs(Ingested(directory), 40, 0, 64)
     assert len(pairs) == 42  # 14 of every part
     assert {pair.right for pair in pairs} == {0, 1}
-    assert all(pair.image.width * pair.image.height <= 64 for pair in pairs)
+    assert all(image.width * image.height <= 64 for pair in pairs for image in pair.images)
     assert len(sample_pairs(Ingested(directory), 100_000, 0, 64)) > 600  # the others too
 
 

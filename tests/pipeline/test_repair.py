@@ -154,7 +154,7 @@ def test_equal_runs_in_two_places_are_equal_byte_for_byte(draw, tmp_path):
     files = [
         {file.relative_to(table): file.read_bytes() for file in sorted(table.rglob("*.parquet"))} for table in tables
     ]
-    assert len(files[0]) == 6
+    assert len(files[0]) == 9
     assert files[0] == files[1]
     locators = {source["locator"] for row in Ingested(tables[0]).items.read().to_pylist() for source in row["sources"]}
     assert locators == {f"rows/rows.jsonl#{n}" for n in range(6)}

@@ -25,6 +25,7 @@ from carevl.stages.score import ScoreProcessor
 from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS
 from carevl.training.driver import train
 from carevl.training.reference import Reference
+from tests.helpers.items import NO_LOANS, about
 from tests.helpers.reward_models import write_reward_model
 
 pytestmark = [pytest.mark.train, pytest.mark.nightly]
@@ -76,14 +77,18 @@ def test_an_experts_family_scores_every_response_in_vllm_and_agrees_with_transfo
     expert = SETTINGS.experts[number].model_copy(update={"path": str(path), "revision": None})
     assert expert.parity_tolerance is not None
     rows = [
-        {"item_id": str(k), "image_id": str(k), "question": pair.question.text}
+        {"item_id": str(k), **about(str(k)), "question": pair.question.text}
         | {"responses": [response.text for response in pair.responses]}
         for k, (_, pair) in enumerate(drawn)
     ]
     captions = [
         {"image_id": str(k), "view": "default", "text": "A red square.", "tokens": 4} for k in range(len(drawn))
     ]
-    tables = {"items": pa.Table.from_pylist(rows, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)}
+    tables = {
+        **NO_LOANS,
+        "items": pa.Table.from_pylist(rows, ITEMS),
+        "captions": pa.Table.from_pylist(captions, CAPTIONS),
+    }
     with _loaded(ScoreProcessor(expert).load()) as processor:
         scores = processor.process(tables).to_pylist()
     assert [row["error"] for row in scores] == [None] * 2 * len(rows)

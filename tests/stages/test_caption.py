@@ -13,6 +13,7 @@ from carevl.settings.asking import Asking
 from carevl.settings.loader import load_settings
 from carevl.stages import caption, demonstrate, sample, sampling, select
 from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS, JUDGMENTS
+from tests.helpers.items import NO_LOANS, about
 
 SETTINGS = load_settings("mini")
 
@@ -71,17 +72,14 @@ def test_a_captioner_without_memory_is_relieved_first(engine):
 
 def test_prompts_that_kill_the_judge_are_errors_that_no_pair_is_made_of(engine):
     items = pa.Table.from_pylist(
-        [
-            {"item_id": key, "image_id": key, "question": "Which?", "responses": ["This.", "That."]}
-            for key in ("0", "1")
-        ],
+        [{"item_id": key, **about(key), "question": "Which?", "responses": ["This.", "That."]} for key in ("0", "1")],
         ITEMS,
     )
     routed = {"first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.6}
     routes = pa.Table.from_pylist([{"item_id": key, **routed} for key in ("0", "1")])
     images = pa.Table.from_pylist([image(0), image(1)], IMAGES)
     judge = sampling.JudgeProcessor(SETTINGS.judge, sample.sampling_spec(SETTINGS)).load()
-    made = judge.process({"items": items, "images": images, "routes": routes})
+    made = judge.process({**NO_LOANS, "items": items, "images": images, "routes": routes})
     assert made.schema == JUDGMENTS
     rows = made.to_pylist()
     assert {row["item_id"] for row in rows if row["error"]} == {"0"}
@@ -93,10 +91,11 @@ def test_prompts_that_kill_the_judge_are_errors_that_no_pair_is_made_of(engine):
 def _tables(n_items):
     routed = {"first": 0, "second": 1, "route": "high", "winner": 0, "probability": 0.9}
     asked = {"question": "Which?", "responses": ["This.", "That."]}
-    items = [{"item_id": f"{n}", "image_id": "1", **asked} for n in range(n_items)]
+    items = [{"item_id": f"{n}", **about("1"), **asked} for n in range(n_items)]
     return {
         "items": pa.Table.from_pylist(items, ITEMS),
         "images": pa.Table.from_pylist([image(1)], IMAGES),
+        "borrowed": NO_LOANS["borrowed"],
         "routes": pa.Table.from_pylist([{"item_id": item["item_id"], **routed} for item in items]),
     }
 

@@ -17,6 +17,7 @@ from carevl.store.ingested import Ingested
 from carevl.store.schemas import ITEMS, TARGETS
 from carevl.store.table import Table
 from tests.helpers.finished_run import FINISHED
+from tests.helpers.items import about, write_images
 
 RESPONSES = ["Two cups.\nNo more.", "A cup.", "Two cups."]
 N = 120
@@ -24,7 +25,8 @@ N = 120
 
 def _target(item, task, order, text):
     prompt = judge_prompt(task, "How many?", RESPONSES, order)
-    return {"item_id": item, "task": task, "order": order, "prompt": prompt, "text": text, "evidence": True}
+    shown = {"prompt": prompt, "places": [0], "text": text, "evidence": True}
+    return {"item_id": item, "task": task, "order": order, **shown}
 
 
 def _rows(item, winner):
@@ -86,9 +88,9 @@ def test_the_better_response_has_the_line_as_often_as_the_other_and_in_both_orde
 
 def test_rows_of_phase_1_have_the_lines(tmp_path):
     ingested, targets = Ingested(tmp_path / "ingest"), Table(tmp_path / "targets")
-    item = {"item_id": "item-0", "image_id": "i", "question": "How many?", "responses": RESPONSES}
+    item = {"item_id": "item-0", **about("i"), "question": "How many?", "responses": RESPONSES}
     ingested.items.write(0, pa.Table.from_pylist([item], ITEMS))
-    ingested.images.write(0, pa.table({"image_id": ["i"], "bytes": [b"image"]}))
+    write_images(ingested, 0, pa.table({"image_id": ["i"], "bytes": [b"image"]}))
     targets.write(0, pa.Table.from_pylist(_rows("item-0", 0), TARGETS))
     for share, lines in ((0.0, 0), (1.0, 2)):
         rows = Table(tmp_path / f"rows-{share}")

@@ -17,6 +17,7 @@ from carevl.settings.loader import load_settings
 from carevl.settings.models import Expert
 from carevl.stages import caption, sample, sampling, score
 from carevl.store.schemas import CAPTIONS, EXPERT_TOKENS, IMAGES, ITEMS, QUESTION_IMAGES
+from tests.helpers.items import NO_LOANS, about
 
 SETTINGS = load_settings("mini", ["captioner.engine=transformers", "judge.max_tokens=12"])
 
@@ -29,11 +30,12 @@ def tables():
         drawn.save(file, "PNG")
         images.append({"image_id": key, "bytes": file.getvalue()})
         responses = [response.text for response in item.responses][:2]
-        items.append({"item_id": key, "image_id": key, "question": item.question.text, "responses": responses})
+        items.append({"item_id": key, **about(key), "question": item.question.text, "responses": responses})
         routes.append({"item_id": key, "first": 0, "second": 1, "route": "low", "winner": 0, "probability": 0.5})
         captions.append({"image_id": key, "view": "default", "text": "A red circle. It is above a blue square."})
     return {
         "images": pa.Table.from_pylist(images, IMAGES),
+        **NO_LOANS,
         "items": pa.Table.from_pylist(items, ITEMS),
         "routes": pa.Table.from_pylist(routes),
         "captions": pa.Table.from_pylist(captions, CAPTIONS),
@@ -85,7 +87,7 @@ def test_captions(tables, no_decoding):
 
 def test_judgments(tables, no_decoding):
     spec = sample.sampling_spec(SETTINGS)
-    mine = {name: tables[name] for name in ("items", "images", "routes")}
+    mine = {name: tables[name] for name in ("items", "images", "borrowed", "routes")}
     mine["routes"] = pa.Table.from_pylist(
         [row | {"route": "low" if row["item_id"] == "1" else "dropped"} for row in mine["routes"].to_pylist()]
     )
@@ -122,7 +124,7 @@ def test_predictions(tables, no_decoding):
 @pytest.mark.parametrize("policy", ["error", "summarise"])
 def test_scores(tables, monkeypatch, policy):
     expert = SETTINGS.experts[0].model_copy(update={"too_long": policy})
-    mine = {name: tables[name] for name in ("items", "captions")}
+    mine = {name: tables[name] for name in ("items", "captions", "borrowed_captions")}
     processor = score.ScoreProcessor(expert)
     ready, loaded = processor.preprocess(mine), processor.load()
     assert ready["tokens"].num_rows == 6  # every item with its caption and without
@@ -134,7 +136,7 @@ def test_scores(tables, monkeypatch, policy):
 
 def test_an_expert_that_reads_texts_is_handed_texts(tables):
     expert = Expert(name="own", kind="python", path="collections:OrderedDict")
-    mine = {name: tables[name] for name in ("items", "captions")}
+    mine = {name: tables[name] for name in ("items", "captions", "borrowed_captions")}
     assert score.ScoreProcessor(expert).preprocess(mine) is mine
 
 

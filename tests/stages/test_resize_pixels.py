@@ -25,6 +25,7 @@ from carevl.stages.base import judge_pixels
 from carevl.store.run import Run
 from carevl.store.schemas import IMAGES, ITEMS, QUESTION_IMAGES
 from tests.helpers.image_kinds import KINDS, draw_picture
+from tests.helpers.items import NO_LOANS, about
 
 READS_PIXELS = {"caption", "demonstrate", "sft", "sample", "dpo", "evaluate/base", "evaluate/phase1", "evaluate/phase2"}
 
@@ -75,7 +76,8 @@ def _tables(files):
     images = [{"image_id": key, "bytes": file} for key, file in zip(keys, files, strict=True)]
     return {
         "images": pa.Table.from_pylist(images, IMAGES),
-        "items": pa.Table.from_pylist([{"item_id": key, "image_id": key, **item} for key in keys], ITEMS),
+        **NO_LOANS,
+        "items": pa.Table.from_pylist([{"item_id": key, **about(key), **item} for key in keys], ITEMS),
         "routes": pa.Table.from_pylist([{"item_id": key, **route} for key in keys]),
     }
 

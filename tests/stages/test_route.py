@@ -12,6 +12,7 @@ from carevl.stages import route
 from carevl.store.run import RunError
 from carevl.store.schemas import ITEMS, SCORES
 from carevl.store.table import Table
+from tests.helpers.items import about
 
 EXPERTS = ("llama", "qwen2", "mistral")
 reads: Counter[tuple[Path, int]] = Counter()
@@ -36,7 +37,7 @@ def tables(tmp_path):
         rows = [
             {
                 "item_id": f"{part}-{k:03d}",
-                "image_id": f"image-{part}-{k // 2}",
+                **about(f"image-{part}-{k // 2}"),
                 "responses": ["yes", "no", "maybe"][: 2 + k % 2],
                 "gold": [1.0, 0.0, 0.0][: 2 + k % 2] if k % 3 == 0 else None,
             }

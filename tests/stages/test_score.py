@@ -9,6 +9,7 @@ from carevl.settings.loader import load_settings
 from carevl.settings.models import Expert
 from carevl.stages import score
 from carevl.store.schemas import CAPTIONS, ITEMS
+from tests.helpers.items import NO_LOANS, about
 
 CAPTION = "A red circle. Two blue squares are below it! Is that a dog?\nIt is a cat."
 
@@ -32,13 +33,19 @@ def scored(monkeypatch, limit, *overrides, caption=CAPTION):
     monkeypatch.setattr(Counting, "limit", limit)
     expert = {"name": "counting", "kind": "python", "path": f"{__name__}:Counting", "template": "{caption} {question}"}
     expert |= dict(override.split("=") for override in overrides)
-    items = [{"item_id": "a", "image_id": "i", "question": "How many?", "responses": ["One.", "It is two."]}]
+    items = [{"item_id": "a", **about("i"), "question": "How many?", "responses": ["One.", "It is two."]}]
     captions = [{"image_id": "i", "view": "default", "text": caption}]
     monkeypatch.setattr("carevl.models.experts.python._class", lambda path: Counting)
     made = (
         score.ScoreProcessor(Expert(**expert))
         .load()
-        .process({"items": pa.Table.from_pylist(items, ITEMS), "captions": pa.Table.from_pylist(captions, CAPTIONS)})
+        .process(
+            {
+                **NO_LOANS,
+                "items": pa.Table.from_pylist(items, ITEMS),
+                "captions": pa.Table.from_pylist(captions, CAPTIONS),
+            }
+        )
     )
     return {row["view"]: row for row in made.to_pylist()}
 

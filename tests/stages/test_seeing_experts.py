@@ -14,6 +14,7 @@ from carevl.settings.models import Expert
 from carevl.stages import score
 from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS
 from tests.helpers.families import draw_picture
+from tests.helpers.items import NO_LOANS, about
 
 RESPONSES = ["Two.", "There are three red circles."]
 
@@ -29,11 +30,12 @@ def tables():
     pictures = {"a": draw_picture(0), "b": draw_picture(1), "thin": Image.new("RGB", (600, 2))}
     images = [{"image_id": name, "bytes": _png(image)} for name, image in pictures.items()]
     items = [
-        {"item_id": f"of-{name}", "image_id": name, "question": "How many?", "responses": RESPONSES}
+        {"item_id": f"of-{name}", **about(name), "question": "How many?", "responses": RESPONSES}
         for name in ("b", "a", "thin")
     ]
     captions = [{"image_id": name, "view": "default", "text": "Two red circles."} for name in pictures]
     return {
+        **NO_LOANS,
         "items": pa.Table.from_pylist(items, ITEMS),
         "images": pa.Table.from_pylist(images, IMAGES),
         "captions": pa.Table.from_pylist(captions, CAPTIONS),

@@ -10,6 +10,7 @@ from carevl.settings.loader import load_settings
 from carevl.stages import select
 from carevl.stages.selection.witness import Witness
 from carevl.store.schemas import ITEMS, JUDGMENTS
+from tests.helpers.items import about
 
 FIRST, SECOND = [0, 1], [1, 0]
 
@@ -33,9 +34,7 @@ def choose(judgments, *overrides, probability=0.5):
     plain = [f"select.{setting}" for setting in off]
     settings = load_settings("mini", [*plain, *overrides])
     ids = sorted({row["item_id"] for row in judgments})
-    items = [
-        {"item_id": name, "image_id": "i", "question": "How many?", "responses": ["Two.", "Three."]} for name in ids
-    ]
+    items = [{"item_id": name, **about("i"), "question": "How many?", "responses": ["Two.", "Three."]} for name in ids]
     routes = [
         {"item_id": name, "first": 0, "second": 1, "winner": 0, "route": "low", "probability": probability}
         for name in ids

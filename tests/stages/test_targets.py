@@ -12,12 +12,13 @@ from carevl.store.ingested import Ingested
 from carevl.store.run import RunError
 from carevl.store.schemas import ITEMS, JUDGMENTS
 from carevl.store.table import Table
+from tests.helpers.items import about, write_images
 
 RESPONSES = ["Two circles.", "Three circles."]
 
 
 def item(item_id="a", responses=RESPONSES, **more):
-    return {"item_id": item_id, "image_id": "i", "question": "How many?", "responses": responses} | more
+    return {"item_id": item_id, **about("i"), "question": "How many?", "responses": responses} | more
 
 
 def route(item_id="a", first=0, second=1, winner=1, name="high"):
@@ -57,12 +58,12 @@ def test_labelled_pairs_become_a_row_for_each_order(tmp_path):
     labelled = item("b", responses=["One.", "Two.", "Three."], gold=[0.0, 2.0, 2.0])
     broken = item("c", gold=[0.0, 1.0], error={"stage": "ingest", "kind": "k", "message": "m"})
     ingested.items.write(3, pa.Table.from_pylist([item(), labelled, broken], ITEMS))
-    ingested.images.write(3, pa.table({"image_id": ["i"], "bytes": [b"image"]}))
+    write_images(ingested, 3, pa.table({"image_id": ["i"], "bytes": [b"image"]}))
     target = Table(tmp_path / "dev")
     assert train_rows.write_dev(ingested, 5, 0, target, Asking()) == [3]
     rows = target.read().to_pylist()
     assert sorted({row["item_id"] for row in rows}) == ["b, responses 0 and 1", "b, responses 0 and 2"]
-    assert {row["image"] for row in rows} == {b"image"}
+    assert all((row["images"], row["places"]) == ([b"image"], [0]) for row in rows)
     first, second = (row for row in rows if row["item_id"] == "b, responses 0 and 1")
     assert "Answer 1: One.\nAnswer 2: Two." in first["prompt"]
     assert (first["chosen"], first["rejected"]) == tuple(f"Overall Judgment: Answer {n} is better." for n in (2, 1))

@@ -23,9 +23,9 @@ import numpy as np
 from carevl.benchmarks.outcomes import pairs_right, scored_rows
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.questions import Question, strict_questions
-from carevl.benchmarks.rows import Image, Record, Row, load_rows, read_images, row_key, take_tags
+from carevl.benchmarks.rows import Image, Record, Row, load_rows, read_images, row_key
 from carevl.benchmarks.suite import Suite
-from carevl.data.turns import IMAGE_TAG
+from carevl.data.turns import IMAGE_TAG, take_tags
 from carevl.judging.verdicts import Verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import Scored, Statistic, accuracy_statistics, mean

@@ -29,8 +29,9 @@ from carevl.benchmarks.layouts import FileAnswer, Layout, RowIndex
 from carevl.benchmarks.outcomes import BOTH_ORDERS, pairs_right, scored_rows
 from carevl.benchmarks.predictions import Prediction, in_orders
 from carevl.benchmarks.questions import Decoding, Question, is_strict, official_question, strict_questions
-from carevl.benchmarks.rows import Record, Row, read_images, read_records, row_key, take_tags, unique
+from carevl.benchmarks.rows import Record, Row, read_images, read_records, row_key, unique
 from carevl.benchmarks.suite import Suite
+from carevl.data.turns import take_tags
 from carevl.judging.verdicts import Verdict
 from carevl.settings.data import ProtocolName
 from carevl.stats.bootstrap import Scored, mean

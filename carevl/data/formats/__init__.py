@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from carevl.data.formats import (
     arena,
+    helpsteer3,
     items,
     llamafactory_alpaca,
     llamafactory_sharegpt,
@@ -15,6 +16,7 @@ from carevl.data.formats import (
     rlaif_v,
     rlhf_v,
     spa_vl,
+    text_pair,
     trl,
     vlfeedback,
 )
@@ -39,6 +41,8 @@ FORMATS = Registry(
         arena.FORMAT,
         openai.FORMAT,
         items.FORMAT,
+        helpsteer3.FORMAT,
+        text_pair.FORMAT,
     ),
 )
 """Every format by name. Where two fit equally well, the first one is detected."""

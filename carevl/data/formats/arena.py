@@ -5,9 +5,9 @@ The columns are those of WildVision's `create_hf_battle_dataset` and of FastChat
 
 from __future__ import annotations
 
-from carevl.data.formats.base import FIRST, IMAGES, SECOND, Format, image_of
-from carevl.data.rows import Preference, Row, RowError, facts, text
-from carevl.data.turns import join_dialogues, question_of, read_response
+from carevl.data.formats.base import FIRST, IMAGES, SECOND, Format, asked_about
+from carevl.data.rows import Preference, Row, RowError, text
+from carevl.data.turns import join_dialogues, read_response
 
 _WINNERS = {"model_a": FIRST, "model_b": SECOND, "tie": (0.5, 0.5), "tie (bothbad)": (0.5, 0.5)}
 
@@ -20,9 +20,8 @@ def read(row: Row) -> Preference:
     first, one = read_response(row.get("conversation_a"), "conversation_a")
     second, other = read_response(row.get("conversation_b"), "conversation_b")
     turns = join_dialogues(first or [], second or [])
-    image = image_of(row, "images", "image", turns=turns)
-    extra = facts(row, "question_id", "model_a", "model_b", "language", "winner")
-    return Preference(question_of(turns), (one, other), _WINNERS[winner], image, extra)
+    extra = ("question_id", "model_a", "model_b", "language", "winner")
+    return asked_about(row, turns, (one, other), _WINNERS[winner], *extra, images=["images", "image"])
 
 
 FORMAT = Format(

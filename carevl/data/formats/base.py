@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from carevl.data.rows import Preference, Row, RowError, facts, items_of, text
-from carevl.data.turns import Turn, follow, join_dialogues, question_of, read_response
+from carevl.data.rows import Preference, Row, RowError, facts, items_of, references_of, text
+from carevl.data.turns import ONE_FOR_BOTH, Turn, asked, follow, join_dialogues, read_response, references
 
 ANY = "any"
 IMAGES = {"images|image": ANY}
@@ -15,6 +16,8 @@ PAIR = {"chosen": "text", "rejected": "text"}
 ORIGIN = {"ds_name|origin_dataset": "text"}
 _REJECTED_IMAGES = ("rejected_images", "rejected_image", "image_rejected")
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_LOOKS_LIKE_IMAGES = re.compile("image|img|pict|photo|pixel|screenshot|frame", re.IGNORECASE).search
+"""Of a column's name."""
 FIRST, SECOND = (1.0, 0.0), (0.0, 1.0)
 """The preference of a pair of responses."""
 
@@ -30,6 +33,8 @@ class Format:
     """Turns a row into its preference; raises RowError where the row does not fit."""
     example: dict[str, Any]
     """The smallest row: a question about `a.png`, of which the answer `A cat.` is the better one."""
+    of_text: bool = False
+    """Whether it is recognised by texts alone: then no other column may look like one of images."""
 
     def lacking(self, columns: Mapping[str, str]) -> list[str]:
         """Return the expected columns that are absent or of another type, in words.
@@ -37,37 +42,67 @@ class Format:
         Args:
             columns: column to type, as from `columns_of`.
         """
-        return [
+        lacking = [
             f"`{names}`" if kinds == ANY else f"`{names}` ({kinds})"
             for names, kinds in self.columns.items()
             if not any(_fits(columns[name], kinds) for name in names.split("|") if name in columns)
         ]
+        unread = [
+            name for name, kind in columns.items() if self.of_text and kind != "null" and _LOOKS_LIKE_IMAGES(name)
+        ]
+        return [*lacking, *(f"no column `{name}`" for name in unread)]
 
 
 def _fits(kind: str, kinds: str) -> bool:
     return kind == "null" or kinds == ANY or kind in kinds.split("|")
 
 
-def image_of(row: Row, *names: str, turns: Sequence[Turn] = ()) -> object:
-    """Return the row's one image reference: from the first of these columns that is filled, or else from the turns.
+def asked_about(
+    row: Row,
+    turns: Sequence[Turn],
+    responses: tuple[str, ...],
+    preference: tuple[float, ...] | None,
+    *extra: str,
+    images: Sequence[str],
+    required: bool = True,
+) -> Preference:
+    """Return the preference of a row: its turns, responses and images.
+
+    Args:
+        turns: of the dialogue before the responses.
+        extra: columns to keep beside it.
+        images: columns that may have the images, the first that is filled; else they are in the turns.
+        required: whether an image is missing where all these columns are absent; it is where one of them is null.
 
     Raises:
-        RowError: there are several images, a video or a sound beside the image, or images of the rejected response.
+        RowError: there is a video or a sound, or images of the rejected response; or as `asked`.
     """
-    image = next((row[name] for name in names if row.get(name) is not None), None)
-    if image is None or image == []:
-        image = [found for turn in turns for found in turn.images]
-    rejected = next((row[name] for name in _REJECTED_IMAGES if row.get(name)), None)
-    if rejected is not None and rejected not in (image, [image]):
-        raise RowError("image_differs", "chosen and rejected response are about different images; an item has one")
-    for name in _OTHER_MEDIA if image is not None and image != [] else ():
+    found = _images_of(row, images, turns, required)
+    dialogue = asked(turns, len([image for image in references_of(found) if image is not None]))
+    question = dialogue[-1]
+    shown = sum(len(turn.places) for turn in dialogue)
+    places = None if not shown and found is None else question.places
+    found = None if shown and found == [] else found
+    return Preference(question.text, responses, preference, found, facts(row, *extra), places, dialogue[:-1])
+
+
+def _images_of(row: Row, names: Sequence[str], turns: Sequence[Turn], required: bool) -> object:
+    """Return the images of a row as `Preference.images` has them."""
+    for name in _OTHER_MEDIA:
         if row.get(name):
-            raise RowError("image_several", f"the row has `{name}` beside its image; an item has one image and no more")
-    if not isinstance(image, list | tuple) or (len(image) > 8 and all(isinstance(value, int) for value in image)):
-        return image
-    if len(image) > 1:
-        raise RowError("image_several", f"the row has {len(image)} images; an item has one")
-    return image[0] if image else None
+            raise RowError("media", f"the row has `{name}`, and an item has texts and images alone; leave it out")
+    present = [name for name in names if name in row]
+    found: object = next((row[name] for name in present if row[name] not in (None, "")), None)
+    if (found is None or found == []) and (parts := references(turns)):
+        found = parts
+    rejected = next((row[name] for name in _REJECTED_IMAGES if row.get(name)), None)
+    if rejected is not None and references_of(rejected) != references_of(found):
+        raise RowError("image_differs", f"chosen and rejected response are about different images; {ONE_FOR_BOTH}")
+    if found is not None or present or required:
+        return found
+    if unread := [name for name, value in row.items() if value not in (None, "", []) and _LOOKS_LIKE_IMAGES(name)]:
+        raise RowError("image_missing", f"the row has no `{names[0]}`; rename `{unread[0]}` to that if it holds images")
+    return []
 
 
 def user_turn(row: Row, name: str) -> list[Turn]:
@@ -94,23 +129,26 @@ def earlier_turns(row: Row) -> list[Turn]:
 
 
 def preferred(
-    row: Row, turns: list[Turn], *extra: str, images: Sequence[str], pair: tuple[str, str] = ("chosen", "rejected")
+    row: Row,
+    turns: list[Turn],
+    *extra: str,
+    images: Sequence[str],
+    required: bool = True,
+    pair: tuple[str, str] = ("chosen", "rejected"),
 ) -> Preference:
     """Return the preference of a row with a chosen and a rejected response, in text, a turn or a conversation each.
 
     Args:
         turns: the dialogue before the responses; a response that is a conversation may have more of it.
-        extra: columns to keep beside it.
-        images: columns that may have the image, the first that is filled; else it is in the turns.
+        extra, images, required: as `asked_about` takes them.
         pair: the columns of the chosen and of the rejected response.
 
     Raises:
-        RowError: a response is absent or of another type, or they end different conversations.
+        RowError: a response is absent or of another type, or they end different conversations; or as `asked_about`.
     """
     better, worse = pair
     before, chosen = read_response(row.get(better), better)
     others, rejected = read_response(row.get(worse), worse)
     dialogues = [follow(turns, said) for said in (before, others) if said is not None] or [turns]
     turns = join_dialogues(dialogues[0], dialogues[-1])
-    image = image_of(row, *images, turns=turns)
-    return Preference(question_of(turns), (chosen, rejected), FIRST, image, facts(row, *extra))
+    return asked_about(row, turns, (chosen, rejected), FIRST, *extra, images=images, required=required)

@@ -9,29 +9,13 @@ from contextlib import suppress
 
 from carevl.data.formats import FORMATS
 from carevl.data.formats.base import Format
-from carevl.data.rows import ErrorKind, Row, kind_of
+from carevl.data.rows import Row, kind_of
 from carevl.errors import DataError
 
 
 class UnknownFormatError(DataError):
     """No format fits the columns; the message shows them and the format that comes closest."""
 
-    kind: ErrorKind = "format"
-    """Of the error that each row has."""
-
-
-class ImagePairError(UnknownFormatError):
-    """The rows prefer one of two images to the other, as data for the generation of images do."""
-
-    kind = "image_pair"
-
-
-_IMAGE_PAIRS = (
-    ("chosen_image", "rejected_image"),
-    ("chosen_images", "rejected_images"),
-    ("image_chosen", "image_rejected"),
-    ("jpg_0", "jpg_1"),  # Pick-a-Pic
-)
 
 _HEAD_ROWS = 16
 _MOST_ROWS = 1000
@@ -49,20 +33,12 @@ def detect(columns: Mapping[str, str]) -> Format:
         columns: column to type, as from `columns_of`.
 
     Raises:
-        ImagePairError: every format lacks a column, and there are columns of a preferred image and another.
         UnknownFormatError: every format lacks a column; the message shows the columns and the closest format.
     """
     lacking = {name: candidate.lacking(columns) for name, candidate in FORMATS.items()}
     fitting = [candidate for name, candidate in FORMATS.items() if not lacking[name]]
     if fitting:
         return max(fitting, key=lambda candidate: len(candidate.columns))
-    for better, worse in _IMAGE_PAIRS:
-        if {better, worse} <= columns.keys():
-            raise ImagePairError(
-                f"the rows prefer one of two images (`{better}`, `{worse}`), and an item prefers one of two responses "
-                "to the same images: such data train no judge of responses; leave the source out, or name the image "
-                "that both responses are about `image`"
-            )
     closest = max(FORMATS.values(), key=lambda candidate: 1 - len(lacking[candidate.name]) / len(candidate.columns))
     shown = ", ".join(f"{name} ({kind})" for name, kind in list(columns.items())[:40]) or "none"
     raise UnknownFormatError(
@@ -75,7 +51,8 @@ def detect(columns: Mapping[str, str]) -> Format:
 def detect_in(rows: Iterable[Row]) -> Format | None:
     """Return the format of a file by its first 16 rows, or by more where none fits them; None where it has no rows.
 
-    A format that fits these rows together comes first, then one that fits some of them alone.
+    A format that fits these rows together comes first, then one that fits some of them alone. A format of texts is
+    chosen where none of the first 1,000 rows fits another.
 
     Raises:
         UnknownFormatError: no format fits any of the first 1,000 rows.
@@ -87,7 +64,9 @@ def detect_in(rows: Iterable[Row]) -> Format | None:
         shapes[shape] += 1
         if n == _HEAD_ROWS or (n > _HEAD_ROWS and is_news):
             with suppress(UnknownFormatError):
-                return _detect(shapes)
+                fitting = _detect(shapes)
+                if not fitting.of_text:  # rows with images may follow
+                    return fitting
     return _detect(shapes) if shapes else None
 
 

@@ -1,10 +1,13 @@
-"""CAREVL's own: `image`, `question`, `responses` and, if known, `source_preference` with one number each."""
+"""CAREVL's own: `image` or `images`, `question`, `responses` and, if known, `source_preference` with one number each.
+
+`turns` are those before the question.
+"""
 
 from __future__ import annotations
 
-from carevl.data.formats.base import ANY, Format, image_of, user_turn
-from carevl.data.rows import Preference, Row, facts, items_of, number, text
-from carevl.data.turns import question_of
+from carevl.data.formats.base import IMAGES, Format, asked_about, user_turn
+from carevl.data.rows import Preference, Row, items_of, number, text
+from carevl.data.turns import read_turns
 
 
 def read(row: Row) -> Preference:
@@ -15,13 +18,13 @@ def read(row: Row) -> Preference:
     if row.get("source_preference") is not None:
         values = items_of(row["source_preference"], "source_preference")
         preference = tuple(number(value, f"source_preference[{n}]") for n, value in enumerate(values))
-    question = question_of(user_turn(row, "question"))
-    return Preference(question, texts, preference, image_of(row, "image"), facts(row, "id"))
+    turns = [*(read_turns(row["turns"], "turns") if row.get("turns") else ()), *user_turn(row, "question")]
+    return asked_about(row, turns, texts, preference, "id", images=["images", "image"])
 
 
 FORMAT = Format(
     name="items",
-    columns={"image": ANY, "question": "text", "responses": "list"},
+    columns={**IMAGES, "question": "text", "responses": "list"},
     read=read,
     example={
         "image": "a.png",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import ANY, FIRST, SECOND, Format, image_of
-from carevl.data.rows import Preference, Row, RowError, facts, number
-from carevl.data.turns import question_of, read_response, read_turns
+from carevl.data.formats.base import ANY, FIRST, SECOND, Format, asked_about
+from carevl.data.rows import Preference, Row, RowError, number
+from carevl.data.turns import read_response, read_turns
 
 
 def read(row: Row) -> Preference:
@@ -16,8 +16,7 @@ def read(row: Row) -> Preference:
     if better not in (1, 2):
         raise RowError("preference", f"`preference` should be 1 or 2, found {better:g}")
     preference = FIRST if better == 1 else SECOND
-    extra = facts(row, "id", "captions")
-    return Preference(question_of(before_answer), responses, preference, image_of(row, "image", turns=turns), extra)
+    return asked_about(row, before_answer, responses, preference, "id", "captions", images=["image"])
 
 
 FORMAT = Format(

@@ -13,7 +13,8 @@ def read(row: Row) -> Preference:
     if asked.get("tools"):
         raise RowError("format", "`input` has `tools`, which an item does not hold; leave it out")
     turns = read_turns(asked.get("messages"), "input.messages")
-    return preferred(row, turns, "id", images=["images", "image"], pair=("preferred_output", "non_preferred_output"))
+    pair = ("preferred_output", "non_preferred_output")
+    return preferred(row, turns, "id", images=["images", "image"], required=False, pair=pair)
 
 
 FORMAT = Format(

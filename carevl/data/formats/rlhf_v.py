@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
-from carevl.data.formats.base import ANY, ORIGIN, Format, image_of, preferred, user_turn
-from carevl.data.rows import Preference, Row, RowError, facts, struct
+from carevl.data.formats.base import ANY, ORIGIN, Format, preferred, user_turn
+from carevl.data.rows import Preference, Row, RowError, struct
 
 
 def read(row: Row) -> Preference:
@@ -18,10 +17,8 @@ def read(row: Row) -> Preference:
         except (ValueError, RecursionError) as failure:
             raise RowError("format", f"`text` should be a JSON object with the triple: {failure}") from None
     triple = struct(packed, "text")
-    extra = facts(row, "ds_name", "origin_dataset", "origin_split", "idx", "image_path")
-    return replace(
-        preferred(triple, user_turn(triple, "question"), images=[]), image=image_of(row, "image"), extra=extra
-    )
+    extra = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path")
+    return preferred({**row, **triple}, user_turn(triple, "question"), *extra, images=["image"])
 
 
 FORMAT = Format(

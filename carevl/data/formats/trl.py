@@ -1,6 +1,6 @@
 """TRL vision preference: message lists; without `prompt`, it is what stands before the last turn of `chosen`.
 
-The image is in a column, or among the parts of a message.
+Images are in a column, or among the parts of messages; without either the row is text alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def read(row: Row) -> Preference:
         turns = user_turn(row, "prompt")
     else:
         turns = [] if prompt is None else read_turns(prompt, "prompt")
-    return preferred(row, turns, "id", images=["images", "image"])
+    return preferred(row, turns, "id", images=["images", "image"], required=False)
 
 
 FORMAT = Format(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carevl.data.formats.base import ANY, Format, image_of, user_turn
-from carevl.data.rows import Preference, Row, RowError, facts, items_of, kind_of, number, struct, text
-from carevl.data.turns import question_of
+from carevl.data.formats.base import ANY, Format, asked_about, user_turn
+from carevl.data.rows import Preference, Row, RowError, items_of, kind_of, number, struct, text
 
 _ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 
@@ -25,8 +24,8 @@ def read(row: Row) -> Preference:
     ratings = None
     if any(completion.get("annotations") is not None for completion in completions):
         ratings = tuple(_mean_rating(completion, f"completions[{n}]") for n, completion in enumerate(completions))
-    question = question_of(user_turn(row, "prompt"))
-    return Preference(question, responses, ratings, image_of(row, "image", "img_path"), facts(row, "id", "models"))
+    turns = user_turn(row, "prompt")
+    return asked_about(row, turns, responses, ratings, "id", "models", images=["image", "img_path"])
 
 
 def _completions(value: object) -> Sequence[Mapping[str, Any]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from carevl.errors import UserError
 from carevl.judging.turns import Turn
 from carevl.models.control_strings import encode_text
+from carevl.models.conversations import Conversation
 from carevl.models.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ class Generator(Protocol):
 class Scorer(Protocol):
     """A text reward model."""
 
-    def score(self, conversations: Sequence[tuple[str, str]]) -> list[float]:
-        """Return the raw score of each (user turn, response), in their order."""
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        """Return the raw score of each (what is asked, response), in their order."""
         ...
 
 

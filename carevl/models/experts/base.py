@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from carevl.errors import SettingsError
-from carevl.models.conversations import Conversation, Encoded
+from carevl.judging.turns import Turn
+from carevl.models.conversations import Asked, Conversation, Encoded
 from carevl.models.row_errors import Failure, SomeRowsError, retry_engine
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from carevl.settings.models import Expert
 
 In = TypeVar("In")
-TextRow = tuple[str, Sequence[str], str]
-"""A user turn, the responses to it, and the question alone: the turn without its caption."""
-Row = tuple[str, Sequence[str | Encoded], str]
+TextRow = tuple[Asked, Sequence[str], Asked]
+"""What is asked, the responses to it, and the same without captions."""
+Row = tuple[Asked, Sequence[str | Encoded], Asked]
 """The same; an encoded response stands for the whole conversation."""
-ImageRow = tuple[str, Sequence[str], str, "Image"]
-"""The same with the item's image, for kinds that see it."""
+ImageRow = tuple[tuple[Turn, ...], Sequence[str], tuple["Image", ...]]
+"""Turns, the responses to them, and the images that stand in them, for kinds that see these."""
 RowScorer = Callable[[Sequence[Row]], list[list[float] | Failure]]
 """Gives one score per response of every row, or why a row has none."""
 RowEncoder = Callable[[Sequence[TextRow]], list[list[Encoded]]]
@@ -87,8 +88,8 @@ def score_by_row(engine: Any) -> RowScorer:
 
 
 def _conversations(row: Row) -> list[Conversation | Encoded]:
-    turn, responses, *_ = row
-    return [response if isinstance(response, Encoded) else (turn, response) for response in responses]
+    asked, responses, *_ = row
+    return [response if isinstance(response, Encoded) else (asked, response) for response in responses]
 
 
 def by_row(score: Callable[[list[In]], Sequence[float]], rows: Sequence[Sequence[In]]) -> list[list[float]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from carevl.errors import SettingsError
 from carevl.models.chat_client import ChatClient, NoAnswerError, check_encrypted
+from carevl.models.conversations import as_text
 from carevl.models.experts import questions
 from carevl.models.experts.base import ExpertKind, RowScorer, TextRow, score_by_row
 from carevl.models.experts.questions import IMPOSSIBLE
@@ -68,7 +69,7 @@ class EndpointJudge:
         return [result for result in results if result is not None]
 
     def _row(self, row: TextRow) -> list[float] | Failure:
-        turn, responses, *_ = row
+        turn, responses = as_text(row[0]), row[1]
         tries = itertools.count()
         try:
             if self.scoring == "yes":

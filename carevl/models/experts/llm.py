@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from carevl.errors import SettingsError, UserError
 from carevl.models.control_strings import encode_text
-from carevl.models.conversations import Encoded, encode_turns, too_long
+from carevl.models.conversations import Encoded, as_text, encode_turns, too_long
 from carevl.models.engines import language_model
 from carevl.models.experts import endpoint, questions
 from carevl.models.experts.base import ExpertKind, RowScorer, TextRow
@@ -54,18 +54,18 @@ def score_rows(model: LanguageModel, rows: Sequence[TextRow], scoring: Scoring) 
 
 
 def _encode_yes(tokenizer: Any, row: TextRow) -> list[Job]:
-    return [([], encode_turns(tokenizer, questions.ask_yes(row[0], row[1])))]
+    return [([], encode_turns(tokenizer, questions.ask_yes(as_text(row[0]), row[1])))]
 
 
 def _encode_pairwise(tokenizer: Any, row: TextRow) -> list[Job]:
-    return [([], encode_turns(tokenizer, questions.ask_pairwise(row[0], row[1])))]
+    return [([], encode_turns(tokenizer, questions.ask_pairwise(as_text(row[0]), row[1])))]
 
 
 def _encode_likelihood(tokenizer: Any, row: TextRow) -> list[Job]:
-    """Return the turn with the caption and the bare question, each with all responses."""
-    turn, responses, question = row
+    """Return what is asked with captions and without, each with all responses."""
+    asked, responses, bare = row
     replies = [encode_text(tokenizer, response) for response in responses]
-    return [(prompt, replies) for prompt in encode_turns(tokenizer, [turn, question])]
+    return [(prompt, replies) for prompt in encode_turns(tokenizer, [asked, bare])]
 
 
 def _score_yes(model: LanguageModel, rows: Sequence[list[Job]]) -> list[list[float]]:

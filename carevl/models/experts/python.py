@@ -5,24 +5,35 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
-from carevl.models.experts.base import ExpertKind, RowScorer, score_by_row
+from carevl.models.conversations import as_text
+from carevl.models.experts.base import ExpertKind, Row, RowScorer, by_row
+from carevl.models.row_errors import retry_engine
 
 if TYPE_CHECKING:
     from carevl.settings.models import Expert
 
 
 class PythonKind(ExpertKind):
-    """`path` is the class: called without arguments, and `score` takes and gives what `RewardScorer.score` does."""
+    """`path` is the class: called without arguments, and `score` takes and gives what `RewardScorer.score` does.
+
+    It gets a single text before each response: several turns with a name before each.
+    """
 
     name = "python"
 
     def load(self, expert: Expert) -> RowScorer:
         """Make an instance of the class."""
-        return score_by_row(_class(expert.path)())
+        instance = _class(expert.path)()
+
+        def score_rows(rows: Sequence[Row]) -> list[list[float]]:
+            return by_row(instance.score, [[(as_text(row[0]), text) for text in row[1]] for row in rows])
+
+        return lambda rows: retry_engine(instance, score_rows, rows)
 
     def fingerprint(self, expert: Expert) -> str:
         """Return a hash of the source of the class's module."""

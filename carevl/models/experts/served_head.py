@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from carevl.models.chat_client import ChatClient, NoAnswerError
-from carevl.models.conversations import Conversation, Encoded, encode
+from carevl.models.conversations import Conversation, Encoded, encode, messages_of
 from carevl.models.heads import HeadSettings
 from carevl.models.heads.outputs import check_output, choose_score
 from carevl.models.locate import loading_arguments, own_directory
@@ -87,8 +87,7 @@ class ServedHead:
             [encoded] = encode(self.tokenizer, [conversation])
             return {"input": list(encoded.ids)}
         assert not isinstance(conversation, Encoded)
-        user, response = conversation
-        return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": response}]}
+        return {"messages": messages_of(*conversation)}
 
 
 def _outputs(answer: Any, field: str) -> list[float] | None:

@@ -1,7 +1,7 @@
 """Kind `vlm`: a vision-language model that scores responses to the question itself, and sees the image.
 
 `scoring: head` is for a vision-language reward model; `yes`, for any other, the log-odds that it says Yes to a
-response. It reads no caption. What the text alone decides is scored beside a grey image of the same size.
+response. It reads no caption. What the text alone decides is scored beside grey images of the same size.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class VisionLanguageKind(ExpertKind):
 
 
 def _requests(row: ImageRow) -> list[ScoringRequest]:
-    _, responses, question, image = row
-    return [ScoringRequest((image,), question, response) for response in responses]
+    (*earlier, question), responses, images = row
+    return [ScoringRequest(images, question.text, response, question.places, tuple(earlier)) for response in responses]
 
 
 KIND = VisionLanguageKind()
