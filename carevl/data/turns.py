@@ -45,7 +45,7 @@ class Turn:
 
 
 def read_turn(value: object, field: str) -> Turn:
-    """Read a turn. Content may be text or a list of parts, of which texts and images are kept.
+    """Read a turn. Content may be text or a list of parts, of which texts (a line each) and images are kept.
 
     Raises:
         RowError: it has another shape, or the role of a tool or one that is not known.
@@ -61,14 +61,16 @@ def read_turn(value: object, field: str) -> Turn:
     content = turn.get("value", turn.get("content"))
     if isinstance(content, list | tuple):
         parts = [struct(part, f"{field}.content") for part in content]
-        texts, images = [], []
+        pieces: list[str] = []
+        images: list[object] = []
         for part in parts:
             if part.get("type") == "text":
-                texts.append(text(part.get("text"), f"{field}.content.text"))
+                pieces += ["\n"] if pieces and pieces[-1] != IMAGE_TAG else []
+                pieces.append(text(part.get("text"), f"{field}.content.text"))
             elif part.get("type") in _IMAGE_PARTS:
-                texts.append(IMAGE_TAG)
+                pieces.append(IMAGE_TAG)
                 images.append(_reference(part.get(part["type"])))
-        return Turn(_ROLES[role], "\n".join(texts), tuple(image for image in images if image is not None))
+        return Turn(_ROLES[role], "".join(pieces), tuple(image for image in images if image is not None))
     return Turn(_ROLES[role], text(content, field))
 
 
