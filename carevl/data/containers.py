@@ -1,4 +1,4 @@
-"""Files into rows: Parquet, JSON, JSON Lines, Arrow (`datasets.save_to_disk`) and WebDataset tar, row by row.
+"""Files into rows: Parquet, JSON, JSON Lines, CSV, Arrow and WebDataset tar, row by row.
 
 A file of any size needs the memory of a few rows (Parquet: of one row group at most). Nothing here raises on bad
 content: a row that cannot be read is a record with an error, and so is the place where a file breaks off.
@@ -25,6 +25,8 @@ from carevl.data.tar_rows import IMAGE_ENDINGS, tar_samples
 
 _BATCH = 16
 _BUFFER_BYTES = 1 << 20
+_FOOTED = b"ARROW1\0\0"
+"""The first bytes of an Arrow file with a footer."""
 _TEXTS = (
     (pa.types.is_string, pa.binary()),
     (pa.types.is_large_string, pa.large_binary()),
@@ -134,18 +136,35 @@ def _parquet(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
 
 
 def _arrow(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
-    with filesystem.open_input_stream(file, compression=None) as handle, pa.ipc.open_stream(handle) as batches:
-        number = 0
-        for batch in batches:
-            batch.validate()
-            damaged = _damaged_columns(batch)
-            whole = batch.drop_columns(list(damaged))
-            for start in range(0, batch.num_rows, _BATCH):
-                for record in _batch_records(whole.slice(start, _BATCH), number + start):
-                    yield Record(record.number, {**(record.row or {}), **damaged})
-            number += batch.num_rows
-        if handle.read(1):
-            raise ValueError("the stream ends before the file does")
+    """Yield the rows of a stream (`datasets`), or of the stream inside a file with a footer (Feather, `write_ipc`)."""
+    with filesystem.open_input_file(file) as handle:
+        has_footer = handle.read(len(_FOOTED)) == _FOOTED
+        handle.seek(len(_FOOTED) if has_footer else 0)
+        with pa.ipc.open_stream(handle) as batches:
+            number = 0
+            for batch in batches:
+                yield from _checked_records(batch, number)
+                number += batch.num_rows
+        if handle.size() - handle.tell() != (_footer_bytes(handle) if has_footer else 0):
+            raise ValueError("its batches end before it does")
+
+
+def _footer_bytes(handle: pa.NativeFile) -> int:
+    """Return how long the end of a file with a footer is: the footer, its length in 4 bytes, and 6 bytes ARROW1."""
+    here = handle.tell()
+    handle.seek(max(0, handle.size() - 10))
+    size = int.from_bytes(handle.read(4), "little")
+    handle.seek(here)
+    return size + 10
+
+
+def _checked_records(batch: pa.RecordBatch, number: int) -> Iterator[Record]:
+    batch.validate()
+    damaged = _damaged_columns(batch)
+    whole = batch.drop_columns(list(damaged))
+    for start in range(0, batch.num_rows, _BATCH):
+        for record in _batch_records(whole.slice(start, _BATCH), number + start):
+            yield Record(record.number, {**(record.row or {}), **damaged})
 
 
 def _damaged_columns(batch: pa.RecordBatch) -> dict[str, RowError]:

@@ -147,12 +147,15 @@ def _parquet(**options: Any) -> Callable[[Rows], tuple[bytes, None]]:
     return write
 
 
-def _arrow(rows: Rows) -> tuple[bytes, None]:
-    out = io.BytesIO()
-    table = pa.Table.from_pylist(rows)
-    with pa.ipc.new_stream(out, table.schema) as stream:
-        stream.write_table(table, max_chunksize=2)
-    return out.getvalue(), None
+def _arrow(new_writer: Callable[..., Any]) -> Callable[[Rows], tuple[bytes, None]]:
+    def write(rows: Rows) -> tuple[bytes, None]:
+        out = io.BytesIO()
+        table = pa.Table.from_pylist(rows)
+        with new_writer(out, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+        return out.getvalue(), None
+
+    return write
 
 
 def _tar(rows: Rows, images: dict[str, bytes]) -> tuple[bytes, list[int]]:
@@ -180,7 +183,8 @@ _CONTAINERS: dict[str, tuple[Write, Refer]] = {
     "parquet": (_parquet(), _bytes),
     "zstd.parquet": (_parquet(compression="zstd", use_dictionary=False), _beside),
     "plain.parquet": (_parquet(compression="none", data_page_version="2.0", write_page_checksum=True), _bytes),
-    "arrow": (_arrow, _bytes),
+    "arrow": (_arrow(pa.ipc.new_stream), _bytes),
+    "footed.arrow": (_arrow(pa.ipc.new_file), _beside),
     "jsonl.gz": (_lines, _beside),
     "ndjson.zst": (_lines, _base64),
     "json.gz": (_array, _beside),

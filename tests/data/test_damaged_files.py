@@ -65,6 +65,21 @@ def test_an_arrow_stream_that_ends_before_its_file_is_an_error(arrow: Path) -> N
     assert outcomes(arrow) == ["good"] * 4 + ["file"]
 
 
+def test_arrow_files_with_a_footer_are_read_up_to_where_they_break_off(tmp_path: Path) -> None:
+    path = tmp_path / "data.arrow"
+    table = pa.Table.from_pylist(ROWS)
+    with pa.ipc.new_file(str(path), table.schema) as file:
+        file.write_table(table, max_chunksize=4)
+    assert outcomes(path) == ["good"] * 8
+    data = bytearray(path.read_bytes())
+    second = data.index(b"\xff\xff\xff\xff", data.index(b"No 3.")) + 4
+    data[second : second + 4] = bytes(4)
+    path.write_bytes(data)
+    assert outcomes(path) == ["good"] * 4 + ["file"]
+    path.write_bytes(data[: second + 100])
+    assert outcomes(path) == ["good"] * 4 + ["file"]
+
+
 @pytest.fixture
 def parquet(tmp_path: Path) -> Callable[..., Path]:
     def write(**options: object) -> Path:
