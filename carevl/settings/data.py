@@ -48,10 +48,23 @@ class Source(Strict):
     captions: str | None = Field(None, description="JSON file of image name to caption (LLaVA-RLHF).")
 
 
+class JudgeSet(Strict):
+    """Judgments from elsewhere that phase 1 learns from, such as LLaVA-Critic's: conversations that end with one."""
+
+    path: HomePath = Field(description="File or directory, as of a source.")
+    name: str | None = Field(None, description="Its name in messages; judge-set-0, judge-set-1, … when absent.")
+    image_root: HomePath | None = Field(None, description="Directory that relative image paths are looked up in.")
+
+
 class Data(Strict):
     """The preference data, and how they are read."""
 
     sources: list[Source] = Field(min_length=1, description="Preference data; their own preference is not used.")
+    judge_sets: list[JudgeSet] = Field(
+        [],
+        description="Judgments from elsewhere that phase 1 learns beside its own targets, in their own words; they are "
+        "not compared with benchmarks.",
+    )
     parts: int = Field(
         16,
         ge=1,

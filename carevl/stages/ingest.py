@@ -77,7 +77,7 @@ def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
         for file in list_files(filesystem, path, source.captions):
             files[root.relative(file)] = root.stamp(file, filesystem)
     tests = [[name, *stamps(root, path, images)] for name, path, images in _benchmark_paths(root)]
-    data = settings.data.model_dump(exclude={"allow_url_fetch", "resize_pixels", "text_only_share"})
+    data = settings.data.model_dump(exclude={"allow_url_fetch", "resize_pixels", "text_only_share", "judge_sets"})
     for group, declared in ((data, settings.data), *zip(data["sources"], settings.data.sources, strict=True)):
         fields = type(declared).model_fields
         for name in _ADDED & fields.keys():  # as by default, a table has the fingerprint of the versions before

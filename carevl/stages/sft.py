@@ -6,8 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from carevl.cluster.resources import for_workers
+from carevl.data.drawn import DataRoot
 from carevl.models.judge_spec import asking_of
 from carevl.models.locate import weights_fingerprint
+from carevl.stages import judge_sets
 from carevl.stages.base import (
     Counts,
     LoadedModel,
@@ -19,6 +21,7 @@ from carevl.stages.base import (
     pixel_inputs,
     reads,
 )
+from carevl.stages.ingest import limits_of
 from carevl.stages.injected_lines import inject_lines
 from carevl.stages.train_rows import (
     TRAINED_FILES,
@@ -34,7 +37,6 @@ from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
-    from carevl.data.drawn import DataRoot
     from carevl.settings.tree import Settings
     from carevl.store.ingested import Ingested
 
@@ -50,6 +52,15 @@ def run(context: RunContext) -> Counts:
     rows = Table(directory / "rows")
     targets = context.table("demonstrate", "targets")
     filled = write_targets(targets, context.ingested, rows, settings.sft.injected_share, settings.seed)
+    filled += judge_sets.write_judge_sets(
+        settings.data.judge_sets,
+        DataRoot.of(settings, context.run),
+        rows,
+        max(targets.parts(), default=-1) + 1,
+        limits_of(settings.data),
+        settings.max_error_fraction,
+        context.log_for(table),
+    )
     if not filled:
         raise RunError(
             "sft: no judgment of the base judge agrees with a high-confidence label in both orders, so there is "
@@ -89,9 +100,10 @@ def write_targets(targets: Table, ingested: Ingested, rows: Table, injected_shar
 
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what phase 1 depends on, apart from its targets."""
-    del root, table
+    del table
     judge = {"weights": weights_fingerprint(settings.judge.path, settings.judge.revision), **asking_inputs(settings)}
-    return {"judge": judge, "training": training_inputs(settings.sft) | pixel_inputs(settings)}
+    training = training_inputs(settings.sft) | pixel_inputs(settings)
+    return {"judge": judge, "training": training, **judge_sets.facts(settings.data.judge_sets, root)}
 
 
 def reservations(settings: Settings) -> list[Reservation]:

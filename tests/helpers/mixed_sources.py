@@ -13,6 +13,23 @@ N = 24
 """Rows of each."""
 
 
+def write_judge_set(directory: Path, n: int = 4) -> Path:
+    """Write judgments about the pictures of `write_sources`, as a judge's training set has them; return the file."""
+    rows = [
+        {
+            "image": f"pictures/{number}.png",
+            "conversations": [
+                {"from": "human", "value": f"<image>\nIs `Yes {number}` right? Rate it from 1 to 5."},
+                {"from": "gpt", "value": f"It says too little. Rating: {number % 5 + 1}"},
+            ],
+        }
+        for number in range(n)
+    ]
+    file = directory / "critic.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
 def write_sources(directory: Path, n: int = N) -> dict[str, Path]:
     """Write the sources, each a file beside its pictures; return their files by name."""
     drawn = list(itertools.islice(draw_items("test", "mixed"), n + 1))

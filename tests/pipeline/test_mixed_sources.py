@@ -13,7 +13,7 @@ from carevl.settings.loader import load_settings
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 from carevl.store.table import Table
-from tests.helpers.mixed_sources import N, write_sources
+from tests.helpers.mixed_sources import N, write_judge_set, write_sources
 from tests.helpers.small_run import SMALL
 
 pytestmark = [pytest.mark.nightly, pytest.mark.train]
@@ -30,7 +30,8 @@ def _settings(files, *more):
 @pytest.fixture(scope="module")
 def mixed(ray, tmp_path_factory):
     directory = tmp_path_factory.mktemp("mixed")
-    settings, run = _settings(write_sources(directory)), Run(directory / "run")
+    files, critic = write_sources(directory), write_judge_set(directory)
+    settings, run = _settings(files, f"data.judge_sets=[{{path: {critic}}}]"), Run(directory / "run")
     return settings, run, run_pipeline(settings, run, lambda _: None, "dpo")
 
 
@@ -48,7 +49,10 @@ def test_every_kind_of_item_reaches_every_stage_without_an_error(mixed):
     asked = [_kinds(run, "demonstrate", "judgments"), _kinds(run, "sample")]
     assert all({1, 2} <= kinds.keys() for kinds in asked)  # items of text are routed alike: they are so much alike
     assert asked[0].keys() | asked[1].keys() == {0, 1, 2}
-    assert sum(_kinds(run, "demonstrate", "targets").values()) > 20
+    targets = sum(_kinds(run, "demonstrate", "targets").values())
+    assert targets > 20
+    [trained] = [stage for stage in done if stage.name == "sft"]
+    assert trained.rows_in == targets + 4  # and the judgments from elsewhere
     assert _kinds(run, "select")
 
 

@@ -77,7 +77,7 @@ def asked_about(
     Raises:
         RowError: there is a video or a sound, or images of the rejected response; or as `asked`.
     """
-    found = _images_of(row, images, turns, required)
+    found = images_of(row, images, turns, required)
     dialogue = asked(turns, len([image for image in references_of(found) if image is not None]))
     question = dialogue[-1]
     shown = sum(len(turn.places) for turn in dialogue)
@@ -86,7 +86,7 @@ def asked_about(
     return Preference(question.text, responses, preference, found, facts(row, *extra), places, dialogue[:-1])
 
 
-def _images_of(row: Row, names: Sequence[str], turns: Sequence[Turn], required: bool) -> object:
+def images_of(row: Row, names: Sequence[str], turns: Sequence[Turn], required: bool) -> object:
     """Return the images of a row as `Preference.images` has them."""
     for name in _OTHER_MEDIA:
         if row.get(name):
