@@ -25,6 +25,8 @@ class ItemFacts:
     kind: list[str]
     """The benchmark's group, or the kind of question in a drawn world; empty where unknown."""
     source: list[str]
+    images: list[str]
+    """How many images it shows: `none`, `one` or `several`; empty where all show as many."""
     truth: list[Truth | None]
     responses: list[list[str]]
 
@@ -41,13 +43,16 @@ class ItemFacts:
         truth = [truth_of(truths, row) for row in rows]
         kinds = [each.kind if each else row["group"] or "" for row, each in zip(rows, truth, strict=True)]
         sources = [row["sources"][0]["source"] for row in rows]
-        return ItemFacts(kinds, sources, truth, [row["responses"] or [] for row in rows])
+        images = [("none", "one", "several")[min(len(row["images"]), 2)] for row in rows]
+        images = images if len(set(images)) > 1 else [""] * len(rows)
+        return ItemFacts(kinds, sources, images, truth, [row["responses"] or [] for row in rows])
 
     def groups(self, panel: Panel) -> Groups:
-        """Return kind, source and length of each pair of a panel."""
+        """Return kind, source, number of images and length of each pair of a panel."""
         return {
             "kind": np.array(self.kind)[panel.item],
             "source": np.array(self.source)[panel.item],
+            "images": np.array(self.images)[panel.item],
             "length": length_groups(panel.longest),
         }
 

@@ -83,7 +83,7 @@ def _experts(report: Tree) -> Iterator[str]:
 def _groups(report: Tree, figure: str, title: str) -> Iterator[str]:
     experts = report["experts"]
     yield from ("", title)
-    for which in ("kind", "source", "length"):
+    for which in ("kind", "source", "images", "length"):
         groups = experts[ENSEMBLE].get(f"by_{which}", {})
         if groups:
             yield _row(f"by {which} (pairs)", list(experts))

@@ -67,9 +67,12 @@ def test_the_format_of_ones_own_reads_its_example(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_settings_are_settings() -> None:
-    [block] = blocks("Sources in the settings", "yaml")
-    sources = Data.model_validate(yaml.safe_load(block)["data"]).sources
+    declared = [
+        Data.model_validate(yaml.safe_load(block)["data"]) for block in blocks("Sources in the settings", "yaml")
+    ]
+    sources = declared[0].sources
     assert [source.labels for source in sources] == [False, False, True]
+    assert [source.text_only for source in declared[1].sources] == [False, False, False, True]
     named = re.search(r"may have: (.*?)\n\(", SECTIONS["Sources in the settings"], re.DOTALL)
     assert named
     assert set(re.findall(r"`(\w+)`", named[1])) == set(type(sources[0]).model_fields)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from carevl.audit.items import ItemFacts
 from carevl.judging.turns import Turn, turns_of
 from carevl.models.engines.base import Generation
 from carevl.models.experts.inputs import ExpertInput, write_turns
@@ -261,6 +264,17 @@ def test_text_alone_is_no_business_of_the_limit_and_capped(ingested: Ingested, t
     }
     assert "as data.text_only_share = 0.1 allows" in log[0]
     assert {reason for _, reason in _routed(ingested, tmp_path, 0.0, log).values()} == {"text_only", "text_only_share"}
+
+
+def test_an_audit_tells_apart_how_many_images_items_show(ingested: Ingested, tmp_path: Path) -> None:
+    _routed(ingested, tmp_path, 1.0, [])
+    names = [expert.name for expert in SETTINGS.experts]
+    pairs = route.read_fitting(ingested.items, [Table(tmp_path / "scores")], names).pairs
+    facts = ItemFacts.read(ingested.items, pairs, {})
+    assert Counter(facts.images) == {"none": N, "one": N, "several": N}
+    one = pairs.item_id.filter(pa.array([shown == "one" for shown in facts.images]))
+    alike = replace(pairs, item_id=one, image_id=one)
+    assert set(ItemFacts.read(ingested.items, alike, {}).images) == {""}
 
 
 def test_nothing_but_text_is_refused_with_the_way_out(ingested: Ingested, tmp_path: Path) -> None:
