@@ -129,7 +129,8 @@ class ImageReader:
                 return self._capped(handle.read(self._limits.max_image_bytes + 1))
         except (OSError, ValueError) as failure:
             below, reason = posixpath.relpath(path, self._base), str(failure).replace(f"{self._base}/", "")
-            raise RowError("image_missing", f"{below[-_SHOWN:]!r} cannot be read: {reason}") from None
+            shown = reason if len(reason) <= 2 * _SHOWN else f"…{reason[-2 * _SHOWN :]}"  # it may hold the path again
+            raise RowError("image_missing", f"{below[-_SHOWN:]!r} cannot be read: {shown}") from None
 
 
 def _innermost(reference: object) -> object:

@@ -94,6 +94,13 @@ def test_what_leads_out_is_refused(world: Path, path: str) -> None:
     assert refused(world, path) == "image_refused"
 
 
+def test_a_name_that_is_too_long_is_shown_in_part(world: Path) -> None:
+    with pytest.raises(RowError, match=r"^'x{120}' cannot be read: ….* File name too long$") as failure:
+        read(world, "x" * 4000)
+    assert failure.value.kind == "image_missing"
+    assert len(failure.value.message) < 500
+
+
 def test_an_absolute_path_outside_is_refused_whether_or_not_it_exists(world: Path) -> None:
     assert refused(world, str(world / "outside/secret.png")) == "image_refused"
     assert refused(world, str(world / "outside/absent.png")) == "image_refused"
