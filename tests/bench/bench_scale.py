@@ -1,14 +1,17 @@
 """Pools at scale with simulated engines: 32 GPU replicas over 4 raylets, and a million items through score and route.
 
-    python tests/bench/bench_scale.py [--figures scheduling_32 million_items] [--items 1000000] [--wait 4]
+    python tests/bench/bench_scale.py [--figures scheduling_32 million_items] [--items 1000000] [--images 3] [--wait 4]
 
 `scheduling_32`: 32 actors of one GPU each on four raylets of eight GPUs that are only counted. Engines are replaced by
 waits of `--wait` seconds a part. The value is the share of the replicas' time, from when all are at work until the last
 part is done, in which they wait for their engine; perfect packing is 1. `seconds_until_all_busy` counts from the start
-of the stage. `million_items`: rows per second of the stages score and route with an expert that answers at once, the
-peak memory of the driver and of Ray's object store, and what fingerprints, commits of parts and the bookkeeping of
-rows and errors cost, as a share of the time that a shipped expert takes for the same rows. Prints one JSON
-line per figure.
+of the stage.
+
+`million_items`: rows per second of the stages score and route with an expert that answers at once, the peak memory of
+the driver and of Ray's object store, and what fingerprints, commits of parts and the bookkeeping of rows and errors
+cost, as a share of the time that a shipped expert takes for the same rows. With `--images` above 1 every item shows so
+many, all but the first of other parts; `join_items_per_s` is how fast their captions are joined. Prints one JSON line
+per figure.
 """
 
 from __future__ import annotations
@@ -39,10 +42,11 @@ from carevl.settings.loader import load_settings
 from carevl.settings.models import Pool
 from carevl.settings.tree import Cluster, Settings
 from carevl.stages import route, score
+from carevl.stages.caption import borrowed_captions, write_borrowed
+from carevl.store.ingested import Ingested
 from carevl.store.run import Run
-from carevl.store.schemas import CAPTIONS, ITEMS, SCORES, failures
+from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS, SCORES, failures
 from carevl.store.table import Table
-from tests.helpers.items import about
 
 REPLICAS, RAYLETS = 32, 4
 
@@ -123,31 +127,37 @@ class InstantProcessor(score.ScoreProcessor):
         self.score_rows = score_by_row(Instant())
 
 
-def draw(directory: Path, n: int, parts: int) -> tuple[Table, Table]:
-    """Tables `items` and `captions`: n items of two responses, one in twenty with a label."""
-    items, captions = Table(directory / "items"), Table(directory / "captions")
+def draw(directory: Path, n: int, parts: int, n_images: int) -> tuple[Ingested, Table]:
+    """Items of two responses, one in twenty with a label, each about its own image and those of items of next parts;
+    and the captions of all images."""
+    ingested, captions = Ingested(directory), Table(directory / "captions")
     rng = np.random.default_rng(0)
+    size = n // parts
     for part in range(parts):
-        size = n // parts
         keys = [f"{part:04d}{i:060d}" for i in range(size)]
         counts = rng.integers(1, 99, size).tolist()
+        more = [[f"{(part + k) % parts:04d}{i:060d}" for k in range(1, n_images)] for i in range(size)]
         drawn = [
             {
                 "item_id": key,
-                **about(key),
+                "images": [key, *others],
+                "places": [0] * n_images,
+                "turns": [],
                 "question": "How many circles are there?",
                 "responses": [f"There are {count} circles.", f"I see {count + 1} circles in this picture."],
                 "gold": [1.0, 0.0] if count < 5 else None,
             }
-            for key, count in zip(keys, counts, strict=True)
+            for key, others, count in zip(keys, more, counts, strict=True)
         ]
-        items.write(part, pa.Table.from_pylist(drawn, ITEMS))
+        ingested.items.write(part, pa.Table.from_pylist(drawn, ITEMS))
+        for table, names in ((ingested.images, keys), (ingested.borrowed, sorted({k for ks in more for k in ks}))):
+            table.write(part, pa.Table.from_pylist([{"image_id": name} for name in names], IMAGES))
         texts = [
             {"image_id": key, "view": "default", "text": f"There are {count} red circles."}
             for key, count in zip(keys, counts, strict=True)
         ]
         captions.write(part, pa.Table.from_pylist(texts, CAPTIONS))
-    return items, captions
+    return ingested, captions
 
 
 class Peak:
@@ -219,21 +229,25 @@ def million(directory: Path, arguments: argparse.Namespace) -> None:
     import torch
 
     n, parts = arguments.items, max(8, arguments.items // 12_500)
-    items, captions = draw(directory, n, parts)
+    ingested, captions = draw(directory, n, parts, arguments.images)
     n = n // parts * parts
+    started = time.perf_counter()
+    write_borrowed(ingested, captions)
+    joined = time.perf_counter() - started
     words = ["router.policy=mean_margin", "router.threshold=0.6", "cluster.num_cpus=2"]
     settings = load_settings("mini", words)
     one = settings.experts[0].model_copy(update={"kind": "python", "path": "simulated:Instant"})
     settings = settings.model_copy(update={"experts": [one]})
     pool = Pool(num_cpus=1, concurrency=2, batch_size=256)
-    sources = {"items": items, "captions": captions}
+    borrowed = borrowed_captions(captions)
+    sources = {"items": ingested.items, "captions": captions, "borrowed_captions": borrowed}
     target = Table(directory / "scores")
     job = PoolJob("score", InstantProcessor(one), sources, target, pool, "item_id", ("view",))
     with ray_cluster(settings.cluster), peak() as seen:
         started = time.perf_counter()
         run_jobs([job], range(parts), 0.0, lambda name, tally, n: None)
         scored = time.perf_counter()
-        counts = route.run_route(settings, items, [target], Table(directory / "routes"))
+        counts = route.run_route(settings, ingested.items, [target], Table(directory / "routes"))
         routed = time.perf_counter()
         seen.look()
     torch.set_num_threads(1)
@@ -243,6 +257,7 @@ def million(directory: Path, arguments: argparse.Namespace) -> None:
     line = {"figure": "million_items", "value": round(n / (routed - started), 1), "unit": "items/s", "peer": None}
     gib = round((seen.driver + seen.store) / 2**30, 3)
     line |= {"ratio": None, "goal": None, "items": n, "parts": parts, "routed": counts["rows_out"]}
+    line |= {"images": arguments.images, "join_items_per_s": round(n / joined, 1)}
     line |= {
         "score_items_per_s": round(n / (scored - started), 1),
         "route_items_per_s": round(n / (routed - scored), 1),
@@ -259,6 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES))
     parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--images", type=int, default=1, help="images of an item (million_items)")
     parser.add_argument("--wait", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=8)
     arguments = parser.parse_args()
