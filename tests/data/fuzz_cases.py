@@ -36,8 +36,8 @@ class Case:
     name: str
     files: dict[str, bytes]
     data: str
-    shown: list[str]
-    """The file that each row shows, empty where the image lies in the row."""
+    shown: list[set[str]]
+    """The files that each row shows; none where images lie in the rows."""
     ends: list[int] | None = None
 
     @property
@@ -80,18 +80,39 @@ PACKED: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
 """Ending to what packs a file, and what unpacks it."""
 
 
-def _stand(value: Any, image: object) -> Any:
-    """The value with the image in the place of `a.png`."""
+_SEVERAL: dict[str, dict[str, Any]] = {
+    "trl with turns": FORMATS["trl"].example
+    | {
+        "images": ["a.png", "b.png"],
+        "prompt": [
+            {"role": "user", "content": "Do you see <image>?"},
+            {"role": "assistant", "content": "I do."},
+            {"role": "user", "content": "And <image>? What is it?"},
+        ],
+    },
+    "llamafactory-sharegpt of two images": FORMATS["llamafactory-sharegpt"].example
+    | {"images": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image><image>What is it?"}]},
+}
+EXAMPLES = {name: known.example for name, known in FORMATS.items()} | _SEVERAL
+
+
+def _stand(value: Any, images: dict[str, object]) -> Any:
+    """The value with images in the place of their names."""
     if isinstance(value, dict):
-        return {name: _stand(one, image) for name, one in value.items()}
+        return {name: _stand(one, images) for name, one in value.items()}
     if isinstance(value, list):
-        return [_stand(one, image) for one in value]
-    return image if value == "a.png" else value
+        return [_stand(one, images) for one in value]
+    return images.get(value, value) if isinstance(value, str) else value
 
 
-def _row(name: str, n: int, image: object) -> dict[str, Any]:
-    example = changed(FORMATS[name].example, "What is it?", f'What "is" it,\n{n}, «ö»?')
-    return {column: _stand(value, image) for column, value in example.items()}
+def _rows(name: str, images: list[object]) -> Rows:
+    """Rows about an image each, or about that and the next one's."""
+    rows = []
+    for n, image in enumerate(images):
+        example = changed(EXAMPLES[name], "What is it?", f'What "is" it,\n{n}, «ö»?')
+        shown = {"a.png": image, "b.png": images[(n + 1) % len(images)]}
+        rows.append({column: _stand(value, shown) for column, value in example.items()})
+    return rows
 
 
 def _bytes(name: str, data: bytes) -> object:
@@ -201,8 +222,8 @@ _FLAT = [name for name, known in FORMATS.items() if all(isinstance(value, str) f
 def make_cases() -> Iterator[Case]:
     """Make a source of every container and format, with images of every kind in turn."""
     kinds = itertools.cycle(KINDS)
-    for name, container in itertools.product(FORMATS, (*_CONTAINERS, *_TARS)):
-        if name in _FLAT or "sv" not in container:
+    for name, container in itertools.product(EXAMPLES, (*_CONTAINERS, *_TARS)):
+        if (name in _FLAT or "sv" not in container) and not (name in _SEVERAL and container in _TARS):
             yield _case(name, container, {f"{n:03d}.img": next(kinds) for n in range(ROWS)})
     for name, metadata in itertools.product(_FLAT, ("metadata.csv", "metadata.jsonl")):
         if "image" in FORMATS[name].example:
@@ -223,26 +244,33 @@ def _case(name: str, container: str, kinds: dict[str, str]) -> Case:
     write: Write = functools.partial(_tar, images=images)
     if container not in _TARS:
         write, refer = _CONTAINERS[container]
-    data, ends = write([_row(name, n, refer(*image)) for n, image in enumerate(images.items())])
+    data, ends = write(_rows(name, [refer(*image) for image in images.items()]))
     if pack := PACKED.get(packing(file)):
         data, ends = pack[0](data), None
-    beside = {} if in_rows else images
-    return Case(f"{name} in {container}", {file: data, **beside}, file, list(beside), ends)
+    if in_rows:
+        return Case(f"{name} in {container}", {file: data}, file, [set()] * ROWS, ends)
+    names = list(images)
+    shown = [{names[n], names[(n + 1) % ROWS]} if name in _SEVERAL else {names[n]} for n in range(ROWS)]
+    return Case(f"{name} in {container}", {file: data, **images}, file, shown, ends)
 
 
 def _folder(name: str, metadata: str, kinds: list[str]) -> Case:
     images = _pictures({f"{n:03d}.{kind.partition('-')[0]}": kind for n, kind in enumerate(kinds)})
-    rows = [_row(name, n, image) for n, image in enumerate(images)]
-    rows = [{"file_name" if key == "image" else key: value for key, value in row.items()} for row in rows]
+    rows = [
+        {"file_name" if key == "image" else key: value for key, value in row.items()}
+        for row in _rows(name, list(images))
+    ]
     data, ends = (_table(",") if metadata.endswith("csv") else _lines)(rows)
-    return Case(f"{name} in a folder with {metadata}", {metadata: data, **images}, metadata, list(images), ends)
+    return Case(
+        f"{name} in a folder with {metadata}", {metadata: data, **images}, metadata, [{name} for name in images], ends
+    )
 
 
 def known_of(case: Case, file: str, new: bytes) -> Known:
     """Return what is known of the rows where one file of a case has become other bytes."""
     old = case.files[file]
     if file != case.data:
-        return Known(ROWS, ROWS, same={n: n for n, shown in enumerate(case.shown) if shown != file})
+        return Known(ROWS, ROWS, same={n: n for n, shown in enumerate(case.shown) if file not in shown})
     if (unpack := PACKED.get(packing(file))) is None:
         return _known_rows(case, old, new)
     try:
