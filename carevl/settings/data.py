@@ -71,7 +71,9 @@ class Data(Strict):
         description="Parts of every table: the unit of work, of commit and of resume. One over 128 MB is divided.",
     )
     max_image_pixels: int = Field(50_000_000, ge=1, description="Images with more pixels are row errors.")
-    max_images: int = Field(8, ge=1, description="Items with more images are row errors.")
+    max_images: int = Field(
+        8, ge=1, description="Items with more images are row errors; no more than the judge's own max_images."
+    )
     max_item_pixels: int = Field(
         100_000_000, ge=1, description="Items whose images have more pixels together are row errors."
     )

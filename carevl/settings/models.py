@@ -200,6 +200,12 @@ class HeadModel(Model):
         "that are known to have it.",
     )
 
+    max_images: int = Field(
+        MAX_IMAGES,
+        ge=1,
+        description="Of a model that sees images: most of a prompt; one with more is an error. vLLM keeps room.",
+    )
+
     @property
     def computation(self) -> dict[str, Any]:
         """As for every model, and what is read of the head, where the settings say that."""
@@ -267,9 +273,6 @@ class Judge(HeadModel):
     """The vision-language model that becomes the judge."""
 
     max_tokens: int = Field(256, ge=1, description="Longest judgment, in tokens.")
-    max_images: int = Field(
-        MAX_IMAGES, ge=1, description="Most images of a prompt; one with more is an error. vLLM keeps room for so many."
-    )
     adapter: HomePath | None = Field(
         None,
         description="Directory of a LoRA adapter (PEFT) that is loaded on top of `path`, not merged; not in a run, "

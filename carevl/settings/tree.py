@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, ValidationInfo, field_validator
+from typing import Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from carevl.settings.base import HomePath, Strict
 from carevl.settings.data import Benchmark, Data, Miniworld
@@ -80,6 +82,17 @@ class Settings(Strict):
         if dpo.injected_share:
             raise ValueError("injected_share is of phase 1, whose rows phase 2 replays; set sft.injected_share")
         return dpo
+
+    @model_validator(mode="after")
+    def _shows_all_images(self) -> Self:
+        seeing = [("judge", self.judge), *((f"experts.{n}", e) for n, e in enumerate(self.experts) if e.kind == "vlm")]
+        for name, model in seeing:
+            if model.max_images < self.data.max_images:
+                raise ValueError(
+                    f"data.max_images lets items have {self.data.max_images} images, and {name}.max_images shows "
+                    f"{model.max_images} at most; raise this, or lower that"
+                )
+        return self
 
     @field_validator("select")
     @classmethod

@@ -106,3 +106,12 @@ def test_a_kind_and_an_engine_of_the_users_own_choose_what_they_use():
     )
     assert settings.experts[0].endpoint.url == "http://127.0.0.1/v1"
     assert settings.judge.tensor_parallel == 2
+
+
+def test_no_item_may_have_more_images_than_a_model_that_sees_them_is_shown():
+    assert load_settings("mini", ["data.max_images=9", "judge.max_images=9"]).data.max_images == 9
+    with pytest.raises(SettingsError, match=r"data\.max_images .* 9 images, and judge\.max_images shows 8"):
+        load_settings("mini", ["data.max_images=9"])
+    seer = ["experts.1={name: seer, kind: vlm, path: org/seer}", "data.max_images=9", "judge.max_images=9"]
+    with pytest.raises(SettingsError, match=r"experts\.1\.max_images"):
+        load_settings("mini", seer)
