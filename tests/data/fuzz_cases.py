@@ -183,8 +183,9 @@ def _tar(rows: Rows, images: dict[str, bytes]) -> tuple[bytes, list[int]]:
     out = io.BytesIO()
     ends = []
     with tarfile.open(fileobj=out, mode="w") as archive:
-        for n, (row, (name, data)) in enumerate(zip(rows, images.items(), strict=True)):
-            for member, body in ((f"{n:03d}.json", json.dumps(row).encode()), (name, data)):
+        for n, row in enumerate(rows):
+            shown = [image for image in images.items() if image[0].startswith(f"{n:03d}.")]
+            for member, body in ((f"{n:03d}.json", json.dumps(row).encode()), *shown):
                 info = tarfile.TarInfo(member)
                 info.size = len(body)
                 archive.addfile(info, io.BytesIO(body))
@@ -236,12 +237,13 @@ def _pictures(kinds: dict[str, str]) -> dict[str, bytes]:
 
 def _case(name: str, container: str, kinds: dict[str, str]) -> Case:
     file = f"data.{container}"
-    in_rows = container in _TARS or _CONTAINERS[container][1] is not _beside
+    of_text = name in FORMATS and FORMATS[name].of_text
+    in_rows = of_text or container in _TARS or _CONTAINERS[container][1] is not _beside
     if container in _TARS:
         kinds = {f"{n:03d}.{kind.partition('-')[0]}": kind for n, kind in enumerate(kinds.values())}
     images = _pictures(kinds)
     refer: Refer = _beside
-    write: Write = functools.partial(_tar, images=images)
+    write: Write = functools.partial(_tar, images={} if of_text else images)
     if container not in _TARS:
         write, refer = _CONTAINERS[container]
     data, ends = write(_rows(name, [refer(*image) for image in images.items()]))

@@ -25,6 +25,12 @@ def test_sources_are_of_every_format_container_and_kind_of_image() -> None:
     assert sum(len(case.files) for case in cases) > 2 * len(KINDS)
 
 
+def test_every_row_of_an_intact_source_is_an_item(tmp_path: Path) -> None:
+    cases = [case for case in make_cases() if case.data in ("data.jsonl", "data.tar")]
+    fuzz.Sources(tmp_path, cases)  # raises where one is not
+    assert {case.name.partition(" ")[0] for case in cases} == set(FORMATS)
+
+
 @pytest.fixture
 def few() -> list[Case]:
     return list(itertools.islice(make_cases(), 0, None, 17))
