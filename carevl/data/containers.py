@@ -21,6 +21,7 @@ from carevl.data.csv_rows import csv_rows
 from carevl.data.files import SourceError, files_below
 from carevl.data.json_rows import LostRowsError, json_values, line_values
 from carevl.data.rows import Row, RowError, clean
+from carevl.data.spans import Span, SpanStream
 from carevl.data.tar_rows import IMAGE_ENDINGS, tar_samples
 
 _BATCH = 16
@@ -84,14 +85,19 @@ def list_and_pass_over(
     return data, dict(sorted(others.items()))
 
 
-def read_records(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
+def read_records(filesystem: pafs.FileSystem, file: str, span: Span | None = None) -> Iterator[Record]:
     """Read the rows of a file that `list_files` named, each exactly once and in order.
 
     Where the file breaks off, there is an error for every row that is lost, as far as their number is known.
+
+    Args:
+        span: of the file, as `spans.divide` returns it; None: all of it.
     """
     read = _container(file)
     assert read is not None
-    number = 0
+    if span is not None:
+        read = functools.partial(_parquet if read is _parquet else _span_of_lines, span=span)
+    number = 0 if span is None else span.first
     try:
         if clean(file) != file:
             raise ValueError("its name is not UTF-8; rename it")
@@ -112,7 +118,7 @@ def _hidden(path: str) -> bool:
     return posixpath.basename(path) in _NOT_DATA or any(part.startswith((".", "_")) for part in path.split("/"))
 
 
-def _parquet(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
+def _parquet(filesystem: pafs.FileSystem, file: str, span: Span | None = None) -> Iterator[Record]:
     """Yield the rows; a row group that cannot be read gives one error per row that it holds, and the next is tried."""
     # pyarrow would otherwise hold the column chunks of a whole row group: gigabytes where rows have images.
     with filesystem.open_input_file(file) as handle:
@@ -120,8 +126,8 @@ def _parquet(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
         if sum(sizes) != table.metadata.num_rows:
             raise ValueError(f"it says that it has {table.metadata.num_rows} rows, its row groups {sum(sizes)}")
-        end = 0
-        for group, size in enumerate(sizes):
+        begin, stop, end = (0, len(sizes), 0) if span is None else (span.begin, span.end, span.first)
+        for group, size in list(enumerate(sizes))[begin:stop]:
             number, end = end, end + size
             try:
                 for batch in table.iter_batches(_BATCH, row_groups=[group], use_threads=False):
@@ -222,8 +228,13 @@ def _streamed(read: Callable[[Any], Iterable[Any]], filesystem: pafs.FileSystem,
         yield from _numbered(read(handle))
 
 
-def _numbered(values: Iterable[Any]) -> Iterator[Record]:
-    for number, value in enumerate(values):
+def _span_of_lines(filesystem: pafs.FileSystem, file: str, span: Span) -> Iterator[Record]:
+    with filesystem.open_input_file(file) as handle:
+        yield from _numbered(line_values(SpanStream(handle, span)), span.first)
+
+
+def _numbered(values: Iterable[Any], first: int = 0) -> Iterator[Record]:
+    for number, value in enumerate(values, first):
         if isinstance(value, RowError):
             yield Record(number, None, value)
         elif isinstance(value, dict):
@@ -248,7 +259,7 @@ CONTAINERS: dict[str, _Reader] = {
     ".tgz": _STREAMED[".tar"],
     **{f"{ending}{packed}": read for ending, read in _STREAMED.items() for packed in ("", ".gz", ".bz2", ".zst")},
 }
-"""Ending of a file's name to its reader, a pure function of the file."""
+"""Ending of a file's name to its reader, a pure function of the file (and of a span, for Parquet and plain lines)."""
 
 
 def _container(file: str) -> _Reader | None:
