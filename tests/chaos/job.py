@@ -32,6 +32,28 @@ SETTINGS = (
 )
 """Every stage in about a minute, with several parts and checkpoints each."""
 
+STAGES = (
+    "start",
+    "ingest",
+    "caption",
+    "score",
+    "route",
+    "demonstrate",
+    "sft",
+    "sample",
+    "select",
+    "dpo",
+    "evaluate",
+)
+"""In their order; `start` is before the first line."""
+
+STAGES_OF = {
+    "actor": ("caption", "score", "demonstrate", "sample", "dpo", "evaluate"),
+    "worker": ("sft", "dpo"),
+    "controller": ("sft", "dpo"),
+}
+"""Kind of process to the stages that have one; all stages where it is not among them."""
+
 KINDS = {
     "driver": r"^driver$",
     "actor": r"^ray::.*(PoolActor|Preparer)",
@@ -85,10 +107,8 @@ class Job:
     @property
     def stage(self) -> str:
         """The stage at work, by the last line that names one."""
-        stages = re.findall(
-            r"^(ingest|caption|score|route|demonstrate|sft|sample|select|dpo|evaluate)\b", self.output, re.M
-        )
-        return stages[-1] if stages else "start"
+        stages = re.findall(rf"^({'|'.join(STAGES[1:])})\b", self.output, re.M)
+        return str(stages[-1]) if stages else STAGES[0]
 
     def processes(self) -> Iterator[Process]:
         """Yield the processes of a known kind that are alive."""
@@ -144,13 +164,18 @@ def _kind(process: psutil.Process) -> str | None:
 def fingerprint(run_dir: Path) -> dict[str, str]:
     """Return what a finished run has stored: file of a table below the run to a hash; losses of trainings by step.
 
-    Tables that an earlier attempt left unfinished are not among them.
+    Tables that an earlier attempt left unfinished are not among them. Where a file tells where the run lies, as an
+    adapter tells its base, that is left out.
     """
     stored: dict[str, str] = {}
     for file in sorted(run_dir.rglob("manifest.json")):
         table = file.parent
         for name, facts in json.loads(file.read_text())["files"].items():
-            stored[f"{table.relative_to(run_dir)}/{name}"] = facts["sha256"]
+            place = table / name
+            content = place.read_bytes() if place.suffix in (".md", ".json") and place.exists() else b""
+            tells = str(run_dir).encode() in content
+            elsewhere = hashlib.sha256(content.replace(str(run_dir).encode(), b"RUN")).hexdigest()
+            stored[f"{table.relative_to(run_dir)}/{name}"] = elsewhere if tells else facts["sha256"]
         if (table / "steps.jsonl").exists():
             steps = [json.loads(line) for line in (table / "steps.jsonl").read_text().splitlines()]
             losses = {step["step"]: step["loss"] for step in steps}

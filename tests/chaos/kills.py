@@ -21,11 +21,11 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos.job import KINDS, Job, find_difference, fingerprint
+from tests.chaos.job import KINDS, STAGES, STAGES_OF, Job, Process, find_difference, fingerprint
 
 STATUSES = (0, 2, 3)
 """Exit statuses of an attempt whose driver was not killed: done, a sentence for the user, a fault of the machine."""
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds in which an attempt has to end, or to go on."""
 
 
@@ -58,10 +58,7 @@ def _attempt(run_dir: Path, kinds: Sequence[str], draw: random.Random, most_kill
     job, attempt, started = Job(run_dir, run_dir.with_suffix(".log")), Attempt(), time.monotonic()
     driver_killed = False
     while job.driver.poll() is None and len(attempt.kills) < most_kills and not driver_killed:
-        _sleep(job, draw.uniform(3, 14))
-        alive = list(job.processes())
-        wanted = draw.sample(list(kinds), len(kinds))
-        victim = next((process for kind in wanted for process in alive if process.kind == kind), None)
+        victim = _wait_for_victim(job, draw.choice(list(kinds)), draw)
         if victim is None:
             continue
         try:
@@ -82,6 +79,24 @@ def _attempt(run_dir: Path, kinds: Sequence[str], draw: random.Random, most_kill
     if not driver_killed and (noise := job.noise()) is not None:
         attempt.problems.append(f"printed: {noise}")
     return attempt
+
+
+def _wait_for_victim(job: Job, kind: str, draw: random.Random) -> Process | None:
+    """Return a process of a kind at a random moment of a stage that is still to come; None where there is none."""
+    ahead = [stage for stage in STAGES_OF.get(kind, STAGES) if STAGES.index(stage) >= STAGES.index(job.stage)]
+    if not ahead:
+        _sleep(job, 0.1)
+        return None
+    stage, seconds, deadline = draw.choice(ahead), draw.uniform(0, 5), time.monotonic() + 15
+    while job.driver.poll() is None and STAGES.index(job.stage) < STAGES.index(stage):
+        _sleep(job, 0.2)
+        deadline = time.monotonic() + 15
+    while job.driver.poll() is None and time.monotonic() < deadline:
+        if any(process.kind == kind for process in job.processes()):
+            _sleep(job, seconds)
+            return next((process for process in job.processes() if process.kind == kind), None)
+        _sleep(job, 0.1)
+    return None
 
 
 def _sleep(job: Job, seconds: float) -> None:
