@@ -3,9 +3,10 @@
     python -m tests.data.fuzz --changes 100000 --seed 1
 
 Every change ends as items and row errors: nothing is raised, no row gets lost, rows that a change leaves alone are what
-they were, and every locator that is read comes out. Prints one JSON object; the exit status is 1 where that does not
-hold. `--only N` reads change N of the seed again, in this process. Changes are read by a process of their own, so that
-one that kills it or takes longer than 30 seconds is counted, and the next ones follow.
+they were, every locator that is read comes out, and pieces of a file have the rows of the file. Prints one JSON object;
+the exit status is 1 where that does not hold. `--only N` reads change N of the seed again, in this process. Changes are
+read by a process of their own, so that one that kills it or takes longer than 30 seconds is counted, and the next ones
+follow.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
+from pyarrow.fs import LocalFileSystem
 
+from carevl.data.containers import read_records
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.data.intake import Intake, merge_images, merge_items
 from carevl.data.reading import Source, read_source
 from carevl.data.rows import ErrorKind
+from carevl.data.spans import divide
 from carevl.store.schemas import IMAGES, ITEMS
 from tests.data.fuzz_cases import PACKED, ROWS, Case, Known, known_of, make_cases, packing
 
-FAULTS = ("crashes", "lost", "altered", "unnamed")
+FAULTS = ("crashes", "lost", "altered", "divided", "unnamed")
 
 LIMITS = ImageLimits(max_image_pixels=1_000_000)
 SECONDS = 30
@@ -184,7 +188,7 @@ class Sources:
         try:
             images, items = _take_in(Source("fuzz", str(place), declared))
             _follow(images, items)
-            fault = _find_fault(case, known_of(case, file, data), self.intact[n], items)
+            fault = _find_fault(case, known_of(case, file, data), self.intact[n], items) or _divide(place / case.data)
         except Exception:
             return outcome | {"fault": ["crashes", traceback.format_exc()[-2000:]]}
         finally:
@@ -208,6 +212,18 @@ def _follow(images: list[dict[str, Any]], items: list[dict[str, Any]]) -> None:
     for image in images:
         if image["bytes"] is not None:
             decode_rgb(image["bytes"], LIMITS, resize_pixels=100)
+
+
+def _divide(file: Path) -> tuple[str, str] | None:
+    """Return a fault where the pieces of a file have other rows than the file."""
+    local = LocalFileSystem()
+    spans = divide(local, str(file), 1)
+    pieces = [repr(record) for span in spans for record in read_records(local, str(file), span)]
+    whole = [repr(record) for record in read_records(local, str(file))] if spans else []
+    others = [(one, two) for one, two in zip(pieces, whole, strict=False) if one != two]
+    if others or len(pieces) != len(whole):
+        return "divided", f"{len(pieces)} rows in pieces, {len(whole)} in all: {str(others[:1])[:500]}"
+    return None
 
 
 def _find_fault(case: Case, known: Known, intact: list[str], items: list[dict[str, Any]]) -> tuple[str, str] | None:
