@@ -24,6 +24,7 @@ import traceback
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -294,18 +295,19 @@ def outcomes(changes: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def summarise(changes: int, seed: int) -> dict[str, Any]:
-    """Make all changes; return their counts, how many a second, and the first faults."""
+    """Make all changes, or those before Ctrl-C; return their counts, how many a second, and the first faults."""
     started = time.monotonic()
     counts, errors = Counter[str](dict.fromkeys(("changes", "rows", "items", *FAULTS), 0)), Counter[str]()
     faults = []
-    for outcome in outcomes(changes, seed):
-        counts.update(changes=1, rows=outcome["rows"], items=outcome["items"])
-        errors.update(outcome["errors"])
-        if outcome["fault"]:
-            counts[outcome["fault"][0]] += 1
-            faults.append({name: outcome[name] for name in ("change", "case", "fault")})
+    with suppress(KeyboardInterrupt):
+        for outcome in outcomes(changes, seed):
+            counts.update(changes=1, rows=outcome["rows"], items=outcome["items"])
+            errors.update(outcome["errors"])
+            if outcome["fault"]:
+                counts[outcome["fault"][0]] += 1
+                faults.append({name: outcome[name] for name in ("change", "case", "fault")})
     seconds = time.monotonic() - started
-    speed = {"seconds": round(seconds, 1), "changes_per_second": round(changes / seconds, 1)}
+    speed = {"seconds": round(seconds, 1), "changes_per_second": round(counts["changes"] / seconds, 1)}
     return {"seed": seed, **counts, **speed, "errors": dict(errors.most_common()), "faults": faults[:SHOWN]}
 
 
