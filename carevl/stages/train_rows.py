@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 VERSION = 2
 _FILES = pa.list_(pa.large_binary())
-TRAINED_FILES = ("judge/*.safetensors", "judge/*.json", "adapter/*.safetensors", "adapter/*.json")
-"""The contents of a training: weights, and how they are used."""
+TRAINED_FILES = ("judge/*.safetensors", "judge/*.json", "adapter/*.safetensors")
+"""The contents of a training: weights, and how they are used. An adapter's configuration says where its base lies."""
 
 
 def training_inputs(training: Training) -> dict[str, Any]:
