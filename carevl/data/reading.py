@@ -17,7 +17,7 @@ from carevl.data.formats import FORMATS
 from carevl.data.formats.base import Format
 from carevl.data.formats.detection import UnknownFormatError, detect_in
 from carevl.data.json_rows import json_values
-from carevl.data.rows import Preference, Row, RowError, clean
+from carevl.data.rows import ErrorKind, Preference, Row, RowError, clean
 
 _T = TypeVar("_T")
 
@@ -187,7 +187,8 @@ def _read(
 ) -> SourceRow:
     """Return a row that says where it is from, with what the record holds."""
     if record.row is not None and not isinstance(fitting, Format):
-        return replace(place, error=RowError("format", str(fitting or "no format was recognised")))
+        kind: ErrorKind = "format" if fitting is None else fitting.kind
+        return replace(place, error=RowError(kind, str(fitting or "no format was recognised")))
     read = replace(place, format=fitting.name if isinstance(fitting, Format) else None)
     if record.row is None or not isinstance(fitting, Format):
         return replace(read, error=record.error)

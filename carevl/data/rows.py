@@ -19,6 +19,7 @@ ErrorKind = Literal[
     "file",  # a file cannot be opened, or breaks off: how many rows are lost is not known
     "row",  # bytes that are not a row, or not UTF-8
     "format",  # a column is missing or has another type
+    "image_pair",  # the row prefers one of two images, not of two responses
     "question",  # null or empty
     "responses",  # none, one, a blank one, or all equal; or they answer different dialogues
     "preference",  # a rating or label that cannot be read

@@ -31,6 +31,7 @@ from typing import Any, get_args
 import pyarrow as pa
 from pyarrow.fs import LocalFileSystem
 
+from carevl.data import json_rows
 from carevl.data.containers import read_records
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.data.intake import Intake, merge_images, merge_items
@@ -48,6 +49,8 @@ MEMORY = 16 << 30
 OF_A_PROCESS = 10_000
 """Changes that one process reads: some decoders keep a little of what is damaged."""
 SHOWN = 40
+CHUNKS = (5, 64, 1 << 18)
+"""Bytes that readers of texts take at once: rows of a real file lie across the edges of what is read."""
 _TEXTS = ('"', "\n", "\r\n", ",", "\t", "{", "}", "[", "]", "\\u0000", "null", "NaN", "1e999", "-1", "<image>")
 _BYTES = ("00", "ff", "eda080", "efbbbf", "ffffff7f", "80000000", "ff" * 8, "00" * 16)
 ODD = (*map(str.encode, _TEXTS), *map(bytes.fromhex, _BYTES))
@@ -178,6 +181,7 @@ class Sources:
         file = rng.choice(beside) if beside and rng.random() < 0.5 else case.data
         data = change_file(file, case.files[file], rng)
         declared = case.name.partition(" ")[0] if rng.random() < 0.5 else None
+        json_rows._CHUNK_BYTES = rng.choice(CHUNKS)
         (place / file).write_bytes(data)
         outcome: dict[str, Any] = {
             "change": number,

@@ -212,6 +212,27 @@ def test_unknown_columns_show_what_was_found_and_the_closest_format(write_lines:
     assert "Closest is spa-vl, which also needs `image`." in message
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": ASKED, "answer": GOOD, "chosen_image": IMAGE, "rejected_image": "b.png"},
+        {"prompt": ASKED, "image_chosen": IMAGE, "image_rejected": "b.png"},
+        {"caption": ASKED, "jpg_0": IMAGE, "jpg_1": "b.png", "label_0": 1.0, "label_1": 0.0},
+    ],
+)
+def test_rows_that_prefer_an_image_say_so(row: dict[str, object], write_lines: Callable[..., Path]) -> None:
+    first, second = [name for name, value in row.items() if value in (IMAGE, "b.png")]
+    rows = list(read_source(Source("s", str(write_lines([row] * 3)))))
+    assert [found.error.kind if found.error else None for found in rows] == ["image_pair"] * 3
+    assert rows[0].error is not None
+    assert f"prefer one of two images (`{first}`, `{second}`)" in rows[0].error.message
+
+
+def test_images_of_both_responses_beside_the_image_of_a_format_are_no_pair() -> None:
+    columns = columns_of([FORMATS["spa-vl"].example | {"chosen_image": IMAGE, "rejected_image": IMAGE}])
+    assert detect(columns).name == "spa-vl"
+
+
 def test_wrong_type_in_a_column_is_named_with_the_closest_format() -> None:
     with pytest.raises(UnknownFormatError, match=r"Closest is spa-vl, which also needs `chosen` \(text\)"):
         detect(columns_of([FORMATS["spa-vl"].example | {"chosen": 3}]))

@@ -9,13 +9,29 @@ from contextlib import suppress
 
 from carevl.data.formats import FORMATS
 from carevl.data.formats.base import Format
-from carevl.data.rows import Row, kind_of
+from carevl.data.rows import ErrorKind, Row, kind_of
 from carevl.errors import DataError
 
 
 class UnknownFormatError(DataError):
     """No format fits the columns; the message shows them and the format that comes closest."""
 
+    kind: ErrorKind = "format"
+    """Of the error that each row has."""
+
+
+class ImagePairError(UnknownFormatError):
+    """The rows prefer one of two images to the other, as data for the generation of images do."""
+
+    kind = "image_pair"
+
+
+_IMAGE_PAIRS = (
+    ("chosen_image", "rejected_image"),
+    ("chosen_images", "rejected_images"),
+    ("image_chosen", "image_rejected"),
+    ("jpg_0", "jpg_1"),  # Pick-a-Pic
+)
 
 _HEAD_ROWS = 16
 _MOST_ROWS = 1000
@@ -33,12 +49,20 @@ def detect(columns: Mapping[str, str]) -> Format:
         columns: column to type, as from `columns_of`.
 
     Raises:
+        ImagePairError: every format lacks a column, and there are columns of a preferred image and another.
         UnknownFormatError: every format lacks a column; the message shows the columns and the closest format.
     """
     lacking = {name: candidate.lacking(columns) for name, candidate in FORMATS.items()}
     fitting = [candidate for name, candidate in FORMATS.items() if not lacking[name]]
     if fitting:
         return max(fitting, key=lambda candidate: len(candidate.columns))
+    for better, worse in _IMAGE_PAIRS:
+        if {better, worse} <= columns.keys():
+            raise ImagePairError(
+                f"the rows prefer one of two images (`{better}`, `{worse}`), and an item prefers one of two responses "
+                "to the same images: such data train no judge of responses; leave the source out, or name the image "
+                "that both responses are about `image`"
+            )
     closest = max(FORMATS.values(), key=lambda candidate: 1 - len(lacking[candidate.name]) / len(candidate.columns))
     shown = ", ".join(f"{name} ({kind})" for name, kind in list(columns.items())[:40]) or "none"
     raise UnknownFormatError(
