@@ -61,12 +61,11 @@ def sources(
 def _describe_settings(name: str, overrides: Sequence[str] | None, rows: int) -> Iterator[str]:
     from carevl.data.describe import describe_sources
     from carevl.data.drawn import data_root
-    from carevl.data.images import ImageLimits
     from carevl.data.urls import UrlFetcher
     from carevl.stages import ingest
 
     tree = load_tree(name, overrides)
-    limits = ImageLimits(max_image_pixels=tree.data.max_image_pixels)
+    limits = ingest.limits_of(tree.data)
     fetcher = UrlFetcher() if tree.data.allow_url_fetch else None
     with data_root(tree, run_at(name, None)) as root:
         yield from describe_sources(ingest.sources(root), rows, limits, fetcher)

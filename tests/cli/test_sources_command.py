@@ -58,6 +58,25 @@ def test_bounds_of_settings_hold(settings, capsys):
     assert found[-2].endswith("llava.jsonl: llava-rlhf, first 2 rows, 2 with an error")
 
 
+def test_bounds_of_items_and_sources_about_text_hold(settings, write_lines, capsys):
+    trl = FORMATS["trl"].example
+    path = str(write_lines([trl | {"images": ["a.png", "a.png"]}, trl | {"images": None}], "trl.jsonl"))
+    words = [
+        "--set",
+        "data.max_images=1",
+        "--set",
+        f"data.sources.0.path={path}",
+        "--set",
+        "data.sources.0.format=null",
+    ]
+    found = lines(capsys, str(settings), *words)
+    assert f"{path}: trl, 2 rows, 2 with an error" in found
+    assert "  1 images_many, first row 0: 2 images, more than data.max_images = 1 allows" in found
+    found = lines(capsys, str(settings), *words, "--set", "data.sources.0.text_only=true")
+    assert "text_only: true" in found[0]
+    assert f"{path}: trl, 2 rows, 1 with an error" in found
+
+
 def test_a_source_that_cannot_be_read_is_named_after_the_others(settings, capsys):
     found = lines(capsys, str(settings), "--set", "data.sources.0.path=/nowhere", status=2)
     assert any(line.endswith("llava-rlhf, 3 rows, 0 with an error") for line in found)
