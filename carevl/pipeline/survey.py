@@ -88,7 +88,7 @@ class Survey:
 
     Attributes:
         rows: source rows that were looked at; `errors` counts those that cannot be used by kind, `examples` has the
-            first message of each kind.
+            first of each kind, with its place.
         tokens: of images and items, by the model that reads them; `unread` says which models could not be asked.
         verdict: token ids of the numbers 1 to 5 at the place of a verdict, bare and after a space.
         probes: two scores by the name of the expert, or why there are none.
@@ -160,7 +160,7 @@ def survey(settings: Settings, run: Run, rows: int, log: Callable[[str], None]) 
     log(f"reading {rows} rows")
     sample = _read_sample(settings, run, rows)
     errors = Counter(item["error"]["kind"] for _, item in sample if item["error"])
-    examples = {item["error"]["kind"]: item["error"]["message"] for _, item in reversed(sample) if item["error"]}
+    examples = {item["error"]["kind"]: _example(item) for _, item in reversed(sample) if item["error"]}
     reader = _Reader(settings, [(files, item) for files, item in sample if not item["error"]])
     log("counting tokens")
     reader.read_writer("captioner", settings.captioner, states["captioner"])
@@ -172,6 +172,11 @@ def survey(settings: Settings, run: Run, rows: int, log: Callable[[str], None]) 
     card = card_memory(settings.cluster) if any(model.gpus for _, model in loaded) else None
     fits = find_fits(loaded, states, card)
     return Survey(len(sample), errors, examples, reader.tokens, reader.unread, reader.verdict, probes, fits)
+
+
+def _example(item: Mapping[str, Any]) -> str:
+    """Return where an error row comes from, and why it is one."""
+    return "{source} {locator}: {message}".format(**item["sources"][0], message=item["error"]["message"])
 
 
 Sampled = tuple[list[bytes], dict[str, Any]]
