@@ -1,7 +1,7 @@
 """Conversations in the two spellings in use, `{from, value}` and `{role, content}`, read into turns with places.
 
 In texts the tag `<image>` is the place of an image, as in the formats of LLaVA, LLaMA-Factory and ms-swift; parts of a
-message that are images become tags. `asked` takes the tags out again, and says where they stood.
+message that are images become tags. `place_images` takes the tags out again, and says where they stood.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _shown(turns: Sequence[Turn]) -> tuple[int, int, int]:
     return len(turns), len(references(turns)), sum(turn.text.count(IMAGE_TAG) for turn in turns)
 
 
-def asked(turns: Sequence[Turn], n_images: int) -> tuple[AskedTurn, ...]:
+def place_images(turns: Sequence[Turn], n_images: int) -> tuple[AskedTurn, ...]:
     """Return turns of user and assistant that end with the question, and where images stand in them.
 
     What the system says stands before the first words of the user, behind images that these begin with. Without tags

@@ -13,9 +13,9 @@ from carevl.models.control_strings import RestoringTokenizer, replace_control_st
 from carevl.models.prompts import check_tokenizer
 from carevl.models.row_errors import TOO_LONG, Failure
 
-Asked = str | tuple[Turn, ...]
+Dialogue = str | tuple[Turn, ...]
 """What stands before a response: a user turn, or several turns of text, the last of them the user's."""
-Conversation = tuple[Asked, str]
+Conversation = tuple[Dialogue, str]
 """What is asked, and the response."""
 
 
@@ -27,19 +27,19 @@ class Encoded:
     types: Sequence[int] | None = None
 
 
-def messages_of(asked: Asked, response: str | None = None) -> list[dict[str, str]]:
+def messages_of(asked: Dialogue, response: str | None = None) -> list[dict[str, str]]:
     """Return turns as chat templates and services take them, with a response behind them if there is one."""
     turns = (Turn("user", asked),) if isinstance(asked, str) else asked
     replies = [] if response is None else [{"role": "assistant", "content": response}]
     return [*({"role": turn.role, "content": turn.text} for turn in turns), *replies]
 
 
-def as_text(asked: Asked) -> str:
+def as_text(asked: Dialogue) -> str:
     """Return what is asked as one text: of several turns, with a name before each."""
     return asked if isinstance(asked, str) else write_turns(asked).text
 
 
-def chat_conversation(tokenizer: Any, asked: Asked, response: str) -> str:
+def chat_conversation(tokenizer: Any, asked: Dialogue, response: str) -> str:
     """Return what is asked and the response to it, in a reward model's own chat template."""
     written: str = tokenizer.apply_chat_template(messages_of(asked, response), tokenize=False)
     return written
@@ -77,11 +77,11 @@ def _guard(tokenizer: Any, conversations: Sequence[Conversation]) -> tuple[list[
     return [(_with_texts(asked, fresh), next(fresh)) for asked, _ in conversations], strings
 
 
-def _texts(asked: Asked) -> list[str]:
+def _texts(asked: Dialogue) -> list[str]:
     return [asked] if isinstance(asked, str) else [turn.text for turn in asked]
 
 
-def _with_texts(asked: Asked, texts: Iterator[str]) -> Asked:
+def _with_texts(asked: Dialogue, texts: Iterator[str]) -> Dialogue:
     return next(texts) if isinstance(asked, str) else tuple(replace(turn, text=next(texts)) for turn in asked)
 
 
@@ -96,7 +96,7 @@ def check_chat(tokenizer: Any, path: str) -> None:
         raise UserError(f"{path} has no chat template: choose a model that was tuned to follow instructions")
 
 
-def encode_turns(tokenizer: Any, asked: Sequence[Asked]) -> list[list[int]]:
+def encode_turns(tokenizer: Any, asked: Sequence[Dialogue]) -> list[list[int]]:
     """Return the token ids of what is asked up to where the reply begins; nothing that it says is a control token.
 
     Models that think before they reply are told not to, where their template knows `enable_thinking`.

@@ -21,7 +21,7 @@ from carevl.models.control_strings import encode_text
 from carevl.models.conversations import encode
 from carevl.models.engines import close_engines
 from carevl.models.experts import EXPERT_KINDS, load_expert
-from carevl.models.experts.inputs import ExpertInput, write_turns
+from carevl.models.experts.inputs import ExpertInput, fill_captions
 from carevl.models.families import find_family
 from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import asking_of
@@ -267,7 +267,7 @@ class _Reader:
         with explain_own_code(expert):
             tokenizer = AutoTokenizer.from_pretrained(state.directory, **loading_arguments(expert))
         texts = [
-            (write_turns(expert, turns_of(item), [""] * len(item["images"])), response)
+            (fill_captions(expert, turns_of(item), [""] * len(item["images"])), response)
             for _, item in self.items
             for response in item["responses"]
         ]

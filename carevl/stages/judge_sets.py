@@ -21,7 +21,7 @@ from carevl.data.formats.base import images_of
 from carevl.data.images import ImageLimits, identify
 from carevl.data.references import ImageReader
 from carevl.data.rows import RowError, references_of
-from carevl.data.turns import asked, read_turns, split_answer
+from carevl.data.turns import place_images, read_turns, split_answer
 from carevl.store.run import RunError
 from carevl.store.schemas import TURNS
 
@@ -128,7 +128,7 @@ def _row(record: Record, reader: ImageReader, limits: ImageLimits, near: str) ->
     if not judgment.strip():
         raise RowError("responses", f"the last turn of `{field}`, the judgment, is blank")
     references = references_of(images_of(row, ("images", "image"), turns, required=False))
-    *before, question = asked(turns, len([each for each in references if each is not None]))
+    *before, question = place_images(turns, len([each for each in references if each is not None]))
     limits.check_count(len(references))
     files = [reader.read(reference, near) for reference in references]
     sizes = [identify(file, limits) for file in files]

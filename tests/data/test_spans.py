@@ -26,7 +26,7 @@ LINES = [
 ]
 
 
-def told(records: list[Record]) -> list[tuple[object, ...]]:
+def facts_of(records: list[Record]) -> list[tuple[object, ...]]:
     return [
         (record.number, record.row, record.error and (record.error.kind, record.error.message)) for record in records
     ]
@@ -43,7 +43,7 @@ def test_pieces_of_lines_are_the_rows_of_the_file(tmp_path: Path, most_bytes: in
     file.write_bytes(b"\n".join([*LINES, *LINES[::-1]]) + end)
     whole = list(read_records(LOCAL, str(file)))
     divided = pieces(file, most_bytes)
-    assert told([record for piece in divided for record in piece]) == told(whole)
+    assert facts_of([record for piece in divided for record in piece]) == facts_of(whole)
     assert len(divided) > 1 or most_bytes == 1 << 30
     if most_bytes == 1:
         assert max(map(len, divided)) == 1
@@ -56,7 +56,7 @@ def test_pieces_of_parquet_are_whole_row_groups(tmp_path: Path, most_bytes: int)
     pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=64)
     whole = list(read_records(LOCAL, str(file)))
     divided = pieces(file, most_bytes)
-    assert told([record for piece in divided for record in piece]) == told(whole)
+    assert facts_of([record for piece in divided for record in piece]) == facts_of(whole)
     assert len(divided) == {1: 11, 1 << 30: 1}.get(most_bytes, len(divided))
     assert all(len(piece) % 64 == 0 for piece in divided[:-1])
 

@@ -14,7 +14,7 @@ from PIL import Image
 from carevl.audit.items import ItemFacts
 from carevl.judging.turns import Turn, turns_of
 from carevl.models.engines.base import Generation
-from carevl.models.experts.inputs import ExpertInput, write_turns
+from carevl.models.experts.inputs import ExpertInput, fill_captions
 from carevl.models.judge_spec import asking_of
 from carevl.settings.data import Source
 from carevl.settings.loader import load_settings
@@ -98,21 +98,23 @@ def test_items_hold_images_in_place_and_the_turns_before_the_question(ingested: 
 
 def test_experts_read_captions_where_images_stand_and_turns_as_turns() -> None:
     lone = (Turn("user", "How many?", (0,)),)
-    assert write_turns(EXPERT, lone, ["Two cats."]) == "Image: Two cats.\nHow many?"
-    assert write_turns(EXPERT, lone, None) == "How many?"
+    assert fill_captions(EXPERT, lone, ["Two cats."]) == "Image: Two cats.\nHow many?"
+    assert fill_captions(EXPERT, lone, None) == "How many?"
     both = (Turn("user", "Which is older?", (0, 0)),)
-    assert write_turns(EXPERT, both, ["A cat.", "A dog."]) == "Image: Image 1: A cat.\nImage 2: A dog.\nWhich is older?"
-    assert write_turns(EXPERT, both, None) == "Which is older?"
+    assert (
+        fill_captions(EXPERT, both, ["A cat.", "A dog."]) == "Image: Image 1: A cat.\nImage 2: A dog.\nWhich is older?"
+    )
+    assert fill_captions(EXPERT, both, None) == "Which is older?"
     placed = (Turn("user", "Is  like ?", (3, 9)),)
-    assert write_turns(EXPERT, placed, ["A cat.", "A dog."]) == "Is [Image 1: A cat.] like [Image 2: A dog.]?"
-    assert write_turns(EXPERT, placed, None) == "Is [Image 1] like [Image 2]?"
+    assert fill_captions(EXPERT, placed, ["A cat.", "A dog."]) == "Is [Image 1: A cat.] like [Image 2: A dog.]?"
+    assert fill_captions(EXPERT, placed, None) == "Is [Image 1] like [Image 2]?"
     talk = (Turn("user", "What?", (0,)), Turn("assistant", "A cat."), Turn("user", "Sure?"))
-    assert write_turns(EXPERT, talk, ["A cat."]) == (
+    assert fill_captions(EXPERT, talk, ["A cat."]) == (
         Turn("user", "Image: A cat.\nWhat?"),
         Turn("assistant", "A cat."),
         Turn("user", "Sure?"),
     )
-    assert write_turns(EXPERT, (Turn("user", "What is 2 and 2?"),), None) == "What is 2 and 2?"
+    assert fill_captions(EXPERT, (Turn("user", "What is 2 and 2?"),), None) == "What is 2 and 2?"
 
 
 def test_of_several_captions_the_longest_loses_sentences_first() -> None:

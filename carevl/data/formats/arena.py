@@ -5,7 +5,7 @@ The columns are those of WildVision's `create_hf_battle_dataset` and of FastChat
 
 from __future__ import annotations
 
-from carevl.data.formats.base import FIRST, IMAGES, SECOND, Format, asked_about
+from carevl.data.formats.base import FIRST, IMAGES, SECOND, Format, read_preference
 from carevl.data.rows import Preference, Row, RowError, text
 from carevl.data.turns import join_dialogues, read_response
 
@@ -21,7 +21,7 @@ def read(row: Row) -> Preference:
     second, other = read_response(row.get("conversation_b"), "conversation_b")
     turns = join_dialogues(first or [], second or [])
     extra = ("question_id", "model_a", "model_b", "language", "winner")
-    return asked_about(row, turns, (one, other), _WINNERS[winner], *extra, images=["images", "image"])
+    return read_preference(row, turns, (one, other), _WINNERS[winner], *extra, images=["images", "image"])
 
 
 FORMAT = Format(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from carevl.data.rows import Preference, Row, RowError, facts, items_of, references_of, text
-from carevl.data.turns import ONE_FOR_BOTH, Turn, asked, follow, join_dialogues, read_response, references
+from carevl.data.turns import ONE_FOR_BOTH, Turn, follow, join_dialogues, place_images, read_response, references
 
 ANY = "any"
 IMAGES = {"images|image": ANY}
@@ -57,7 +57,7 @@ def _fits(kind: str, kinds: str) -> bool:
     return kind == "null" or kinds == ANY or kind in kinds.split("|")
 
 
-def asked_about(
+def read_preference(
     row: Row,
     turns: Sequence[Turn],
     responses: tuple[str, ...],
@@ -75,10 +75,10 @@ def asked_about(
         required: whether an image is missing where all these columns are absent; it is where one of them is null.
 
     Raises:
-        RowError: there is a video or a sound, or images of the rejected response; or as `asked`.
+        RowError: there is a video or a sound, or images of the rejected response; or as `place_images`.
     """
     found = images_of(row, images, turns, required)
-    dialogue = asked(turns, len([image for image in references_of(found) if image is not None]))
+    dialogue = place_images(turns, len([image for image in references_of(found) if image is not None]))
     question = dialogue[-1]
     shown = sum(len(turn.places) for turn in dialogue)
     places = None if not shown and found is None else question.places
@@ -140,15 +140,15 @@ def preferred(
 
     Args:
         turns: the dialogue before the responses; a response that is a conversation may have more of it.
-        extra, images, required: as `asked_about` takes them.
+        extra, images, required: as `read_preference` takes them.
         pair: the columns of the chosen and of the rejected response.
 
     Raises:
-        RowError: a response is absent or of another type, or they end different conversations; or as `asked_about`.
+        RowError: a response is absent or of another type, or they end different conversations; or as `read_preference`.
     """
     better, worse = pair
     before, chosen = read_response(row.get(better), better)
     others, rejected = read_response(row.get(worse), worse)
     dialogues = [follow(turns, said) for said in (before, others) if said is not None] or [turns]
     turns = join_dialogues(dialogues[0], dialogues[-1])
-    return asked_about(row, turns, (chosen, rejected), FIRST, *extra, images=images, required=required)
+    return read_preference(row, turns, (chosen, rejected), FIRST, *extra, images=images, required=required)

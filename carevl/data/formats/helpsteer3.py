@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import Format, asked_about
+from carevl.data.formats.base import Format, read_preference
 from carevl.data.rows import Preference, Row, RowError, number, text
 from carevl.data.turns import read_turns
 
@@ -17,7 +17,7 @@ def read(row: Row) -> Preference:
         raise RowError("preference", f"`overall_preference` should be from -{_MOST} to {_MOST}, found {better:g}")
     turns = read_turns(row.get("context"), "context")
     extra = ("domain", "language")
-    return asked_about(row, turns, responses, (-better, better), *extra, images=["images", "image"], required=False)
+    return read_preference(row, turns, responses, (-better, better), *extra, images=["images", "image"], required=False)
 
 
 FORMAT = Format(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import IMAGES, Format, asked_about, user_turn
+from carevl.data.formats.base import IMAGES, Format, read_preference, user_turn
 from carevl.data.rows import Preference, Row, items_of, number, text
 from carevl.data.turns import read_turns
 
@@ -19,7 +19,7 @@ def read(row: Row) -> Preference:
         values = items_of(row["source_preference"], "source_preference")
         preference = tuple(number(value, f"source_preference[{n}]") for n, value in enumerate(values))
     turns = [*(read_turns(row["turns"], "turns") if row.get("turns") else ()), *user_turn(row, "question")]
-    return asked_about(row, turns, texts, preference, "id", images=["images", "image"])
+    return read_preference(row, turns, texts, preference, "id", images=["images", "image"])
 
 
 FORMAT = Format(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carevl.data.formats.base import ANY, FIRST, SECOND, Format, asked_about
+from carevl.data.formats.base import ANY, FIRST, SECOND, Format, read_preference
 from carevl.data.rows import Preference, Row, RowError, number
 from carevl.data.turns import read_response, read_turns
 
@@ -16,7 +16,7 @@ def read(row: Row) -> Preference:
     if better not in (1, 2):
         raise RowError("preference", f"`preference` should be 1 or 2, found {better:g}")
     preference = FIRST if better == 1 else SECOND
-    return asked_about(row, before_answer, responses, preference, "id", "captions", images=["image"])
+    return read_preference(row, before_answer, responses, preference, "id", "captions", images=["image"])
 
 
 FORMAT = Format(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carevl.data.formats.base import ANY, Format, asked_about, user_turn
+from carevl.data.formats.base import ANY, Format, read_preference, user_turn
 from carevl.data.rows import Preference, Row, RowError, items_of, kind_of, number, struct, text
 
 _ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
@@ -25,7 +25,7 @@ def read(row: Row) -> Preference:
     if any(completion.get("annotations") is not None for completion in completions):
         ratings = tuple(_mean_rating(completion, f"completions[{n}]") for n, completion in enumerate(completions))
     turns = user_turn(row, "prompt")
-    return asked_about(row, turns, responses, ratings, "id", "models", images=["image", "img_path"])
+    return read_preference(row, turns, responses, ratings, "id", "models", images=["image", "img_path"])
 
 
 def _completions(value: object) -> Sequence[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from carevl.errors import SettingsError
 from carevl.judging.turns import Turn
-from carevl.models.conversations import Asked, Conversation, Encoded
+from carevl.models.conversations import Conversation, Dialogue, Encoded
 from carevl.models.row_errors import Failure, SomeRowsError, retry_engine
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from carevl.settings.models import Expert
 
 In = TypeVar("In")
-TextRow = tuple[Asked, Sequence[str], Asked]
+TextRow = tuple[Dialogue, Sequence[str], Dialogue]
 """What is asked, the responses to it, and the same without captions."""
-Row = tuple[Asked, Sequence[str | Encoded], Asked]
+Row = tuple[Dialogue, Sequence[str | Encoded], Dialogue]
 """The same; an encoded response stands for the whole conversation."""
 ImageRow = tuple[tuple[Turn, ...], Sequence[str], tuple["Image", ...]]
 """Turns, the responses to them, and the images that stand in them, for kinds that see these."""

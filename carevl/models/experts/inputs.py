@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from carevl.judging.turns import Turn
-from carevl.models.conversations import Asked
+from carevl.models.conversations import Dialogue
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +32,7 @@ class ExpertInput:
 
     def row(self, expert: Expert) -> TextRow:
         """Return what experts of texts are asked: all of it, the responses, and the same without captions."""
-        return write_turns(expert, self.turns, self.captions), self.responses, write_turns(expert, self.turns, None)
+        return fill_captions(expert, self.turns, self.captions), self.responses, fill_captions(expert, self.turns, None)
 
     def image_row(self) -> ImageRow:
         """Return what experts are asked that see the images."""
@@ -55,7 +55,7 @@ class ExpertInput:
         return replace(self, captions=tuple(captions))
 
 
-def write_turns(expert: Expert, turns: Sequence[Turn], captions: Sequence[str] | None) -> Asked:
+def fill_captions(expert: Expert, turns: Sequence[Turn], captions: Sequence[str] | None) -> Dialogue:
     """Return turns as an expert of texts reads them.
 
     Captions of the images that a user's turn begins with are filled into the expert's template; those of others stand
