@@ -46,7 +46,7 @@ from carevl.models.engines import find_nan, generator
 from carevl.models.engines.base import Generation, GenerationRequest, Generator
 from carevl.models.judge_spec import JudgeSpec, asking_of
 from carevl.models.locate import prepare_models
-from carevl.models.row_errors import NotFiniteError, SomeRowsError
+from carevl.models.row_errors import NotFiniteError, SomeRowsError, first_line, is_lost, is_out_of_memory
 from carevl.settings.schemes import split_scheme
 from carevl.stats.bootstrap import FloatArray
 
@@ -252,7 +252,7 @@ class RewardModel:
         """Return what the engine writes.
 
         Raises:
-            UserError: it refuses a request, such as one over `max_model_len`, or computes what is not a number.
+            UserError: it refuses a request, such as one over `max_model_len`, computes what is not a number, or fails.
         """
         try:
             texts = self.engine.generate(requests, **arguments)
@@ -261,6 +261,12 @@ class RewardModel:
             raise UserError(f"{self.path}: request {place} of {len(requests)} failed: {failure.message}") from None
         except NotFiniteError as error:
             raise UserError(f"{self.path}: {error}") from None
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error) or is_lost(error):
+                raise
+            raise UserError(
+                f"{self.path} fails at what it is asked ({first_line(error)}); `carevl check {self.path}` tells more"
+            ) from error
         if broken := next(filter(None, map(find_nan, texts)), None):
             raise UserError(f"{self.path}: {broken.message}")
         return texts

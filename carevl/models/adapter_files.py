@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
 from carevl.models.locate import locate_adapter, model_directory, weights_fingerprint
-from carevl.models.own_code import explain_own_code
+from carevl.models.own_code import explain_loading_of
 from carevl.models.stored_weights import tensor_shapes
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def check_adapter(judge: Judge) -> None:
             )
     else:
         _check_name(adapter, judge)
-    with explain_own_code(judge):
+    with explain_loading_of(judge):
         problems = list(_misfits(adapter, Path(model_directory(judge)), judge.trust_remote_code))
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""

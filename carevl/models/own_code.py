@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carevl.errors import UserError
+from carevl.models.row_errors import first_line, is_lost, is_out_of_memory
 
 if TYPE_CHECKING:
     from carevl.settings.models import Model
@@ -47,21 +48,36 @@ def explain_refusal(directory: str | Path, error: Exception, setting: str = "jud
 
 
 @contextmanager
-def explain_own_code(model: Model) -> Iterator[None]:
-    """Say in a sentence that a model needs code of its own, in place of a library's advice to run it.
+def explain_loading(path: str | Path, setting: str = "judge.trust_remote_code") -> Iterator[None]:
+    """Say in a sentence why a model cannot be loaded: it needs code of its own, or a file of it is not what it was.
+
+    What the machine lacks, such as memory, is raised as it is.
+
+    Args:
+        path: of the model, as in the settings.
+        setting: that would trust its code.
 
     Raises:
-        UserError: the block has raised such an error.
+        UserError: the block has raised something else.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        refusal = explain_refusal(model.path, error, _setting(model))
-        if refusal is None:
+        of_machine = isinstance(error, OSError) and error.errno is not None
+        if of_machine or is_out_of_memory(error) or is_lost(error):
             raise
-        raise UserError(refusal) from None
+        if (refusal := explain_refusal(path, error, setting)) is not None:
+            raise UserError(refusal) from None
+        raise UserError(
+            f"{path} cannot be loaded ({first_line(error)}); if a file of it is not whole, fetch or write it anew"
+        ) from error
+
+
+def explain_loading_of(model: Model) -> AbstractContextManager[None]:
+    """Do as `explain_loading`, of a model in the settings."""
+    return explain_loading(model.path, _setting(model))
 
 
 def check_own_code(model: Model, directory: Path) -> None:
@@ -73,11 +89,13 @@ def check_own_code(model: Model, directory: Path) -> None:
     from transformers import AutoConfig
 
     try:
-        with explain_own_code(model):
-            AutoConfig.from_pretrained(directory, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        AutoConfig.from_pretrained(directory, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # of any kind, by what it stumbles over
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{directory / 'config.json'} is refused by transformers: {reason}") from None
+        raise UserError(
+            explain_refusal(model.path, error, _setting(model))
+            or f"{directory / 'config.json'} is refused by transformers: {reason}"
+        ) from None
 
 
 def _setting(model: Model) -> str:

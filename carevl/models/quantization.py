@@ -19,7 +19,7 @@ def quantization_of(directory: str | Path) -> str | None:
     """Return the method by which a model's weights are quantised, such as `gptq`; None where they are whole."""
     try:
         stored = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, ValueError):  # whoever loads the model says what is wrong with it
+    except (OSError, ValueError, AttributeError):  # whoever loads the model says what is wrong with it
         return None
     return str(stored.get("quant_method")) if isinstance(stored, dict) else None
 

@@ -27,7 +27,7 @@ from carevl.models.judge_files import load_processor
 from carevl.models.judge_spec import asking_of
 from carevl.models.locate import loading_arguments
 from carevl.models.memory import find_lack
-from carevl.models.own_code import code_arguments, explain_own_code, trust_own_code
+from carevl.models.own_code import code_arguments, explain_loading_of, trust_own_code
 from carevl.models.prompts import Prompt, ask_as, encode_with_row_errors
 from carevl.models.row_errors import Failure, first_line
 from carevl.pipeline.check import check_settings
@@ -264,7 +264,7 @@ class _Reader:
             return
         from transformers import AutoTokenizer
 
-        with explain_own_code(expert):
+        with explain_loading_of(expert):
             tokenizer = AutoTokenizer.from_pretrained(state.directory, **loading_arguments(expert))
         texts = [
             (fill_captions(expert, turns_of(item), [""] * len(item["images"])), response)

@@ -14,7 +14,7 @@ from carevl.models.device import device
 from carevl.models.families import family_of
 from carevl.models.judge_files import check_directory, find_judge, load_processor, quiet_transformers
 from carevl.models.memory import find_lack
-from carevl.models.own_code import trust_own_code
+from carevl.models.own_code import explain_loading, trust_own_code
 from carevl.models.prompts import Prompt, encode_prompts
 from carevl.models.stored_weights import stored_dtype
 from carevl.settings.training import Training
@@ -105,8 +105,11 @@ def inspect_judge(path: str, revision: str | None = None, *, code: bool = False)
     Raises:
         UserError: a sentence that says why it cannot be a judge.
     """
-    with trust_own_code(code):
-        return _inspect(path, revision)
+    try:
+        with trust_own_code(code), explain_loading(path):
+            return _inspect(path, revision)
+    except UserError as error:
+        raise error if path in str(error) else UserError(f"{path}: {error}") from error
 
 
 def _inspect(path: str, revision: str | None) -> Inspection:

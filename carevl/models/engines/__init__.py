@@ -17,7 +17,7 @@ from carevl.models.engines.base import Engine, Generation, GenerationRequest, Ge
 from carevl.models.engines.card import device_names, start_alone
 from carevl.models.fallbacks import note_fallback
 from carevl.models.heads import HeadSettings
-from carevl.models.own_code import explain_own_code
+from carevl.models.own_code import explain_loading_of
 from carevl.models.row_errors import Failure, NotFiniteError, retry_engine
 from carevl.settings.registry import Registry
 
@@ -38,8 +38,8 @@ _LOADED: list[weakref.ref[Any]] = []
 
 @contextmanager
 def _loading(model: Model) -> Iterator[None]:
-    """Load a model alone on its device, and say in a sentence where it needs code of its own that is not trusted."""
-    with start_alone(device_names()), explain_own_code(model):
+    """Load a model alone on its device, and say in a sentence why it cannot be."""
+    with start_alone(device_names()), explain_loading_of(model):
         yield
 
 

@@ -14,7 +14,7 @@ from carevl.models.heads import HeadSettings
 from carevl.models.heads.layout import read_layout
 from carevl.models.hub import find_snapshot
 from carevl.models.locate import loading_arguments, model_directory, own_directory, weights_fingerprint
-from carevl.models.own_code import explain_own_code
+from carevl.models.own_code import explain_loading_of
 
 if TYPE_CHECKING:
     from carevl.settings.models import Expert
@@ -58,7 +58,7 @@ class RewardModelKind(ExpertKind):
         """Return what encodes rows with the model's own tokenizer and chat template."""
         from transformers import AutoTokenizer
 
-        with explain_own_code(expert):
+        with explain_loading_of(expert):
             tokenizer = AutoTokenizer.from_pretrained(model_directory(expert), **loading_arguments(expert))
 
         def encode_rows(rows: Sequence[TextRow]) -> list[list[Encoded]]:

@@ -20,7 +20,7 @@ from carevl.models.conversations import Conversation, Encoded, encode, messages_
 from carevl.models.heads import HeadSettings
 from carevl.models.heads.outputs import check_output, choose_score
 from carevl.models.locate import loading_arguments, own_directory
-from carevl.models.own_code import explain_own_code
+from carevl.models.own_code import explain_loading_of
 from carevl.models.row_errors import Failure, SomeRowsError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ServedHead:
             from transformers import AutoTokenizer
 
             path = own_directory(settings.tokenizer) or settings.tokenizer
-            with explain_own_code(expert):
+            with explain_loading_of(expert):
                 self.tokenizer = AutoTokenizer.from_pretrained(path, **loading_arguments(expert))
 
     def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
