@@ -17,9 +17,8 @@ from carevl.judging.turns import turns_of
 from carevl.models.experts import load_expert
 from carevl.models.experts.inputs import ExpertInput
 from carevl.models.row_errors import Failure
-from carevl.store.earlier_versions import LoanTable
+from carevl.store.ingested import borrowed_captions
 from carevl.store.run import RunError
-from carevl.store.schemas import BORROWED_CAPTIONS
 
 if TYPE_CHECKING:
     from carevl.confidence.pairs import Pairs
@@ -110,7 +109,7 @@ def sample_items(ingested: Ingested, captions: Table, scores: Sequence[Table], n
 
     A part's items lie in the order of a hash, so the first of them are a fair sample.
     """
-    items, borrowed = ingested.items, LoanTable(captions.directory / "borrowed", BORROWED_CAPTIONS)
+    items, borrowed = ingested.items, borrowed_captions(captions)
     parts = items.parts()
     sampled: dict[str, list[ScoredItem]] = {}
     for number in parts:

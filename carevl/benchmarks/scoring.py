@@ -34,19 +34,19 @@ def judge_by_scores(
         pictures: image name to the picture, or to why there is none.
         max_images: of a prompt; a question with more is an error.
     """
-    requests: dict[_Asked, ScoringRequest] = {}
+    requests: dict[_Key, ScoringRequest] = {}
     for question in questions:
         images = pictures_of(question, pictures, max_images)
         if not isinstance(images, str):
             turn = question.turn
             for response in question.responses:
                 request = ScoringRequest(images, turn.text, response, turn.places)
-                requests.setdefault(_asked(question, response), request)
+                requests.setdefault(_key(question, response), request)
     scores = dict(zip(requests, retry_engine(scorer, scorer.score, [*requests.values()]), strict=True))
     predictions = []
     for question in questions:
         images = pictures_of(question, pictures, max_images)
-        found = [scores.get(_asked(question, response)) for response in question.responses]
+        found = [scores.get(_key(question, response)) for response in question.responses]
         failure = images if isinstance(images, str) else _failure(found)
         if failure is not None:
             error = row_error("evaluate", "not answered", failure)
@@ -56,11 +56,11 @@ def judge_by_scores(
     return predictions
 
 
-_Asked = tuple[tuple[str, ...], Turn, str]
+_Key = tuple[tuple[str, ...], Turn, str]
 """Images, what is asked about them, and the response."""
 
 
-def _asked(question: Question, response: str) -> _Asked:
+def _key(question: Question, response: str) -> _Key:
     return tuple(image.name for image in question.images), question.turn, response
 
 

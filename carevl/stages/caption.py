@@ -29,7 +29,7 @@ from carevl.stages.base import (
     reads,
     without_inputs,
 )
-from carevl.store.earlier_versions import LoanTable
+from carevl.store.ingested import borrowed_captions
 from carevl.store.schemas import BORROWED_CAPTIONS, CAPTIONS, row_error
 from carevl.store.table import Table
 
@@ -127,11 +127,6 @@ def run(context: RunContext) -> Counts:
     counts = context.run_pools([job])
     write_borrowed(context.ingested, target)
     return counts
-
-
-def borrowed_captions(captions: Table) -> Table:
-    """Return the captions of the images that parts borrow; they lie below all captions."""
-    return LoanTable(captions.directory / "borrowed", BORROWED_CAPTIONS)
 
 
 def write_borrowed(ingested: Ingested, captions: Table) -> None:

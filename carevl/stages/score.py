@@ -39,7 +39,8 @@ from carevl.stages.base import (
     reads,
     without_inputs,
 )
-from carevl.stages.caption import VIEW, borrowed_captions
+from carevl.stages.caption import VIEW
+from carevl.store.ingested import borrowed_captions
 from carevl.store.schemas import EXPERT_TOKENS, SCORES, row_error
 
 if TYPE_CHECKING:

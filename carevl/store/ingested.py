@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from carevl.store.earlier_versions import ItemTable, LoanTable
-from carevl.store.schemas import CONTAMINATED, IMAGES
+from carevl.store.schemas import BORROWED_CAPTIONS, CONTAMINATED, IMAGES
 from carevl.store.table import Table
 
 
@@ -47,3 +47,8 @@ class Ingested:
             for row in self.items.read(columns=["item_id", "error"]).to_pylist()
             if row["error"] is not None and row["error"]["kind"] != CONTAMINATED
         }
+
+
+def borrowed_captions(captions: Table) -> Table:
+    """Return the captions of the images that parts borrow; they lie below all captions."""
+    return LoanTable(captions.directory / "borrowed", BORROWED_CAPTIONS)

@@ -42,8 +42,8 @@ from carevl.settings.loader import load_settings
 from carevl.settings.models import Pool
 from carevl.settings.tree import Cluster, Settings
 from carevl.stages import route, score
-from carevl.stages.caption import borrowed_captions, write_borrowed
-from carevl.store.ingested import Ingested
+from carevl.stages.caption import write_borrowed
+from carevl.store.ingested import Ingested, borrowed_captions
 from carevl.store.run import Run
 from carevl.store.schemas import CAPTIONS, IMAGES, ITEMS, SCORES, failures
 from carevl.store.table import Table

@@ -21,7 +21,7 @@ from carevl.settings.loader import load_settings
 from carevl.settings.models import Expert
 from carevl.stages import caption, route, sample, sampling, score, train_rows
 from carevl.stages.ingest import run_ingest
-from carevl.store.ingested import Ingested
+from carevl.store.ingested import Ingested, borrowed_captions
 from carevl.store.run import Run, RunError
 from carevl.store.schemas import CAPTIONS, SCORES, TARGETS
 from carevl.store.table import Table
@@ -149,7 +149,7 @@ def scored(ingested: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     rows = []
     for number in ingested.items.parts():
         tables = {"items": ingested.items.read(number), "captions": captions.read(number)}
-        tables["borrowed_captions"] = caption.borrowed_captions(captions).read(number)
+        tables["borrowed_captions"] = borrowed_captions(captions).read(number)
         rows += processor.process(tables).to_pylist()
     return broken, {(row["item_id"], row["view"]): row for row in rows}
 
