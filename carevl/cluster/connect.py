@@ -39,6 +39,8 @@ _DRIVER_ENVIRONMENT = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
     # What Ray prints of lost nodes, in several paragraphs; the command says what is lost, and what to do.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    # A thread that still asks Ray when a command ends would start another Ray, open to all of the machine.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 """Environment variables of this process, read when Ray is imported."""
 

@@ -161,6 +161,32 @@ def test_after_a_fault_its_logs_stay_and_the_error_names_them(tmp_path: Path) ->
     shutil.rmtree(directory)
 
 
+def test_what_a_killed_process_has_left_goes_when_the_next_one_starts(tmp_path: Path) -> None:
+    for name in ("killed", "next"):
+        (tmp_path / name).mkdir()
+    killed = Driver(tmp_path / "killed")
+    directory = Path(killed.facts["directory"])
+    killed.process.kill()
+    killed.process.wait()
+    assert directory.exists()
+    following = Driver(tmp_path / "next")
+    assert not directory.exists()
+    assert Path(following.facts["directory"]).exists()
+    following.end()
+
+
+def test_a_thread_that_asks_ray_after_the_end_starts_no_other() -> None:
+    code = (
+        "from carevl.cluster.connect import ray_cluster; from carevl.settings.tree import Cluster\n"
+        "with ray_cluster(Cluster(num_cpus=1)): import ray\n"
+        "try: ray.put(1)\n"
+        "except Exception as error: print(type(error).__name__)\n"
+        "print(ray.is_initialized())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert ended.stdout.split()[-1] == "False"
+
+
 @pytest.mark.parametrize(
     ("address", "setting", "private"), [("", None, True), ("local", None, True), ("h:1", None, False)]
 )
