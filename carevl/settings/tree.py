@@ -37,12 +37,17 @@ class Cluster(Strict):
     stall_hours: float = Field(
         6.0,
         gt=0,
-        description="Hours in which no pool of a stage finishes a part until the stage is given up; "
-        " raise it where a part takes longer, or nodes are waited for.",
+        description="Hours in which no pool of a stage finishes a part, or workers of a training find no room, until "
+        "the stage is given up; raise it where a part takes longer, or nodes are waited for.",
     )
     launcher: HomePath | None = Field(
         None, description="Cluster launcher file: nodes that Ray may still start by it count as there."
     )
+
+    @property
+    def stall_seconds(self) -> float:
+        """`stall_hours` in seconds."""
+        return 3600 * self.stall_hours
 
 
 class Settings(Strict):

@@ -328,7 +328,7 @@ class RunContext:
             self.pool_progress(),
             rates=rates,
             nodes=nodes,
-            stall_seconds=3600 * self.settings.cluster.stall_hours,
+            stall_seconds=self.settings.cluster.stall_seconds,
         )
         return {name: tally.facts() for name, tally in tallies.items()}
 

@@ -86,6 +86,7 @@ def run(context: RunContext) -> Counts:
         trust_remote_code=settings.judge.trust_remote_code,
         on_progress=progress,
         log=log,
+        stall_seconds=settings.cluster.stall_seconds,
     )
     if trained.rounding is not None:
         log(trained.rounding.line())

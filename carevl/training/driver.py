@@ -36,7 +36,7 @@ from carevl.training.loop import WorkerConfig
 from carevl.training.progress import Progress, follow_log, read_log
 from carevl.training.quantized import check_bitsandbytes
 from carevl.training.record import FILE, TokenBounds, learned_differences
-from carevl.training.room import follow_start, freed_after_loss, reserved
+from carevl.training.room import RoomWatch, freed_after_loss, reserved
 from carevl.training.schedule import Schedule
 from carevl.training.skeleton import load_skeleton
 from carevl.training.stored_layout import StoredLayout
@@ -86,6 +86,7 @@ def train(
     trust_remote_code: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     log: Callable[[str], None] | None = None,
+    stall_seconds: float = 6 * 3600,
 ) -> Trained:
     """Train `judge` on parquet rows.
 
@@ -108,12 +109,14 @@ def train(
         asking: how prompts are written, which `judge/` and `adapter/` keep, too; None: as carevl asks.
         trust_remote_code: whether Python code that comes with the judge may run.
         on_progress: called with the last steps every few seconds, from a thread of its own.
-        log: called with a line while the workers wait for room on the cluster, from a thread of its own.
+        log: called with a line while the workers wait for room on the cluster.
+        stall_seconds: how long they may wait for it.
 
     Raises:
         UserError: rows, judge or settings cannot be used, or `out` holds another training.
         TrainingError: the loss was not a number, or more workers were lost than allowed.
-        MachineError: the disk is full, or Ray's controller of the training was lost as often.
+        MachineError: the disk is full, there was no room for the workers for too long, or Ray's controller of the
+            training was lost more often than workers may be.
     """
     config, used, errors = prepare_training(
         phase,
@@ -133,10 +136,9 @@ def train(
     if not _is_exported(out, training):
         with (
             follow_log(out / "steps.jsonl", config.schedule.steps, training.dpo.beta, on_progress),
-            follow_start(training.workers, log),
             report_damaged(out / "checkpoints", log),
         ):
-            stopped = _fit(config)
+            stopped = _fit(config, RoomWatch(training.workers, log, stall_seconds))
         if curve := read_log(out / "steps.jsonl"):
             from carevl.plots.training_curve import draw_training_curve  # matplotlib is loaded where it is needed
 
@@ -296,12 +298,12 @@ def _encode(
     return schedule, used, errors, TokenBounds.of(encoder)
 
 
-def _fit(config: WorkerConfig) -> str | None:
+def _fit(config: WorkerConfig, room: RoomWatch) -> str | None:
     """Run the workers; return why they stopped early, None when they did not.
 
     Raises:
         TrainingError: more workers were lost than allowed.
-        MachineError: for lack of disk; or Ray's controller of the training was lost as often.
+        MachineError: for lack of disk or room; or Ray's controller of the training was lost as often.
     """
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -311,7 +313,7 @@ def _fit(config: WorkerConfig) -> str | None:
     for lost in itertools.count(1):
         try:
             with freed_after_loss(workers):
-                stopped: str | None = run_interruptible(_trainer(config).fit, config.out).return_value
+                stopped: str | None = run_interruptible(_trainer(config).fit, config.out, room.look).return_value
             return stopped
         except TrainingFailedError as error:
             cause = _cause(error)

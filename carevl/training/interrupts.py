@@ -21,14 +21,17 @@ def stop_file(out: Path) -> Path:
     return out / ".stop"
 
 
-def run_interruptible(fit: Callable[[], Result], out: Path) -> Result:
+def run_interruptible(
+    fit: Callable[[], Result], out: Path, look: Callable[[], None] = lambda: None, every: float = 20.0
+) -> Result:
     """Return what a training returns. It runs in a thread of its own, as Ray Train answers Ctrl-C in its own way.
 
     An interrupt of the main thread tells the workers to write a checkpoint, waits for that, and goes on its way. No
     other thread has interrupts.
+
+    Args:
+        look: called every so many seconds meanwhile; what it raises ends the wait.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return fit()
     stop_file(out).unlink(missing_ok=True)
     ended: Future[Result] = Future()
 
@@ -40,6 +43,8 @@ def run_interruptible(fit: Callable[[], Result], out: Path) -> Result:
 
     try:
         threading.Thread(target=run, daemon=True).start()
+        while not wait([ended], every).done:
+            look()
         return ended.result()
     except KeyboardInterrupt:
         with suppress(OSError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from carevl.periodic import call_every
+from carevl.errors import MachineError
 from carevl.settings.training import Workers
 
 
@@ -15,28 +17,40 @@ def reserved(workers: Workers) -> dict[str, float]:
     return {name: amount for name, amount in resources.items() if amount}
 
 
-@contextmanager
-def follow_start(workers: Workers, log: Callable[[str], None] | None, every: float = 20.0) -> Iterator[None]:
-    """Say what the workers of a training wait for, as long as they do: Ray tries again without a word.
+@dataclass
+class RoomWatch:
+    """What is done while the workers of a training wait for room: Ray tries again without a word, and for ever.
 
     Args:
-        every: seconds between looks; a line that says what the last one said is written once a minute.
+        log: called with a line about the wait, with one that says what the last one said once a minute.
+        limit: seconds that they may wait.
     """
-    if log is None:
-        yield
-        return
-    last, since = "", 0.0
 
-    def look() -> None:
-        nonlocal last, since
-        since += every
-        line = describe_wait(workers)
-        if line is not None and (line != last or since >= 60):
-            log(line)
-            last, since = line, 0.0
+    workers: Workers
+    log: Callable[[str], None] | None
+    limit: float
+    last: str = field(default="", init=False)
+    last_time: float = field(default=0.0, init=False)
+    since: float | None = field(default=None, init=False)
 
-    with call_every(every, look):
-        yield
+    def look(self) -> None:
+        """Say what the workers wait for, if they do.
+
+        Raises:
+            MachineError: they have waited for longer than the limit.
+        """
+        line, now = describe_wait(self.workers), time.monotonic()
+        if line is None:
+            self.since = None
+            return
+        self.since = now if self.since is None else self.since
+        if now - self.since > self.limit:
+            raise MachineError(
+                f"given up after {(now - self.since) / 3600:.1f} hours (cluster.stall_hours): {line.partition(';')[0]}"
+            )
+        if self.log is not None and (line != self.last or now - self.last_time >= 60):
+            self.log(line)
+            self.last, self.last_time = line, now
 
 
 def describe_wait(workers: Workers) -> str | None:
@@ -60,7 +74,7 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 @contextmanager
 def freed_after_loss(workers: Workers) -> Iterator[None]:
-    """Let go of what workers reserve within this context, if Ray's controller of their training is lost in it.
+    """Let go of what workers reserve within this context, if Ray's controller is lost in it, or they are given up.
 
     Ray frees it only with the whole job, or by an actor that asks the dashboard, which a private Ray has not.
     """
@@ -71,7 +85,7 @@ def freed_after_loss(workers: Workers) -> Iterator[None]:
     before = _groups(workers)
     try:
         yield
-    except RayActorError:
+    except (RayActorError, MachineError):
         job = ray.get_runtime_context().get_job_id()
         for group, state in _groups(workers).items():
             if group not in before and group.endswith(job) and state != "REMOVED":

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from carevl.errors import MachineError
 from carevl.settings.training import Workers
-from carevl.training.driver import _run_config, prepare_training
-from carevl.training.room import describe_wait, follow_start
+from carevl.training.driver import _run_config, prepare_training, train
+from carevl.training.room import RoomWatch, describe_wait
 
 SCRIPT = Path(__file__).with_name("worker_that_waits.py")
 
@@ -26,14 +27,22 @@ def test_workers_without_room_say_what_they_ask_for_and_what_there_is(ray):
     group = placement_group([{"CPU": 500, "moon": 1}] * 3)
     lines: list[str] = []
     try:
-        with follow_start(workers, lines.append, every=0.1):
-            while not lines:
-                time.sleep(0.05)
-            time.sleep(0.5)
+        watch = RoomWatch(workers, lines.append, limit=1.0)
+        for _ in range(100):
+            if lines:
+                break
+            time.sleep(0.05)
+            watch.look()
+        watch.look()
         assert len(lines) == 1
         assert "3 x 500 CPU and 1 moon have to start together" in lines[0]
         assert "0 moon (0 free)" in lines[0]
         assert describe_wait(Workers(count=2, num_cpus=500)) is None
+        time.sleep(1.0)
+        with pytest.raises(
+            MachineError, match=r"^given up after .* hours \(cluster.stall_hours\): waits for room: 3 x 500"
+        ):
+            watch.look()
     finally:
         remove_placement_group(group)
 
@@ -64,3 +73,15 @@ def test_nobody_waits_in_a_collective_while_worker_0_writes(judge, sft_rows, wri
     ]
     assert [worker.wait() for worker in workers] == [0, 0]
     assert (tmp_path / "out" / "judge" / "config.json").exists()
+
+
+@pytest.mark.train
+def test_workers_that_find_no_room_are_given_up_and_wait_no_longer(ray, judge, sft_rows, write, quick, tmp_path):
+    training = quick(workers={"count": 2, "num_cpus": 600})
+    with pytest.raises(MachineError, match="2 x 600 CPU have to start together"):
+        train("sft", [write(sft_rows)], judge, tmp_path / "out", training, stall_seconds=1)
+    for _ in range(100):
+        if describe_wait(training.workers) is None:
+            break
+        time.sleep(0.1)
+    assert describe_wait(training.workers) is None
