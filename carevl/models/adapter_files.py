@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carevl.errors import UserError
 from carevl.models.locate import locate_adapter, model_directory, weights_fingerprint
-from carevl.models.own_code import explain_loading_of
+from carevl.models.own_code import explain_loading, explain_loading_of
 from carevl.models.stored_weights import tensor_shapes
+from carevl.store.damage import read_json
 
 if TYPE_CHECKING:
     from carevl.settings.models import Judge
 
 _BASE, _CONFIG = "base.json", "adapter_config.json"
+_WAY_OUT = "copy the adapter again"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _SNAPSHOT = re.compile(r"models--(?:.+--)?(.+?)/snapshots/[0-9a-f]+")
 """Of a path in the cache of huggingface_hub: the model's name."""
@@ -35,7 +37,7 @@ def write_base(adapter: Path, fingerprint: str) -> None:
 def read_base(adapter: Path) -> str | None:
     """Return the fingerprint of the weights that an adapter was trained on; None where nothing says it."""
     file = adapter / _BASE
-    return str(json.loads(file.read_text())["fingerprint"]) if file.is_file() else None
+    return str(read_json(file, _WAY_OUT).get("fingerprint")) if file.is_file() else None
 
 
 def check_adapter(judge: Judge) -> None:
@@ -59,8 +61,10 @@ def check_adapter(judge: Judge) -> None:
             )
     else:
         _check_name(adapter, judge)
+    with explain_loading(adapter):
+        shapes = tensor_shapes(adapter)
     with explain_loading_of(judge):
-        problems = list(_misfits(adapter, Path(model_directory(judge)), judge.trust_remote_code))
+        problems = list(_misfits(shapes, Path(model_directory(judge)), judge.trust_remote_code))
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise UserError(f"{adapter} does not fit {judge.path}: {problems[0]}{more}; give the base that it belongs to")
@@ -74,13 +78,13 @@ def put_on(model: Any, adapter: Path, **options: Any) -> Any:
     """
     from peft import PeftModel
 
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys")
+    with explain_loading(adapter), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
             return PeftModel.from_pretrained(model, adapter, **options)
-    except (RuntimeError, ValueError, UserWarning) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{adapter} does not fit the model that it is put on: {reason}") from None
+        except (RuntimeError, ValueError, UserWarning) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{adapter} does not fit the model that it is put on: {reason}") from None
 
 
 def _check_name(adapter: Path, judge: Judge) -> None:
@@ -107,7 +111,7 @@ def _last_part(name: str) -> str:
     return (cached[1] if cached else re.split(r"[/:]", name.rstrip("/"))[-1]).casefold()
 
 
-def _misfits(adapter: Path, base: Path, trusted: bool) -> Iterator[str]:
+def _misfits(shapes: Mapping[str, Sequence[int]], base: Path, trusted: bool) -> Iterator[str]:
     """Yield the linear layers of a base that an adapter changes by matrices of other sizes.
 
     A layer that goes by another name in this version of transformers is left to PEFT.
@@ -119,7 +123,7 @@ def _misfits(adapter: Path, base: Path, trusted: bool) -> Iterator[str]:
     with torch.device("meta"):
         skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=trusted)
     linear = {name: module for name, module in skeleton.named_modules() if isinstance(module, torch.nn.Linear)}
-    for name, shape in tensor_shapes(adapter).items():
+    for name, shape in shapes.items():
         for end, size, found in ((_A, "in_features", shape[-1]), (_B, "out_features", shape[0])):
             module = name.removeprefix(_PREFIX).removesuffix(end)
             expected = getattr(linear[module], size) if name.endswith(end) and module in linear else found

@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from carevl.miniworld.weights import WEIGHTS
 from tests.cli.test_hostile_paths import places, run_main  # noqa: F401 (places is a fixture)
+from tests.helpers.damaged_files import WAYS
 
 JUDGE = "judge {model} --image {image} --question q --response a --response b"
 CHECK = "check {model}"
 EXPERT = "plan mini --run-dir {run} --set experts.0.path={model}"
-
-
-def _delete(file: Path) -> None:
-    file.unlink()
-
-
-def _empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def _replace(file: Path) -> None:
-    file.write_text("[1, 2, 3]")
-
-
-def _break(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[9] ^= 0xFF  # in a file of weights: of its header
-    file.write_bytes(bytes(data))
-
-
-WAYS: dict[str, Callable[[Path], None]] = {
-    "deleted": _delete,
-    "emptied": _empty,
-    "cut": _cut,
-    "of other contents": _replace,
-    "flipped": _break,
-}
 
 
 def _files(model: str) -> list[str]:

@@ -16,6 +16,7 @@ from carevl.miniworld.weights import WEIGHTS
 from carevl.models.adapter_files import check_adapter, put_on, read_base, write_base
 from carevl.models.locate import weights_fingerprint
 from carevl.settings.models import Judge
+from tests.helpers.damaged_files import WAYS
 
 BASE = WEIGHTS / "judge"
 LAYERS = r"model\.language_model\.layers\.\d+\.self_attn\.q_proj"
@@ -119,3 +120,27 @@ def test_a_configuration_that_is_none_is_refused(adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"adapter_config\.json is no configuration of an adapter"):
         _check(adapter)
+
+
+@pytest.mark.parametrize(
+    ("file", "way"),
+    [
+        *((file, way) for file in ("adapter_config.json", "adapter_model.safetensors") for way in WAYS),
+        *(("base.json", way) for way in WAYS if way != "deleted"),  # then its name decides
+    ],
+)
+def test_a_damaged_adapter_ends_in_a_sentence_that_names_it(adapter: Path, file: str, way: str) -> None:
+    write_base(adapter, weights_fingerprint("miniworld:judge", None))
+    WAYS[way](adapter / file)
+    with pytest.raises(UserError) as raised:
+        RewardModel("miniworld:judge", adapter=str(adapter))
+    assert str(adapter) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [None, [], {"peft_type": "LORA"}, {"peft_type": "NONE"}, {"peft_type": 3}, "text"])
+def test_a_configuration_that_is_none_ends_in_a_sentence_that_names_it(adapter: Path, value: object) -> None:
+    (adapter / "adapter_config.json").write_text(json.dumps(value))
+    with pytest.raises(UserError) as raised:
+        RewardModel("miniworld:judge", adapter=str(adapter))
+    assert str(adapter) in str(raised.value)
