@@ -15,7 +15,7 @@ def sources(
         str | None,
         typer.Argument(
             metavar="[PATH|SETTINGS]",
-            help="A file or directory of preference data, local or s3://, gs://. Or settings: a preset's name or a "
+            help="A file or directory of preference data or questions, local or s3://, gs://. Or settings: a preset's name or a "
             "YAML file.",
         ),
     ] = None,
@@ -28,7 +28,7 @@ def sources(
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of each file to read.")] = 1000,
 ) -> None:
-    """List the preference formats that can be read, or tell what is found at a path or in the sources of settings.
+    """List the formats that can be read, or tell what is found at a path or in the sources of settings.
 
     Without an argument: every format, the columns that it is known by, and the smallest row. With one: the format of
     each file, and the first of each kind of problem with its rows and images. Sources of settings are read as a run
@@ -53,7 +53,8 @@ def sources(
     elif target is None:
         lines = describe_formats()
     else:
-        lines = describe_source(Source("source", target, format_name, image_root=image_root), rows, ImageLimits())
+        source = Source("source", target, format_name, image_root=image_root, respond=True)
+        lines = describe_source(source, rows, ImageLimits())
     for line in lines:
         typer.echo(line)
 

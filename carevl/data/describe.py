@@ -1,4 +1,4 @@
-"""Describe the preference formats, and data on disk, in lines of text."""
+"""Describe the formats, and data on disk, in lines of text."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def describe_sources(
 
 def _declared(source: Source) -> str:
     """Return a source's name, path, and fields that are not as they are by default."""
-    given = {field.name: getattr(source, field.name) for field in fields(source) if field.name not in ("name", "path")}
+    named = [field.name for field in fields(source) if field.name not in ("name", "path", "respond")]
+    given = {name: getattr(source, name) for name in named}
     defaults = {field.name: field.default for field in fields(source)}
     others = [f"{name}: {json.dumps(value)}" for name, value in given.items() if value != defaults[name]]
     return ", ".join([f"{source.name}: {source.path}", *others])
@@ -74,16 +75,18 @@ def describe_source(source: Source, rows: int, limits: ImageLimits, fetcher: Url
         yield passed_over(others)
     formats = detect_formats(source)
     for file, source_rows in read_files(source):
-        name, count = formats[file] or "no known format", 0
+        name, count, asked = formats[file] or "no known format", 0, 0
         problems: dict[str, list[str]] = {}
         for row in itertools.islice(source_rows, rows):
             count += 1
             _, item = intake(row)
+            asked += item["responses"] == []
             if error := item["error"]:
                 problems.setdefault(error["kind"], []).append(
                     f"row {row.locator.rpartition('#')[2]}: {error['message']}"
                 )
         rows_read = f"first {count} rows" if count == rows else f"{count} rows"
-        yield f"{clean(file)}: {name}, {rows_read}, {sum(map(len, problems.values()))} with an error"
+        questions = f", {asked} without responses, which respond.models write" if asked else ""
+        yield f"{clean(file)}: {name}, {rows_read}, {sum(map(len, problems.values()))} with an error{questions}"
         for kind, messages in problems.items():
             yield f"  {len(messages)} {kind}, first {messages[0]}"

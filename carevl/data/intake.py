@@ -192,7 +192,7 @@ def _item(row: SourceRow, preference: Preference, images: Sequence[str]) -> dict
         raise RowError("image_places", f"the texts have {n_places} places for images, and the row has {len(images)}")
     order = sorted(range(len(preference.responses)), key=lambda n: (_sha256(preference.responses[n]), n))
     responses = [preference.responses[n] for n in order]
-    ratings = None if preference.preference is None else [preference.preference[n] for n in order]
+    ratings = [preference.preference[n] for n in order] if preference.preference else None
     return {
         "item_id": item_id(images, places, preference.turns, preference.question, responses),
         "images": list(images),

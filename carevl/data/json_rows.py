@@ -190,9 +190,12 @@ class _Text:
                 if not cut or not self._more(max(_CHUNK_BYTES, len(self._text) - self._at)):
                     raise ValueError(failure.msg) from None
                 continue
-            # A value that ends with the window may go on behind it: 12 of 123 is a number too.
-            if end == len(self._text) and self._more(_CHUNK_BYTES):
-                continue
+            # A number near the end of the window may go on behind it: 12 of 123 is one too, and so is that of 12e+3.
+            if isinstance(value, int | float) and len(self._text) - end < _LONGEST_TOKEN:
+                length = end - self._at
+                if self._more(_CHUNK_BYTES):
+                    continue
+                end = self._at + length
             damage = not_utf8(self._text[self._at : end])
             self._at = end
             return value if damage is None else RowError("row", damage)

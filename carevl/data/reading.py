@@ -17,14 +17,14 @@ from carevl.data.formats import FORMATS
 from carevl.data.formats.base import Format
 from carevl.data.formats.detection import UnknownFormatError, detect_in
 from carevl.data.json_rows import json_values
-from carevl.data.rows import ErrorKind, Preference, Row, RowError, clean
+from carevl.data.rows import WITHOUT_RESPONSES, ErrorKind, Preference, Row, RowError, clean
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Preference data in one place."""
+    """Preference data, or questions for models to answer, in one place."""
 
     name: str
     path: str
@@ -40,6 +40,8 @@ class Source:
     """Whether rows whose image is missing are questions about text alone."""
     captions: str | None = None
     """JSON file of image name to caption or captions (LLaVA-RLHF's image_to_caption.json)."""
+    respond: bool = False
+    """Whether models write responses to rows that have none, which are errors otherwise."""
 
     def __post_init__(self) -> None:
         if self.format is not None:
@@ -170,7 +172,7 @@ def _recognise(source: Source, filesystem: pafs.FileSystem, file: str) -> Format
         return FORMATS[source.format]
     rows = (_with_image(record.row) for record in read_records(filesystem, file) if record.row is not None)
     try:
-        return detect_in(rows)
+        return detect_in(rows, source.respond)
     except UnknownFormatError as failure:
         return failure
 
@@ -197,7 +199,10 @@ def _read(
     if isinstance(image, str) and image in captions:
         row = {**row, "captions": captions[image]}
     try:
-        return replace(read, preference=fitting.read(row))
+        preference = fitting.read(row)
+        if not preference.responses and not place.source.respond:
+            raise RowError("responses", f"no responses; {WITHOUT_RESPONSES}")
+        return replace(read, preference=preference)
     except RowError as failure:
         return replace(read, error=failure)
     except Exception as failure:  # a reader of one's own, or what none has met before, costs its row and no run

@@ -35,6 +35,8 @@ ErrorKind = Literal[
     "image_broken",  # not an image of a known format, or truncated
 ]
 
+WITHOUT_RESPONSES = "a preference needs two or more: name models that write them in respond.models"
+"""What to do about questions alone."""
 _UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
 _NUMBER = re.compile(r"\s*[+-]?\d{1,30}(\.\d{1,30})?\s*", re.ASCII)
 
@@ -67,22 +69,23 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
 
 @dataclass(frozen=True)
 class Preference:
-    """A question about an image, several or none, with the responses to choose from.
+    """A question about an image, several or none, with the responses to choose from, or with none where models write them.
 
     Raises:
-        RowError: the question is empty; there are no responses, one, a blank one, or only equal ones; the preference
-            has another length than the responses or is not finite.
+        RowError: the question is empty; there is one response, a blank one, or only equal ones; the preference has
+            another length than the responses or is not finite.
     """
 
     question: str
     responses: tuple[str, ...]
+    """Two or more, or none: one alone, such as the answer of a data set, is `answer` in `extra`."""
     preference: tuple[float, ...] | None
     """One per response, higher is better; None where the source does not say."""
     images: object
     """The reference as found (bytes, struct, path, URI), or a list of them, in the order of their places; an empty list
     where nothing is shown, None where the image is missing."""
     extra: dict[str, object] = dataclass_field(default_factory=dict)
-    """Other facts of the row, plain JSON values."""
+    """Other facts of the row, plain JSON values; `answer` (text) and `answers` (texts) are right answers of its source."""
     places: tuple[int, ...] | None = None
     """Characters of the question before which an image stands; None: all images stand before it."""
     turns: tuple[Turn, ...] = ()
@@ -101,9 +104,8 @@ class Preference:
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise RowError("question", "the question is empty")
-        if len(self.responses) < 2:
-            count = "only one response" if self.responses else "no responses"
-            raise RowError("responses", f"{count}; a preference needs two or more")
+        if len(self.responses) == 1:
+            raise RowError("responses", "only one response; a preference needs two or more")
         blank = [n for n, response in enumerate(self.responses, 1) if not response.strip()]
         if blank:
             raise RowError("responses", f"response {blank[0]} of {len(self.responses)} is blank; leave the row out")

@@ -166,7 +166,7 @@ class Sources:
             place.mkdir()
             for name, data in case.files.items():
                 (place / name).write_bytes(data)
-            items = _take_in(Source("fuzz", str(place)))[1]
+            items = _take_in(Source("fuzz", str(place), respond=case.of_questions))[1]
             bad = [item["error"] for item in items if item["error"]]
             if bad or len(items) != ROWS:
                 raise SystemExit(f"{case.name}: the intact source has {len(items)} rows: {bad}")
@@ -191,7 +191,7 @@ class Sources:
             "errors": {},
         }
         try:
-            images, items = _take_in(Source("fuzz", str(place), declared))
+            images, items = _take_in(Source("fuzz", str(place), declared, respond=case.of_questions))
             _follow(images, items)
             fault = _find_fault(case, known_of(case, file, data), self.intact[n], items) or _divide(place / case.data)
         except Exception:

@@ -41,6 +41,10 @@ class Case:
     ends: list[int] | None = None
 
     @property
+    def of_questions(self) -> bool:
+        return FORMATS[self.name.partition(" ")[0]].of_questions
+
+    @property
     def ending(self) -> str:
         """The ending of the file of rows, without that of its packing."""
         return "tar" if self.data.endswith(".tgz") else self.data.removesuffix(packing(self.data)).rpartition(".")[2]

@@ -78,7 +78,7 @@ def test_a_tenth_of_broken_images_costs_those_rows(
         (tmp_path / f"{n}.png").write_bytes(draw("GIF" if n % 5 else "PNG", seed=n))  # most endings are wrong
     images = [*(f"{n}.png" for n in range(54)), *broken]
     path = write_lines([changed(FORMATS[name].example, "a.png", image) for image in images])
-    pictures, items = take_in(Source("s", str(path)))
+    pictures, items = take_in(Source("s", str(path), respond=FORMATS[name].of_questions))
     errors = Counter(item["error"]["kind"] for item in items if item["error"])
     assert errors == Counter(broken.values())
     assert sum(len(item["sources"]) for item in items) == 60
@@ -94,7 +94,11 @@ def test_odd_texts_and_repeated_ids_are_items(
     questions = ["a\0b?", "\udfff what?", long.strip(), "ordinary?"]
     rows = [changed(FORMATS[name].example, QUESTION, question) | {"id": "same"} for question in questions]
     rows.append(changed(rows[-1], "A dog.", "A \0\ud800 dog."))
-    _, items = take_in(Source("s", str(write_lines(rows))))
+    _, items = take_in(Source("s", str(write_lines(rows)), respond=FORMATS[name].of_questions))
+    if FORMATS[name].of_questions:  # the last row says something else of an answer alone
+        assert [len(item["sources"]) for item in items if "ordinary?" in str(item["question"])] == [2]
+        assert [item["error"] for item in items] == [None] * 4
+        return
     assert [item["error"] for item in items] == [None] * 5
     assert {item["question"] for item in items} == {"a\ufffdb?", "\ufffd what?", long.strip(), "ordinary?"}
     assert "A \ufffd\ufffd dog." in {text for item in items for text in item["responses"]}
@@ -110,13 +114,14 @@ def test_a_column_that_is_null_wrong_or_absent_in_some_rows_costs_those_rows(
     (tmp_path / "a.png").write_bytes(draw())
     good = FORMATS[name].example
     bad = [good | {column: None}, good | {column: 7.5}, {key: value for key, value in good.items() if key != column}]
-    _, items = take_in(Source("s", str(write_lines([good, *bad, changed(good, QUESTION, "Other?")]))))
+    path = write_lines([good, *bad, changed(good, QUESTION, "Other?")])
+    _, items = take_in(Source("s", str(path), respond=FORMATS[name].of_questions))
     assert sum(len(item["sources"]) for item in items) == 5
     errors = [item["error"]["kind"] for item in items if item["error"]]
     if column in IMAGES:
         # Where the format needs no column for images, a row without one is about text alone.
         assert errors == ["image_missing"] * (2 if name == "trl" else 3)
-    elif column not in ("ds_name", "source_preference"):
+    elif column not in ("ds_name", "source_preference", "answer", "answers"):
         assert len(errors) == 3
     assert {QUESTION, "Other?"} <= {item["question"] for item in items}
 
@@ -131,7 +136,8 @@ def test_a_shard_without_a_column_or_rows_costs_that_shard(
     write_lines([{"caption": "x"}], "rows/1.jsonl")
     write_lines([], "rows/2.jsonl")
     write_lines([changed(FORMATS["items"].example, QUESTION, "Of another format?")], "rows/3.jsonl")
-    _, items = take_in(Source("s", str(tmp_path / "rows"), image_root=str(tmp_path)))
+    respond = FORMATS[name].of_questions
+    _, items = take_in(Source("s", str(tmp_path / "rows"), image_root=str(tmp_path), respond=respond))
     assert [item["error"]["kind"] for item in items if item["error"]] == ["format"]
     assert {item["question"] for item in items if not item["error"]} == {QUESTION, "Of another format?"}
 
@@ -140,7 +146,7 @@ def test_a_whole_ingest_accounts_for_every_bad_row(
     broken: dict[str, str], write_lines: Lines, tmp_path: Path, draw: Callable[..., bytes]
 ) -> None:
     declared = []
-    for name, row in ((name, FORMATS[name].example) for name in OF_IMAGES):
+    for name, row in ((name, FORMATS[name].example) for name in OF_IMAGES if not FORMATS[name].of_questions):
         (tmp_path / f"{name}.png").write_bytes(draw(seed=len(declared)))
         rows = [changed(row, "a.png", f"{name}.png"), *(changed(row, "a.png", image) for image in broken)]
         declared.append(SettingsSource(path=str(write_lines(rows, f"{name}.jsonl")), name=name))
@@ -149,8 +155,8 @@ def test_a_whole_ingest_accounts_for_every_bad_row(
     settings = settings.model_copy(update={"data": data, "benchmarks": []})
     run = Run(tmp_path / "run")
     written = ingest.run_ingest(settings, run, tmp_path / "ingest", lambda *_: None)
-    assert written["rows_in"] == 7 * len(OF_IMAGES)
-    assert (written["rows_out"], written["errors"]) == (7 * len(OF_IMAGES), 6 * len(OF_IMAGES))
+    assert written["rows_in"] == 7 * len(declared)
+    assert (written["rows_out"], written["errors"]) == (7 * len(declared), 6 * len(declared))
     assert (written["contaminated"], written["contamination"]) == (0, {})
 
 

@@ -44,11 +44,15 @@ def test_the_example_of_a_format_is_detected_and_read_into_an_item(
     row = json.loads(block)
     assert row == FORMATS[name].example
     (tmp_path / "a.png").write_bytes(draw())
-    source = Source("mine", str(write_lines([row])))
+    source = Source("mine", str(write_lines([row])), respond=FORMATS[name].of_questions)
     assert list(detect_formats(source).values()) == [name]
     _, [item] = take_in(source)
     assert item["error"] is None
     assert item["question"] == "What is it?"
+    if FORMATS[name].of_questions:
+        extra = json.loads(item["sources"][0]["extra"])
+        assert (item["responses"], extra.get("answer") or extra["answers"][0]) == ([], "A cat.")
+        return
     best = item["responses"][item["source_preference"].index(max(item["source_preference"]))]
     assert (best, sorted(item["responses"])) == ("A cat.", ["A cat.", "A dog."])
 

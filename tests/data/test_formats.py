@@ -13,13 +13,15 @@ import pytest
 
 from carevl.data import formats
 from carevl.data.formats import FORMATS
-from carevl.data.formats.detection import UnknownFormatError, columns_of, detect
+from carevl.data.formats.detection import NoResponsesError, UnknownFormatError, columns_of, detect
 from carevl.data.reading import Source, detect_formats, read_source
 from carevl.data.rows import RowError
 from carevl.errors import SettingsError
 from carevl.judging.turns import Turn
 
 IMAGE = "a.png"
+OF_RESPONSES = [name for name, known in FORMATS.items() if not known.of_questions]
+OF_QUESTIONS = [name for name, known in FORMATS.items() if known.of_questions]
 OF_TEXT = ("helpsteer3", "text-pair")
 """Formats whose smallest example is about no image."""
 ASKED, GOOD, BAD = "What is it?", "A cat.", "A dog."
@@ -57,10 +59,22 @@ def test_every_file_of_the_package_is_a_registered_format() -> None:
     assert all(FORMATS[member.name] is member for member in members)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", OF_QUESTIONS)
+def test_smallest_example_of_questions_is_detected_where_models_answer(name: str) -> None:
+    row = FORMATS[name].example
+    assert detect(columns_of([row]), questions=True).name == name
+    found = FORMATS[name].read(row)
+    assert (found.question, found.references, found.responses, found.preference) == (ASKED, (IMAGE,), (), None)
+    assert GOOD in (found.extra.get("answer"), *found.extra.get("answers", ()))
+    with pytest.raises(NoResponsesError, match=r"Closest is .*As .* the rows have no responses; .* respond\.models"):
+        detect(columns_of([row]))
+
+
+@pytest.mark.parametrize("name", OF_RESPONSES)
 def test_smallest_example_is_detected_and_read(name: str) -> None:
     row = FORMATS[name].example
     assert detect(columns_of([row])).name == name
+    assert detect(columns_of([row]), questions=True).name == name
     found = FORMATS[name].read(row)
     assert (found.question, found.references) == (ASKED, () if name in OF_TEXT else (IMAGE,))
     assert found.preference is not None
@@ -178,7 +192,6 @@ def test_as_many_tags_as_images_or_none() -> None:
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        ({"responses": []}, "responses"),
         ({"responses": [GOOD]}, "responses"),
         ({"responses": [GOOD, GOOD, GOOD]}, "responses"),
         ({"responses": [GOOD, None]}, "format"),
@@ -193,6 +206,63 @@ def test_items_that_cannot_be_judged_are_errors(change: dict[str, object], kind:
     with pytest.raises(RowError) as failure:
         FORMATS["items"].read(FORMATS["items"].example | {"source_preference": None} | change)
     assert failure.value.kind == kind
+
+
+@pytest.mark.parametrize("name", ["items", "vlfeedback"])
+def test_a_row_with_an_empty_list_of_responses_is_a_question_where_models_answer(
+    name: str, write_lines: Callable[..., Path]
+) -> None:
+    column = "responses" if name == "items" else "completions"
+    good = {name: value for name, value in FORMATS[name].example.items() if name != "source_preference"}
+    path = write_lines([good, good | {column: []}])
+    full, bare = read_source(Source("s", str(path), respond=True))
+    assert full.preference.responses == (GOOD, BAD)
+    assert (bare.preference.question, bare.preference.responses, bare.error) == (ASKED, (), None)
+    full, bare = read_source(Source("s", str(path)))
+    assert (full.error, bare.error.kind) == (None, "responses")
+    assert bare.error.message.endswith("name models that write them in respond.models")
+
+
+def test_one_response_alone_is_an_error_where_models_answer_too(write_lines: Callable[..., Path]) -> None:
+    good = FORMATS["items"].example
+    path = write_lines([good, good | {"responses": [GOOD], "source_preference": None}])
+    _, row = read_source(Source("s", str(path), respond=True))
+    assert row.error.message == "only one response; a preference needs two or more"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"image": "text", "question": "text", "chosen": "number", "rejected": "text"},
+        {"image": "text", "question": "text", "chosen": "text"},
+        {"image": "text", "question": "text", "responses": "text"},
+    ],
+)
+def test_a_table_of_mistyped_responses_is_not_taken_for_questions(columns: dict[str, str]) -> None:
+    with pytest.raises(UnknownFormatError, match=r"Closest is (spa-vl|items), which also needs"):
+        detect(columns, questions=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "extra"),
+    [
+        ({}, {"answer": GOOD}),
+        ({"answer": 3}, {"answer": "3"}),
+        ({"answer": float("nan")}, {}),
+        ({"answer": " "}, {}),
+        ({"answer": None, "answers": [GOOD, None, "A pet."]}, {"answers": [GOOD, "A pet."]}),
+        ({"answer": [{"answer": GOOD, "answer_id": 1}]}, {"answers": [GOOD]}),
+        ({"answer": None, "answers": GOOD, "id": "7"}, {"answer": GOOD, "id": "7"}),
+    ],
+)
+def test_right_answers_are_kept_beside_the_question(change: dict[str, object], extra: dict[str, object]) -> None:
+    assert FORMATS["question"].read(FORMATS["question"].example | change).extra == extra
+
+
+@pytest.mark.parametrize("answer", [True, {"text": GOOD}, [[GOOD]]])
+def test_right_answers_of_another_type_are_errors(answer: object) -> None:
+    with pytest.raises(RowError, match="should be text or a number, found"):
+        FORMATS["question"].read(FORMATS["question"].example | {"answer": answer})
 
 
 def test_rlhf_v_text_that_is_not_json_is_an_error() -> None:

@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from carevl.data import json_rows
 from carevl.data.json_rows import LostRowsError, json_values, line_values
 from carevl.data.rows import RowError
 
@@ -61,3 +62,10 @@ def test_an_array_that_breaks_off_says_where(text: str, rows: int, message: str)
         next(values)
     assert message in str(failure.value)
     assert failure.value.rows == 1
+
+
+@pytest.mark.parametrize("number", ["123", "1.5", "12e+30", "-1.5E-7"])
+def test_a_number_across_the_edge_of_what_is_read_is_one(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in range(1, 9):
+        monkeypatch.setattr(json_rows, "_CHUNK_BYTES", size)
+        assert list(json_values(io.BytesIO(f"[{number}, {number}]".encode()))) == [float(number)] * 2

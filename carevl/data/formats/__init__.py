@@ -1,4 +1,4 @@
-"""The registry of preference formats, one file each."""
+"""The registry of preference formats, and of formats of questions without responses, one file each."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from carevl.data.formats import (
     ms_swift,
     openai,
     povid,
+    question,
     rlaif_v,
     rlhf_v,
     spa_vl,
@@ -43,6 +44,7 @@ FORMATS = Registry(
         items.FORMAT,
         helpsteer3.FORMAT,
         text_pair.FORMAT,
+        question.FORMAT,
     ),
 )
 """Every format by name. Where two fit equally well, the first one is detected."""

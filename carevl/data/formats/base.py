@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from carevl.data.rows import Preference, Row, RowError, facts, items_of, references_of, text
+from carevl.data.rows import Preference, Row, RowError, facts, items_of, kind_of, readable, references_of, text
 from carevl.data.turns import ONE_FOR_BOTH, Turn, follow, join_dialogues, place_images, read_response, references
 
 ANY = "any"
@@ -16,6 +16,12 @@ PAIR = {"chosen": "text", "rejected": "text"}
 ORIGIN = {"ds_name|origin_dataset": "text"}
 _REJECTED_IMAGES = ("rejected_images", "rejected_image", "image_rejected")
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_RESPONSES = (
+    *PAIR,
+    *("responses", "completions", "conversation_a", "conversation_b", "response1", "response2", "output_1", "output_2"),
+    *("preferred_output", "non_preferred_output", "rejected_response", "rejected_messages", "rejected_conversations"),
+)
+"""Columns of responses: rows that have one are no questions alone, even where it has another type than it should."""
 _LOOKS_LIKE_IMAGES = re.compile("image|img|pict|photo|pixel|screenshot|frame", re.IGNORECASE).search
 """Of a column's name."""
 FIRST, SECOND = (1.0, 0.0), (0.0, 1.0)
@@ -32,9 +38,11 @@ class Format:
     read: Callable[[Row], Preference]
     """Turns a row into its preference; raises RowError where the row does not fit."""
     example: dict[str, Any]
-    """The smallest row: a question about `a.png`, of which the answer `A cat.` is the better one."""
+    """The smallest row: a question about `a.png`, of which the answer `A cat.` is the better one, or the right one."""
     of_text: bool = False
     """Whether it is recognised by texts alone: then no other column may look like one of images."""
+    of_questions: bool = False
+    """Whether its rows have no responses: it is detected only where models write them."""
 
     def lacking(self, columns: Mapping[str, str]) -> list[str]:
         """Return the expected columns that are absent or of another type, in words.
@@ -47,10 +55,14 @@ class Format:
             for names, kinds in self.columns.items()
             if not any(_fits(columns[name], kinds) for name in names.split("|") if name in columns)
         ]
-        unread = [
-            name for name, kind in columns.items() if self.of_text and kind != "null" and _LOOKS_LIKE_IMAGES(name)
-        ]
+        unread = [name for name, kind in columns.items() if kind != "null" and self._forbids(name)]
         return [*lacking, *(f"no column `{name}`" for name in unread)]
+
+    def _forbids(self, column: str) -> bool:
+        """Tell whether a column shows that the rows are of another format."""
+        if self.of_text:
+            return _LOOKS_LIKE_IMAGES(column) is not None
+        return self.of_questions and column in _RESPONSES
 
 
 def _fits(kind: str, kinds: str) -> bool:
@@ -84,6 +96,42 @@ def read_preference(
     places = None if not shown and found is None else question.places
     found = None if shown and found == [] else found
     return Preference(question.text, responses, preference, found, facts(row, *extra), places, dialogue[:-1])
+
+
+def read_question(row: Row, turns: Sequence[Turn], *extra: str, images: Sequence[str]) -> Preference:
+    """Return the question of a row without responses, with the right answers in its `answer` and `answers`.
+
+    Arguments and errors are those of `read_preference`.
+    """
+    question = read_preference(row, turns, (), None, *extra, images=images)
+    answers = {name: value for field in ("answer", "answers") for name, value in _right_answers(row, field)}
+    return replace(question, extra=question.extra | answers)
+
+
+def _right_answers(row: Row, field: str) -> Iterator[tuple[str, object]]:
+    """Yield `answer` with a text, or `answers` with texts, as a column has one or a list; nothing where it is empty.
+
+    In a list, a struct stands for its `answer`, as in VQA.
+    """
+    value = readable(row.get(field))
+    if isinstance(value, list | tuple):
+        entries = [entry.get("answer") if isinstance(entry, Mapping) else entry for entry in value]
+        texts = [_answer(entry, f"{field}[{n}]") for n, entry in enumerate(entries)]
+        if filled := [entry for entry in texts if entry]:
+            yield "answers", filled
+    elif answer := _answer(value, field):
+        yield "answer", answer
+
+
+def _answer(value: object, field: str) -> str | None:
+    """Return an answer, a number as text; None for null, NaN (an empty cell of pandas) and blank text."""
+    if value is None or value != value:  # noqa: PLR0124
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise RowError("format", f"`{field}` should be text or a number, found {kind_of(value)}")
+    return text(value, field).strip() or None
 
 
 def images_of(row: Row, names: Sequence[str], turns: Sequence[Turn], required: bool) -> object:

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from carevl.data.formats import FORMATS
 from carevl.data.formats.base import Format
-from carevl.data.rows import ErrorKind, Row, kind_of
+from carevl.data.rows import WITHOUT_RESPONSES, ErrorKind, Row, kind_of
 from carevl.errors import DataError
 
 
@@ -24,6 +24,12 @@ class ImagePairError(UnknownFormatError):
     """The rows prefer one of two images to the other, as data for the generation of images do."""
 
     kind = "image_pair"
+
+
+class NoResponsesError(UnknownFormatError):
+    """The rows fit formats of questions alone, and no model writes responses."""
+
+    kind = "responses"
 
 
 _IMAGE_PAIRS = (
@@ -42,18 +48,21 @@ def columns_of(rows: Iterable[Row]) -> dict[str, str]:
     return _columns(Counter(_shape(row) for row in rows))
 
 
-def detect(columns: Mapping[str, str]) -> Format:
+def detect(columns: Mapping[str, str], questions: bool = False) -> Format:
     """Return the format that expects the most of these columns and lacks none.
 
     Args:
         columns: column to type, as from `columns_of`.
+        questions: whether formats of questions without responses are among those that may be returned.
 
     Raises:
+        NoResponsesError: formats of questions alone fit, and are not among those.
         ImagePairError: every format lacks a column, and there are columns of a preferred image and another.
         UnknownFormatError: every format lacks a column; the message shows the columns and the closest format.
     """
     lacking = {name: candidate.lacking(columns) for name, candidate in FORMATS.items()}
-    fitting = [candidate for name, candidate in FORMATS.items() if not lacking[name]]
+    candidates = [candidate for candidate in FORMATS.values() if questions or not candidate.of_questions]
+    fitting = [candidate for candidate in candidates if not lacking[candidate.name]]
     if fitting:
         return max(fitting, key=lambda candidate: len(candidate.columns))
     for better, worse in _IMAGE_PAIRS:
@@ -63,20 +72,26 @@ def detect(columns: Mapping[str, str]) -> Format:
                 "to the same images: such data train no judge of responses; leave the source out, or name the image "
                 "that both responses are about `image`"
             )
-    closest = max(FORMATS.values(), key=lambda candidate: 1 - len(lacking[candidate.name]) / len(candidate.columns))
+    closest = max(candidates, key=lambda candidate: 1 - len(lacking[candidate.name]) / len(candidate.columns))
     shown = ", ".join(f"{name} ({kind})" for name, kind in list(columns.items())[:40]) or "none"
-    raise UnknownFormatError(
+    message = (
         f"no known format has these columns: {shown[:1000]}. Closest is {closest.name}, which also needs "
         f"{', '.join(lacking[closest.name])}. Rename the columns or set the source's format to one of "
-        f"{', '.join(FORMATS)}"
+        f"{', '.join(candidate.name for candidate in candidates)}"
     )
+    if of_questions := [name for name, lacks in lacking.items() if not lacks]:
+        raise NoResponsesError(f"{message}. As {of_questions[0]} the rows have no responses; {WITHOUT_RESPONSES}")
+    raise UnknownFormatError(message)
 
 
-def detect_in(rows: Iterable[Row]) -> Format | None:
+def detect_in(rows: Iterable[Row], questions: bool = False) -> Format | None:
     """Return the format of a file by its first 16 rows, or by more where none fits them; None where it has no rows.
 
     A format that fits these rows together comes first, then one that fits some of them alone. A format of texts is
     chosen where none of the first 1,000 rows fits another.
+
+    Args:
+        questions: as `detect` takes it.
 
     Raises:
         UnknownFormatError: no format fits any of the first 1,000 rows.
@@ -88,10 +103,10 @@ def detect_in(rows: Iterable[Row]) -> Format | None:
         shapes[shape] += 1
         if n == _HEAD_ROWS or (n > _HEAD_ROWS and is_news):
             with suppress(UnknownFormatError):
-                fitting = _detect(shapes)
+                fitting = _detect(shapes, questions)
                 if not fitting.of_text:  # rows with images may follow
                     return fitting
-    return _detect(shapes) if shapes else None
+    return _detect(shapes, questions) if shapes else None
 
 
 _Shape = tuple[tuple[str, str], ...]
@@ -112,11 +127,11 @@ def _columns(shapes: Counter[_Shape]) -> dict[str, str]:
     return {name: counts.most_common(1)[0][0] for name, counts in kinds.items()}
 
 
-def _detect(shapes: Counter[_Shape]) -> Format:
+def _detect(shapes: Counter[_Shape], questions: bool) -> Format:
     try:
-        return detect(_columns(shapes))
+        return detect(_columns(shapes), questions)
     except UnknownFormatError:
         for shape, _ in shapes.most_common():
             with suppress(UnknownFormatError):
-                return detect(dict(shape))
+                return detect(dict(shape), questions)
         raise
