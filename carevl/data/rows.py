@@ -69,7 +69,7 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
 
 @dataclass(frozen=True)
 class Preference:
-    """A question about an image, several or none, with the responses to choose from, or with none where models write them.
+    """A question about an image, several or none, with the responses to choose from; none where models write them.
 
     Raises:
         RowError: the question is empty; there is one response, a blank one, or only equal ones; the preference has
@@ -85,7 +85,7 @@ class Preference:
     """The reference as found (bytes, struct, path, URI), or a list of them, in the order of their places; an empty list
     where nothing is shown, None where the image is missing."""
     extra: dict[str, object] = dataclass_field(default_factory=dict)
-    """Other facts of the row, plain JSON values; `answer` (text) and `answers` (texts) are right answers of its source."""
+    """Other facts of the row, plain JSON values; `answer` (a text) or `answers` (texts) are right by its source."""
     places: tuple[int, ...] | None = None
     """Characters of the question before which an image stands; None: all images stand before it."""
     turns: tuple[Turn, ...] = ()
