@@ -54,7 +54,10 @@ class SourceRow:
 
     source: Source
     locator: str
-    """`FILE#ROW`, the file's path relative to the source, rows counted from 0: the same wherever the source lies."""
+    """`FILE#ROW`, the file's path relative to the source, rows counted from 0: the same wherever the source lies.
+
+    `FILE#ROW.PIECE` where a row is divided.
+    """
     directory: str
     """Where the file lies."""
     format: str | None
@@ -107,7 +110,7 @@ def _read_file(
     captions: Mapping[str, Any],
 ) -> Iterator[SourceRow]:
     for record in read_records(filesystem, file):
-        yield _read(replace(place, locator=f"{place.locator}#{record.number}"), record, fitting, captions)
+        yield from _read(replace(place, locator=f"{place.locator}#{record.number}"), record, fitting, captions)
 
 
 def passed_over(endings: Mapping[str, int]) -> str:
@@ -186,28 +189,45 @@ def _with_image(row: Row) -> Row:
 
 def _read(
     place: SourceRow, record: Record, fitting: Format | UnknownFormatError | None, captions: Mapping[str, Any]
-) -> SourceRow:
-    """Return a row that says where it is from, with what the record holds."""
+) -> Iterator[SourceRow]:
+    """Yield a row that says where it is from with what the record holds; several where its format divides it."""
     if record.row is not None and not isinstance(fitting, Format):
         kind: ErrorKind = "format" if fitting is None else fitting.kind
-        return replace(place, error=RowError(kind, str(fitting or "no format was recognised")))
+        yield replace(place, error=RowError(kind, str(fitting or "no format was recognised")))
+        return
     read = replace(place, format=fitting.name if isinstance(fitting, Format) else None)
     if record.row is None or not isinstance(fitting, Format):
-        return replace(read, error=record.error)
+        yield replace(read, error=record.error)
+        return
     row = _with_image(record.row)
     image = row.get("image")
     if isinstance(image, str) and image in captions:
         row = {**row, "captions": captions[image]}
     try:
+        pieces = [row] if fitting.divide is None else list(fitting.divide(row))
+    except Exception as failure:
+        yield replace(read, error=_error_of(failure, fitting))
+        return
+    for n, piece in enumerate(pieces):
+        locator = read.locator if len(pieces) == 1 else f"{read.locator}.{n}"
+        yield _read_piece(replace(read, locator=locator), piece, fitting)
+
+
+def _read_piece(place: SourceRow, row: Row, fitting: Format) -> SourceRow:
+    try:
         preference = fitting.read(row)
         if not preference.responses and not place.source.respond:
             raise RowError("responses", f"no responses; {WITHOUT_RESPONSES}")
-        return replace(read, preference=preference)
-    except RowError as failure:
-        return replace(read, error=failure)
-    except Exception as failure:  # a reader of one's own, or what none has met before, costs its row and no run
-        error = RowError("format", f"the reader of {fitting.name} fails here: {type(failure).__name__}: {failure}")
-        return replace(read, error=error)
+        return replace(place, preference=preference)
+    except Exception as failure:
+        return replace(place, error=_error_of(failure, fitting))
+
+
+def _error_of(failure: Exception, fitting: Format) -> RowError:
+    """Return the error of a row: a reader of one's own, or what none has met before, costs its row and no run."""
+    if isinstance(failure, RowError):
+        return failure
+    return RowError("format", f"the reader of {fitting.name} fails here: {type(failure).__name__}: {failure}")
 
 
 def _read_captions(filesystem: pafs.FileSystem, file: str) -> Mapping[str, Any]:

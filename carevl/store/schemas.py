@@ -15,7 +15,7 @@ ITEM_SOURCE = pa.struct(
     [
         ("source", pa.string()),  # name of the source in the settings
         ("format", pa.string()),  # name of the preference format; null when none was found
-        ("locator", pa.string()),  # FILE#ROW, file relative to the source, rows from 0; also where a file broke off
+        ("locator", pa.string()),  # FILE#ROW, or FILE#ROW.PIECE of a divided row: file relative to the source, from 0
         ("preference", pa.list_(pa.float64())),  # this source's own, aligned with the item's responses; null: unknown
         ("extra", pa.string()),  # JSON object of the row's other facts (ids, models, captions); null in an error row
     ]

@@ -12,6 +12,7 @@ follow.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import resource
@@ -237,17 +238,28 @@ def _find_fault(case: Case, known: Known, intact: list[str], items: list[dict[st
         if error["kind"] not in get_args(ErrorKind) or not error["message"].strip() or len(error["message"]) > 2500:
             return "unnamed", str(error)
     locators = [item["sources"][0]["locator"] for item in items]
-    if locators != [f"{case.data}#{n}" for n in range(len(items))]:
+    rows = [list(pieces) for _, pieces in itertools.groupby(items, key=_row_of)]
+    if locators != [name for n, pieces in enumerate(rows) for name in _locators(f"{case.data}#{n}", len(pieces))]:
         return "lost", f"the locators are {locators}"
     shown = json.dumps([item["error"] or "item" for item in items])[:1000]
     if known.is_packed and any(error["kind"] == "file" for error in errors):
         return None  # how much is unpacked before the damage is up to the packing
-    if not known.fewest <= len(items) <= known.most or (len(items) < known.fewest_silent and not errors):
-        return "lost", f"{len(items)} rows where there are {known}: {shown}"
+    if not known.fewest <= len(rows) <= known.most or (len(rows) < known.fewest_silent and not errors):
+        return "lost", f"{len(rows)} rows where there are {known}: {shown}"
     for n, old in known.same.items():
-        if items[n]["item_id"] != intact[old]:
+        if [item["item_id"] for item in rows[n]] != [intact[old]]:
             return "altered", f"row {n} was left alone and is another: {shown}"
     return None
+
+
+def _row_of(item: dict[str, Any]) -> str:
+    """The locator of the row that an item is, or is a piece of."""
+    file, _, row = item["sources"][0]["locator"].rpartition("#")
+    return f"{file}#{row.partition('.')[0]}"
+
+
+def _locators(row: str, pieces: int) -> list[str]:
+    return [row] if pieces == 1 else [f"{row}.{n}" for n in range(pieces)]
 
 
 def work(numbers: Iterable[int], seed: int) -> None:

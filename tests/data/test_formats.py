@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from carevl.data import formats
-from carevl.data.formats import FORMATS
+from carevl.data.formats import FORMATS, llava_instruct
 from carevl.data.formats.detection import NoResponsesError, UnknownFormatError, columns_of, detect
 from carevl.data.reading import Source, detect_formats, read_source
 from carevl.data.rows import RowError
@@ -263,6 +263,63 @@ def test_right_answers_are_kept_beside_the_question(change: dict[str, object], e
 def test_right_answers_of_another_type_are_errors(answer: object) -> None:
     with pytest.raises(RowError, match="should be text or a number, found"):
         FORMATS["question"].read(FORMATS["question"].example | {"answer": answer})
+
+
+TALK = [human(f"<image>\n{ASKED}"), gpt(GOOD), human("Which one?"), gpt("Tom."), human("And <image>?"), gpt("Tim.")]
+
+
+def pieces(row: dict[str, Any]) -> list[Any]:
+    return [llava_instruct.read(piece) for piece in llava_instruct.divide(row)]
+
+
+def test_llava_instruct_asks_every_turn_of_the_user_with_what_stands_before() -> None:
+    first, second, third = pieces({"id": "7", "images": [IMAGE, "b.png"], "conversations": TALK})
+    assert [(one.question, one.extra) for one in (first, second, third)] == [
+        (ASKED, {"id": "7", "answer": GOOD}),
+        ("Which one?", {"id": "7", "answer": "Tom."}),
+        ("And ?", {"id": "7", "answer": "Tim."}),
+    ]
+    assert [one.references for one in (first, second, third)] == [(IMAGE,), (IMAGE,), (IMAGE, "b.png")]
+    assert second.turns == (Turn("user", ASKED, (0,)), Turn("assistant", GOOD))
+    assert (len(third.turns), third.places) == (4, (4,))
+
+
+def test_llava_instruct_without_tags_shows_all_images_first() -> None:
+    talk = [human(ASKED), gpt(GOOD), human("Which one?")]
+    first, second = pieces({"images": [IMAGE, "b.png"], "conversations": talk})
+    assert (first.places, second.turns[0].places) == ((0, 0), (0, 0))
+    assert (first.extra, second.extra) == ({"answer": GOOD}, {})
+    late = [human("Hello?"), gpt("Hello."), human(f"<image>{ASKED}")]
+    before, after = pieces({"image": IMAGE, "conversations": late})
+    assert (before.references, after.references) == ((), (IMAGE,))
+
+
+def test_a_divided_row_has_an_error_for_each_piece_that_is_none(write_lines: Callable[..., Path]) -> None:
+    odd = [human(ASKED), gpt(GOOD), human(" "), gpt("Tom."), human("And then?")]
+    rows = [
+        {"image": IMAGE, "conversations": odd},
+        {"image": IMAGE, "conversations": [human(ASKED), gpt(GOOD)]},
+        {"image": IMAGE, "conversations": [gpt(GOOD)]},
+        {"image": IMAGE, "conversations": []},
+        {"image": IMAGE, "conversations": [human(ASKED), human(ASKED), gpt(GOOD)]},
+        {"image": IMAGE, "conversations": [human(ASKED), {"from": "tool", "value": "x"}, human(ASKED)]},
+        {"image": IMAGE, "conversations": [human(ASKED)] * 257},
+    ]
+    found = list(read_source(Source("s", str(write_lines(rows)), respond=True)))
+    assert {row.format for row in found} == {"llava-instruct"}
+    assert [(row.locator.rpartition("#")[2], row.error.kind if row.error else None) for row in found] == [
+        ("0.0", None),
+        ("0.1", "question"),
+        ("0.2", None),
+        ("1", None),
+        ("2", "question"),
+        ("3", "question"),
+        ("4.0", None),
+        ("4.1", "turns"),
+        ("5.0", "turns"),
+        ("5.1", "turns"),
+        ("6", "turns"),
+    ]
 
 
 def test_rlhf_v_text_that_is_not_json_is_an_error() -> None:

@@ -8,6 +8,7 @@ from carevl.data.formats import (
     items,
     llamafactory_alpaca,
     llamafactory_sharegpt,
+    llava_instruct,
     llava_rlhf,
     mm_rlhf,
     ms_swift,
@@ -45,6 +46,7 @@ FORMATS = Registry(
         helpsteer3.FORMAT,
         text_pair.FORMAT,
         question.FORMAT,
+        llava_instruct.FORMAT,
     ),
 )
 """Every format by name. Where two fit equally well, the first one is detected."""

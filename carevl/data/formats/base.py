@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +43,8 @@ class Format:
     """Whether it is recognised by texts alone: then no other column may look like one of images."""
     of_questions: bool = False
     """Whether its rows have no responses: it is detected only where models write them."""
+    divide: Callable[[Row], Iterable[Row]] | None = None
+    """Divides a row that stands for several items into rows for `read`, one at least; None: each stands for one."""
 
     def lacking(self, columns: Mapping[str, str]) -> list[str]:
         """Return the expected columns that are absent or of another type, in words.
