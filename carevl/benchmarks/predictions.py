@@ -37,9 +37,10 @@ class Prediction:
     error: dict[str, str] | None = None
     reasoning: str | None = None
     forced: bool = False
+    question_id: str | None = None
 
 
-_LATER = ("reasoning", "forced")
+_LATER = ("reasoning", "forced", "question_id")
 """Fields that earlier versions did not keep."""
 
 
@@ -73,6 +74,7 @@ def record(
         probability=probability,
         error=error,
         reasoning=reasoning,
+        question_id=question.question_id,
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -42,6 +45,23 @@ def _bytes(image: Image) -> bytes:
         return image.read()
     except OSError:
         return b""
+
+
+def with_ids(block: Sequence[Question], images: pa.Table, suite: str) -> list[Question]:
+    """Return the questions with their ids.
+
+    Args:
+        images: of the block, as `to_images` returns them.
+        suite: what the benchmark is imported by.
+    """
+    digests = {row["name"]: hashlib.sha256(row["bytes"]).hexdigest() for row in images.to_pylist()}
+    names = [name for name in QUESTIONS.names if name not in ("images", "question_id")]
+    identified = []
+    for question in block:
+        shown = [digests[image.name] for image in question.images] if question.response is None else []
+        facts = json.dumps([suite, *(getattr(question, name) for name in names), shown])
+        identified.append(replace(question, question_id=hashlib.sha256(facts.encode()).hexdigest()))
+    return identified
 
 
 def from_row(row: Mapping[str, Any]) -> Question:

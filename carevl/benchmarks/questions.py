@@ -57,6 +57,8 @@ class Question:
     """The judge's own wording of a verdict; None: it has none, or the benchmark's is asked for."""
     places: tuple[int, ...] = ()
     """Characters of the prompt before which an image stands, as in `Turn`; empty: all of them before its words."""
+    question_id: str | None = None
+    """Hash of all this and of the images' bytes, where they were read."""
 
     @property
     def turn(self) -> Turn:

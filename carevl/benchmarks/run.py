@@ -13,19 +13,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from carevl.benchmarks.answering import Answerer, judge_questions, load_judge
 from carevl.benchmarks.predictions import Prediction, record_score, to_table
-from carevl.benchmarks.question_tables import from_row, read_picture, to_images, to_questions
+from carevl.benchmarks.question_tables import from_row, read_picture, to_images, to_questions, with_ids
 from carevl.benchmarks.questions import Question, ask_as_trained, ask_for_scores
 from carevl.benchmarks.retries import failed_questions, replace_predictions
 from carevl.benchmarks.rows import Row
 from carevl.benchmarks.scoring import judge_by_scores
 from carevl.benchmarks.suite import Suite
 from carevl.benchmarks.suites import SUITES
+from carevl.cluster.earlier_rows import EarlierTable, known_requests
 from carevl.cluster.jobs import PoolJob, Processor, Tally
 from carevl.cluster.pools import run_jobs
 from carevl.data.images import ImageLimits
@@ -95,15 +97,21 @@ class EvalSet:
             yield from self.suite.questions(self.rows, protocol, draws=self.draws)
 
     def blocks(self, seed: int, size: int) -> Iterator[list[Question]]:
-        """Yield every question in blocks, those about the same images in one; equal for equal arguments."""
+        """Yield every question in blocks, those about the same images in one, and those about a row together.
+
+        Equal for equal arguments.
+        """
         suite = self.suite
         by_images: dict[str, list[Row]] = {}
         for row in self.rows:
             by_images.setdefault(row.shown, []).append(row)
         block: list[Question] = []
         for rows in by_images.values():
+            of_rows: dict[str, list[Question]] = {}
             for protocol in self.protocols:
-                block += suite.questions(rows, protocol, draws=self.draws, seed=seed)
+                for question in suite.questions(rows, protocol, draws=self.draws, seed=seed):
+                    of_rows.setdefault(question.key, []).append(question)
+            block += chain.from_iterable(of_rows.values())
             if len(block) >= size:
                 yield block
                 block = []
@@ -117,6 +125,7 @@ class JudgeRun:
 
     `resize_pixels`: most pixels of an image that it is shown; None: as many as there are.
     `force_verdicts`: whether judgments that were cut before their verdicts are made to end with one.
+    `earlier`: predictions of the same judge with the same seed, which a pool takes over; an endpoint is asked all.
     """
 
     judge: Judge
@@ -124,6 +133,7 @@ class JudgeRun:
     target: Table
     resize_pixels: int | None = None
     force_verdicts: bool = False
+    earlier: tuple[EarlierTable, ...] = ()
 
 
 def predict(
@@ -149,7 +159,8 @@ def predict(
         log: told how many questions to an endpoint are asked again.
 
     Returns:
-        Name of the judge to rows_in (questions), rows_out (predictions), errors; and fallbacks, if there were any.
+        Name of the judge to rows_in (questions), rows_out (predictions), errors, rows_taken (predictions that this
+        call took from earlier tables); and fallbacks, if there were any.
 
     Raises:
         UserError: a row has no image although its benchmark is about images, or two benchmarks have one name.
@@ -160,7 +171,7 @@ def predict(
     if not total:
         for judge in judges:
             judge.target.write(0, to_table([]))  # a table without parts has no columns to read
-        return {judge.name: {"rows_in": 0, "rows_out": 0, "errors": 0} for judge in judges}
+        return {judge.name: {"rows_in": 0, "rows_out": 0, "errors": 0, "rows_taken": 0} for judge in judges}
     sizes = [part_questions or size_parts(judge, total) for judge in judges]
     blocks_of = {
         size: [block for eval_set in eval_sets for block in eval_set.blocks(seed, size)] for size in set(sizes)
@@ -176,8 +187,10 @@ def predict(
         _refuse_without_image(question for question in asked if question.benchmark in about_images)
     for each in passes:
         for number, block in each.pending.items():
-            each.questions.write(number, to_questions(block))
-            each.images.write(number, to_images(block))
+            images = to_images(block)
+            identified = with_ids(block, images, suites[block[0].benchmark])  # a part is of one benchmark
+            each.questions.write(number, to_questions(identified))
+            each.images.write(number, images)
     for each in passes:
         if each.asked_again:
             log(f"{each.run.name}: {each.asked_again} questions that failed are asked again; answers are kept")
@@ -190,7 +203,8 @@ def predict(
     for each in passes:
         tally = tallies.get(each.job.name, Tally())
         facts = {"fallbacks": tally.fallbacks} if tally.fallbacks else {}
-        counts[each.run.name] = each.finish(total, max_error_fraction) | facts
+        taken = {"rows_taken": tally.rows_taken}
+        counts[each.run.name] = each.finish(total, max_error_fraction) | taken | facts
     return counts
 
 
@@ -273,6 +287,8 @@ class _Pass:
             key="key",
             identity=("benchmark", "protocol", "order", "sample"),
             parts=tuple(self.pending),
+            request=("question_id",),
+            earlier=self.run.earlier,
         )
 
     def finish(self, total: int, max_error_fraction: float) -> dict[str, int]:
@@ -362,13 +378,22 @@ class AnswerProcessor(Processor):
         return image_scorer(self.judge)
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
-        """Decode the pictures."""
-        images = decode_images(tables["images"], limits=_LIMITS, key="name", resize_pixels=self.resize_pixels)
+        """Decode the pictures that the questions show."""
+        shown = {name for names in tables["questions"]["images"].to_pylist() for name in names}
+        images = decode_images(tables["images"], shown, _LIMITS, "name", self.resize_pixels)
         return {**tables, "images": images}
 
+    def row_inputs(self, tables: Mapping[str, pa.Table]) -> Mapping[tuple[Any, ...], Any]:
+        """Nothing but the question: its id is a hash of all that it shows."""
+        return {(row["key"], row["question_id"]): None for row in tables["questions"].to_pylist()}
+
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
-        questions = [from_row(row) for row in tables["questions"].to_pylist()]
-        pictures = {row["name"]: read_picture(row, _LIMITS, self.resize_pixels) for row in tables["images"].to_pylist()}
+        known = known_requests(tables)
+        left = (row for row in tables["questions"].to_pylist() if (row["key"], row["question_id"]) not in known)
+        questions = [from_row(row) for row in left]
+        shown = {image.name for question in questions for image in question.images}
+        images = (row for row in tables["images"].to_pylist() if row["name"] in shown)
+        pictures = {row["name"]: read_picture(row, _LIMITS, self.resize_pixels) for row in images}
         most = self.judge.max_images
         if self.judge.scoring is not None:
             return to_table(judge_by_scores(self.image_scorer, self.name, questions, pictures, most))

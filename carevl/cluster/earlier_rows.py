@@ -1,8 +1,9 @@
 """Rows that an earlier table has and a new one would make alike: they are taken over, and only the rest is asked.
 
 A caption is a function of image and captioner, a score of the item, the texts read and the expert, a judgment of its
-prompts, the judge and the seed. What of that holds for a whole table, such as the model, is compared where tables are
-chosen (`stages.base.RunContext.earlier`); what differs from row to row, such as the caption that an expert reads, here.
+prompts, the judge and the seed, a prediction of the question with its images, the judge and the seed. What of that
+holds for a whole table, such as the model, is compared where tables are chosen (`stages.base.RunContext.earlier`); what
+differs from row to row, such as the caption that an expert reads, here.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class EarlierTable:
         """Return the parts that may have rows of part `number`."""
         tables = (self.rows, *self.sources.values())
         try:
-            candidates = [number] if self.same_parts else self.rows.parts()
+            # Rows have seldom moved far, and the search ends once none is missing.
+            candidates = [number] if self.same_parts else sorted(self.rows.parts(), key=lambda n: abs(n - number))
         except DamagedError:
             return []
         return [part for part in candidates if all(table.part(part).exists() for table in tables)]
@@ -123,7 +125,12 @@ def _take_rows(
 
 
 def _good_rows(job: PoolJob, rows: pa.Table) -> dict[Request, list[int]]:
-    """Return the places of a request's rows, of requests none of whose rows has an error."""
+    """Return the places of a request's rows, of requests none of whose rows has an error.
+
+    Nothing where a version before did not store what names a request.
+    """
+    if not {job.key, *job.request} <= set(rows.column_names):
+        return {}
     places: dict[Request, list[int]] = {}
     failed: set[Request] = set()
     for n, row in enumerate(rows.select([job.key, *job.request, "error"]).to_pylist()):

@@ -272,11 +272,12 @@ class RunContext:
         for table, cause in self.run.causes(key.stage):
             if table == self.run.table(key) or _as_json(stage.row_facts(cause)) != facts:
                 continue
-            inputs = {role: self._input(stage, name, role, version) for role, version in cause["inputs"].items()}
-            if not any(inputs[role].is_remade_since(cause["inputs"][role]) for role, *_ in sources.values()):
-                ingested = inputs["ingest"].cause or {}
+            versions = cause.get("inputs", {})
+            inputs = {role: self._input(stage, name, role, version) for role, version in versions.items()}
+            if not any(inputs[role].is_remade_since(versions[role]) for role, *_ in sources.values()):
                 below_inputs = {source: inputs[role].directory.joinpath(*at) for source, (role, *at) in sources.items()}
                 of_job = {source: Table(place) for source, place in below_inputs.items() if place.is_dir()}
+                ingested = inputs["ingest"].cause or {} if "ingest" in inputs else {"data": {"parts": None}}
                 same_parts = ingested.get("data", {}).get("parts", n_parts) == n_parts
                 tables.append(EarlierTable(Table(table.directory / below), of_job, same_parts=same_parts))
         return tuple(tables[:_MOST_EARLIER])

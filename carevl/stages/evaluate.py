@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,17 +71,20 @@ def run(context: RunContext) -> Counts:
         EvalSet(benchmark.name, load(settings, context.run, benchmark), benchmark.protocols, benchmark.draws)
         for benchmark in settings.benchmarks
     ]
-    judges = {table: context.trained_judge(JUDGES[_judge(table)]) for table in context.pending}
-    pixels = judge_pixels(settings)
+    pixels, judge_runs = judge_pixels(settings), []
+    for table in context.pending:
+        name, target = _judge(table), context.table(table)
+        judge, earlier = context.trained_judge(JUDGES[name]), context.earlier(table, target)
+        judge_runs.append(JudgeRun(judge, name, target, pixels, earlier=earlier))
     counts = predict(
-        [JudgeRun(judge, _judge(table), context.table(table), pixels) for table, judge in judges.items()],
+        judge_runs,
         eval_sets,
         context.pool_progress(),
         seed=settings.seed,
         max_error_fraction=settings.max_error_fraction,
         retry=context.retry,
     )
-    return {table: {**counts[_judge(table)], "verdicts": _log_verdicts(context, table)} for table in judges}
+    return {table: {**counts[_judge(table)], "verdicts": _log_verdicts(context, table)} for table in context.pending}
 
 
 def _log_verdicts(context: RunContext, table: str) -> dict[str, Any]:
@@ -116,6 +120,11 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     return {"judge": judge_inputs(settings) | weights, **benchmark_inputs(settings, root)}
 
 
+def row_facts(cause: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a prediction depends on: not which questions are asked."""
+    return {name: value for name, value in cause.items() if name != "benchmarks"}
+
+
 STAGE = Stage(
     name="evaluate",
     members=members,
@@ -125,4 +134,5 @@ STAGE = Stage(
     reservations=judge_reservations("evaluate"),
     models=judge_models,
     retryable="evaluate",
+    row_facts=row_facts,
 )

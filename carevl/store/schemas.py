@@ -198,6 +198,7 @@ _PREDICTION_FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
         "what an endpoint returned of the judge's thoughts, apart from the text; may be null",
     ),
     ("forced", pa.bool_(), True, "whether the judgment was cut, and its verdict asked for apart; null: no"),
+    ("question_id", pa.string(), True, "SHA-256 of the question and of the images that it shows; null: not known"),
 )
 
 PREDICTIONS = pa.schema(
@@ -207,7 +208,7 @@ PREDICTIONS = pa.schema(
 
 QUESTIONS = pa.schema(
     [
-        *(PREDICTIONS.field(name) for name in ("benchmark", "protocol", "key", "order", "sample")),
+        *(PREDICTIONS.field(name) for name in ("benchmark", "protocol", "key", "order", "sample", "question_id")),
         ("task", pa.string()),
         ("prompt", pa.string()),
         ("images", pa.list_(pa.string())),  # keys into images, in their order; empty for a text-only question

@@ -181,5 +181,5 @@ def test_published_rows_that_do_not_agree_with_themselves_are_flagged():
 def test_nothing_asked_gives_a_table_without_rows(tmp_path):
     target = Table(tmp_path)
     counts = predict([JudgeRun(Judge(path="miniworld:judge"), "j", target)], [], lambda *_: None)
-    assert counts == {"j": {"rows_in": 0, "rows_out": 0, "errors": 0}}
+    assert counts == {"j": {"rows_in": 0, "rows_out": 0, "errors": 0, "rows_taken": 0}}
     assert from_table(target.read()) == []

@@ -359,7 +359,7 @@ def test_a_benchmark_is_asked_without_any_cluster(server, pairs, tmp_path):
     test = EvalSet("vl-rewardbench", pairs, ["official_scorer", "strict"])
     counts = predict([JudgeRun(judge, judge.path, Table(tmp_path))], [test], lambda *_: None)[judge.path]
     predictions = from_table(Table(tmp_path).read())
-    assert counts == {"rows_in": 21, "rows_out": 21, "errors": 0}
+    assert counts == {"rows_in": 21, "rows_out": 21, "errors": 0, "rows_taken": 0}
     assert len(server.requests) == 6
     assert {p.judge for p in predictions} == {server.address}
     assert {p.winner for p in predictions if p.status == "ok"} == {0, 1}
@@ -407,7 +407,7 @@ def test_images_stand_in_their_places_and_more_than_the_judge_takes_are_not_sent
         run = JudgeRun(judge, "j", target)
         return predict([run], [test], lambda *_: None, max_error_fraction=0.5, log=lines.append)["j"]
 
-    assert ask(3) == {"rows_in": 8, "rows_out": 8, "errors": 2}
+    assert ask(3) == {"rows_in": 8, "rows_out": 8, "errors": 2, "rows_taken": 0}
     assert [_shown(body) for *_, body in server.requests[::2]] == [
         ["Question: Which?"],
         [1, "Look at the image. Question: Which?"],
@@ -496,7 +496,7 @@ def test_missing_parts_and_failed_questions_are_asked_in_one_go(server, pairs, t
     assert ask()["errors"] == 1
     target.part(2).unlink()
     n_requests = len(server.requests)
-    assert ask() == {"rows_in": 6, "rows_out": 6, "errors": 0}
+    assert ask() == {"rows_in": 6, "rows_out": 6, "errors": 0, "rows_taken": 0}
     assert len(server.requests) == n_requests + 3
 
 

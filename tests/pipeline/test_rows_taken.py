@@ -13,6 +13,7 @@ from carevl.pipeline.retry import retry_failed_rows
 from carevl.pipeline.run import run_pipeline
 from carevl.settings.loader import fill, load_settings
 from carevl.settings.tree import Settings
+from carevl.stages import STAGES
 from carevl.store.run import Run
 from tests.helpers.small_run import SMALL
 
@@ -107,6 +108,41 @@ def test_pairs_that_change_sides_take_their_judgments_along(small_run, tmp_path)
 def _judgments(table):
     rows = type(table)(table.directory / "judgments").read().to_pylist()
     return {(row["item_id"], row["task"], tuple(row["order"]), row["sample"]): row["text"] for row in rows}
+
+
+def _write_benchmark(data, colours):
+    pair = {"question": "What is it?", "responses": ["A square.", "A dog."], "better": 0}
+    rows = [pair | {"id": colour, "image": f"{colour}.png"} for colour in colours]
+    (data / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for colour in colours:
+        (data / f"{colour}.png").write_bytes(_png(colour))
+
+
+def _predictions(settings, run):
+    """Return the judges' answers in the order in which they are stored."""
+    tables = {name: run.table(key) for name, key in stage_keys(settings, run).items() if name.startswith("evaluate/")}
+    return {name: table.read().drop_columns("probability").to_pylist() for name, table in tables.items()}
+
+
+def test_one_more_row_of_a_benchmark_costs_its_questions(small_run, tmp_path):
+    """Each judge is asked them and nothing else; so it is with another benchmark."""
+    run = small_run.copy(tmp_path)
+    [known] = {len(rows) for rows in _predictions(small_run.settings, run).values()}
+    tree, lines = small_run.settings.model_dump(mode="json"), []
+    own = {"name": "pairwise", "path": str(tmp_path / "pairs.jsonl"), "protocols": ["strict"]}
+    settings = fill(Settings, tree | {"benchmarks": [*tree["benchmarks"], own]}, [])
+    _write_benchmark(tmp_path, COLOURS[:2])
+    run_pipeline(settings, run, lines.append)
+    assert set(_counts(settings, run, ("evaluate/",)).values()) == {(known + 4, known)}
+    assert any(line.startswith("evaluate/base") and f"{known} of them from earlier tables" in line for line in lines)
+    _write_benchmark(tmp_path, COLOURS[:3])
+    run_pipeline(settings, run, lines.append)
+    assert set(_counts(settings, run, ("evaluate/",)).values()) == {(known + 6, known + 4)}
+    (tmp_path / "other").mkdir()
+    undisturbed = small_run.copy(tmp_path / "other", *{stage.name for stage in STAGES if stage.name != "evaluate"})
+    run_pipeline(settings, undisturbed, lambda _: None)
+    assert set(_counts(settings, undisturbed, ("evaluate/",)).values()) == {(known + 6, 0)}
+    assert _predictions(settings, run) == _predictions(settings, undisturbed)
 
 
 def test_a_change_that_changes_nothing_stops_there(small_run, tmp_path):

@@ -92,7 +92,7 @@ def test_every_question_has_one_prediction(first, pairs):
     assert Counter((p.protocol, p.key, p.order, p.sample) for p in predictions) == Counter(
         (q.protocol, q.key, q.order, q.sample) for q in asked
     )
-    assert counts == {"rows_in": len(asked), "rows_out": len(asked), "errors": 0}
+    assert counts == {"rows_in": len(asked), "rows_out": len(asked), "errors": 0, "rows_taken": 0}
     assert len(told) == len(target.parts()) > 1
     assert {path.name for path in target.directory.iterdir()} == {target.part(number).name for number in target.parts()}
 
@@ -209,7 +209,7 @@ def test_a_broken_image_is_an_error_of_its_rows(ray, pairs, tmp_path):
         *pairs[2:5],
     ]
     counts, predictions, _ = _predict(rows, ["strict"], Table(tmp_path), max_error_fraction=0.5)
-    assert counts == {"rows_in": 10, "rows_out": 10, "errors": 4}
+    assert counts == {"rows_in": 10, "rows_out": 10, "errors": 4, "rows_taken": 0}
     failed = [p for p in predictions if p.error]
     assert {p.key for p in failed} == {pairs[0].key, pairs[1].key}
     assert {p.status for p in failed} == {"none"}
