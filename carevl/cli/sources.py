@@ -63,10 +63,11 @@ def _describe_settings(name: str, overrides: Sequence[str] | None, rows: int) ->
     from carevl.data.describe import describe_sources
     from carevl.data.drawn import data_root
     from carevl.data.urls import UrlFetcher
+    from carevl.data.videos import FrameReader
     from carevl.stages import ingest
 
     tree = load_tree(name, overrides)
     limits = ingest.limits_of(tree.data)
     fetcher = UrlFetcher() if tree.data.allow_url_fetch else None
     with data_root(tree, run_at(name, None)) as root:
-        yield from describe_sources(ingest.sources(root), rows, limits, fetcher)
+        yield from describe_sources(ingest.sources(root), rows, limits, fetcher, FrameReader(tree.data.video))

@@ -23,6 +23,7 @@ from carevl.data.json_rows import LostRowsError, json_values, line_values
 from carevl.data.rows import Row, RowError, clean
 from carevl.data.spans import Span, SpanStream
 from carevl.data.tar_rows import IMAGE_ENDINGS, tar_samples
+from carevl.data.video_files import VIDEO_ENDINGS
 
 _BATCH = 16
 _BUFFER_BYTES = 1 << 20
@@ -63,7 +64,7 @@ def list_and_pass_over(
 ) -> tuple[list[str], dict[str, int]]:
     """Return what `list_files` returns, and the endings of the other files below a directory with their numbers.
 
-    Images and hidden files are not among these.
+    Images, videos and hidden files are not among these.
 
     Raises:
         SourceError: as `list_files`.
@@ -81,7 +82,9 @@ def list_and_pass_over(
     if not data:
         raise SourceError(f"{path}: {len(files)} files, none of a known kind; known: {', '.join(CONTAINERS)}")
     endings = (posixpath.splitext(file)[1].lower() for file in seen if not _container(file))
-    others = Counter(clean(ending) for ending in endings if ending.removeprefix(".") not in IMAGE_ENDINGS)
+    others = Counter(
+        clean(ending) for ending in endings if ending.removeprefix(".") not in (*IMAGE_ENDINGS, *VIDEO_ENDINGS)
+    )
     return data, dict(sorted(others.items()))
 
 

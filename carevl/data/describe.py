@@ -15,6 +15,7 @@ from carevl.data.intake import Intake
 from carevl.data.reading import Source, detect_formats, passed_over, read_files
 from carevl.data.rows import clean
 from carevl.data.urls import UrlFetcher
+from carevl.data.videos import FrameReader
 from carevl.errors import DataError
 
 
@@ -31,7 +32,11 @@ def describe_formats() -> Iterator[str]:
 
 
 def describe_sources(
-    sources: Iterable[Source], rows: int, limits: ImageLimits, fetcher: UrlFetcher | None = None
+    sources: Iterable[Source],
+    rows: int,
+    limits: ImageLimits,
+    fetcher: UrlFetcher | None = None,
+    frames: FrameReader | None = None,
 ) -> Iterator[str]:
     """Describe every source: what is declared of it, then as `describe_source`.
 
@@ -42,7 +47,7 @@ def describe_sources(
     for source in sources:
         yield _declared(source)
         try:
-            yield from describe_source(source, rows, limits, fetcher)
+            yield from describe_source(source, rows, limits, fetcher, frames)
         except DataError as failure:
             failures.append(f"{source.name}: {failure}")
     if failures:
@@ -58,19 +63,26 @@ def _declared(source: Source) -> str:
     return ", ".join([f"{source.name}: {source.path}", *others])
 
 
-def describe_source(source: Source, rows: int, limits: ImageLimits, fetcher: UrlFetcher | None = None) -> Iterator[str]:
+def describe_source(
+    source: Source,
+    rows: int,
+    limits: ImageLimits,
+    fetcher: UrlFetcher | None = None,
+    frames: FrameReader | None = None,
+) -> Iterator[str]:
     """Describe each file of a source: its format, how many of its first rows are good, each kind of problem.
 
     Rows are read as a run reads them, images included.
 
     Args:
         rows: most rows to read of each file.
-        fetcher: for http(s) image references; None refuses them.
+        fetcher: for http(s) references; None refuses them.
+        frames: decodes videos, as for `Intake`.
 
     Raises:
         UnknownFormatError, SourceError: as `detect_formats`.
     """
-    intake = Intake(source, limits=limits, fetcher=fetcher)
+    intake = Intake(source, None, limits, fetcher, frames)
     if others := list_and_pass_over(*locate(source.path), source.captions)[1]:
         yield passed_over(others)
     formats = detect_formats(source)

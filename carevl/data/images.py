@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from carevl.data.rows import RowError
+from carevl.data.video_files import video_kind
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
@@ -39,10 +40,12 @@ class ImageLimits:
     max_images: int = 8
     max_item_pixels: int = 100_000_000
 
-    def check_count(self, n_images: int) -> None:
-        """Refuse an item of too many images. Raises RowError."""
+    def check_count(self, n_images: int, n_frames: int = 0) -> None:
+        """Refuse an item of too many images, of which some are frames of videos. Raises RowError."""
         if n_images > self.max_images:
-            raise RowError("images_many", f"{n_images} images, more than data.max_images = {self.max_images} allows")
+            frames = f", of which {n_frames} are frames (data.video has their number)" if n_frames else ""
+            message = f"{n_images} images{frames}, more than data.max_images = {self.max_images} allows"
+            raise RowError("images_many", message)
 
     def check_pixels(self, n_pixels: int) -> None:
         """Refuse an item whose images have too many pixels together. Raises RowError."""
@@ -150,7 +153,9 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     if not data:
         raise RowError("image_broken", "the image has zero bytes")
     if len(data) > limits.max_image_bytes:
-        raise too_many_bytes(len(data), limits)
+        raise RowError("image_too_large", f"{len(data)} bytes, over max_image_bytes {limits.max_image_bytes}")
+    if kind := video_kind(data[:12]):
+        raise RowError("media", f"this is no image but a video ({kind}); name it in `video` or `videos`")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as failure:
@@ -176,11 +181,6 @@ def _unidentified(data: bytes) -> str:
         except Exception as failure:  # as for `Image.open`, which keeps the reason to itself
             return f"the {name} header does not read: {failure}; write the image anew"
     return f"not an image of {', '.join(FORMATS)}; the bytes begin with {data[:16]!r}"
-
-
-def too_many_bytes(size: int, limits: ImageLimits) -> RowError:
-    """Return the error of an image over the cap on bytes."""
-    return RowError("image_too_large", f"{size} bytes, over max_image_bytes {limits.max_image_bytes}")
 
 
 def _format(image: Image.Image) -> str:

@@ -11,7 +11,8 @@ import itertools
 import json
 import posixpath
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -20,10 +21,12 @@ from carevl.data.files import locate
 from carevl.data.images import ImageFacts, ImageLimits, examine, identify, image_id
 from carevl.data.perceptual_hash import ImageSignature, signature_of
 from carevl.data.reading import Source, SourceRow
-from carevl.data.references import ImageReader
-from carevl.data.rows import Preference, RowError
+from carevl.data.references import ImageReader, VideoReader
+from carevl.data.rows import Preference, RowError, VideoReference
 from carevl.data.urls import UrlFetcher
+from carevl.data.videos import FrameReader, Frames
 from carevl.judging.turns import Turn
+from carevl.settings.data import Video
 
 _REMEMBERED = 1024
 
@@ -34,7 +37,8 @@ class Intake:
     Args:
         filesystem: where the source is; found from its path when None.
         limits: caps on images, and on those of an item together.
-        fetcher: for http(s) image references; None refuses them.
+        fetcher: for http(s) references; None refuses them.
+        frames: decodes videos; one with the settings' defaults when None.
         signatures: whether signatures of the images are needed.
     """
 
@@ -44,6 +48,7 @@ class Intake:
         filesystem: pafs.FileSystem | None = None,
         limits: ImageLimits | None = None,
         fetcher: UrlFetcher | None = None,
+        frames: FrameReader | None = None,
         signatures: bool = False,
     ) -> None:
         self._limits = limits or ImageLimits()
@@ -54,6 +59,8 @@ class Intake:
         elif source_filesystem.get_file_info(base).type != pafs.FileType.Directory:
             base = posixpath.dirname(base) or "."
         self._images = ImageReader(source_filesystem, base, self._limits, fetcher)
+        self._frames = frames or FrameReader(Video())
+        self._videos = VideoReader(source_filesystem, base, self._frames.settings.max_bytes, fetcher)
         self._examined: OrderedDict[str, tuple[ImageFacts, ImageSignature | None] | RowError] = OrderedDict()
 
     def __call__(self, row: SourceRow) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -73,8 +80,8 @@ class Intake:
         failure: RowError | None = None
         try:
             self._limits.check_count(len(preference.references))
-            for reference in preference.references:
-                data = self._images.read(reference, row.directory)
+            files, frames = self._read(preference.references, row.directory)
+            for data in itertools.chain.from_iterable(files):
                 shown.append(image_id(data))
                 examined = self._examine_once(shown[-1], data)
                 if isinstance(examined, RowError):
@@ -88,10 +95,23 @@ class Intake:
             if failure is not None:
                 raise failure
             self._limits.check_pixels(sum(images[name]["width"] * images[name]["height"] for name in shown))
-            item = _item(row, preference, shown)
+            item = _item(row, _with_frames(preference, frames), shown)
         except RowError as problem:
             return list(images.values()), _error_item(row, problem, shown), {}
         return list(images.values()), item, signatures
+
+    def _read(self, references: Sequence[object], near: str) -> tuple[list[Sequence[bytes]], dict[int, Frames]]:
+        """Return the image files that each reference stands for, and the frames of those to videos, by their place."""
+        files: list[Sequence[bytes]] = []
+        frames: dict[int, Frames] = {}
+        for place, reference in enumerate(references):
+            if isinstance(reference, VideoReference):
+                frames[place] = self._frames.read(self._videos.read(reference.reference, near))
+                files.append(frames[place].files)
+            else:
+                files.append([self._images.read(reference, near)])
+        self._limits.check_count(sum(map(len, files)), sum(len(video.files) for video in frames.values()))
+        return files, frames
 
     def _examine_once(self, key: str, data: bytes) -> tuple[ImageFacts, ImageSignature | None] | RowError:
         """Decode an image once: rows about it tend to follow each other."""
@@ -111,6 +131,31 @@ class Intake:
             return identify(data, self._limits), None
         facts, pixels = examine(data, self._limits)
         return facts, signature_of(pixels)
+
+
+def _with_frames(preference: Preference, frames: Mapping[int, Frames]) -> Preference:
+    """Return a preference with a place for every frame of its videos, which are listed in `extra`.
+
+    Each has the hash of its file, the number of its first frame among the item's images, and when frames are shown.
+
+    Args:
+        frames: of the references that are to videos, by their place among all.
+    """
+    if not frames:
+        return preference
+    counts = [len(frames[n].files) if n in frames else 1 for n in range(len(preference.references))]
+    waiting = iter(counts)
+
+    def repeat(places: Sequence[int]) -> tuple[int, ...]:
+        return tuple(itertools.chain.from_iterable([place] * next(waiting, 1) for place in places))
+
+    turns = tuple(replace(turn, places=repeat(turn.places)) for turn in preference.turns)
+    places = repeat((0,) * len(counts) if preference.places is None else preference.places)
+    begins = list(itertools.accumulate(counts, initial=0))
+    videos = [
+        {"sha256": video.video_id, "first": begins[n], "seconds": list(video.seconds)} for n, video in frames.items()
+    ]
+    return replace(preference, turns=turns, places=places, extra=preference.extra | {"videos": videos})
 
 
 def item_id(

@@ -18,6 +18,7 @@ from carevl.data.formats.base import Format
 from carevl.data.formats.detection import UnknownFormatError, detect_in
 from carevl.data.json_rows import json_values
 from carevl.data.rows import WITHOUT_RESPONSES, ErrorKind, Preference, Row, RowError, clean
+from carevl.data.video_files import VIDEO_ENDINGS
 
 _T = TypeVar("_T")
 
@@ -181,9 +182,10 @@ def _recognise(source: Source, filesystem: pafs.FileSystem, file: str) -> Format
 
 
 def _with_image(row: Row) -> Row:
-    """Return a row of a folder of images as `datasets` describes it, where `file_name` names the image."""
+    """Return a row of a folder of images or videos as `datasets` describes it, where `file_name` names the file."""
     if "file_name" in row and not row.keys() & {"image", "images", "img_path"}:
-        return {**row, "image": row["file_name"]}
+        ending = str(row["file_name"]).rpartition(".")[2].lower()
+        return {**row, "video" if ending in VIDEO_ENDINGS else "image": row["file_name"]}
     return row
 
 

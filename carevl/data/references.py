@@ -1,4 +1,7 @@
-"""From an image reference in a row (bytes, struct, path, base64, data, file or http URI) to the bytes it stands for."""
+"""From a reference in a row (bytes, struct, path, base64, data, file or http URI) to the bytes it stands for.
+
+Images and videos are referred to alike.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from carevl.data.images import ImageLimits, too_many_bytes
+from carevl.data.images import ImageLimits
 from carevl.data.rows import RowError, clean, kind_of, readable
 from carevl.data.urls import UrlFetcher
 
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-_FIELDS = ("bytes", "path", "url", "image_url", "image")
-"""Fields of a struct that stands for an image, the first that is filled."""
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\x1a\x45\xdf\xa3")
+_FIELDS = ("bytes", "path", "url", "image_url", "image", "video_url", "video")
+"""Fields of a struct that stands for an image or a video, the first that is filled."""
 _SHOWN = 120
 
 
@@ -32,16 +35,19 @@ class ImageReader:
         fetcher: for http(s) references; None where `allow_url_fetch` is not set.
     """
 
+    _noun = "image"
+    _cap = "max_image_bytes"
+
     def __init__(
         self, filesystem: pafs.FileSystem, base: str, limits: ImageLimits, fetcher: UrlFetcher | None = None
     ) -> None:
-        self._filesystem, self._limits, self._fetcher = filesystem, limits, fetcher
+        self._filesystem, self._most_bytes, self._fetcher = filesystem, limits.max_image_bytes, fetcher
         self._local = isinstance(filesystem, pafs.LocalFileSystem)
         self._base = os.path.realpath(base) if self._local else posixpath.normpath(base)
         self._blobs = _blobs_of(self._base) if self._local else None
 
     def read(self, reference: object, near: str) -> bytes:
-        """Read the bytes of an image.
+        """Read the bytes of a file.
 
         Args:
             reference: as the row has it.
@@ -52,12 +58,12 @@ class ImageReader:
         """
         reference = _innermost(readable(reference))
         if reference is None or reference == "":
-            raise RowError("image_missing", "the row has no image")
+            raise RowError("image_missing", f"the row has no {self._noun}")
         if isinstance(reference, bytes | list | tuple):
             return self._capped(_bytes_of(reference))
         if not isinstance(reference, str):
             kind = kind_of(reference)
-            raise RowError("image_missing", f"an image should be bytes, a struct or text, found {kind}")
+            raise RowError("image_missing", f"{self._noun}s should be bytes, structs or text, found {kind}")
         scheme = reference[:8].lower()
         if scheme.startswith("data:"):
             return self._data_uri(reference)
@@ -70,9 +76,12 @@ class ImageReader:
         return self._path(reference, near)
 
     def _capped(self, data: bytes) -> bytes:
-        if len(data) > self._limits.max_image_bytes:
-            raise too_many_bytes(len(data), self._limits)
+        if len(data) > self._most_bytes:
+            raise self._too_many_bytes(len(data))
         return data
+
+    def _too_many_bytes(self, size: int) -> RowError:
+        return RowError("image_too_large", f"{size} bytes, over {self._cap} {self._most_bytes}")
 
     def _data_uri(self, reference: str) -> bytes:
         head, comma, body = reference.partition(",")
@@ -81,17 +90,17 @@ class ImageReader:
         return self._base64(body)
 
     def _base64(self, body: str) -> bytes:
-        if len(body) // 4 * 3 > self._limits.max_image_bytes + 2:
-            raise too_many_bytes(len(body) // 4 * 3, self._limits)
+        if len(body) // 4 * 3 > self._most_bytes + 2:
+            raise self._too_many_bytes(len(body) // 4 * 3)
         try:
             return self._capped(base64.b64decode("".join(body.split()), validate=True))
         except (binascii.Error, ValueError) as failure:
-            raise RowError("image_broken", f"the image is not base64: {failure}") from None
+            raise RowError("image_broken", f"the {self._noun} is not base64: {failure}") from None
 
     def _url(self, url: str) -> bytes:
         if self._fetcher is None:
-            raise RowError("image_refused", f"{url[:_SHOWN]!r} is a URL; set allow_url_fetch to fetch images")
-        return self._fetcher.fetch(url, self._limits.max_image_bytes)
+            raise RowError("image_refused", f"{url[:_SHOWN]!r} is a URL; set allow_url_fetch to fetch {self._noun}s")
+        return self._fetcher.fetch(url, self._most_bytes)
 
     def _path(self, path: str, near: str) -> bytes:
         if clean(path) != path or len(path) > 4096:
@@ -123,14 +132,31 @@ class ImageReader:
             info = self._filesystem.get_file_info(path)
             if info.type != pafs.FileType.File:
                 return None
-            if info.size is not None and info.size > self._limits.max_image_bytes:
-                raise too_many_bytes(info.size, self._limits)
+            if info.size is not None and info.size > self._most_bytes:
+                raise self._too_many_bytes(info.size)
             with self._filesystem.open_input_stream(path, compression=None) as handle:
-                return self._capped(handle.read(self._limits.max_image_bytes + 1))
+                return self._capped(handle.read(self._most_bytes + 1))
         except (OSError, ValueError) as failure:
             below, reason = posixpath.relpath(path, self._base), str(failure).replace(f"{self._base}/", "")
             shown = reason if len(reason) <= 2 * _SHOWN else f"…{reason[-2 * _SHOWN :]}"  # it may hold the path again
             raise RowError("image_missing", f"{below[-_SHOWN:]!r} cannot be read: {shown}") from None
+
+
+class VideoReader(ImageReader):
+    """Reads the videos of one source by the rules for images.
+
+    Args:
+        filesystem, base, fetcher: as for images.
+        max_bytes: cap on a file, which is measured before it is read.
+    """
+
+    _noun = "video"
+    _cap = "data.video.max_bytes"
+
+    def __init__(
+        self, filesystem: pafs.FileSystem, base: str, max_bytes: int, fetcher: UrlFetcher | None = None
+    ) -> None:
+        super().__init__(filesystem, base, ImageLimits(max_image_bytes=max_bytes), fetcher)
 
 
 def _innermost(reference: object) -> object:
@@ -172,9 +198,9 @@ def _file_uri_path(reference: str) -> str:
 
 
 def _looks_like_base64(reference: str) -> bool:
-    """Tell whether the text decodes to the first bytes of an image: a path nearly always has a dot, base64 never."""
+    """Tell whether the text decodes to the first bytes of a picture: a path nearly always has a dot, base64 never."""
     try:
         start = base64.b64decode(reference[:24], validate=True)
     except (binascii.Error, ValueError):
         return False
-    return "." not in reference and (start.startswith(_MAGIC) or start[4:11] == b"ftypavi")
+    return "." not in reference and (start.startswith(_MAGIC) or start[4:8] == b"ftyp")

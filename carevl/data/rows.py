@@ -27,7 +27,7 @@ ErrorKind = Literal[
     "image_places",  # the texts have another number of places for images than there are images
     "images_many",  # more images than an item may have
     "image_differs",  # the responses are about different images
-    "media",  # a video or a sound
+    "media",  # a sound; or a video that is none, is cut, over a bound, or does not decode
     "turns",  # of one role in a row, of a tool, or the last one is not the user's
     "image_refused",  # a path or address that must not be read
     "image_fetch",  # a URL that did not answer with an image in time
@@ -82,8 +82,8 @@ class Preference:
     preference: tuple[float, ...] | None
     """One per response, higher is better; None where the source does not say."""
     images: object
-    """The reference as found (bytes, struct, path, URI), or a list of them, in the order of their places; an empty list
-    where nothing is shown, None where the image is missing."""
+    """The reference as found (bytes, struct, path, URI), or a list of them, in the order of their places; one to a
+    video is a `VideoReference`. An empty list where nothing is shown, None where the image is missing."""
     extra: dict[str, object] = dataclass_field(default_factory=dict)
     """Other facts of the row, plain JSON values; `answer` (a text) or `answers` (texts) are right by its source."""
     places: tuple[int, ...] | None = None
@@ -117,6 +117,14 @@ class Preference:
             raise RowError("preference", f"{len(self.preference)} ratings of {len(self.responses)} responses")
         if not all(math.isfinite(value) for value in self.preference):
             raise RowError("preference", f"the ratings {self.preference} are not all finite")
+
+
+@dataclass(frozen=True)
+class VideoReference:
+    """A reference to a video, among those to images."""
+
+    reference: object
+    """As the row has it: bytes, struct, path, URI."""
 
 
 def references_of(images: object) -> tuple[object, ...]:

@@ -5,7 +5,7 @@ sample that has neither, it is what stands before the first dot.
 
 `KEY.json` gives columns, `KEY.NAME.txt` the text column NAME, and an image member the column `image` (`images` when
 there are several), unless the columns name it: a path in `image`, `images` or `img_path` that is a member's name stands
-for that member's bytes.
+for that member's bytes. So do members that are videos, with `video` and `videos`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import IO, Any, Self, cast
 
 from carevl.data.json_rows import MAX_ROW_BYTES, Stream, json_value
 from carevl.data.rows import RowError
+from carevl.data.video_files import VIDEO_ENDINGS
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
-_IMAGE_COLUMNS = ("image", "images", "img_path")
+_IMAGE_COLUMNS, _VIDEO_COLUMNS = ("image", "images", "img_path"), ("video", "videos")
 _DAMAGE = (tarfile.EmptyHeaderError, tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 
 
@@ -158,11 +159,13 @@ def _row(sample: _Sample) -> dict[str, Any] | RowError:
         return RowError("row", f"the sample has {sample.size} bytes, over the cap of {MAX_ROW_BYTES}")
     row: dict[str, Any] = {}
     images: dict[str, dict[str, Any]] = {}
+    videos: dict[str, dict[str, Any]] = {}
     for path, data in sample.members.items():
         name = path.removeprefix(f"{sample.key}.").lower()
         ending = name.rpartition(".")[2]
-        if ending in IMAGE_ENDINGS:
-            images[path] = images[posixpath.basename(path)] = {"bytes": data, "path": path}
+        if ending in IMAGE_ENDINGS or ending in VIDEO_ENDINGS:
+            members = images if ending in IMAGE_ENDINGS else videos
+            members[path] = members[posixpath.basename(path)] = {"bytes": data, "path": path}
         elif ending == "txt":
             try:
                 row[name.removesuffix(".txt")] = data.decode("utf-8-sig")
@@ -177,19 +180,22 @@ def _row(sample: _Sample) -> dict[str, Any] | RowError:
             if not isinstance(columns, dict):
                 return RowError("row", f"{path} should hold an object, found {type(columns).__name__}")
             row.update(columns)
-    return _with_images(row, images)
+    return _with_members(_with_members(row, images, _IMAGE_COLUMNS), videos, _VIDEO_COLUMNS)
 
 
-def _with_images(row: dict[str, Any], images: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    named = [column for column in _IMAGE_COLUMNS if row.get(column) is not None]
+def _with_members(row: dict[str, Any], members: dict[str, dict[str, Any]], columns: tuple[str, ...]) -> dict[str, Any]:
+    """Return a row with members in columns, the first of which is for one and the second for several."""
+    named = [column for column in columns if row.get(column) is not None]
     for column in named:
         value = row[column]
-        row[column] = [_member(entry, images) for entry in value] if isinstance(value, list) else _member(value, images)
-    if not named and images:
-        distinct = list({id(image): image for image in images.values()}.values())
-        row["images" if len(distinct) > 1 else "image"] = distinct if len(distinct) > 1 else distinct[0]
+        row[column] = (
+            [_member(entry, members) for entry in value] if isinstance(value, list) else _member(value, members)
+        )
+    if not named and members:
+        distinct = list({id(member): member for member in members.values()}.values())
+        row[columns[len(distinct) > 1]] = distinct if len(distinct) > 1 else distinct[0]
     return row
 
 
-def _member(value: object, images: dict[str, dict[str, Any]]) -> object:
-    return images.get(value, value) if isinstance(value, str) else value
+def _member(value: object, members: dict[str, dict[str, Any]]) -> object:
+    return members.get(value, value) if isinstance(value, str) else value

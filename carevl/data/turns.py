@@ -1,7 +1,8 @@
 """Conversations in the two spellings in use, `{from, value}` and `{role, content}`, read into turns with places.
 
-In texts the tag `<image>` is the place of an image, as in the formats of LLaVA, LLaMA-Factory and ms-swift; parts of a
-message that are images become tags. `place_images` takes the tags out again, and says where they stood.
+In texts the tag `<image>` is the place of an image, as in the formats of LLaVA, LLaMA-Factory and ms-swift, and
+`<video>` that of a video in rows that have one; parts of a message that are either become tags. `place_images` takes
+the tags out again, and says where they stood.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from carevl.data.rows import RowError, items_of, kind_of, readable, struct, text
+from carevl.data.rows import RowError, VideoReference, items_of, kind_of, readable, struct, text
 from carevl.judging.turns import Turn as AskedTurn
 from carevl.judging.turns import shift_places
 
-IMAGE_TAG = "<image>"
+IMAGE_TAG, VIDEO_TAG = "<image>", "<video>"
 Role = Literal["system", "user", "assistant"]
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -26,11 +27,18 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "llava": "assistant",
 }
-_IMAGE_PARTS = ("image", "image_url")
-"""Types of parts that are images, and the field of the part that has the reference."""
+_IMAGE_PARTS, _VIDEO_PARTS = ("image", "image_url"), ("video", "video_url")
+"""Types of parts that are images or videos, and the field of the part that has the reference."""
+_AUDIO_PARTS = ("audio", "audio_url", "input_audio")
 _TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython", "tool_call")
-_TAG = re.compile(f"{IMAGE_TAG}\n|\n{IMAGE_TAG}(?!\n)|{IMAGE_TAG}")
-"""A tag, with the line break that sets it apart from the words beside it."""
+
+
+def _tags(tag: str) -> re.Pattern[str]:
+    """Return the pattern of a tag, with the line break that sets it apart from the words beside it."""
+    return re.compile(f"{tag}\n|\n{tag}(?!\n)|{tag}")
+
+
+_IMAGES, _MEDIA = _tags(IMAGE_TAG), _tags(f"(?:{IMAGE_TAG}|{VIDEO_TAG})")
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,14 @@ class Turn:
     text: str
     """With a tag for every image that stands in it."""
     images: tuple[object, ...] = ()
-    """References among the parts of its content, in their order."""
+    """References among the parts of its content, in their order; those of videos as `VideoReference`."""
 
 
 def read_turn(value: object, field: str) -> Turn:
-    """Read a turn. Content may be text or a list of parts, of which texts (a line each) and images are kept.
+    """Read a turn. Content may be text or a list of parts, of which texts (a line each), images and videos are kept.
 
     Raises:
-        RowError: it has another shape, or the role of a tool or one that is not known.
+        RowError: it has another shape, a sound, or the role of a tool or one that is not known.
     """
     turn = struct(value, field)
     role = turn.get("from", turn.get("role"))
@@ -65,11 +73,16 @@ def read_turn(value: object, field: str) -> Turn:
         images: list[object] = []
         for part in parts:
             if part.get("type") == "text":
-                pieces += ["\n"] if pieces and pieces[-1] != IMAGE_TAG else []
+                pieces += ["\n"] if pieces and pieces[-1] not in (IMAGE_TAG, VIDEO_TAG) else []
                 pieces.append(text(part.get("text"), f"{field}.content.text"))
             elif part.get("type") in _IMAGE_PARTS:
                 pieces.append(IMAGE_TAG)
                 images.append(_reference(part.get(part["type"])))
+            elif part.get("type") in _VIDEO_PARTS:
+                pieces.append(VIDEO_TAG)
+                images.append(VideoReference(_reference(part.get(part["type"]))))
+            elif part.get("type") in _AUDIO_PARTS:
+                raise RowError("media", f"`{field}` has a sound, which an item does not hold; leave it out")
         return Turn(_ROLES[role], "".join(pieces), tuple(image for image in images if image is not None))
     return Turn(_ROLES[role], text(content, field))
 
@@ -148,22 +161,28 @@ def follow(prompt: list[Turn], before: list[Turn]) -> list[Turn]:
 
 
 def references(turns: Sequence[Turn]) -> list[object]:
-    """Return the images among the parts of turns, in their order."""
+    """Return the images and videos among the parts of turns, in their order."""
     return [image for turn in turns for image in turn.images]
+
+
+def tags_of(turns: Sequence[Turn]) -> list[str]:
+    """Return the tags of images and videos in a dialogue, in their order."""
+    said = (turn.text for turn in turns if turn.role != "system")
+    return [match.group().strip() for text in said for match in _MEDIA.finditer(text)]
 
 
 def _words(turns: Sequence[Turn]) -> list[tuple[Role, list[str]]]:
     """Return what tells turns apart: not system turns, image tags or white space, which one of two copies may lack."""
-    return [(turn.role, turn.text.replace(IMAGE_TAG, " ").split()) for turn in turns if turn.role != "system"]
+    return [(turn.role, _MEDIA.sub(" ", turn.text).split()) for turn in turns if turn.role != "system"]
 
 
 def _shown(turns: Sequence[Turn]) -> tuple[int, int, int]:
     """Return how much turns show, to choose the fuller of two copies."""
-    return len(turns), len(references(turns)), sum(turn.text.count(IMAGE_TAG) for turn in turns)
+    return len(turns), len(references(turns)), sum(len(_MEDIA.findall(turn.text)) for turn in turns)
 
 
-def place_images(turns: Sequence[Turn], n_images: int) -> tuple[AskedTurn, ...]:
-    """Return turns of user and assistant that end with the question, and where images stand in them.
+def place_images(turns: Sequence[Turn], n_images: int, n_videos: int | None = None) -> tuple[AskedTurn, ...]:
+    """Return turns of user and assistant that end with the question, and where images and videos stand in them.
 
     What the system says stands before the first words of the user, behind images that these begin with. Without tags
     all images stand before the first turn. A lone image at the beginning or the end of a lone turn stands before it:
@@ -171,6 +190,7 @@ def place_images(turns: Sequence[Turn], n_images: int) -> tuple[AskedTurn, ...]:
 
     Args:
         n_images: how many there are; 0 also where an image is missing.
+        n_videos: how many there are; None where nothing of the row is about videos: then their tag is a word.
 
     Raises:
         RowError: nothing is asked; two turns of one role follow one another; the first or last turn is not the user's;
@@ -188,15 +208,31 @@ def place_images(turns: Sequence[Turn], n_images: int) -> tuple[AskedTurn, ...]:
             raise RowError(
                 "turns", f"turns {n - 1} and {n} are both the {turn.role}'s; join them, or leave the row out"
             )
-    placed = [take_tags(turn.text) for turn in dialogue]
+    placed = [take_tags(turn.text, _IMAGES if n_videos is None else _MEDIA) for turn in dialogue]
     n_tags = sum(len(places) for _, places in placed)
     if not n_tags:
-        placed[0] = (placed[0][0], (0,) * n_images)
-    elif n_tags != n_images and n_images:
-        images = "1 image" if n_images == 1 else f"{n_images} images"
-        raise RowError("image_places", f"the texts have {n_tags} {IMAGE_TAG} tags, and the row has {images}")
-    elif len(placed) == 1 and n_tags == 1 and placed[0][1] == (len(placed[0][0]),):
+        placed[0] = (placed[0][0], (0,) * (n_images + (n_videos or 0)))
+        return _say(turns, dialogue, placed)
+    _check_tags(tags_of(turns), n_images, n_videos)
+    if len(placed) == 1 and n_tags == 1 and placed[0][1] == (len(placed[0][0]),):
         placed[0] = (placed[0][0], (0,))
+    return _say(turns, dialogue, placed)
+
+
+def _check_tags(tags: list[str], n_images: int, n_videos: int | None) -> None:
+    for tag, noun, n in ((IMAGE_TAG, "image", n_images), (VIDEO_TAG, "video", n_videos)):
+        n_tags = tags.count(tag)
+        if n is None or n == n_tags or (tag == IMAGE_TAG and not n_images and not n_videos):
+            continue
+        raise RowError(
+            "image_places", f"the texts have {n_tags} {tag} tags, and the row has {n} {noun}{'s' * (n != 1)}"
+        )
+
+
+def _say(
+    turns: Sequence[Turn], dialogue: Sequence[Turn], placed: list[tuple[str, tuple[int, ...]]]
+) -> tuple[AskedTurn, ...]:
+    """Return a dialogue, whose texts and places are `placed`, with the words of the system before its first one."""
     for said in reversed([turn.text for turn in turns if turn.role == "system" and turn.text.strip()]):
         words, places = placed[0]
         placed[0] = (f"{said}\n\n{words}", shift_places(places, len(said) + 2))
@@ -206,15 +242,15 @@ def place_images(turns: Sequence[Turn], n_images: int) -> tuple[AskedTurn, ...]:
     )
 
 
-def take_tags(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return a text without its image tags, and the characters before which they stood.
+def take_tags(text: str, tags: re.Pattern[str] = _IMAGES) -> tuple[str, tuple[int, ...]]:
+    """Return a text without its image tags, or others, and the characters before which they stood.
 
     A tag on a line of its own goes with the line. White space at the ends of a text that had tags goes, too.
     """
     pieces: list[str] = []
     places: list[int] = []
     begin = 0
-    for match in _TAG.finditer(text):
+    for match in tags.finditer(text):
         pieces.append(text[begin : match.start()])
         places.append(sum(map(len, pieces)))
         begin = match.end()

@@ -1,4 +1,4 @@
-"""Fetches an image from a URL that a data row names, without letting the row reach into the network around us.
+"""Fetches what a URL in a data row names, without letting the row reach into the network around us.
 
 Every connection, also after a redirect, is guarded where it is made: the name is resolved once, each address is
 checked, and the connection goes to an address that was checked. Certificates are verified against the name.
@@ -95,7 +95,7 @@ def _get(place: httpx.URL, max_bytes: int, guard: _Guard, deadline: float) -> by
                 target = httpcore.URL(
                     scheme=place.raw_scheme, host=place.raw_host, port=place.port, target=place.raw_path
                 )
-                headers = [(b"Host", place.netloc), (b"Accept", b"image/*"), (b"Accept-Encoding", b"identity")]
+                headers = [(b"Host", place.netloc), (b"Accept", b"image/*, video/*"), (b"Accept-Encoding", b"identity")]
                 with pool.stream("GET", target, headers=headers) as response:
                     if response.status != 429 and response.status < 500:
                         return _body(response, place, max_bytes)

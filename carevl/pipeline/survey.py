@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from carevl.cluster.resources import card_memory
 from carevl.data.drawn import data_root
 from carevl.data.images import decode_rgb
+from carevl.data.videos import FrameReader
 from carevl.errors import UserError
 from carevl.judging.prompts import judge_turn
 from carevl.judging.turns import Turn, turns_of
@@ -185,7 +186,7 @@ Sampled = tuple[list[bytes], dict[str, Any]]
 
 def _read_sample(settings: Settings, run: Run, rows: int) -> list[Sampled]:
     with data_root(settings, run) as root:
-        taken = itertools.islice(read_rows(root, None), rows)
+        taken = itertools.islice(read_rows(root, None, FrameReader(settings.data.video)), rows)
         sampled = []
         for images, item, _ in taken:
             files = {image["image_id"]: image["bytes"] for image in images}

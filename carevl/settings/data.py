@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from carevl.settings.base import HomePath, PathName, Strict
 
@@ -56,6 +56,36 @@ class JudgeSet(Strict):
     image_root: HomePath | None = Field(None, description="Directory that relative image paths are looked up in.")
 
 
+class Video(Strict):
+    """Videos in the preference data, which become images: frames at even distances, without their sound."""
+
+    frames: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Frames of a video, one of each of so many equal intervals; null: 8, or by fps.",
+    )
+    fps: float | None = Field(None, gt=0, description="Frames a second, in place of a number.")
+    max_frames: int = Field(
+        8, ge=1, le=1000, description="With fps, most frames of a video: a longer one has them farther apart."
+    )
+    seed: int = Field(
+        0, description="Draws for each video where in its interval a frame is taken, in all of them at the same place."
+    )
+    max_seconds: float = Field(600, gt=0, description="Longer videos are row errors.")
+    max_pixels: int = Field(8_847_360, ge=1, description="Videos with more pixels in a frame are row errors.")
+    max_bytes: int = Field(256 << 20, ge=1, description="Videos of larger files are row errors.")
+    decode_seconds: int = Field(
+        60, ge=1, description="Processor time to decode a video; one that takes more is a row error."
+    )
+
+    @model_validator(mode="after")
+    def _counts_one_way(self) -> Self:
+        if self.frames is not None and self.fps is not None:
+            raise ValueError("frames and fps say how many frames in two ways; set one of them to null")
+        return self
+
+
 class Data(Strict):
     """The preference data, and how they are read."""
 
@@ -90,7 +120,10 @@ class Data(Strict):
         description="Images with more pixels are resized to so many before any model sees them; null: as they are, or "
         "as the judge was trained to see them.",
     )
-    allow_url_fetch: bool = Field(False, description="Fetch images from http(s) addresses named in the data.")
+    allow_url_fetch: bool = Field(
+        False, description="Fetch images and videos from http(s) addresses named in the data."
+    )
+    video: Video = Field(Video(), description="How videos become images.")
     decontaminate: bool = Field(True, description="Set rows aside that share their image with a benchmark.")
     near_duplicates: Literal["report", "merge", "ignore"] = Field(
         "report", description="Images that look alike: counted in the manifest, made one, or not searched for."

@@ -27,6 +27,7 @@ from carevl.data.perceptual_hash import ImageSignature
 from carevl.data.reading import Source, SourceRow, mix, read_source
 from carevl.data.spill import Spill
 from carevl.data.urls import UrlFetcher
+from carevl.data.videos import FrameReader
 from carevl.stages.base import Counts, RunContext, Stage, reads
 from carevl.store.damage import hash_file
 from carevl.store.ingested import Ingested
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 _EXAMPLES = 10
-_ADDED = {"max_images", "max_item_pixels", "text_only"}
+_ADDED = {"max_images", "max_item_pixels", "text_only", "video"}
 """Settings that version 2 did not always have."""
 _MOST_THREADS = 8
 """Each holds one image's bytes and pixels at a time."""
@@ -81,7 +82,7 @@ def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
     for group, declared in ((data, settings.data), *zip(data["sources"], settings.data.sources, strict=True)):
         fields = type(declared).model_fields
         for name in _ADDED & fields.keys():  # as by default, a table has the fingerprint of the versions before
-            if group[name] == fields[name].default:
+            if getattr(declared, name) == fields[name].default:
                 del group[name]
     facts = {"version": VERSION, "seed": settings.seed, "items": settings.items, "files": files, "data": data}
     return facts | {"benchmarks": tests}
@@ -120,7 +121,8 @@ def run_ingest(
     limits = limits_of(data)
     contamination = Contamination(_benchmark_rows(root), limits)
     rows_in = errors = replaced = text_only = 0
-    for images, item, signatures in read_rows(root, log):
+    frames = FrameReader(data.video, directory / "spill")
+    for images, item, signatures in read_rows(root, log, frames):
         rows_in += 1
         errors += item["error"] is not None
         replaced += _has_replacements(item)
@@ -231,15 +233,19 @@ def _benchmark_paths(root: DataRoot) -> Iterator[tuple[str, Path, Path | None]]:
 
 
 def read_rows(
-    root: DataRoot, log: Callable[[str], None] | None
+    root: DataRoot, log: Callable[[str], None] | None, frames: FrameReader
 ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any], dict[str, ImageSignature]]]:
-    """Yield rows of `images`, the row of `items`, and signatures of whole images by image_id, where they are needed."""
+    """Yield rows of `images`, the row of `items`, and signatures of whole images by image_id, where they are needed.
+
+    Args:
+        frames: decodes videos.
+    """
     settings, data = root.settings, root.settings.data
     limits = limits_of(data)
     fetcher = UrlFetcher() if data.allow_url_fetch else None
     signatures = data.near_duplicates != "ignore" or bool(list(_benchmark_paths(root)))
     declared = sources(root)
-    intakes = {source: Intake(source, limits=limits, fetcher=fetcher, signatures=signatures) for source in declared}
+    intakes = {source: Intake(source, None, limits, fetcher, frames, signatures) for source in declared}
     train = [source for source in declared if not source.labels]
     weights = [source.weight for source in data.sources if not source.labels]
     mixed: Iterator[SourceRow] = mix([read_source(source, log=log) for source in train], weights, settings.seed)

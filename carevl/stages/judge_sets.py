@@ -17,11 +17,11 @@ from pyarrow.fs import FileType
 
 from carevl.data.containers import Record, list_files, read_records
 from carevl.data.files import locate
-from carevl.data.formats.base import images_of
 from carevl.data.images import ImageLimits, identify
+from carevl.data.media import read_media
 from carevl.data.references import ImageReader
-from carevl.data.rows import RowError, references_of
-from carevl.data.turns import place_images, read_turns, split_answer
+from carevl.data.rows import RowError, VideoReference, references_of
+from carevl.data.turns import read_turns, split_answer
 from carevl.store.run import RunError
 from carevl.store.schemas import TURNS
 
@@ -127,8 +127,10 @@ def _row(record: Record, reader: ImageReader, limits: ImageLimits, near: str) ->
     turns, judgment = split_answer(read_turns(row.get(field), field), field)
     if not judgment.strip():
         raise RowError("responses", f"the last turn of `{field}`, the judgment, is blank")
-    references = references_of(images_of(row, ("images", "image"), turns, required=False))
-    *before, question = place_images(turns, len([each for each in references if each is not None]))
+    found, (*before, question) = read_media(row, ("images", "image"), turns, required=False)
+    references = references_of(found)
+    if any(isinstance(reference, VideoReference) for reference in references):
+        raise RowError("media", "the row has a video, and judgments from elsewhere are read with images alone")
     limits.check_count(len(references))
     files = [reader.read(reference, near) for reference in references]
     sizes = [identify(file, limits) for file in files]

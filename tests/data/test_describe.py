@@ -60,7 +60,9 @@ def test_images_of_a_file_in_a_folder_are_looked_up_from_the_folder(
 
 def test_columns_that_no_format_has_are_shown_with_the_closest(write_lines: Write) -> None:
     path = write_lines([{"picture": "a.png", "question": "Q?", "chosen": "a", "rejected": "b"}])
-    with pytest.raises(UnknownFormatError, match=r"picture \(text\), .* Closest is spa-vl, which also needs `image`"):
+    with pytest.raises(
+        UnknownFormatError, match=r"picture \(text\), .* Closest is spa-vl, which also needs `image\|video`"
+    ):
         lines_about(path)
 
 

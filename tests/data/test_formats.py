@@ -15,7 +15,7 @@ from carevl.data import formats
 from carevl.data.formats import FORMATS, llava_instruct
 from carevl.data.formats.detection import NoResponsesError, UnknownFormatError, columns_of, detect
 from carevl.data.reading import Source, detect_formats, read_source
-from carevl.data.rows import RowError
+from carevl.data.rows import RowError, VideoReference
 from carevl.errors import SettingsError
 from carevl.judging.turns import Turn
 
@@ -148,11 +148,38 @@ def test_llava_rlhf_captions_come_from_their_file(write_lines: Callable[..., Pat
     ]
 
 
-def test_mm_rlhf_rows_about_a_video_are_errors() -> None:
-    row = FORMATS["mm-rlhf"].example | {"image": None, "video": "v.mp4"}
-    with pytest.raises(RowError, match="video") as failure:
-        FORMATS["mm-rlhf"].read(row)
-    assert failure.value.kind == "media"
+VIDEOS: dict[str, dict[str, Any]] = {
+    "mm-rlhf": FORMATS["mm-rlhf"].example | {"image": None, "video": "v.mp4"},
+    "spa-vl": FORMATS["spa-vl"].example | {"image": None, "video": "v.mp4"},
+    "llamafactory-sharegpt": {
+        "conversations": [human(f"<video>{ASKED}")],
+        "chosen": gpt(GOOD),
+        "rejected": gpt(BAD),
+        "videos": ["v.mp4"],
+    },
+    "llamafactory-alpaca": {"instruction": f"<video>{ASKED}", "chosen": GOOD, "rejected": BAD, "videos": ["v.mp4"]},
+    "ms-swift": {
+        "messages": [user(f"<video>{ASKED}"), assistant(GOOD)],
+        "rejected_response": BAD,
+        "videos": ["v.mp4"],
+    },
+    "trl": {
+        "prompt": [user([{"type": "video", "video": "v.mp4"}, {"type": "text", "text": ASKED}])],
+        "chosen": [assistant(GOOD)],
+        "rejected": [assistant(BAD)],
+    },
+    "items": {"video": "v.mp4", "question": ASKED, "responses": [GOOD, BAD]},
+}
+"""Layouts with videos: MM-RLHF's card; the `videos` and `<video>` of LLaMA-Factory's data/README.md (Multimodal Video
+Dataset) and of ms-swift's Custom-dataset.md; parts of messages as Qwen2-VL has them."""
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_formats_hold_videos(name: str) -> None:
+    row = VIDEOS[name]
+    assert detect(columns_of([{key: value for key, value in row.items() if value is not None}])).name == name
+    found = FORMATS[name].read(row)
+    assert (found.question, found.places, found.references) == (ASKED, (0,), (VideoReference("v.mp4"),))
 
 
 def test_trl_without_prompt_asks_what_stands_before_the_response() -> None:
@@ -336,7 +363,7 @@ def test_unknown_columns_show_what_was_found_and_the_closest_format(write_lines:
     message = str(failure.value)
     assert message.startswith(f"{path}: ")
     assert "picture (text), question (text), chosen (text), rejected (text)" in message
-    assert "Closest is spa-vl, which also needs `image`." in message
+    assert "Closest is spa-vl, which also needs `image|video`." in message
 
 
 @pytest.mark.parametrize(

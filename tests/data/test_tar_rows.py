@@ -50,6 +50,15 @@ def test_texts_and_several_images_belong_to_the_key_before_their_names() -> None
     ]
 
 
+def test_videos_are_members_as_images_are() -> None:
+    told = ("2.json", json.dumps(COLUMNS | {"video": "2.clip.mp4"}).encode())
+    assert rows("1.json", "1.mp4", told, "2.clip.mp4", "3.json", "3.png", "3.webm") == [
+        COLUMNS | {"video": image("1.mp4")},
+        COLUMNS | {"video": image("2.clip.mp4")},
+        COLUMNS | {"image": image("3.png"), "video": image("3.webm")},
+    ]
+
+
 def test_what_systems_add_to_archives_is_left_out() -> None:
     noise = ["._0.json", "__MACOSX/0.json", ".DS_Store", "README"]
     assert rows(*noise, "0.json", "._0.png", "0.png") == [COLUMNS | {"image": image("0.png")}]

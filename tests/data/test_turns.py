@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from carevl.data.formats import FORMATS
-from carevl.data.rows import Preference, RowError
+from carevl.data.rows import Preference, RowError, VideoReference
 from carevl.data.turns import take_tags
 from carevl.judging.turns import Turn
 
@@ -66,9 +66,56 @@ def test_history_is_turns_and_the_system_speaks_before_the_user(name: str) -> No
 def test_images_of_the_rejected_response_are_refused_by_name(name: str) -> None:
     row = FORMATS[name].example
     assert error_of(name, row | {"rejected_images": ["b.png"]}).kind == "image_differs"
-    assert error_of(name, row | {"videos": ["v.mp4"]}).kind == "media"
+    assert error_of(name, row | {"rejected_videos": ["v.mp4"]}).kind == "image_differs"
+    assert error_of(name, row | {"audios": ["a.wav"]}).kind == "media"
     for same in (["a.png"], [], None):
         assert read(name, row | {"rejected_images": same}).references == ("a.png",)
+
+
+def ask(text: str, **media: object) -> dict[str, Any]:
+    return {"messages": [user(text), assistant(GOOD)], "rejected_response": BAD, **media}
+
+
+def test_images_and_videos_stand_where_their_own_tags_are() -> None:
+    both = {"images": ["a.png", "b.png"], "videos": ["v.mp4"]}
+    a, b, v = "a.png", "b.png", VideoReference("v.mp4")
+    found = read("ms-swift", ask("<image>Is <video> after <image>?", **both))
+    assert (found.question, found.places, found.references) == ("Is  after ?", (0, 3, 10), (a, v, b))
+    found = read("ms-swift", ask(ASKED, **both))
+    assert (found.question, found.places, found.references) == (ASKED, (0, 0, 0), (a, b, v))
+    found = read("ms-swift", ask("Is it <image>?", videos=["v.mp4"]))
+    assert (found.question, found.places, found.references) == ("Is it ?", (6,), (v,))
+    parts = [{"type": "video", "video": "v.mp4"}, {"type": "image", "image": "a.png"}]
+    found = read("ms-swift", {"messages": [user(ASKED, *parts), assistant(GOOD)], "rejected_response": BAD})
+    assert (found.question, found.places, found.references) == (ASKED, (0, 0), (v, a))
+
+
+@pytest.mark.parametrize(
+    ("text", "media", "message"),
+    [
+        ("<video>?", {"videos": ["v.mp4", "w.mp4"]}, "1 <video> tags, and the row has 2 videos"),
+        ("<video><video>?", {"videos": ["v.mp4"]}, "2 <video> tags, and the row has 1 video"),
+        ("<video>?", {"images": ["a.png"], "videos": ["v.mp4"]}, "0 <image> tags, and the row has 1 image"),
+        ("<image><video>?", {"videos": ["v.mp4"]}, "1 <image> tags, and the row has 0 images"),
+        ("<image><video>?", {"images": ["a.png"], "videos": []}, "1 <video> tags, and the row has 0 videos"),
+    ],
+)
+def test_another_number_of_tags_than_of_videos_is_an_error(text: str, media: dict[str, Any], message: str) -> None:
+    error = error_of("ms-swift", ask(text, **media))
+    assert (error.kind, message in error.message) == ("image_places", True), error.message
+
+
+def test_the_tag_of_videos_is_a_word_where_a_row_can_have_none() -> None:
+    question = "What does <video> do in HTML?"
+    assert read("ms-swift", ask(question, images=["a.png"])).question == question
+
+
+def test_a_part_that_is_a_video_needs_its_reference_and_a_sound_is_an_error() -> None:
+    row = {"chosen": [user(ASKED, {"type": "video"}), assistant(GOOD)], "rejected": [user(ASKED), assistant(BAD)]}
+    assert read("trl", row).references == (VideoReference(None),)
+    assert read("trl", row | {"videos": ["v.mp4"]}).references == (VideoReference("v.mp4"),)
+    row["chosen"][0] = user(ASKED, {"type": "input_audio", "input_audio": {"data": ""}})
+    assert error_of("trl", row).kind == "media"
 
 
 def test_conversations_beside_lists_of_turns_are_the_question() -> None:

@@ -1,8 +1,13 @@
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from carevl.stages.ingest import ahead
+from carevl.data.drawn import DataRoot
+from carevl.settings.loader import load_settings
+from carevl.stages.ingest import ahead, facts
+from carevl.store.run import Run
 
 
 def test_rows_are_taken_in_by_several_threads_in_their_order_and_few_are_read_ahead() -> None:
@@ -25,3 +30,16 @@ def test_rows_are_taken_in_by_several_threads_in_their_order_and_few_are_read_ah
         most = max(most, len(read) - n)
     assert most <= 17
     assert threading.main_thread().name not in seen
+
+
+def test_settings_of_videos_are_a_fact_of_the_tables_where_they_are_set(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    sources = f"data.sources=[{{path: {tmp_path}}}]"
+
+    def inputs(*more: str) -> dict[str, Any]:
+        settings = load_settings("mini", [sources, "benchmarks=[]", *more])
+        return facts(settings, DataRoot.of(settings, Run(tmp_path / "run")))
+
+    assert "video" not in inputs()["data"]
+    assert inputs("data.video.frames=4")["data"]["video"]["frames"] == 4
+    assert inputs("data.video.frames=null") == inputs()

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from carevl.data.rows import Preference, Row, RowError, facts, items_of, kind_of, readable, references_of, text
-from carevl.data.turns import ONE_FOR_BOTH, Turn, follow, join_dialogues, place_images, read_response, references
+from carevl.data.media import looks_like_images, read_media
+from carevl.data.rows import Preference, Row, RowError, facts, items_of, kind_of, readable, text
+from carevl.data.turns import Turn, follow, join_dialogues, read_response
 
 ANY = "any"
-IMAGES = {"images|image": ANY}
+IMAGES = {"images|image|videos|video": ANY}
 PAIR = {"chosen": "text", "rejected": "text"}
 ORIGIN = {"ds_name|origin_dataset": "text"}
-_REJECTED_IMAGES = ("rejected_images", "rejected_image", "image_rejected")
-_OTHER_MEDIA = ("video", "videos", "audio", "audios")
 _RESPONSES = (
     *PAIR,
     *("responses", "completions", "conversation_a", "conversation_b", "response1", "response2", "output_1", "output_2"),
     *("preferred_output", "non_preferred_output", "rejected_response", "rejected_messages", "rejected_conversations"),
 )
 """Columns of responses: rows that have one are no questions alone, even where it has another type than it should."""
-_LOOKS_LIKE_IMAGES = re.compile("image|img|pict|photo|pixel|screenshot|frame", re.IGNORECASE).search
-"""Of a column's name."""
 FIRST, SECOND = (1.0, 0.0), (0.0, 1.0)
 """The preference of a pair of responses."""
 
@@ -63,7 +59,7 @@ class Format:
     def _forbids(self, column: str) -> bool:
         """Tell whether a column shows that the rows are of another format."""
         if self.of_text:
-            return _LOOKS_LIKE_IMAGES(column) is not None
+            return looks_like_images(column) is not None
         return self.of_questions and column in _RESPONSES
 
 
@@ -85,14 +81,14 @@ def read_preference(
     Args:
         turns: of the dialogue before the responses.
         extra: columns to keep beside it.
-        images: columns that may have the images, the first that is filled; else they are in the turns.
+        images: columns that may have the images, the first that is filled; else they are in the turns. Videos are in
+            `videos` or `video`, or in the turns.
         required: whether an image is missing where all these columns are absent; it is where one of them is null.
 
     Raises:
-        RowError: there is a video or a sound, or images of the rejected response; or as `place_images`.
+        RowError: there is a sound, or images of the rejected response; or as `place_images`.
     """
-    found = images_of(row, images, turns, required)
-    dialogue = place_images(turns, len([image for image in references_of(found) if image is not None]))
+    found, dialogue = read_media(row, images, turns, required)
     question = dialogue[-1]
     shown = sum(len(turn.places) for turn in dialogue)
     places = None if not shown and found is None else question.places
@@ -134,25 +130,6 @@ def _answer(value: object, field: str) -> str | None:
     if not isinstance(value, str):
         raise RowError("format", f"`{field}` should be text or a number, found {kind_of(value)}")
     return text(value, field).strip() or None
-
-
-def images_of(row: Row, names: Sequence[str], turns: Sequence[Turn], required: bool) -> object:
-    """Return the images of a row as `Preference.images` has them."""
-    for name in _OTHER_MEDIA:
-        if row.get(name):
-            raise RowError("media", f"the row has `{name}`, and an item has texts and images alone; leave it out")
-    present = [name for name in names if name in row]
-    found: object = next((row[name] for name in present if row[name] not in (None, "")), None)
-    if (found is None or found == []) and (parts := references(turns)):
-        found = parts
-    rejected = next((row[name] for name in _REJECTED_IMAGES if row.get(name)), None)
-    if rejected is not None and references_of(rejected) != references_of(found):
-        raise RowError("image_differs", f"chosen and rejected response are about different images; {ONE_FOR_BOTH}")
-    if found is not None or present or required:
-        return found
-    if unread := [name for name, value in row.items() if value not in (None, "", []) and _LOOKS_LIKE_IMAGES(name)]:
-        raise RowError("image_missing", f"the row has no `{names[0]}`; rename `{unread[0]}` to that if it holds images")
-    return []
 
 
 def user_turn(row: Row, name: str) -> list[Turn]:

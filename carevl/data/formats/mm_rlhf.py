@@ -1,8 +1,8 @@
-"""MM-RLHF: a prompt in text; rows about a video are errors."""
+"""MM-RLHF: a prompt in text, about an image or a video."""
 
 from __future__ import annotations
 
-from carevl.data.formats.base import ANY, PAIR, Format, preferred, user_turn
+from carevl.data.formats.base import IMAGES, PAIR, Format, preferred, user_turn
 from carevl.data.rows import Preference, Row
 
 
@@ -14,7 +14,7 @@ def read(row: Row) -> Preference:
 
 FORMAT = Format(
     name="mm-rlhf",
-    columns={"image|images|video": ANY, "prompt": "text", **PAIR},
+    columns={**IMAGES, "prompt": "text", **PAIR},
     read=read,
     example={"image": "a.png", "prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."},
 )

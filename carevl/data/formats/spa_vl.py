@@ -13,7 +13,7 @@ def read(row: Row) -> Preference:
 
 FORMAT = Format(
     name="spa-vl",
-    columns={"image": ANY, "question": "text", **PAIR},
+    columns={"image|video": ANY, "question": "text", **PAIR},
     read=read,
     example={"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."},
 )
