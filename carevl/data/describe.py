@@ -83,7 +83,7 @@ def describe_source(
         UnknownFormatError, SourceError: as `detect_formats`.
     """
     intake = Intake(source, None, limits, fetcher, frames)
-    if others := list_and_pass_over(*locate(source.path), source.captions)[1]:
+    if others := list_and_pass_over(*locate(source.path), source.side_files)[1]:
         yield passed_over(others)
     formats = detect_formats(source)
     for file, source_rows in read_files(source):

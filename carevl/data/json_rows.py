@@ -6,7 +6,7 @@ import codecs
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from carevl.data.rows import RowError
@@ -100,8 +100,28 @@ def _joined(parts: list[bytes], size: int, last: bytes) -> bytes | RowError:
     return b"".join([*parts, last])
 
 
-def json_values(stream: Stream) -> Iterator[Any]:
+def find_list(stream: Stream, columns: Mapping[str, str]) -> str | None:
+    """Return the name of the list whose elements are the rows of a JSON object; None where the object is a row itself.
+
+    Args:
+        columns: name of a list to a member that its first element then has.
+
+    Raises:
+        ValueError: text that is not JSON, before any such list.
+    """
+    text = _Text(stream)
+    if text.skip(_SPACE) == "{":
+        for name, value, is_element in _members(text, _decoder()):
+            if is_element and isinstance(value, dict) and columns.get(name) in value:
+                return name
+    return None
+
+
+def json_values(stream: Stream, name: str | None = None) -> Iterator[Any]:
     """Yield the elements of a JSON array, or the values of a file with one after another.
+
+    Args:
+        name: of a list; of objects its elements are yielded in their place, and a RowError where it has none.
 
     Raises:
         LostRowsError: text that is not JSON, or one value over MAX_ROW_BYTES; the values before it have been given.
@@ -109,7 +129,7 @@ def json_values(stream: Stream) -> Iterator[Any]:
     text = _Text(stream)
     rows = 0
     try:
-        for value in _values(text):
+        for value in _values(text, name):
             yield value
             rows += 1
     except ValueError as failure:
@@ -119,25 +139,64 @@ def json_values(stream: Stream) -> Iterator[Any]:
         raise LostRowsError(f"{failure}, in the value at character {place}; {lost} rows or so are lost", lost) from None
 
 
-def _values(text: _Text) -> Iterator[Any]:
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _values(text: _Text, name: str | None) -> Iterator[Any]:
+    decoder = _decoder()
     if text.skip(_SPACE) != "[":
-        while text.skip(_SPACE):
-            yield text.value(decoder)
+        while mark := text.skip(_SPACE):
+            yield from [text.value(decoder)] if name is None or mark != "{" else _listed(text, decoder, name)
         return
-    text.drop(1)
-    while (mark := text.skip(_SPACE)) != "]":
-        if not mark:
-            raise ValueError("the file ends inside its array")
+    yield from _elements(text, decoder)
+    if mark := text.skip(_SPACE):
+        raise ValueError(f"expected nothing after the end of the array, found {mark!r}")
+
+
+def _listed(text: _Text, decoder: json.JSONDecoder, name: str) -> Iterator[Any]:
+    """Yield the elements of an object's list."""
+    is_empty = True
+    for member, value, is_element in _members(text, decoder):
+        if is_element and member == name:
+            yield value
+            is_empty = False
+    if is_empty:
+        yield RowError("row", f"an object has no list `{name}`, or an empty one")
+
+
+def _members(text: _Text, decoder: json.JSONDecoder) -> Iterator[tuple[str, Any, bool]]:
+    """Yield the name and value of an object's members; of one that is a list its elements, each with True."""
+    for _ in _between(text, "}", "a member"):
+        name = text.value(decoder)
+        if not isinstance(name, str) or text.skip(_SPACE) != ":":
+            raise ValueError(f"expected a name and `:`, found {str(name)[:60]!r}")
+        text.drop(1)
+        if text.skip(_SPACE) != "[":
+            yield name, text.value(decoder), False
+            continue
+        for element in _elements(text, decoder):
+            yield name, element, True
+
+
+def _elements(text: _Text, decoder: json.JSONDecoder) -> Iterator[Any]:
+    for _ in _between(text, "]", "an element"):
         yield text.value(decoder)
+
+
+def _between(text: _Text, end: str, part: str) -> Iterator[None]:
+    """Yield at each part of an array or object, from its bracket to its end; the caller reads the part."""
+    text.drop(1)
+    while (mark := text.skip(_SPACE)) != end:
+        if not mark:
+            raise ValueError("the file ends inside its array" if end == "]" else "the file ends inside an object")
+        yield
         mark = text.skip(_SPACE)
         if mark == ",":
             text.drop(1)
-        elif mark and mark != "]":
-            raise ValueError(f"expected `,` or `]` after an element, found {mark!r}")
+        elif mark and mark != end:
+            raise ValueError(f"expected `,` or `{end}` after {part}, found {mark!r}")
     text.drop(1)
-    if mark := text.skip(_SPACE):
-        raise ValueError(f"expected nothing after the end of the array, found {mark!r}")
 
 
 class _Text:

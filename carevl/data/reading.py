@@ -7,17 +7,17 @@ import posixpath
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow.fs as pafs
 
 from carevl.data.containers import Record, list_and_pass_over, read_records
-from carevl.data.files import SourceError, locate
+from carevl.data.files import locate
 from carevl.data.formats import FORMATS
 from carevl.data.formats.base import Format
 from carevl.data.formats.detection import UnknownFormatError, detect_in
-from carevl.data.json_rows import json_values
 from carevl.data.rows import WITHOUT_RESPONSES, ErrorKind, Preference, Row, RowError, clean
+from carevl.data.side_files import SideFacts, find_answers, read_captions
 from carevl.data.video_files import VIDEO_ENDINGS
 
 _T = TypeVar("_T")
@@ -41,8 +41,17 @@ class Source:
     """Whether rows whose image is missing are questions about text alone."""
     captions: str | None = None
     """JSON file of image name to caption or captions (LLaVA-RLHF's image_to_caption.json)."""
+    annotations: str | None = None
+    """JSON file whose list `annotations` has right answers to its rows (VQA's); None: in the rows' file, if at all."""
+    question: str | None = None
+    """What is asked about the images of rows that have no question."""
     respond: bool = False
     """Whether models write responses to rows that have none, which are errors otherwise."""
+
+    @property
+    def side_files(self) -> tuple[str, ...]:
+        """Paths of files that are none of rows."""
+        return tuple(file for file in (self.captions, self.annotations) if file is not None)
 
     def __post_init__(self) -> None:
         if self.format is not None:
@@ -76,7 +85,8 @@ def read_source(
         log: called with a line about each format, at the first file that has it, and about files that are passed over.
 
     Raises:
-        SourceError: nothing at the path, no file of a known kind, or an unreadable captions file.
+        SourceError: nothing at the path, no file of a known kind, or a side file that cannot be read or belongs to
+            other rows.
     """
     for _, rows in read_files(source, filesystem, log):
         yield from rows
@@ -87,9 +97,9 @@ def read_files(
 ) -> Iterator[tuple[str, Iterator[SourceRow]]]:
     """Yield every file of a source with its rows. Arguments and errors are those of `read_source`."""
     source_filesystem, path = locate(source.path, filesystem)
-    captions = {} if source.captions is None else _read_captions(*locate(source.captions, filesystem))
+    captions = {} if source.captions is None else read_captions(*locate(source.captions, filesystem))
     logged: set[str] = set()
-    files, others = list_and_pass_over(source_filesystem, path, source.captions)
+    files, others = list_and_pass_over(source_filesystem, path, source.side_files)
     if log and others:
         log(f"{source.name}: {passed_over(others)}")
     for file in files:
@@ -100,7 +110,12 @@ def read_files(
             log(f"{source.name}: {name} in {clean(file)}")
         below = clean(posixpath.basename(file) if file == path else posixpath.relpath(file, path))
         place = SourceRow(source, below, posixpath.dirname(file), None)
-        yield file, _read_file(place, source_filesystem, file, fitting, captions)
+        answers = None
+        if isinstance(fitting, Format):
+            side_file = None if source.annotations is None else locate(source.annotations, filesystem)
+            answers = find_answers(source_filesystem, file, fitting, side_file)
+        side = SideFacts(captions, answers)
+        yield file, _read_file(place, source_filesystem, file, fitting, side)
 
 
 def _read_file(
@@ -108,10 +123,12 @@ def _read_file(
     filesystem: pafs.FileSystem,
     file: str,
     fitting: Format | UnknownFormatError | None,
-    captions: Mapping[str, Any],
+    side: SideFacts,
 ) -> Iterator[SourceRow]:
     for record in read_records(filesystem, file):
-        yield from _read(replace(place, locator=f"{place.locator}#{record.number}"), record, fitting, captions)
+        yield from _read(replace(place, locator=f"{place.locator}#{record.number}"), record, fitting, side)
+    if side.answers is not None:
+        side.answers.check()
 
 
 def passed_over(endings: Mapping[str, int]) -> str:
@@ -135,7 +152,7 @@ def detect_formats(source: Source, filesystem: pafs.FileSystem | None = None) ->
     source_filesystem, path = locate(source.path, filesystem)
     formats: dict[str, str | None] = {}
     failure: UnknownFormatError | None = None
-    for file in list_and_pass_over(source_filesystem, path, source.captions)[0]:
+    for file in list_and_pass_over(source_filesystem, path, source.side_files)[0]:
         fitting = _recognise(source, source_filesystem, file)
         formats[file] = fitting.name if isinstance(fitting, Format) else None
         if isinstance(fitting, UnknownFormatError):
@@ -174,23 +191,28 @@ def _recognise(source: Source, filesystem: pafs.FileSystem, file: str) -> Format
     """Return a file's format, None without a readable row, the error where none fits."""
     if source.format is not None:
         return FORMATS[source.format]
-    rows = (_with_image(record.row) for record in read_records(filesystem, file) if record.row is not None)
+    rows = (_complete(record.row, source) for record in read_records(filesystem, file) if record.row is not None)
     try:
         return detect_in(rows, source.respond)
     except UnknownFormatError as failure:
         return failure
 
 
-def _with_image(row: Row) -> Row:
-    """Return a row of a folder of images or videos as `datasets` describes it, where `file_name` names the file."""
+def _complete(row: Row, source: Source) -> Row:
+    """Return a row with what stands elsewhere: the question of its source, and the file that `file_name` names.
+
+    In the metadata of a folder of images or videos, as `datasets` describes it, `file_name` is the image or the video.
+    """
     if "file_name" in row and not row.keys() & {"image", "images", "img_path"}:
         ending = str(row["file_name"]).rpartition(".")[2].lower()
-        return {**row, "video" if ending in VIDEO_ENDINGS else "image": row["file_name"]}
+        row = {**row, "video" if ending in VIDEO_ENDINGS else "image": row["file_name"]}
+    if source.question is not None and not row.keys() & {"question", "prompt"}:
+        row = {**row, "question": source.question}
     return row
 
 
 def _read(
-    place: SourceRow, record: Record, fitting: Format | UnknownFormatError | None, captions: Mapping[str, Any]
+    place: SourceRow, record: Record, fitting: Format | UnknownFormatError | None, side: SideFacts
 ) -> Iterator[SourceRow]:
     """Yield a row that says where it is from with what the record holds; several where its format divides it."""
     if record.row is not None and not isinstance(fitting, Format):
@@ -201,10 +223,7 @@ def _read(
     if record.row is None or not isinstance(fitting, Format):
         yield replace(read, error=record.error)
         return
-    row = _with_image(record.row)
-    image = row.get("image")
-    if isinstance(image, str) and image in captions:
-        row = {**row, "captions": captions[image]}
+    row = side.fill(_complete(record.row, place.source))
     try:
         pieces = [row] if fitting.divide is None else list(fitting.divide(row))
     except Exception as failure:
@@ -230,14 +249,3 @@ def _error_of(failure: Exception, fitting: Format) -> RowError:
     if isinstance(failure, RowError):
         return failure
     return RowError("format", f"the reader of {fitting.name} fails here: {type(failure).__name__}: {failure}")
-
-
-def _read_captions(filesystem: pafs.FileSystem, file: str) -> Mapping[str, Any]:
-    try:
-        with filesystem.open_input_stream(file) as handle:
-            captions = next(json_values(handle), None)
-    except (OSError, ValueError) as failure:
-        raise SourceError(f"{file}: the captions file cannot be read: {failure}") from None
-    if not isinstance(captions, dict):
-        raise SourceError(f"{file}: a captions file should be a JSON object of image name to captions")
-    return captions

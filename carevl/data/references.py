@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from carevl.data.images import ImageLimits
-from carevl.data.rows import RowError, clean, kind_of, readable
+from carevl.data.rows import ImageNames, RowError, clean, kind_of, readable
 from carevl.data.urls import UrlFetcher
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\x1a\x45\xdf\xa3")
@@ -59,6 +59,8 @@ class ImageReader:
         reference = _innermost(readable(reference))
         if reference is None or reference == "":
             raise RowError("image_missing", f"the row has no {self._noun}")
+        if isinstance(reference, ImageNames):
+            return self._first(reference.names, near)
         if isinstance(reference, bytes | list | tuple):
             return self._capped(_bytes_of(reference))
         if not isinstance(reference, str):
@@ -70,10 +72,10 @@ class ImageReader:
         if scheme.startswith(("http://", "https://")):
             return self._url(reference)
         if scheme.startswith("file:"):
-            return self._path(_file_uri_path(reference), near)
-        if _looks_like_base64(reference):
+            reference = _file_uri_path(reference)
+        elif _looks_like_base64(reference):
             return self._base64(reference)
-        return self._path(reference, near)
+        return self._first([reference], near)
 
     def _capped(self, data: bytes) -> bytes:
         if len(data) > self._most_bytes:
@@ -102,12 +104,13 @@ class ImageReader:
             raise RowError("image_refused", f"{url[:_SHOWN]!r} is a URL; set allow_url_fetch to fetch {self._noun}s")
         return self._fetcher.fetch(url, self._most_bytes)
 
-    def _path(self, path: str, near: str) -> bytes:
+    def _first(self, paths: Sequence[str], near: str) -> bytes:
+        """Return the bytes of the first of some paths that is there."""
+        path = paths[0]
         if clean(path) != path or len(path) > 4096:
             raise RowError("image_missing", f"{path[:_SHOWN]!r} is not a path")
         refused = False
-        for directory in dict.fromkeys((near, self._base)):
-            inside = self._inside(directory, path)
+        for inside in (self._inside(place, each) for each in paths for place in dict.fromkeys((near, self._base))):
             refused = refused or inside is None
             if inside is not None and (data := self._file(inside)) is not None:
                 return data
@@ -117,9 +120,8 @@ class ImageReader:
                 f"{path[:_SHOWN]!r} leads out of the directory of its source; if it may be read, set the source's "
                 "image_root to a directory that holds the files themselves, where links lead",
             )
-        raise RowError(
-            "image_missing", f"{path[:_SHOWN]!r}: no such file beside its row's, nor in the directory of its source"
-        )
+        shown = f"{path[:_SHOWN]!r}" + (f" (nor {len(paths) - 1} other names)" if len(paths) > 1 else "")
+        raise RowError("image_missing", f"{shown}: no such file beside its row's, nor in the directory of its source")
 
     def _inside(self, directory: str, path: str) -> str | None:
         """Return the real path, or None when it is not under the base once links and `..` are resolved."""

@@ -57,6 +57,13 @@ class RowError(Exception):
         return row_error("ingest", self.kind, self.message)
 
 
+@dataclass(frozen=True)
+class ImageNames:
+    """An image whose file may have several names, of which the first that is there is taken."""
+
+    names: tuple[str, ...]
+
+
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     ((type(None), RowError), "null"),
     (str, "text"),

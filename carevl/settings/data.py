@@ -28,7 +28,7 @@ class Benchmark(Strict):
 
 
 class Source(Strict):
-    """Preference data on disk."""
+    """Preference data on disk, or questions for models to answer."""
 
     path: HomePath = Field(description="File or directory, local or `s3://…`, `gs://…`; `miniworld:FILE` is drawn.")
     name: str | None = Field(None, description="Its name in tables; source-0, source-1, … when absent.")
@@ -36,7 +36,7 @@ class Source(Strict):
         None,
         description="Name of the format, or your own as `package.module:Name`; found from the columns when absent.",
     )
-    labels: bool = Field(False, description="Its preference is true: it calibrates experts and router.")
+    labels: bool = Field(False, description="Its preference, or its answer, is true: it calibrates experts and router.")
     split: PathName = Field("train", description="Split that its items belong to, and of the files of an export.")
     weight: float = Field(1.0, gt=0, description="How often its rows are drawn, relative to other sources.")
     image_root: HomePath | None = Field(None, description="Directory that relative image paths are looked up in.")
@@ -46,6 +46,10 @@ class Source(Strict):
         "list of images, or its format no column for them.",
     )
     captions: str | None = Field(None, description="JSON file of image name to caption (LLaVA-RLHF).")
+    annotations: HomePath | None = Field(
+        None, description="JSON file with right answers to its questions by question_id (VQA)."
+    )
+    question: str | None = Field(None, description="What is asked about the images of rows that have no question.")
 
 
 class JudgeSet(Strict):

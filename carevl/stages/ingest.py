@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import FileSystem, LocalFileSystem
 
 from carevl.benchmarks.contamination import Contamination
 from carevl.benchmarks.suites import SUITES
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 _EXAMPLES = 10
-_ADDED = {"max_images", "max_item_pixels", "text_only", "video"}
+_ADDED = {"max_images", "max_item_pixels", "text_only", "video", "annotations", "question"}
 """Settings that version 2 did not always have."""
 _MOST_THREADS = 8
 """Each holds one image's bytes and pixels at a time."""
@@ -54,29 +54,33 @@ def sources(root: DataRoot) -> list[Source]:
     """Return the settings' sources with their paths resolved."""
     resolved = []
     for n, declared in enumerate(root.settings.data.sources):
-        fields = declared.model_dump(include={"format", "labels", "split", "image_root", "text_only", "captions"})
+        fields = declared.model_dump(exclude={"name", "path", "weight"})
         resolved.append(Source(name=declared.name or f"source-{n}", path=root.resolve(declared.path), **fields))
     return resolved
+
+
+def _files(source: Source) -> Iterator[tuple[FileSystem, str]]:
+    """Yield the files of a source with where they are, and of its side files the one that may have labels."""
+    filesystem, path = locate(source.path)
+    for file in list_files(filesystem, path, source.side_files):
+        yield filesystem, file
+    if source.annotations is not None:
+        yield locate(source.annotations)
 
 
 def hash_sources(root: DataRoot) -> dict[str, str]:
     """Return the SHA-256 of the sources' files on this machine, by their paths as fingerprints have them."""
     hashes = {}
-    for source in sources(root):
-        filesystem, path = locate(source.path)
+    for filesystem, file in itertools.chain.from_iterable(map(_files, sources(root))):
         if isinstance(filesystem, LocalFileSystem):
-            for file in list_files(filesystem, path, source.captions):
-                hashes[root.relative(file)] = hash_file(Path(file))
+            hashes[root.relative(file)] = hash_file(Path(file))
     return hashes
 
 
 def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
     """Return what the tables depend on: settings, and name, size and age of every source and benchmark file."""
-    files: dict[str, Any] = {}
-    for source in sources(root):
-        filesystem, path = locate(source.path)
-        for file in list_files(filesystem, path, source.captions):
-            files[root.relative(file)] = root.stamp(file, filesystem)
+    found = itertools.chain.from_iterable(map(_files, sources(root)))
+    files = {root.relative(file): root.stamp(file, filesystem) for filesystem, file in found}
     tests = [[name, *stamps(root, path, images)] for name, path, images in _benchmark_paths(root)]
     data = settings.data.model_dump(exclude={"allow_url_fetch", "resize_pixels", "text_only_share", "judge_sets"})
     for group, declared in ((data, settings.data), *zip(data["sources"], settings.data.sources, strict=True)):

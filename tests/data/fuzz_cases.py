@@ -97,6 +97,8 @@ _SEVERAL: dict[str, dict[str, Any]] = {
     "llamafactory-sharegpt of two images": FORMATS["llamafactory-sharegpt"].example
     | {"images": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image><image>What is it?"}]},
 }
+_BY_NAME = ("coco-captions", "vqa")
+"""Formats whose images are files beside the rows."""
 EXAMPLES = {name: known.example for name, known in FORMATS.items()} | _SEVERAL
 
 
@@ -143,6 +145,12 @@ def _array(rows: Rows) -> tuple[bytes, list[int]]:
     texts = [json.dumps(row, indent=1).encode() for row in rows]
     data, ends = _joined([b"[" + texts[0], *(b",\n" + text for text in texts[1:]), b"]\n"])
     return data, ends[:-1]
+
+
+def _object(rows: Rows) -> tuple[bytes, list[int]]:
+    data, ends = _array(rows)
+    before = b'{"info": {"version": 2.0}, "questions": '
+    return before + data.strip() + b', "license": "none"}', [len(before) + end for end in ends]
 
 
 def _joined(pieces: list[bytes]) -> tuple[bytes, list[int]]:
@@ -204,6 +212,7 @@ _CONTAINERS: dict[str, tuple[Write, Refer]] = {
     "ndjson": (_lines, _base64),
     "json": (_array, _beside),
     "values.json": (_lines, _data_uri),
+    "object.json": (_object, _beside),
     "csv": (_table(","), _base64),
     "tsv": (_table("\t"), _beside),
     "parquet": (_parquet(), _bytes),
@@ -228,7 +237,10 @@ def make_cases() -> Iterator[Case]:
     """Make a source of every container and format, with images of every kind in turn."""
     kinds = itertools.cycle(KINDS)
     for name, container in itertools.product(EXAMPLES, (*_CONTAINERS, *_TARS)):
-        if (name in _FLAT or "sv" not in container) and not (name in _SEVERAL and container in _TARS):
+        in_tar = container in _TARS
+        if container == "object.json" and "question" not in EXAMPLES[name]:
+            continue
+        if (name in _FLAT or "sv" not in container) and not (in_tar and name in (*_SEVERAL, *_BY_NAME)):
             yield _case(name, container, {f"{n:03d}.img": next(kinds) for n in range(ROWS)})
     for name, metadata in itertools.product(_FLAT, ("metadata.csv", "metadata.jsonl")):
         if "image" in FORMATS[name].example:
@@ -242,7 +254,8 @@ def _pictures(kinds: dict[str, str]) -> dict[str, bytes]:
 def _case(name: str, container: str, kinds: dict[str, str]) -> Case:
     file = f"data.{container}"
     of_text = name in FORMATS and FORMATS[name].of_text
-    in_rows = of_text or container in _TARS or _CONTAINERS[container][1] is not _beside
+    is_beside = name in _BY_NAME or (container not in _TARS and _CONTAINERS[container][1] is _beside)
+    in_rows = of_text or not is_beside
     if container in _TARS:
         kinds = {f"{n:03d}.{kind.partition('-')[0]}": kind for n, kind in enumerate(kinds.values())}
     images = _pictures(kinds)
@@ -250,6 +263,7 @@ def _case(name: str, container: str, kinds: dict[str, str]) -> Case:
     write: Write = functools.partial(_tar, images={} if of_text else images)
     if container not in _TARS:
         write, refer = _CONTAINERS[container]
+        refer = _beside if is_beside else refer
     data, ends = write(_rows(name, [refer(*image) for image in images.items()]))
     if pack := PACKED.get(packing(file)):
         data, ends = pack[0](data), None
@@ -315,6 +329,8 @@ def _count_json(old: bytes, new: bytes) -> int | None:
         value = json.loads(new.decode("utf-8-sig", "surrogateescape"))
     except (ValueError, RecursionError):
         return None
+    if isinstance(value, dict) and isinstance(rows := value.get("questions"), list):
+        return len(rows) if rows and "question" in rows[0] else 1
     return len(value) if isinstance(value, list) else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from carevl.data.formats import (
     arena,
+    coco_captions,
     helpsteer3,
     items,
     llamafactory_alpaca,
@@ -21,6 +22,7 @@ from carevl.data.formats import (
     text_pair,
     trl,
     vlfeedback,
+    vqa,
 )
 from carevl.data.formats.base import Format
 from carevl.settings.registry import Registry
@@ -45,7 +47,9 @@ FORMATS = Registry(
         items.FORMAT,
         helpsteer3.FORMAT,
         text_pair.FORMAT,
+        coco_captions.FORMAT,
         question.FORMAT,
+        vqa.FORMAT,
         llava_instruct.FORMAT,
     ),
 )

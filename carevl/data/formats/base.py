@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from carevl.data.media import looks_like_images, read_media
@@ -25,6 +25,18 @@ FIRST, SECOND = (1.0, 0.0), (0.0, 1.0)
 
 
 @dataclass(frozen=True)
+class Annotations:
+    """Right answers that lie apart from the rows: in the list `annotations` of their JSON file, or of a side file."""
+
+    column: str
+    """Column of a row by which it is annotated: a whole number or text."""
+    key: str
+    """The member of an annotation that has the same value."""
+    read: Callable[[Row], Sequence[str]]
+    """Returns the right answers of an annotation; raises RowError where it does not fit."""
+
+
+@dataclass(frozen=True)
 class Format:
     """A preference format: the columns it is recognised by, its reader, and its smallest row."""
 
@@ -41,6 +53,9 @@ class Format:
     """Whether its rows have no responses: it is detected only where models write them."""
     divide: Callable[[Row], Iterable[Row]] | None = None
     """Divides a row that stands for several items into rows for `read`, one at least; None: each stands for one."""
+
+    annotations: Annotations | None = None
+    """Where right answers may lie apart from the rows: they become the column `answers`."""
 
     def lacking(self, columns: Mapping[str, str]) -> list[str]:
         """Return the expected columns that are absent or of another type, in words.
@@ -102,27 +117,28 @@ def read_question(row: Row, turns: Sequence[Turn], *extra: str, images: Sequence
     Arguments and errors are those of `read_preference`.
     """
     question = read_preference(row, turns, (), None, *extra, images=images)
-    answers = {name: value for field in ("answer", "answers") for name, value in _right_answers(row, field)}
-    return replace(question, extra=question.extra | answers)
+    for field in ("answer", "answers"):
+        if texts := right_answers(row, field):
+            is_list = isinstance(row[field], list | tuple)
+            question.extra.update({"answers": texts} if is_list else {"answer": texts[0]})
+    return question
 
 
-def _right_answers(row: Row, field: str) -> Iterator[tuple[str, object]]:
-    """Yield `answer` with a text, or `answers` with texts, as a column has one or a list; nothing where it is empty.
+def right_answers(row: Row, field: str) -> list[str]:
+    """Return the right answers in a column, which has one or a list; a struct in it stands for its `answer`, as in VQA.
 
-    In a list, a struct stands for its `answer`, as in VQA.
+    Numbers are answers, too; null, NaN (an empty cell of pandas) and blank text are none.
+
+    Raises:
+        RowError: one is of another type.
     """
     value = readable(row.get(field))
-    if isinstance(value, list | tuple):
-        entries = [entry.get("answer") if isinstance(entry, Mapping) else entry for entry in value]
-        texts = [_answer(entry, f"{field}[{n}]") for n, entry in enumerate(entries)]
-        if filled := [entry for entry in texts if entry]:
-            yield "answers", filled
-    elif answer := _answer(value, field):
-        yield "answer", answer
+    entries = value if isinstance(value, list | tuple) else [value]
+    answers = [entry.get("answer", entry) if isinstance(entry, Mapping) else entry for entry in entries]
+    return [answer for entry in answers if (answer := _answer(entry, field))]
 
 
 def _answer(value: object, field: str) -> str | None:
-    """Return an answer, a number as text; None for null, NaN (an empty cell of pandas) and blank text."""
     if value is None or value != value:  # noqa: PLR0124
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -130,6 +146,17 @@ def _answer(value: object, field: str) -> str | None:
     if not isinstance(value, str):
         raise RowError("format", f"`{field}` should be text or a number, found {kind_of(value)}")
     return text(value, field).strip() or None
+
+
+def identify(row: Row, column: str) -> str:
+    """Return what a row is called in a column, as text. Raises RowError where that is no whole number and no text."""
+    value = readable(row.get(column))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        shown = value if isinstance(value, float) else kind_of(value)
+        raise RowError("format", f"`{column}` should be a whole number or text, found {shown}")
+    return str(value)
 
 
 def user_turn(row: Row, name: str) -> list[Turn]:
