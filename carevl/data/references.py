@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import os
 import posixpath
 import urllib.parse
@@ -110,8 +111,12 @@ class ImageReader:
         if clean(path) != path or len(path) > 4096:
             raise RowError("image_missing", f"{path[:_SHOWN]!r} is not a path")
         refused = False
-        for inside in (self._inside(place, each) for each in paths for place in dict.fromkeys((near, self._base))):
-            refused = refused or inside is None
+        is_apart = (
+            self._inside(near, "") is None
+        )  # image_root lies elsewhere, so a file beside the row's is not refused
+        for each, place in itertools.product(paths, dict.fromkeys((near, self._base))):
+            inside = self._inside(place, each)
+            refused = refused or (inside is None and not (is_apart and place == near))
             if inside is not None and (data := self._file(inside)) is not None:
                 return data
         if refused:
@@ -121,7 +126,8 @@ class ImageReader:
                 "image_root to a directory that holds the files themselves, where links lead",
             )
         shown = f"{path[:_SHOWN]!r}" + (f" (nor {len(paths) - 1} other names)" if len(paths) > 1 else "")
-        raise RowError("image_missing", f"{shown}: no such file beside its row's, nor in the directory of its source")
+        beside = "" if is_apart else "beside its row's, nor "
+        raise RowError("image_missing", f"{shown}: no such file {beside}in the directory of its source")
 
     def _inside(self, directory: str, path: str) -> str | None:
         """Return the real path, or None when it is not under the base once links and `..` are resolved."""

@@ -156,3 +156,16 @@ def test_links_of_the_hubs_cache_lead_into_its_blobs_and_nowhere_else(
     with pytest.raises(RowError, match="set the source's image_root") as failure:
         images.read("b.png", str(snapshot))
     assert failure.value.kind == "image_refused"
+
+
+def test_an_image_that_is_absent_from_an_image_root_elsewhere_is_missing_and_not_refused(world: Path) -> None:
+    near = str(world / "data2")
+    with pytest.raises(RowError) as failure:
+        reader(world).read("absent.png", near)
+    assert failure.value.kind == "image_missing"
+    assert failure.value.message == "'absent.png': no such file in the directory of its source"
+    assert reader(world).read("../data/img/a.png", near)
+    for outside in ("d.png", "../outside/secret.png", "link.png"):
+        with pytest.raises(RowError) as failure:
+            reader(world).read(outside, near)
+        assert failure.value.kind == ("image_missing" if outside == "d.png" else "image_refused")
