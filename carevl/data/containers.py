@@ -84,7 +84,7 @@ def list_and_pass_over(
             raise SourceError(f"{path}: not a known kind of file; known: {', '.join(CONTAINERS)}")
         return [path], {}
     files = [file.path for file in files_below(filesystem, path)]
-    seen = [file for file in files if not _hidden(file[len(path) :]) and file not in skip]
+    seen = [file for file in files if not is_hidden(file[len(path) :]) and file not in skip]
     data = [file for file in seen if _container(file)]
     if not data:
         raise SourceError(f"{path}: {len(files)} files, none of a known kind; known: {', '.join(CONTAINERS)}")
@@ -124,8 +124,14 @@ def _broken(failure: Exception) -> RowError:
     return RowError("file", f"the file cannot be read from here on: {kind}{failure}; mend the file"[:1000])
 
 
-def _hidden(path: str) -> bool:
+def is_hidden(path: str) -> bool:
+    """Tell whether a file is none of data by its path below a source: hidden, or what `datasets` writes beside them."""
     return posixpath.basename(path) in _NOT_DATA or any(part.startswith((".", "_")) for part in path.split("/"))
+
+
+def is_data_file(file: str) -> bool:
+    """Tell whether the ending of a file's name is that of a kind that is read."""
+    return _container(file) is not None
 
 
 def _parquet(filesystem: pafs.FileSystem, file: str, span: Span | None = None) -> Iterator[Record]:

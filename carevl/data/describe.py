@@ -7,12 +7,10 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
-from carevl.data.containers import list_and_pass_over
-from carevl.data.files import locate
 from carevl.data.formats import FORMATS
 from carevl.data.images import ImageLimits
 from carevl.data.intake import Intake
-from carevl.data.reading import Source, detect_formats, passed_over, read_files
+from carevl.data.reading import Source, detect_formats, find_files, passed_over, read_files
 from carevl.data.rows import clean
 from carevl.data.urls import UrlFetcher
 from carevl.data.videos import FrameReader
@@ -56,7 +54,7 @@ def describe_sources(
 
 def _declared(source: Source) -> str:
     """Return a source's name, path, and fields that are not as they are by default."""
-    named = [field.name for field in fields(source) if field.name not in ("name", "path", "respond")]
+    named = [field.name for field in fields(source) if field.name not in ("name", "path", "seed", "respond")]
     given = {name: getattr(source, name) for name in named}
     defaults = {field.name: field.default for field in fields(source)}
     others = [f"{name}: {json.dumps(value)}" for name, value in given.items() if value != defaults[name]]
@@ -83,7 +81,7 @@ def describe_source(
         UnknownFormatError, SourceError: as `detect_formats`.
     """
     intake = Intake(source, None, limits, fetcher, frames)
-    if others := list_and_pass_over(*locate(source.path), source.side_files)[1]:
+    if others := find_files(source)[2]:
         yield passed_over(others)
     formats = detect_formats(source)
     for file, source_rows in read_files(source):

@@ -148,6 +148,14 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
         raise RowError("image_broken", f"{name} does not decode: {reason}") from None
 
 
+def is_image(start: bytes) -> bool:
+    """Tell whether a file that begins with these 16 bytes or more is an image."""
+    Image.init()
+    return any(
+        accepts is not None and accepts(start[:16]) is True for _, accepts in map(Image.OPEN.__getitem__, FORMATS)
+    )
+
+
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     """Return an image whose header was read and whose size is below the caps."""
     if not data:

@@ -11,11 +11,13 @@ from typing import TypeVar
 
 import pyarrow.fs as pafs
 
-from carevl.data.containers import Record, list_and_pass_over, read_records
-from carevl.data.files import locate
+from carevl.data.containers import Record, is_data_file, list_and_pass_over, read_records
+from carevl.data.files import SourceError, locate
 from carevl.data.formats import FORMATS
 from carevl.data.formats.base import Format
 from carevl.data.formats.detection import UnknownFormatError, detect_in
+from carevl.data.formats.question import FORMAT as QUESTION
+from carevl.data.question_lists import draw_questions, find_images, read_questions
 from carevl.data.rows import WITHOUT_RESPONSES, ErrorKind, Preference, Row, RowError, clean
 from carevl.data.side_files import SideFacts, find_answers, read_captions
 from carevl.data.video_files import VIDEO_ENDINGS
@@ -45,8 +47,19 @@ class Source:
     """JSON file whose list `annotations` has right answers to its rows (VQA's); None: in the rows' file, if at all."""
     question: str | None = None
     """What is asked about the images of rows that have no question."""
+    questions: str | None = None
+    """A list of questions, one a line, about all images below `path`; or a file of rows with images from there."""
+    questions_per_image: int | None = None
+    """How many of a list are drawn for each image; None: all are asked."""
+    seed: int = 0
+    """Of that drawing."""
     respond: bool = False
     """Whether models write responses to rows that have none, which are errors otherwise."""
+
+    @property
+    def has_list(self) -> bool:
+        """Whether it is a directory of images with a list of questions."""
+        return self.questions is not None and not is_data_file(self.questions)
 
     @property
     def side_files(self) -> tuple[str, ...]:
@@ -75,6 +88,26 @@ class SourceRow:
     error: RowError | None = None
 
 
+def find_files(
+    source: Source, filesystem: pafs.FileSystem | None = None
+) -> tuple[pafs.FileSystem, list[str], dict[str, int]]:
+    """Return where the files are that have a source's rows, these files, and the endings of those passed over.
+
+    The list of questions about a directory of images is the file that has their rows.
+
+    Raises:
+        SourceError: as `containers.list_files` or `question_lists.find_images`.
+    """
+    if source.questions is None:
+        place, path = locate(source.path, filesystem)
+        return place, *list_and_pass_over(place, path, source.side_files)
+    place, file = locate(source.questions, filesystem)
+    if source.questions_per_image is not None and not source.has_list:
+        raise SourceError(f"{file}: questions_per_image draws from a list of questions, and this is a file of rows")
+    others = find_images(*locate(source.path, filesystem), [file])[1] if source.has_list else {}
+    return place, [file], others
+
+
 def read_source(
     source: Source, filesystem: pafs.FileSystem | None = None, log: Callable[[str], None] | None = None
 ) -> Iterator[SourceRow]:
@@ -96,19 +129,23 @@ def read_files(
     source: Source, filesystem: pafs.FileSystem | None = None, log: Callable[[str], None] | None = None
 ) -> Iterator[tuple[str, Iterator[SourceRow]]]:
     """Yield every file of a source with its rows. Arguments and errors are those of `read_source`."""
-    source_filesystem, path = locate(source.path, filesystem)
     captions = {} if source.captions is None else read_captions(*locate(source.captions, filesystem))
     logged: set[str] = set()
-    files, others = list_and_pass_over(source_filesystem, path, source.side_files)
+    source_filesystem, files, others = find_files(source, filesystem)
+    root = locate(source.path, filesystem)[1]
     if log and others:
         log(f"{source.name}: {passed_over(others)}")
     for file in files:
+        if source.has_list:
+            yield file, _ask_of_images(source, filesystem)
+            continue
         fitting = _recognise(source, source_filesystem, file)
         name = fitting.name if isinstance(fitting, Format) else "no known format"
         if log and fitting is not None and name not in logged:
             logged.add(name)
             log(f"{source.name}: {name} in {clean(file)}")
-        below = clean(posixpath.basename(file) if file == path else posixpath.relpath(file, path))
+        is_apart = file == root or source.questions is not None
+        below = clean(posixpath.basename(file) if is_apart else posixpath.relpath(file, root))
         place = SourceRow(source, below, posixpath.dirname(file), None)
         answers = None
         if isinstance(fitting, Format):
@@ -116,6 +153,18 @@ def read_files(
             answers = find_answers(source_filesystem, file, fitting, side_file)
         side = SideFacts(captions, answers)
         yield file, _read_file(place, source_filesystem, file, fitting, side)
+
+
+def _ask_of_images(source: Source, filesystem: pafs.FileSystem | None) -> Iterator[SourceRow]:
+    """Yield a row for every image below the source's path and every question that it is asked."""
+    assert source.questions is not None
+    questions = read_questions(*locate(source.questions, filesystem))
+    place, directory = locate(source.path, filesystem)
+    for image in find_images(place, directory, [locate(source.questions, filesystem)[1]])[0]:
+        name = clean(image)
+        for number, question in draw_questions(questions, source.questions_per_image, source.seed, name).items():
+            row = _complete({"file_name": image, "question": question}, source)
+            yield _read_piece(SourceRow(source, f"{name}#{number}", directory, QUESTION.name), row, QUESTION)
 
 
 def _read_file(
@@ -149,10 +198,10 @@ def detect_formats(source: Source, filesystem: pafs.FileSystem | None = None) ->
         UnknownFormatError: no file fits a format; the message shows the columns found and the closest format.
         SourceError: as `read_source`.
     """
-    source_filesystem, path = locate(source.path, filesystem)
+    source_filesystem, files, _ = find_files(source, filesystem)
     formats: dict[str, str | None] = {}
     failure: UnknownFormatError | None = None
-    for file in list_and_pass_over(source_filesystem, path, source.side_files)[0]:
+    for file in files:
         fitting = _recognise(source, source_filesystem, file)
         formats[file] = fitting.name if isinstance(fitting, Format) else None
         if isinstance(fitting, UnknownFormatError):
@@ -189,6 +238,8 @@ def mix(streams: Sequence[Iterator[_T]], weights: Sequence[float], seed: int = 0
 
 def _recognise(source: Source, filesystem: pafs.FileSystem, file: str) -> Format | UnknownFormatError | None:
     """Return a file's format, None without a readable row, the error where none fits."""
+    if source.has_list:
+        return QUESTION
     if source.format is not None:
         return FORMATS[source.format]
     rows = (_complete(record.row, source) for record in read_records(filesystem, file) if record.row is not None)

@@ -110,8 +110,8 @@ def _check_sources(settings: Settings) -> Iterator[str]:
     yield from _repeated(names, "a source without a name is called source-N")
     yield from _alike({f"data.sources.{n}.split": source.split for n, source in enumerate(sources)})
     for n, source in enumerate(sources):
-        for field, path in (("path", source.path), ("captions", source.captions), ("annotations", source.annotations)):
-            yield from _missing(f"data.sources.{n}.{field}", path)
+        for field in ("path", "captions", "annotations", "questions"):
+            yield from _missing(f"data.sources.{n}.{field}", getattr(source, field))
         if source.format is not None:
             yield from _refusal(f"data.sources.{n}.format", FORMATS.__getitem__, source.format)
 

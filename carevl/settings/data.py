@@ -50,6 +50,20 @@ class Source(Strict):
         None, description="JSON file with right answers to its questions by question_id (VQA)."
     )
     question: str | None = Field(None, description="What is asked about the images of rows that have no question.")
+    questions: HomePath | None = Field(
+        None,
+        description="Text file with a question a line, of which all are asked about each image below `path`; or a file "
+        "of rows with images from there.",
+    )
+    questions_per_image: int | None = Field(
+        None, ge=1, description="Draw so many of these questions for each image; null: all are asked."
+    )
+
+    @model_validator(mode="after")
+    def _draws_from_a_list(self) -> Self:
+        if self.questions_per_image is not None and self.questions is None:
+            raise ValueError("questions_per_image draws from a list of questions: name one in `questions`")
+        return self
 
 
 class JudgeSet(Strict):

@@ -17,14 +17,13 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 
 from carevl.benchmarks.contamination import Contamination
 from carevl.benchmarks.suites import SUITES
-from carevl.data.containers import list_files
 from carevl.data.drawn import DataRoot
 from carevl.data.files import locate
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.data.intake import Intake, merge_images, merge_items
 from carevl.data.near_duplicates import NearDuplicates, confirm
 from carevl.data.perceptual_hash import ImageSignature
-from carevl.data.reading import Source, SourceRow, mix, read_source
+from carevl.data.reading import Source, SourceRow, find_files, mix, read_source
 from carevl.data.spill import Spill
 from carevl.data.urls import UrlFetcher
 from carevl.data.videos import FrameReader
@@ -42,7 +41,16 @@ if TYPE_CHECKING:
 
 VERSION = 2
 _EXAMPLES = 10
-_ADDED = {"max_images", "max_item_pixels", "text_only", "video", "annotations", "question"}
+_ADDED = {
+    "max_images",
+    "max_item_pixels",
+    "text_only",
+    "video",
+    "annotations",
+    "question",
+    "questions",
+    "questions_per_image",
+}
 """Settings that version 2 did not always have."""
 _MOST_THREADS = 8
 """Each holds one image's bytes and pixels at a time."""
@@ -55,14 +63,15 @@ def sources(root: DataRoot) -> list[Source]:
     resolved = []
     for n, declared in enumerate(root.settings.data.sources):
         fields = declared.model_dump(exclude={"name", "path", "weight"})
-        resolved.append(Source(name=declared.name or f"source-{n}", path=root.resolve(declared.path), **fields))
+        name, path = declared.name or f"source-{n}", root.resolve(declared.path)
+        resolved.append(Source(name=name, path=path, seed=root.settings.seed, **fields))
     return resolved
 
 
 def _files(source: Source) -> Iterator[tuple[FileSystem, str]]:
     """Yield the files of a source with where they are, and of its side files the one that may have labels."""
-    filesystem, path = locate(source.path)
-    for file in list_files(filesystem, path, source.side_files):
+    filesystem, files, _ = find_files(source)
+    for file in files:
         yield filesystem, file
     if source.annotations is not None:
         yield locate(source.annotations)
@@ -81,6 +90,7 @@ def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
     """Return what the tables depend on: settings, and name, size and age of every source and benchmark file."""
     found = itertools.chain.from_iterable(map(_files, sources(root)))
     files = {root.relative(file): root.stamp(file, filesystem) for filesystem, file in found}
+    files |= {root.relative(source.path): root.stamp(source.path) for source in sources(root) if source.has_list}
     tests = [[name, *stamps(root, path, images)] for name, path, images in _benchmark_paths(root)]
     data = settings.data.model_dump(exclude={"allow_url_fetch", "resize_pixels", "text_only_share", "judge_sets"})
     for group, declared in ((data, settings.data), *zip(data["sources"], settings.data.sources, strict=True)):
