@@ -47,6 +47,7 @@ def find(report: Tree) -> list[Finding]:
         findings += _text_only(name, figures)
     for name, rewrites in report.get("style", {}).items():
         findings += _style(name, rewrites)
+    findings += _response_text(report)
     findings += _outside_texts(report)
     findings += _undecidable(report)
     findings += _redundancy(report)
@@ -123,6 +124,17 @@ def _style(name: str, rewrites: Tree) -> Iterator[Finding]:
                 f"{verb}_{rewrite}",
                 f"{name} {verb} {rewrite}: the same response rewritten so moves by {_text(effect)} of its margins' "
                 f"spread, and a rewrite of one response changes {_text(figures['flips'])} of its verdicts.",
+            )
+
+
+def _response_text(report: Tree) -> Iterator[Finding]:
+    for source, accuracy in report.get("response_text", {}).items():
+        if _low(accuracy) > TEXT_ONLY:
+            yield Finding(
+                "all",
+                "response_text",
+                f"responses of source {source} tell by their words alone which is right: {_text(accuracy)} for a "
+                "classifier that sees neither image nor question, where chance is 0.50; a judge may learn that.",
             )
 
 

@@ -56,10 +56,17 @@ class ItemFacts:
             "length": length_groups(panel.longest),
         }
 
+    def texts(self, pairs: Pairs) -> list[tuple[str, str]]:
+        """Return the two responses of each pair; empty texts of an item that has none."""
+        return [
+            (self.responses[item][first], self.responses[item][second]) if first >= 0 else ("", "")
+            for item, first, second in zip(pairs.item, pairs.first, pairs.second, strict=True)
+        ]
+
     def label(self, pairs: Pairs) -> Pairs:
         """Return the pairs with the truth of a drawn world as their label."""
         rated = [
-            [truth.ratings.get(text, np.nan) for text in texts] if truth else [np.nan] * len(texts)
+            [truth.rating(text) for text in texts] if truth else [np.nan] * len(texts)
             for truth, texts in zip(self.truth, self.responses, strict=True)
         ]
         signs = [

@@ -22,6 +22,9 @@ def format_lines(report: Tree) -> Iterator[str]:
         yield from _experts(report)
         for figure, title in (("accuracy", "share right"), ("ece", "calibration error")):
             yield from _groups(report, figure, title)
+    if report.get("response_text"):
+        yield from ("", "right by the words of the responses alone, for a classifier that sees nothing else")
+        yield from (_row(f"source {name}", [_text(figure)]) for name, figure in report["response_text"].items())
     if "style" in report:
         yield from _style(report["style"])
     if "texts" in report:

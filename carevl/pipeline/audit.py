@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +18,7 @@ from carevl.audit.items import ItemFacts
 from carevl.audit.ledger import Tree
 from carevl.audit.outside_texts import count_outside_texts
 from carevl.audit.pairs import audit_pairs
+from carevl.audit.response_text import measure_response_text
 from carevl.audit.rewrites import audit_styles, sample_items
 from carevl.data.drawn import draw
 from carevl.data.pictures import picture
@@ -41,6 +43,7 @@ from carevl.store.table import Table
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from carevl.confidence.pairs import Pairs
     from carevl.settings.tree import Settings
 
 
@@ -57,7 +60,7 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
     settings, run = load_run(root)
     draw(settings, run)
     tables = _finished(settings, run, "score")
-    ingested = Ingested(tables["ingest"].directory)
+    ingested = Ingested.of(tables)
     items = ingested.items
     scores = [tables[f"score/{expert.name}"] for expert in settings.experts]
     fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
@@ -65,6 +68,7 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
     log(f"{len(fitting.pairs)} pairs read")
     report = audit_pairs(settings.router, fitting.pairs, fitting.labelled, fitting.unlabelled, facts)
     report["texts"] = count_outside_texts(items)
+    report["response_text"] = _audit_response_text(fitting.pairs, facts)
     log("pairs measured")
     if rewrites:
         sampled = sample_items(ingested, tables["caption"], scores, rewrites)
@@ -73,6 +77,14 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
         log("rewrites scored")
     report["findings"] = [asdict(finding) for finding in find(report)]
     return {"run": str(root), **report}
+
+
+def _audit_response_text(pairs: Pairs, facts: ItemFacts) -> Tree:
+    """Measure whether responses tell by their words which is right, by source, where labels or the truth are known."""
+    known = np.where(np.isnan(pairs.gold), facts.label(pairs).gold, pairs.gold).astype(np.float64)
+    source = np.array(facts.source)[pairs.item]
+    groups = {name: source == name for name in sorted(set(facts.source))}
+    return measure_response_text(facts.texts(pairs), known, pairs.images(), groups)
 
 
 def audit_judge(root: Path, path: str, n_pairs: int, log: Callable[[str], None], *, engine: str | None = None) -> Tree:
@@ -93,7 +105,7 @@ def audit_judge(root: Path, path: str, n_pairs: int, log: Callable[[str], None],
         raise UserError(f"{path}: of an endpoint no chat template is known to forge a turn by; audit what it serves")
     settings, run = load_run(root)
     draw(settings, run)
-    ingested = Ingested(_finished(settings, run, "ingest")["ingest"].directory)
+    ingested = Ingested.of(_finished(settings, run, "gather" if settings.respond.models else "ingest"))
     changes = {"path": path, "revision": None, "adapter": None, **({"engine": engine} if engine else {})}
     judge = settings.judge.model_copy(update=changes)
     prepare_models({"judge": judge}, log)
