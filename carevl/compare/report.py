@@ -16,6 +16,7 @@ from carevl.data.drawn import DataRoot
 from carevl.data.images import image_id
 from carevl.data.truth import read_truth
 from carevl.pipeline import results
+from carevl.stages.base import item_inputs
 from carevl.stats.estimate import format_estimate
 from carevl.training.progress import read_validations
 
@@ -161,7 +162,8 @@ def _phase2(bench: ArmRunner, trial: Trial) -> Tree:
     """
     from carevl.training.validation import CheckpointSelector
 
-    causes = {name: trial.keys[name] for name in ("ingest", "route", "demonstrate", "select")}
+    tables = (*item_inputs(trial.settings), "route", "demonstrate", "select")
+    causes = {name: trial.keys[name] for name in tables}
     figures = results.compute(trial.settings, bench.run, causes)
     sampled = (bench.run.table(trial.keys["sample"]).manifest or {})["rows_out"]
     log = trial.phases.get("dpo", [])

@@ -11,6 +11,7 @@ from carevl.compare.labels import confidence, decided
 from carevl.compare.stages import training_routes
 from carevl.confidence.calibration import MIN_LABELS
 from carevl.pipeline import results
+from carevl.stages.base import item_inputs
 from carevl.stages.route import read_fitting, router_facts
 from carevl.store.run import RunError
 from carevl.store.stage_key import StageKey
@@ -62,7 +63,7 @@ def measure(runner: ArmRunner, seeds: int, resamples: int) -> dict[str, Any]:
 
 def _measure_seed(context: RunContext, fitting: Fitting) -> dict[str, Any]:
     """Return one seed's router: its pairs, and how many of its high labels are right."""
-    keys = {"ingest": context.keys["ingest"], "route": context.keys["router"]}
+    keys = {name: context.keys[name] for name in item_inputs(context.settings)} | {"route": context.keys["router"]}
     routing = results.compute(context.settings, context.run, keys)["routing"]
     counts = {route: routing[route] for route in ("high", "low", "dropped")}
     figures = {"seed": context.settings.seed, **counts, "coverage": routing["high"] / max(1, sum(counts.values()))}

@@ -17,8 +17,22 @@ import pyarrow.compute as pc
 
 from carevl.compare.labels import decided, pair_uniforms
 from carevl.pipeline.run import run_stage
-from carevl.stages import STAGES, caption, demonstrate, dpo, evaluate, ingest, route, sample, score, select, sft
-from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages import (
+    STAGES,
+    caption,
+    demonstrate,
+    dpo,
+    evaluate,
+    gather,
+    ingest,
+    respond,
+    route,
+    sample,
+    score,
+    select,
+    sft,
+)
+from carevl.stages.base import Counts, RunContext, Stage, reads, reads_items
 from carevl.stages.sampling import Item, Prompted, Prompts, SamplingSpec, choose_rows, judge_items
 from carevl.store.run import RunError
 
@@ -31,7 +45,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 BENCHMARK = "vl-rewardbench"
-DATA_STAGES = (ingest.STAGE, caption.STAGE, score.STAGE)
+DATA_STAGES = (ingest.STAGE, respond.STAGE, gather.STAGE, caption.STAGE, score.STAGE)
 """Stages that no seed changes: items, captions and scores."""
 
 ROUTER = replace(route.STAGE, name="router", directory="route")
@@ -93,7 +107,7 @@ def _label_stage(labels: Labels) -> Stage:
             n_high += int((rows["route"].cast(pa.string()).to_numpy(zero_copy_only=False) == "high").sum())
         return {table: {"rows_in": n_rows, "rows_out": n_rows, "errors": 0, "high": n_high}}
 
-    inputs = reads("ingest", route="router")
+    inputs = reads_items(route="router")
     return Stage("route", inputs, fingerprint_inputs, run, directory="compare/labels")
 
 
@@ -156,7 +170,7 @@ def _choose_targets(context: RunContext) -> Counts:
 
 
 JUDGMENTS = Stage(
-    "judgments", reads("ingest", route="router"), _demonstrate_inputs, _judge_every_pair, directory="compare/judgments"
+    "judgments", reads_items(route="router"), _demonstrate_inputs, _judge_every_pair, directory="compare/judgments"
 )
 
 _TARGETS = Stage(

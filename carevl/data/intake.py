@@ -171,6 +171,11 @@ def item_id(
     return _sha256(json.dumps([list(images), list(places), before, question, list(responses)]))
 
 
+def order_responses(responses: Sequence[str]) -> list[int]:
+    """Return the places of responses in the order in which an item has them: that of the hashes of their texts."""
+    return sorted(range(len(responses)), key=lambda n: (_sha256(responses[n]), n))
+
+
 def error_id(source: str, locator: str) -> str:
     """Return the item_id of a row that could not be read: SHA-256 of its source and locator, in hexadecimal."""
     return _sha256(json.dumps([source, locator]))
@@ -235,7 +240,7 @@ def _item(row: SourceRow, preference: Preference, images: Sequence[str]) -> dict
     n_places = len(places) + sum(len(turn.places) for turn in preference.turns)
     if n_places != len(images):
         raise RowError("image_places", f"the texts have {n_places} places for images, and the row has {len(images)}")
-    order = sorted(range(len(preference.responses)), key=lambda n: (_sha256(preference.responses[n]), n))
+    order = order_responses(preference.responses)
     responses = [preference.responses[n] for n in order]
     ratings = [preference.preference[n] for n in order] if preference.preference else None
     return {

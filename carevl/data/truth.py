@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from carevl.data.answers import words_of
 from carevl.errors import reading
 
 
@@ -20,19 +21,27 @@ class Truth:
     decidable: bool
     """Whether a caption without positions and sizes tells right from wrong."""
     ratings: Mapping[str, int]
-    """Text of a response to its rating, 5 when it is right."""
+    """Text of a response that was drawn to its rating, 5 when it is right."""
+    statements: frozenset[tuple[str, ...]] = frozenset()
+    """Words of the true answers: the bare answer, and the sentence that proves it."""
+
+    def rating(self, text: str) -> int:
+        """Return the rating of a response; of one that was not drawn, 5 where it states the truth and 1 elsewhere."""
+        rating = self.ratings.get(text)
+        return rating if rating is not None else 5 if words_of(text) in self.statements else 1
 
 
 def read_truth(world: Path) -> dict[tuple[str, str], Truth]:
     """Read the truth of every item of a drawn world, by image_id and question; nothing where there is none."""
     truths = {}
     for file in sorted((world / "truth").glob("*.parquet")):
-        columns = ["image_sha256", "question", "kind", "decidable", "responses"]
+        columns = ["image_sha256", "question", "kind", "decidable", "answer", "evidence", "responses"]
         with reading(file):
             rows = pq.read_table(file, columns=columns).to_pylist()
         for row in rows:
             ratings = {response["text"]: response["rating"] for response in row["responses"]}
-            truths[row["image_sha256"], row["question"]] = Truth(row["kind"], row["decidable"], ratings)
+            statements = frozenset((words_of(row["answer"]), words_of(row["evidence"])))
+            truths[row["image_sha256"], row["question"]] = Truth(row["kind"], row["decidable"], ratings, statements)
     return truths
 
 

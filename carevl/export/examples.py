@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,9 @@ class Example:
     """The last is the prompt."""
     chosen: str
     rejected: str | None
+    written_by: Mapping[str, Any] | None = None
+    """Who wrote the responses, where models were asked for them: of `chosen` and `rejected`, or of all `responses` that
+    a judgment is about, the names of the models; of an answer that should be wrong, its kind in brackets."""
 
     @property
     def has_tag(self) -> bool:
@@ -60,12 +63,16 @@ def parts(run: Run, what: Selection) -> Iterator[Part]:
     """
     stage, below, read = _TABLES[what]
     manifest = run.latest(stage)
+    if manifest is not None and manifest["cause"].get("respond"):  # ingest read questions too; gather has them whole
+        stage, manifest = "gather", run.latest("gather")
     if manifest is None:
         raise UserError(f"{run.root}: stage {stage} is not finished, so there are no {what} to export; `carevl run` it")
     table = Table(run.root / stage / manifest["fingerprint"] / below)
-    ingested = Ingested(run.root / "ingest" / run.origin(manifest, "ingest")["fingerprint"])
+    ingested = Ingested.behind(run, manifest)
     for number in ingested.items.parts():
         items = {item["item_id"]: item for item in ingested.items.read(number).to_pylist() if item["error"] is None}
+        for name, writers in _writers(ingested, number).items():
+            items[name]["written_by"] = writers
         rows = list(items.values())
         if what != "items":
             stored = table.read(number)
@@ -74,6 +81,19 @@ def parts(run: Run, what: Selection) -> Iterator[Part]:
         named = {name for example in examples for name in example.images}
         images = ingested.read_images(number, ["image_id", "bytes", "format"]).to_pylist() if named else []
         yield Part(examples, {image["image_id"]: (image["bytes"], image["format"]) for image in images})
+
+
+def _writers(ingested: Ingested, number: int) -> dict[str, list[list[str]]]:
+    """Return item_id to the writers of each response, of a part's items whose responses were asked for."""
+    writers: dict[str, list[list[str]]] = {}
+    for row in ingested.writers.read(number).to_pylist() if ingested.gathered else ():
+        responses = writers.setdefault(row["item_id"], [])
+        responses += [[] for _ in range(row["response"] + 1 - len(responses))]
+        name = row["model"] or row["kind"]
+        name = name if row["kind"] in ("answer", name) else f"{name} ({row['kind']})"
+        if name not in responses[row["response"]]:
+            responses[row["response"]].append(name)
+    return writers
 
 
 def _of_item(item: Row, _: Row) -> Iterator[Example]:
@@ -91,23 +111,33 @@ def _of_route(item: Row, route: Row) -> Iterator[Example]:
 
 
 def _pair(item: Row, best: int, worst: int) -> Example:
-    return _example(item, turns_of(item), item["responses"][best], item["responses"][worst])
+    writers = item.get("written_by")
+    written_by = None if writers is None else {"chosen": writers[best], "rejected": writers[worst]}
+    return _example(item, turns_of(item), item["responses"][best], item["responses"][worst], written_by)
 
 
 def _of_target(item: Row, target: Row) -> Iterator[Example]:
-    yield _example(item, (_prompt(target),), target["text"], None)
+    yield _example(item, (_prompt(target),), target["text"], None, _of_shown(item, target))
 
 
 def _of_judged_pair(item: Row, pair: Row) -> Iterator[Example]:
-    yield _example(item, (_prompt(pair),), pair["chosen"], pair["rejected"])
+    yield _example(item, (_prompt(pair),), pair["chosen"], pair["rejected"], _of_shown(item, pair))
+
+
+def _of_shown(item: Row, row: Row) -> dict[str, Any] | None:
+    """Return the writers of the responses that a judging prompt shows, in its order."""
+    writers = item.get("written_by")
+    return None if writers is None else {"responses": [writers[n] for n in row["order"]]}
 
 
 def _prompt(row: Row) -> Turn:
     return Turn("user", row["prompt"], tuple(row["places"]))
 
 
-def _example(item: Row, turns: tuple[Turn, ...], chosen: str, rejected: str | None) -> Example:
-    return Example(item["item_id"], item["split"], tuple(item["images"]), turns, chosen, rejected)
+def _example(
+    item: Row, turns: tuple[Turn, ...], chosen: str, rejected: str | None, written_by: Mapping[str, Any] | None
+) -> Example:
+    return Example(item["item_id"], item["split"], tuple(item["images"]), turns, chosen, rejected, written_by)
 
 
 _TABLES: dict[Selection, tuple[str, str, Callable[[Row, Row], Iterator[Example]]]] = {

@@ -6,8 +6,9 @@
 | llamafactory | `SPLIT.jsonl` in sharegpt form, `dataset_info.json` that names the files | `images/` |
 | ms-swift | `SPLIT.jsonl`: `messages`, `rejected_response`, `images` | `images/` |
 
-Image files keep their bytes. Their paths are relative to the directory that is written. Names of files come out of
-rows, and none leads out of that directory.
+Where models were asked for the responses, `written_by` says which of them wrote what. Image files keep their bytes.
+Their paths are relative to the directory that is written. Names of files come out of rows, and none leads out of that
+directory.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from carevl.export.examples import Example, Part
 from carevl.judging.turns import Turn
 from carevl.settings.names import path_component
 
+WRITTEN_BY = "written_by"
+"""Column with the writers of responses that models were asked for; JSON in Parquet."""
 _ENDINGS = {"JPEG": "jpg", "TIFF": "tif"}
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _PARTS = pa.list_(pa.struct({"type": pa.string(), "text": pa.string()}))
@@ -86,6 +89,7 @@ class Trl:
                 answers = {"completion": example.chosen}
             row = {"id": example.item_id, "images": images, "prompt": [_parts(turn) for turn in example.turns]}
             row |= {name: [_parts(Turn("assistant", answer or ""))] for name, answer in answers.items()}
+            row |= {} if example.written_by is None else {WRITTEN_BY: json.dumps(example.written_by)}
             by_split.setdefault(example.split, []).append(row)
         for split, rows in by_split.items():
             schema = _trl_schema(list(rows[0]))
@@ -103,8 +107,13 @@ def _trl_schema(columns: list[str]) -> pa.Schema:
     """Return the schema with the note by which `datasets` decodes the images."""
     text = {"dtype": "string", "_type": "Value"}
     messages = [{"role": text, "content": [{"type": text, "text": text}]}]
-    features = {name: {"id": text, "images": [{"_type": "Image"}]}.get(name, messages) for name in columns}
-    types = {name: {"id": pa.string(), "images": pa.list_(_IMAGE)}.get(name, _MESSAGES) for name in columns}
+    kinds: dict[str, tuple[Any, pa.DataType]] = {
+        "id": (text, pa.string()),
+        "images": ([{"_type": "Image"}], pa.list_(_IMAGE)),
+        WRITTEN_BY: (text, pa.string()),
+    }
+    features = {name: kinds.get(name, (messages, _MESSAGES))[0] for name in columns}
+    types = {name: kinds.get(name, (messages, _MESSAGES))[1] for name in columns}
     return pa.schema(types, {"huggingface": json.dumps({"info": {"features": features}})})
 
 
@@ -131,7 +140,8 @@ class _Lines:
                 file = self._paths.split(example.split).open("w", encoding="utf-8")
                 self._files[example.split] = self._stack.enter_context(file)
                 self.begin(example)
-            row = {"id": example.item_id, **self.row(example), "images": images}
+            written_by = {} if example.written_by is None else {WRITTEN_BY: example.written_by}
+            row = {"id": example.item_id, **self.row(example), "images": images, **written_by}
             self._files[example.split].write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def begin(self, example: Example) -> None:

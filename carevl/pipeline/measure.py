@@ -1,4 +1,4 @@
-"""Time captioner and experts on a batch of rows, and estimate what their stages will take."""
+"""Time responders, captioner and experts on a batch of rows, and estimate what their stages will take."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from carevl.pipeline.admission import reservations
 from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.run import run_pipeline
-from carevl.stages import caption, score
+from carevl.stages import caption, gather, respond, score
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.schemas import BORROWED_CAPTIONS
+from carevl.store.table import Table
 
 if TYPE_CHECKING:
     from carevl.settings.tree import Settings
@@ -50,9 +51,9 @@ class Estimate:
 
 
 def measure(settings: Settings, run: Run, pending: Collection[str], log: Callable[[str], None]) -> Iterator[Estimate]:
-    """Time the models of those of the stages `caption` and `score` that are pending, each in a task with the
-    reservation of its pool, on one batch of rows, and keep what the experts took for pools of size `auto`. The stages
-    after them depend on what will be routed.
+    """Time the models of those of the stages `respond`, `caption` and `score` that are pending, each in a task with the
+    reservation of its pool, on one batch of rows, and keep what the experts took for pools of size `auto`. Experts read
+    what the responders answered to that batch. The stages after them depend on what will be routed.
 
     Read the sources first if that is pending.
 
@@ -62,11 +63,22 @@ def measure(settings: Settings, run: Run, pending: Collection[str], log: Callabl
     if "ingest" in pending:
         run_pipeline(settings, run, log, "ingest")
     prepare_models(models_by_setting(settings, {"caption", *pending}), log)
-    table = run.table(stage_keys(settings, run)["ingest"])
-    counts: Mapping[str, Any] = table.manifest or {}
+    ingested = Ingested(run.table(stage_keys(settings, run)["ingest"]).directory)
+    counts: Mapping[str, Any] = Table(ingested.directory).manifest or {}
     needs = {need.stage: need for need in reservations(settings)}
     nodes = supply(settings.cluster, needs.values()).nodes
-    images, items = _sample(Ingested(table.directory), settings.captioner.pool.batch_size)
+    images, items = _sample(ingested, settings.captioner.pool.batch_size)
+    answers = []
+    for responder in settings.respond.models:
+        name, processor = f"respond/{responder.name}", respond.RespondProcessor.of(settings, responder)
+        tables = {"items": items.filter(respond.are_questions(items)), "images": images, "borrowed": images.slice(0, 0)}
+        answered, rate = measure_rate(needs[name].resources, processor, tables)
+        answers.append(answered)
+        if name in pending:
+            actors = needs[name].count_fitting(nodes)
+            yield Estimate(name, counts.get("questions", 0), len(tables["items"]), rate, actors)
+    if answers:
+        items = gather.give_responses(settings, items, pa.concat_tables(answers))
     borrowed = pa.Table.from_pylist([], BORROWED_CAPTIONS)
     captioner = caption.CaptionProcessor(settings.captioner, settings.data.resize_pixels)
     captions, rate = measure_rate(needs["caption"].resources, captioner, {"images": images})

@@ -29,11 +29,12 @@ from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.measure import measure
 from carevl.pipeline.trained import trained_lines
 from carevl.settings.schemes import split_scheme
+from carevl.stages import STAGES
+from carevl.stages.respond import count_asks
 from carevl.store.run import Run, RunError
 from carevl.store.table import Table
 
 if TYPE_CHECKING:
-    from carevl.settings.models import Model
     from carevl.settings.tree import Settings
 
 
@@ -87,7 +88,9 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
         yield results.REHEARSAL
     for table in planned:
         yield f"{table.name:16s} {table.fingerprint}  {table.action}: {table.reason}"
-    yield _rows_line(run.table_of("ingest", planned[0].fingerprint))
+    ingested = run.table_of("ingest", planned[0].fingerprint)
+    yield _rows_line(ingested)
+    yield from _question_lines(settings, ingested)
     yield from (f"warning: {problem}" for problem in unpinned(settings))
     pending = {table.name for table in planned if table.action != "skip"}
     loaded, states = loaded_models(settings, pending), find_models(models_by_setting(settings, pending))
@@ -121,10 +124,7 @@ def _unseen_gpus(settings: Settings, needs: Sequence[Reservation]) -> list[str]:
 
 def unpinned(settings: Settings) -> list[str]:
     """Return a warning for every model of the hub whose weights may change between two runs."""
-    experts = {
-        f"experts.{n}": each for n, each in enumerate(settings.experts) if EXPERT_KINDS[each.kind].loads_weights(each)
-    }
-    models: dict[str, Model] = {"captioner": settings.captioner, **experts, "judge": settings.judge}
+    models = models_by_setting(settings, [table for stage in STAGES for table in stage.tables(settings)])
     return [
         f"{place}: {model.path} may change between two runs; pin {place}.revision to a commit of 40 hex digits"
         for place, model in models.items()
@@ -146,6 +146,18 @@ def _rows_line(ingested: Table) -> str:
     if manifest is None:
         return "rows are counted when ingest has run"
     return f"{manifest['rows_in']} source rows, {manifest['rows_out']} items of {manifest['images']} distinct images"
+
+
+def _question_lines(settings: Settings, ingested: Table) -> Iterator[str]:
+    """Yield what every responder is asked, in texts and their most tokens where the questions have been counted."""
+    questions = (ingested.manifest or {}).get("questions")
+    for responder in settings.respond.models:
+        each = count_asks(responder, settings.respond.negatives)
+        total = ""
+        if questions is not None:
+            texts = questions * each
+            total = f": about {texts:.0f} for {questions} questions, {texts * responder.max_tokens:.2g} tokens at most"
+        yield f"{'respond/' + responder.name:16s} {each:g} answers to a question{total}; those that are there are kept"
 
 
 def _reservation_lines(needs: Sequence[Reservation], nodes: Supply) -> Iterator[str]:

@@ -41,7 +41,7 @@ def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[
     figures: dict[str, Any] = {"settings": settings.model_dump(mode="json")}
     truths = drawn_truths(settings, run)
     if "route" in finished:
-        items = {row["item_id"]: row for row in _items(Ingested(finished["ingest"].directory).items)}
+        items = {row["item_id"]: row for row in _items(Ingested.of(finished).items)}
         figures["routing"] = _routing(finished["route"], items, truths)
         if "demonstrate" in finished:
             figures["targets"] = _targets(Table(finished["demonstrate"].directory / "targets"))
@@ -170,7 +170,7 @@ def better(item: Mapping[str, Any], truths: Truths, winner: int, loser: int) -> 
     truth = truth_of(truths, item)
     if truth is None:
         return None
-    ratings = [truth.ratings[item["responses"][i]] for i in (winner, loser)]
+    ratings = [truth.rating(item["responses"][i]) for i in (winner, loser)]
     return None if ratings[0] == ratings[1] else ratings[0] > ratings[1]
 
 

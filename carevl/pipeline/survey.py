@@ -34,9 +34,10 @@ from carevl.models.row_errors import Failure, first_line
 from carevl.pipeline.check import check_settings
 from carevl.pipeline.downloads import find_models, loaded_models, models_by_setting
 from carevl.pipeline.fit import Fit, find_fits
-from carevl.settings.models import Judge
+from carevl.settings.models import Captioner, Judge
 from carevl.stages import STAGES
 from carevl.stages.ingest import limits_of, read_rows
+from carevl.stages.respond import write_prompt
 from carevl.training.image_sizes import by_size
 from carevl.training.inspection import draw_probe
 
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from carevl.pipeline.downloads import ModelState
-    from carevl.settings.models import Captioner, Expert
+    from carevl.settings.asking import Asking
+    from carevl.settings.models import Expert
+    from carevl.settings.respond import Responder
     from carevl.settings.tree import Settings
     from carevl.store.run import Run
 
@@ -166,6 +169,8 @@ def survey(settings: Settings, run: Run, rows: int, log: Callable[[str], None]) 
     log("counting tokens")
     reader.read_writer("captioner", settings.captioner, states["captioner"])
     reader.read_writer("judge", settings.judge, states["judge"])
+    for n, responder in enumerate(settings.respond.models):
+        reader.read_writer(f"respond.models.{n}", responder, states[f"respond.models.{n}"])
     for n, expert in enumerate(settings.experts):
         reader.read_expert(expert, states.get(f"experts.{n}"))
     probes = {expert.name: _probe(expert, states.get(f"experts.{n}"), log) for n, expert in enumerate(settings.experts)}
@@ -198,13 +203,14 @@ class _Reader:
     """Counts the tokens of sampled items, as every model reads them."""
 
     def __init__(self, settings: Settings, items: Sequence[Sampled]) -> None:
-        self.settings, self.items = settings, items
+        self.settings, self.items = settings, [(files, item) for files, item in items if item["responses"]]
+        self.questions = [(files, item) for files, item in items if not item["responses"]]
         self.tokens: list[TokenCounts] = []
         self.unread: dict[str, str] = {}
         self.verdict: dict[str, int] = {}
 
-    def read_writer(self, setting: str, model: Captioner | Judge, state: ModelState) -> None:
-        """Count images and prompts of the captioner or the judge."""
+    def read_writer(self, setting: str, model: Captioner | Judge | Responder, state: ModelState) -> None:
+        """Count images and prompts of a model that writes."""
         if state.directory is None:
             self.unread[setting] = f"{model.path} is not on this machine; `carevl run` fetches it"
             return
@@ -214,21 +220,13 @@ class _Reader:
         except UserError as error:
             self.unread[setting] = str(error)
             return
-        prompt = getattr(model, "prompt", None)
         asking = asking_of(model) if isinstance(model, Judge) else None
-        template = None if asking is None else asking.pairwise
         limits = limits_of(self.settings.data)
         sized = by_size(ask_as(processor, asking))
         family = find_family(config.model_type)
         token = family.image_token(config)
         images, prompts, refused = [], [], ""
-        asked: list[tuple[Prompt, list[bytes]]] = []
-        for files, item in self.items:
-            if prompt is not None:
-                asked += [(Prompt(prompt), [data]) for data in files]
-            else:
-                turn = judge_turn("pairwise", turns_of(item), item["responses"][:2], template=template)
-                asked.append((Prompt(turn.text, places=turn.places), files))
+        asked = list(self._prompts(model, asking))
         for written, files in asked:
             pictures = [decode_rgb(data, limits, self.settings.data.resize_pixels) for data in files]
             encoded, failures = encode_with_row_errors(sized, [written], [pictures], family)
@@ -244,7 +242,7 @@ class _Reader:
             left = f"{setting}.max_model_len less {setting}.max_tokens"
             self.tokens.append(TokenCounts.of_values(setting, "images", images))
             self.tokens.append(TokenCounts.of_values(setting, "prompts", prompts, room, left))
-        if prompt is None:
+        if isinstance(model, Judge):
             ids = {text: encode_text(processor.tokenizer, text)[0] for text in VERDICT_TEXTS}
             self.verdict = ids
             for phase in ("sft", "dpo") if prompts else ():
@@ -252,6 +250,24 @@ class _Reader:
                 self.tokens.append(
                     TokenCounts.of_values(phase, "prompts", prompts, most - model.max_tokens, f"{phase}.batch_tokens")
                 )
+
+    def _prompts(
+        self, model: Captioner | Judge | Responder, asking: Asking | None
+    ) -> Iterator[tuple[Prompt, list[bytes]]]:
+        """Yield what a model is asked about the sampled items, and the images that it is shown."""
+        if isinstance(model, Captioner):
+            yield from ((Prompt(model.prompt), [data]) for files, _ in (*self.items, *self.questions) for data in files)
+        elif isinstance(model, Judge):
+            template = None if asking is None else asking.pairwise
+            for files, item in self.items:
+                turn = judge_turn("pairwise", turns_of(item), item["responses"][:2], template=template)
+                yield Prompt(turn.text, places=turn.places), files
+        else:
+            for files, item in self.questions:
+                *before, question = turns_of(item)
+                for prompt in model.prompts:
+                    turn = write_prompt(prompt, question)
+                    yield Prompt(turn.text, places=turn.places, earlier=tuple(before)), files
 
     def read_expert(self, expert: Expert, state: ModelState | None) -> None:
         """Count conversations without a caption, and with one of the longest."""

@@ -16,6 +16,9 @@ from carevl.settings.tree import Settings
 
 _Tree = TypeVar("_Tree", bound=BaseModel)
 PRESETS = Path(__file__).parent / "presets"
+_BASE = "preset"
+"""Field of a file of settings: the preset whose settings hold where the file says nothing."""
+_NAMED = "the presets are {}"
 
 
 def presets() -> list[str]:
@@ -55,12 +58,25 @@ def _read(source: str) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        hint = suggest(source, presets(), f"the presets are {', '.join(presets())}", kind="the preset ")
+        hint = suggest(source, presets(), _NAMED.format(", ".join(presets())), kind="the preset ")
         raise SettingsError(f"cannot read settings {source}: {error}; {hint}") from None
     tree = _parse(text, source)
     if not isinstance(tree, dict):
         raise SettingsError(f"{source} holds no settings; see `carevl settings mini`")
-    return tree
+    if (name := tree.pop(_BASE, None)) is None:
+        return tree
+    if name not in presets():
+        raise SettingsError(f"{source}: {_BASE}: {suggest(str(name), presets(), _NAMED.format(', '.join(presets())))}")
+    return _merge(_read(name), tree)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree with the fields of another one in place of its own; lists are replaced whole."""
+    merged = dict(base)
+    for name, value in changes.items():
+        own = merged.get(name)
+        merged[name] = _merge(own, value) if isinstance(own, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _parse(text: str, origin: str) -> Any:

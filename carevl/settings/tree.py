@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from carevl.settings.base import HomePath, Strict
 from carevl.settings.data import Benchmark, Data, Miniworld
 from carevl.settings.models import Captioner, Expert, Judge
+from carevl.settings.respond import Respond
 from carevl.settings.router import RouterSettings
 from carevl.settings.stages import Demonstrate, Sample, Select
 from carevl.settings.training import Training
@@ -59,6 +60,7 @@ class Settings(Strict):
         0.05, ge=0, le=1, description="Share of rows that may fail in a stage before the run stops."
     )
     data: Data = Field(description="What is read.")
+    respond: Respond = Field(Respond(), description="Responses to the questions of sources that have none.")
     captioner: Captioner = Field(description="The model that describes every distinct image once.")
     experts: list[Expert] = Field(min_length=1, description="Text reward models; different kinds help most.")
     router: RouterSettings = Field(RouterSettings(), description="How labels are trusted or not.")

@@ -1,9 +1,24 @@
 """The stages, in the order in which they run: a file each."""
 
-from carevl.stages import caption, demonstrate, dpo, evaluate, ingest, route, sample, score, select, sft
+from carevl.stages import (
+    caption,
+    demonstrate,
+    dpo,
+    evaluate,
+    gather,
+    ingest,
+    respond,
+    route,
+    sample,
+    score,
+    select,
+    sft,
+)
 
 STAGES = (
     ingest.STAGE,
+    respond.STAGE,
+    gather.STAGE,
     caption.STAGE,
     score.STAGE,
     route.STAGE,

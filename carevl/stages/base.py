@@ -132,6 +132,21 @@ def reads(*tables: str, **roles: str) -> Callable[[Settings, str], Mapping[str, 
     return lambda settings, table: inputs
 
 
+def reads_items(*tables: str, **roles: str) -> Callable[[Settings, str], Mapping[str, str]]:
+    """Return the inputs of a stage that reads items with their responses, and other tables as in `reads`."""
+    rest = reads(*tables, **roles)
+
+    def inputs(settings: Settings, table: str) -> Mapping[str, str]:
+        return {**item_inputs(settings), **rest(settings, table)}
+
+    return inputs
+
+
+def item_inputs(settings: Settings) -> dict[str, str]:
+    """Return the tables of the items: those of ingest, and those to which models gave responses, if they do."""
+    return {name: name for name in ("ingest", *(("gather",) if settings.respond.models else ()))}
+
+
 def without_inputs(cause: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what rows depend on that are made of nothing but other rows, and by the settings."""
     return {name: value for name, value in cause.items() if name != "inputs"}
@@ -252,7 +267,7 @@ class RunContext:
     @property
     def ingested(self) -> Ingested:
         """Images and items."""
-        return Ingested(self.table("ingest").directory)
+        return Ingested.of({name: self.table(name) for name in ("ingest", "gather") if name in self.keys})
 
     def earlier(self, name: str, target: Table, **sources: tuple[str, ...]) -> tuple[EarlierTable, ...]:
         """Return tables of this run whose rows may be those of a table at work, those made last first.
@@ -318,7 +333,7 @@ class RunContext:
         Args:
             rates: rows per second of an actor of each job; they matter to pools of size `auto` only.
         """
-        numbers = self.ingested.items.parts() if parts is None else parts
+        numbers = self.ingested.questions.parts() if parts is None else parts
         nodes = supply(self.settings.cluster, []).nodes
         allowed = self.settings.max_error_fraction
         jobs = [replace(job, retry=self.retry) for job in jobs]

@@ -18,7 +18,7 @@ import pyarrow as pa
 from carevl.judging.prompts import write_judgment
 from carevl.models.judge_spec import asking_of
 from carevl.models.locate import weights_fingerprint
-from carevl.stages.base import Counts, RunContext, Stage, reads
+from carevl.stages.base import Counts, RunContext, Stage, reads_items
 from carevl.stages.sampling import (
     Item,
     Prompted,
@@ -196,7 +196,7 @@ def row_facts(cause: Mapping[str, Any]) -> Mapping[str, Any]:
 
 STAGE = Stage(
     name="demonstrate",
-    inputs=reads("ingest", "route"),
+    inputs=reads_items("route"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,
     reservations=judge_reservations("demonstrate"),

@@ -64,7 +64,8 @@ def sources(root: DataRoot) -> list[Source]:
     for n, declared in enumerate(root.settings.data.sources):
         fields = declared.model_dump(exclude={"name", "path", "weight"})
         name, path = declared.name or f"source-{n}", root.resolve(declared.path)
-        resolved.append(Source(name=name, path=path, seed=root.settings.seed, **fields))
+        respond = bool(root.settings.respond.models)
+        resolved.append(Source(name=name, path=path, seed=root.settings.seed, respond=respond, **fields))
     return resolved
 
 
@@ -98,7 +99,15 @@ def facts(settings: Settings, root: DataRoot) -> dict[str, Any]:
         for name in _ADDED & fields.keys():  # as by default, a table has the fingerprint of the versions before
             if getattr(declared, name) == fields[name].default:
                 del group[name]
-    facts = {"version": VERSION, "seed": settings.seed, "items": settings.items, "files": files, "data": data}
+    respond = {"respond": True} if settings.respond.models else {}
+    facts = {
+        "version": VERSION,
+        **respond,
+        "seed": settings.seed,
+        "items": settings.items,
+        "files": files,
+        "data": data,
+    }
     return facts | {"benchmarks": tests}
 
 
@@ -122,8 +131,8 @@ def run_ingest(
 
     Returns:
         rows_in (source rows), rows_out (items), images, errors (items), contaminated (items), `contents` (a hash of
-        the tables), `replaced` (source rows with U+FFFD), `text_only` (rows), and the reports of `contamination`
-        (`benchmarks.contamination.Contamination.report`) and of `near_duplicates`.
+        the tables), `replaced` (source rows with U+FFFD), `text_only` and `questions` (rows), and the reports of
+        `contamination` (`benchmarks.contamination.Contamination.report`) and of `near_duplicates`.
 
     Raises:
         RunError: no rows at all, or the tables do not account for every source row.
@@ -134,13 +143,14 @@ def run_ingest(
     near_duplicates = NearDuplicates(directory / "spill" / "signatures")
     limits = limits_of(data)
     contamination = Contamination(_benchmark_rows(root), limits)
-    rows_in = errors = replaced = text_only = 0
+    rows_in = errors = replaced = text_only = questions = 0
     frames = FrameReader(data.video, directory / "spill")
     for images, item, signatures in read_rows(root, log, frames):
         rows_in += 1
         errors += item["error"] is not None
         replaced += _has_replacements(item)
         text_only += item["error"] is None and not item["images"]
+        questions += item["error"] is None and not item["responses"]
         seen = [(image, signatures[image["image_id"]]) for image in images if image["image_id"] in signatures]
         for image, signature in seen if data.near_duplicates != "ignore" else ():
             near_duplicates.add(image["image_id"], signature)
@@ -168,7 +178,7 @@ def run_ingest(
         )
     report = {"contamination": contamination.report(), "near_duplicates": {"mode": data.near_duplicates, **similar}}
     counts = {"rows_in": rows_in, **written, "contents": contents, "replaced": replaced, "text_only": text_only}
-    return counts | report
+    return counts | ({"questions": questions} if questions else {}) | report
 
 
 def limits_of(data: Data) -> ImageLimits:

@@ -20,7 +20,7 @@ from carevl.confidence.guarantee import CannotCertifyError
 from carevl.confidence.pairs import NO_CAPTION, Pairs
 from carevl.confidence.policies import fit_router
 from carevl.confidence.routing import drop_items
-from carevl.stages.base import PARTS, Counts, RunContext, Stage
+from carevl.stages.base import PARTS, Counts, RunContext, Stage, item_inputs
 from carevl.stats.draws import hash_uniform
 from carevl.store.run import RunError
 from carevl.store.table import Table
@@ -199,7 +199,7 @@ def run(context: RunContext) -> Counts:
 def inputs(settings: Settings, table: str) -> dict[str, str]:
     """Return the items and the scores of every expert."""
     del table
-    return {name: name for name in ("ingest", *(f"score/{expert.name}" for expert in settings.experts))}
+    return item_inputs(settings) | {name: name for name in (f"score/{expert.name}" for expert in settings.experts)}
 
 
 STAGE = Stage(name="route", inputs=inputs, fingerprint_inputs=fingerprint_inputs, run=run, contents=PARTS)

@@ -36,7 +36,7 @@ from carevl.stages.base import (
     Stage,
     in_pool,
     pixel_inputs,
-    reads,
+    reads_items,
     without_inputs,
 )
 from carevl.stages.caption import VIEW
@@ -284,7 +284,7 @@ def models(settings: Settings, table: str) -> list[LoadedModel]:
 STAGE = Stage(
     name="score",
     members=members,
-    inputs=reads("ingest", "caption"),
+    inputs=reads_items("caption"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,
     reservations=reservations,

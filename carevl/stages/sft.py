@@ -19,7 +19,7 @@ from carevl.stages.base import (
     in_training,
     judge_pixels,
     pixel_inputs,
-    reads,
+    reads_items,
 )
 from carevl.stages.ingest import limits_of
 from carevl.stages.injected_lines import inject_lines
@@ -120,7 +120,7 @@ def models(settings: Settings, table: str) -> list[LoadedModel]:
 
 STAGE = Stage(
     name="sft",
-    inputs=reads("ingest", "demonstrate"),
+    inputs=reads_items("demonstrate"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,
     reservations=reservations,

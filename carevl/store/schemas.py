@@ -10,6 +10,9 @@ ERROR = pa.struct([("stage", pa.string()), ("kind", pa.string()), ("message", pa
 
 CONTAMINATED = "contaminated"
 """The kind of error of an item that a benchmark shares: nothing failed, the item is set aside and counted apart."""
+ALIKE = "alike"
+"""The kind of error of a question whose answers are all alike: nothing failed, there is nothing to compare."""
+SET_ASIDE = (CONTAMINATED, ALIKE)
 
 ITEM_SOURCE = pa.struct(
     [
@@ -44,7 +47,10 @@ ITEMS = pa.schema(
         ("places", pa.list_(pa.int32())),  # characters of the question before which an image stands
         ("turns", TURNS),  # before the question
         ("question", pa.string()),  # without <image> tags; null in an error row, but kept in a contaminated one
-        ("responses", pa.list_(pa.string())),  # 2..n, ordered by the hash of their text; null as question is
+        (
+            "responses",
+            pa.list_(pa.string()),
+        ),  # 2..n, ordered by the hash of their text; of a question none; null as it is
         ("source_preference", pa.list_(pa.float64())),  # one per response, higher is better; null: unknown or disputed
         ("gold", pa.list_(pa.float64())),  # the same from sources declared as labels; null: none or disputed
         ("conflict", pa.bool_()),  # whether two sources prefer opposite responses of some pair
@@ -58,6 +64,34 @@ ITEMS = pa.schema(
 
 RGB = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("pixels", pa.large_binary())])
 """A decoded image: rows of pixels from the top, 3 bytes each."""
+
+ANSWERS = pa.schema(
+    [
+        ("item_id", pa.string()),  # key, with model, view, prompt and sample; of the question
+        ("model", pa.string()),  # name of the responder in the settings
+        ("view", pa.string()),  # image, blurred or blank: what the model was shown
+        ("prompt", pa.string()),  # as in the settings, the question not filled in
+        ("sample", pa.int32()),  # number of the draw, from 0
+        ("text", pa.string()),
+        ("tokens", pa.int32()),  # tokens generated
+        ("truncated", pa.bool_()),  # whether it was cut at the most tokens
+        ("error", ERROR),  # the engine failed at this prompt; then nothing else but the key is there
+    ]
+)
+"""One row per question, model, prompt and draw: what models answer where a source has no responses."""
+
+WRITERS = pa.schema(
+    [
+        ("item_id", pa.string()),  # key, with response and the fields after it; of the item that came of the question
+        ("response", pa.int32()),  # index
+        ("kind", pa.string()),  # answer; a negative: other, blurred or blank; own: of a function of the settings
+        ("model", pa.string()),  # null of what no model wrote
+        ("prompt", pa.string()),
+        ("sample", pa.int32()),
+        ("question", pa.string()),  # item_id of the question that it answers
+    ]
+)
+"""Who wrote a response: one row per draw that was made one with it."""
 
 CAPTIONS = pa.schema(
     [
@@ -230,6 +264,6 @@ def row_error(stage: str, kind: str, message: str) -> dict[str, str]:
 
 
 def failures(errors: pa.ChunkedArray) -> int:
-    """Return how many rows of a column `error` failed; contaminated rows are set aside and did not fail."""
+    """Return how many rows of a column `error` failed; those of the kinds SET_ASIDE did not."""
     kinds = pc.struct_field(errors, "kind").to_pylist() if errors.type != pa.null() else []
-    return sum(kind is not None and kind != CONTAMINATED for kind in kinds)
+    return sum(kind is not None and kind not in SET_ASIDE for kind in kinds)

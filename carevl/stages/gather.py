@@ -1,0 +1,367 @@
+"""Stage `gather`: what models answered becomes the responses of items.
+
+Equal answers to a question are one response, and those of most draws are kept; faulty ones are left out. Some questions
+get an answer that should be wrong (`respond.negatives`). Who wrote each response is in the table `writers`. Items that
+have responses already pass unchanged.
+
+So that no text tells by itself that it is wrong, answers to the same question about other images are handed out in
+turn: each is wrong for one item as often as it is given by most draws for another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from carevl.data.answers import find_fault, same_answer, states, words_of
+from carevl.data.intake import item_id, order_responses
+from carevl.data.pictures import picture
+from carevl.errors import UserError
+from carevl.judging.markup import split_thinking
+from carevl.judging.turns import turns_before
+from carevl.models.row_errors import first_line
+from carevl.settings.registry import import_object
+from carevl.stages.base import PARTS, Counts, RunContext, Stage
+from carevl.stages.respond import IMAGE, gets_negative, is_question
+from carevl.stats.draws import hash_uniform
+from carevl.store.run import RunError
+from carevl.store.schemas import ALIKE, ITEMS, WRITERS, row_error
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from carevl.data.drawn import DataRoot
+    from carevl.settings.respond import Respond
+    from carevl.settings.tree import Settings
+    from carevl.store.ingested import Ingested
+    from carevl.store.table import Table
+
+VERSION = 1
+ANSWER, OWN = "answer", "own"
+_EXAMPLES = 3
+
+Rejected = Callable[[str, Sequence["Image"], Sequence[str]], Sequence[str]]
+"""A user's function of question, images and responses that returns further responses."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Who wrote an answer: one row of `writers` without the response."""
+
+    kind: str
+    model: str | None
+    prompt: str | None
+    sample: int | None
+    question: str
+
+
+@dataclass
+class Answer:
+    """An answer with all draws that gave it."""
+
+    text: str
+    words: tuple[str, ...]
+    draws: list[Draw] = field(default_factory=list)
+
+
+@dataclass
+class Answered:
+    """A question with its answers, those of most draws first."""
+
+    answers: list[Answer] = field(default_factory=list)
+    unseen: list[Answer] = field(default_factory=list)
+    """What was answered about blurred and blank images, in the order of the kinds."""
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+def read_answers(item: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], respond: Respond) -> Answered:
+    """Return a question's answers.
+
+    Args:
+        rows: of the table `answers` about this item, in the order of models, prompts and samples.
+    """
+    answered = Answered()
+    ranks = {kind: n for n, kind in enumerate(respond.negatives.kinds)}
+    unseen: list[tuple[int, Answer]] = []
+    for row in rows:
+        if row["error"] is not None:
+            answered.faults["failed"] += 1
+            continue
+        text = split_thinking(row["text"])[1].strip()
+        fault = find_fault(text, item["question"], truncated=row["truncated"])
+        if fault is not None:
+            answered.faults.update([fault] if row["view"] == IMAGE else [])
+            continue
+        kind = ANSWER if row["view"] == IMAGE else row["view"]
+        draw = Draw(kind, row["model"], row["prompt"], row["sample"], item["item_id"])
+        words = words_of(text)
+        if row["view"] == IMAGE:
+            _add(answered.answers, text, words, draw, respond.min_difference)
+        elif row["view"] in ranks:
+            unseen.append((ranks[row["view"]], Answer(text, words, [draw])))
+    answered.answers.sort(key=lambda answer: -len(answer.draws))
+    answered.unseen = [answer for _, answer in sorted(unseen, key=lambda ranked: ranked[0])]
+    return answered
+
+
+def _add(answers: list[Answer], text: str, words: tuple[str, ...], draw: Draw, min_difference: float) -> None:
+    for answer in answers:
+        if same_answer(answer.words, words, min_difference):
+            answer.draws.append(draw)
+            return
+    answers.append(Answer(text, words, [draw]))
+
+
+def exchange(answers: Mapping[str, Answer], seed: int) -> dict[str, Answer]:
+    """Hand the answers to one question on to other items, so that each gets one that is not its own.
+
+    Each answer is handed on once at most, and those who get one are those who give one: in their texts, what is wrong
+    and what most draws gave are the same. An answer that more than half of the items share is handed on by so many of
+    them as there are others.
+
+    Args:
+        answers: item_id to the answer of most draws.
+    """
+    of_words: dict[tuple[str, ...], list[str]] = {}
+    for name in sorted(answers, key=lambda name: hash_uniform(seed, "exchange", name)):
+        of_words.setdefault(answers[name].words, []).append(name)
+    groups = sorted(of_words.values(), key=len, reverse=True)
+    if len(groups) < 2:
+        return {}
+    groups[0] = groups[0][: sum(map(len, groups[1:]))]
+    names = [name for group in groups for name in group]
+    shift = len(groups[0])
+    return {name: answers[names[(n + shift) % len(names)]] for n, name in enumerate(names)}
+
+
+def complete(
+    item: dict[str, Any], answered: Answered, other: Answer | None, respond: Respond, rejected: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return an item with its responses, or with the error that it has none, and its rows of `writers`.
+
+    Args:
+        other: what should be wrong; the answer takes the last place where there is no room.
+        rejected: what the user's own function returned.
+    """
+    if answered.faults and (respond.faulty == "error" or not answered.answers):
+        faults = ", ".join(f"{count} {fault}" for fault, count in sorted(answered.faults.items()))
+        return _with_error(item, "responses", f"answers that cannot be used: {faults} (respond.faulty)"), []
+    answers = answered.answers[: respond.max_responses]
+    if other is not None and not any(answer.words == other.words for answer in answers):
+        answers = [*answers[: respond.max_responses - 1], other]
+    for text in rejected:
+        words = words_of(text)
+        if words and not any(same_answer(answer.words, words, respond.min_difference) for answer in answers):
+            answers = [*answers, Answer(text, words, [Draw(OWN, None, None, None, item["item_id"])])]
+    if len(answers) < 2:
+        said = f"all answers say {answers[0].text[:80]!r}" if answers else "nobody was asked"
+        return _with_error(item, ALIKE, f"{said}: there is nothing to compare; raise temperature or samples"), []
+    order = order_responses([answer.text for answer in answers])
+    answers = [answers[n] for n in order]
+    texts = [answer.text for answer in answers]
+    name = item_id(item["images"], item["places"], turns_before(item), item["question"], texts)
+    written = [
+        {"item_id": name, "response": n, **vars(draw)} for n, answer in enumerate(answers) for draw in answer.draws
+    ]
+    return item | {"item_id": name, "responses": texts}, written
+
+
+def with_gold(item: dict[str, Any], labelled: set[str]) -> dict[str, Any]:
+    """Return an item whose responses are labelled by the reference answers of its labelled sources, if it has any."""
+    references = [
+        answer for source in item["sources"] if source["source"] in labelled for answer in _references(source)
+    ]
+    if item["error"] is not None or not references:
+        return item
+    words = [words_of(response) for response in item["responses"]]
+    return item | {"gold": [float(any(states(each, answer) for answer in references)) for each in words]}
+
+
+def _references(source: Mapping[str, Any]) -> list[str]:
+    extra = json.loads(source["extra"] or "{}")
+    answers = extra.get("answers", extra.get("answer"))
+    return [str(answer) for answer in (answers if isinstance(answers, list) else [answers]) if answer is not None]
+
+
+def _with_error(item: dict[str, Any], kind: str, message: str) -> dict[str, Any]:
+    return item | {"gold": None, "error": row_error("gather", kind, message)}
+
+
+def give_responses(settings: Settings, items: pa.Table, answers: pa.Table) -> pa.Table:
+    """Return the items that have responses, or get them of these answers, without any that should be wrong."""
+    rows, of_item = [], _by_item(answers)
+    for item in items.to_pylist():
+        if is_question(item):
+            answered = read_answers(item, of_item.get(item["item_id"], ()), settings.respond)
+            item, _ = complete(item, answered, None, settings.respond)  # noqa: PLW2901
+        rows += [item] if item["error"] is None else []
+    return pa.Table.from_pylist(rows, ITEMS)
+
+
+def _by_item(*answers: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    of_item: dict[str, list[dict[str, Any]]] = {}
+    for table in answers:
+        for row in table.to_pylist():
+            of_item.setdefault(row["item_id"], []).append(row)
+    return of_item
+
+
+def run(context: RunContext) -> Counts:
+    """Give every question its responses.
+
+    Raises:
+        RunError: more questions than allowed have none.
+    """
+    [table] = context.pending
+    settings, ingested, target = context.settings, context.ingested, context.table(table)
+    gatherer = _Gatherer(
+        settings, ingested, [context.table(f"respond/{each.name}") for each in settings.respond.models]
+    )
+    others = gatherer.find_negatives()
+    counts = Counter(rows_in=0, rows_out=0, errors=0, questions=0, alike=0, negatives=0, responses=0)
+    faults: Counter[str] = Counter()
+    problems: list[str] = []
+    for number in ingested.questions.parts():
+        items, writers, answered = gatherer.gather(number, others)
+        written = pa.Table.from_pylist(items, ITEMS)
+        ingested.writers.write(number, pa.Table.from_pylist(writers, WRITERS))
+        target.write(number, written)
+        failed = [item["error"] for item in items if item["error"] and item["error"]["stage"] == "gather"]
+        problems += [error["message"] for error in failed if error["kind"] != ALIKE]
+        counts.update(rows_in=len(items), rows_out=len(items), questions=len(answered), alike=len(failed))
+        counts["responses"] += len({(row["item_id"], row["response"]) for row in writers})
+        counts["negatives"] += len({row["item_id"] for row in writers if row["kind"] != ANSWER})
+        for each in answered:
+            faults += each.faults
+    counts["errors"] = len(problems)
+    counts["alike"] -= len(problems)
+    log = context.log_for(table)
+    log(
+        f"{counts['questions']} questions: {counts['responses']} responses to "
+        f"{counts['questions'] - counts['alike'] - counts['errors']} of them, {counts['alike']} whose answers are all "
+        f"alike; {counts['negatives']} got one that should be wrong"
+    )
+    if faults:
+        log("answers left out: " + ", ".join(f"{count} {fault}" for fault, count in sorted(faults.items())))
+    if len(problems) > settings.max_error_fraction * counts["questions"]:
+        raise RunError(
+            f"gather: {len(problems)} of {counts['questions']} questions have no responses, more than "
+            f"max_error_fraction = {settings.max_error_fraction:.1%} allows: {'; '.join(problems[:_EXAMPLES])}; choose "
+            "another model, or another prompt"
+        )
+    return {table: {**counts, "faults": dict(faults)}}
+
+
+@dataclass
+class _Gatherer:
+    """Reads questions with their answers, part by part; equal for equal tables."""
+
+    settings: Settings
+    ingested: Ingested
+    answers: Sequence[Table]
+
+    def __post_init__(self) -> None:
+        path = self.settings.respond.rejected
+        self.rejected: Rejected | None = None if path is None else import_object(path, "respond.rejected")
+        self.labelled = {
+            source.name or f"source-{n}" for n, source in enumerate(self.settings.data.sources) if source.labels
+        }
+
+    def find_negatives(self) -> dict[str, Answer]:
+        """Return item_id to what should be wrong, of the questions that get it."""
+        negatives, seed = self.settings.respond.negatives, self.settings.seed
+        if not negatives.share:
+            return {}
+        first: dict[tuple[Any, ...], dict[str, Answer]] = {}
+        unseen: dict[str, Answer] = {}
+        for number in self.ingested.questions.parts():
+            for item, answered in self._read(number):
+                if not answered.answers or not gets_negative(item["item_id"], negatives, seed):
+                    continue
+                own = answered.answers[0]
+                same = (words_of(item["question"]), *((turn["role"], turn["text"]) for turn in item["turns"]))
+                first.setdefault(same, {})[item["item_id"]] = own
+                unlike = [answer for answer in answered.unseen if answer.words != own.words]
+                if unlike:
+                    unseen[item["item_id"]] = unlike[0]
+        if "other" not in negatives.kinds:
+            return unseen
+        other = {name: _as_other(answer) for group in first.values() for name, answer in exchange(group, seed).items()}
+        return unseen | other if negatives.kinds[0] == "other" else other | unseen
+
+    def gather(
+        self, number: int, others: Mapping[str, Answer]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Answered]]:
+        """Return a part of items, of `writers`, and what was answered to its questions."""
+        answered = {item["item_id"]: each for item, each in self._read(number)}
+        images = self._images(number) if self.rejected else {}
+        items: dict[str, dict[str, Any]] = {}
+        writers: list[dict[str, Any]] = []
+        for item in self.ingested.questions.read(number).to_pylist():
+            whole, written = item, list[dict[str, Any]]()
+            if (own := answered.get(item["item_id"])) is not None:
+                rejected = self._reject(item, own, images)
+                whole, written = complete(item, own, others.get(item["item_id"]), self.settings.respond, rejected)
+                whole = with_gold(whole, self.labelled)
+            if whole["item_id"] not in items:  # one that has these responses already stays as it is
+                items[whole["item_id"]] = whole
+                writers += written
+        return [items[name] for name in sorted(items)], writers, list(answered.values())
+
+    def _read(self, number: int) -> Iterator[tuple[dict[str, Any], Answered]]:
+        of_item = _by_item(*(table.read(number) for table in self.answers))
+        for item in self.ingested.questions.read(number).to_pylist():
+            if is_question(item):
+                yield item, read_answers(item, of_item.get(item["item_id"], ()), self.settings.respond)
+
+    def _images(self, number: int) -> dict[str, dict[str, Any]]:
+        return {row["image_id"]: row for row in self.ingested.read_images(number).to_pylist()}
+
+    def _reject(self, item: Mapping[str, Any], answered: Answered, images: Mapping[str, Any]) -> list[str]:
+        """Return what the user's own function makes of a question, and of its answers."""
+        if self.rejected is None or not answered.answers:
+            return []
+        pixels = self.settings.data.resize_pixels
+        pictures = [picture(images[name], resize_pixels=pixels) for name in item["images"]]
+        try:
+            texts = self.rejected(item["question"], pictures, [answer.text for answer in answered.answers])
+        except Exception as error:
+            raise UserError(
+                f"respond.rejected: {self.settings.respond.rejected} failed: {first_line(error)}"
+            ) from error
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"respond.rejected: {self.settings.respond.rejected} has to return a list of texts")
+        return list(texts)
+
+
+def _as_other(answer: Answer) -> Answer:
+    return replace(answer, draws=[replace(draw, kind="other") for draw in answer.draws])
+
+
+def members(settings: Settings) -> list[str]:
+    """Return its one table where models answer, else none."""
+    return [""] if settings.respond.models else []
+
+
+def inputs(settings: Settings, table: str) -> dict[str, str]:
+    """Return the questions and the answers of every responder."""
+    del table
+    return {name: name for name in ("ingest", *(f"respond/{each.name}" for each in settings.respond.models))}
+
+
+def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
+    """Return what the items depend on, apart from questions and answers."""
+    del root, table
+    labelled = [source.name or f"source-{n}" for n, source in enumerate(settings.data.sources) if source.labels]
+    respond = settings.respond.model_dump(exclude={"models"})
+    return {"version": VERSION, "seed": settings.seed, "respond": respond, "labelled": labelled}
+
+
+STAGE = Stage(
+    name="gather", members=members, inputs=inputs, fingerprint_inputs=fingerprint_inputs, run=run, contents=PARTS
+)
