@@ -23,7 +23,7 @@ from carevl.store.run import Run
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 EXPERTS = ("expert-llama", "expert-qwen2", "expert-mistral")
 CPUS = 2
-NIGHTLY = ("mini", "multi-node", "small-gpu")
+NIGHTLY = ("mini", "mini-questions", "multi-node", "small-gpu")
 
 
 def _small(model: dict[str, Any], name: str) -> dict[str, Any]:
@@ -48,7 +48,8 @@ def _small(model: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _shape(preset: str) -> Settings:
     tree = load_settings(preset).model_dump(mode="json")
-    tree["data"]["sources"] = [{"name": "pairs", "path": "miniworld:train/rlaif_v.parquet"}]
+    source = {"name": "pairs", "path": "miniworld:train/rlaif_v.parquet"}
+    tree["data"]["sources"] = [source | ({"format": "question"} if tree["respond"]["models"] else {})]
     tree["data"]["parts"] = min(tree["data"]["parts"], 64)  # more than there are images: some parts are empty
     tree["router"]["threshold"] = 0.6  # of so few pairs, none without labels may reach a preset's own
     tree["miniworld"] = {"items": 60, "calibration_images": 1}
