@@ -16,6 +16,7 @@ from carevl.data.containers import read_records
 from carevl.data.files import SourceError, locate
 from carevl.data.intake import Intake
 from carevl.data.reading import Source, SourceRow, detect_formats, read_source
+from tests.data.test_containers import tar
 
 Draw = Callable[..., bytes]
 QUESTIONS = [
@@ -239,3 +240,36 @@ def test_lists_of_another_shape_are_row_errors(tmp_path: Path, draw: Draw) -> No
     good, *bad = read(path)
     assert good.preference.extra == {"answer": "a cat", "image_id": 42}
     assert [row.error.message for row in bad] == ["a row should be an object, found list"] * 2
+
+
+def test_samples_of_webdataset_are_questions(tmp_path: Path, draw: Draw, take_in: Callable[..., Any]) -> None:
+    image, asked = draw("JPEG"), b'{"question": "What is it?", "answer": "A cat."}'
+    members = {"0.jpg": image, "0.json": asked, "1.jpg": image, "1.txt": b"Which colour?\n", "2.json": asked}
+    members |= {
+        "3.jpg": image,
+        "3.json": b'{"url": "x"}',
+        "3.question.txt": b"How many?",
+        "4.jpg": image,
+        "5.jpg": image,
+    }
+    members |= {"5.json": b'{"question": "Why?"}', "5.txt": b"So.", "6.jpg": b"cut", "6.txt": b"What is it?"}
+    path = tar(tmp_path / "questions.tar", members)
+    rows = read(path)
+    assert [(row.preference.question, row.preference.extra) if row.preference else row.error.kind for row in rows] == [
+        ("What is it?", {"answer": "A cat."}),
+        ("Which colour?\n", {}),
+        ("What is it?", {"answer": "A cat."}),
+        ("How many?", {}),
+        "question",
+        ("Why?", {"answer": "So."}),
+        ("What is it?", {}),
+    ]
+    _, items = take_in(Source("s", str(path), respond=True))
+    errors = Counter(item["error"]["kind"] for item in items if item["error"])
+    assert errors == {"image_missing": 1, "question": 1, "image_broken": 1}
+
+
+def test_captions_of_webdataset_are_right_answers_to_the_question_of_their_source(tmp_path: Path, draw: Draw) -> None:
+    members = {"0.jpg": draw("JPEG"), "0.txt": b"A cat on a mat.", "0.json": b'{"url": "x", "width": 9}'}
+    rows = read(tar(tmp_path / "captions.tar", members), question="Describe this image.")
+    assert extras(rows) == [("Describe this image.", {"answer": "A cat on a mat."})]

@@ -9,8 +9,13 @@ _QUESTIONS = ("question", "prompt", "txt")
 
 
 def read(row: Row) -> Preference:
-    """Read a question; `txt` is that of a WebDataset sample `KEY.jpg`, `KEY.txt`."""
+    """Read a question.
+
+    `txt`, of a WebDataset sample `KEY.jpg` with `KEY.txt`, is the question, or the right answer to one elsewhere.
+    """
     name = next((name for name in _QUESTIONS if row.get(name) is not None), _QUESTIONS[0])
+    if name != "txt" and row.keys().isdisjoint(("answer", "answers")):
+        row = {**row, "answer": row.get("txt")}
     return read_question(row, user_turn(row, name), "id", "question_id", images=["images", "image"])
 
 
