@@ -15,8 +15,8 @@ def sources(
         str | None,
         typer.Argument(
             metavar="[PATH|SETTINGS]",
-            help="A file or directory of preference data or of questions, local or s3://, gs://. Or settings: a "
-            "preset's name or a YAML file.",
+            help="A file or directory of preference data or of questions, local or s3://, gs://, hf://. Or settings: "
+            "a preset's name or a YAML file.",
         ),
     ] = None,
     format_name: Annotated[

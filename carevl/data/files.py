@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow.fs as pafs
 
+from carevl.data.hub_files import SCHEME, locate_on_hub
 from carevl.errors import DataError
 
 
@@ -26,8 +27,14 @@ class FoundFile:
 
 
 def locate(path: str, filesystem: pafs.FileSystem | None = None) -> tuple[pafs.FileSystem, str]:
-    """Return the filesystem of a path and the path within it; `s3://…` and other URIs choose their own filesystem."""
-    if filesystem is None:
+    """Return the filesystem of a path and the path within it; `s3://…` and other URIs choose their own filesystem.
+
+    Raises:
+        HubDataError: `hf://…` that names no data set.
+    """
+    if filesystem is None and path.startswith(SCHEME):
+        filesystem, path = locate_on_hub(path)
+    elif filesystem is None:
         filesystem, path = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
     while isinstance(filesystem, pafs.SubTreeFileSystem):
         filesystem, path = filesystem.base_fs, posixpath.join(filesystem.base_path, path)

@@ -55,7 +55,7 @@ class Intake:
         self._signatures = signatures
         source_filesystem, base = locate(source.path, filesystem)
         if source.image_root is not None:
-            _, base = locate(source.image_root, filesystem)
+            source_filesystem, base = locate(source.image_root, filesystem)
         elif source_filesystem.get_file_info(base).type != pafs.FileType.Directory:
             base = posixpath.dirname(base) or "."
         self._images = ImageReader(source_filesystem, base, self._limits, fetcher)

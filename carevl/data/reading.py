@@ -31,7 +31,7 @@ class Source:
 
     name: str
     path: str
-    """A file or a directory, local or a URI that pyarrow knows (`s3://…`, `gs://…`)."""
+    """A file or a directory, local or a URI that pyarrow knows (`s3://…`, `gs://…`), or `hf://datasets/ORG/NAME`."""
     format: str | None = None
     """Name of the format, or `package.module:NAME` of one's own; None detects it from the columns, file by file."""
     labels: bool = False

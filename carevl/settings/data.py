@@ -30,7 +30,9 @@ class Benchmark(Strict):
 class Source(Strict):
     """Preference data on disk, or questions for models to answer."""
 
-    path: HomePath = Field(description="File or directory, local or `s3://…`, `gs://…`; `miniworld:FILE` is drawn.")
+    path: HomePath = Field(
+        description="File or directory, local or `s3://…`, `gs://…`, `hf://datasets/…`; `miniworld:FILE` is drawn."
+    )
     name: str | None = Field(None, description="Its name in tables; source-0, source-1, … when absent.")
     format: str | None = Field(
         None,

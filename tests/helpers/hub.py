@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face hub on loopback: it serves small models under any names and commits.
+"""A stand-in of the Hugging Face hub on loopback: it serves small models and data sets under any names and commits.
 
 ```python
 def test_it(hub):                                   # function scope: its own server and its own empty cache
@@ -40,7 +40,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-_LFS = (".safetensors", ".bin", ".pt")
+_LFS = (".safetensors", ".bin", ".pt", ".parquet")
 _NOT_OF_MODELS = ("/api/agent-harnesses",)
 """Calls that huggingface_hub makes where it can, and does without."""
 _BLOCK = 1 << 16
@@ -230,12 +230,12 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/cdn/"):
             self._send_from_cdn(path)
         elif match := re.fullmatch(
-            r"/api/models/([^/]+(?:/[^/]+)?)/(tree|revision|paths-info)/([^/]+)(?:/(.*))?", path
+            r"/api/(?:models|datasets)/([^/]+(?:/[^/]+)?)/(tree|revision|paths-info)/([^/]+)(?:/(.*))?", path
         ):
             self._send_listing(match[2], match[1], unquote(match[3]), unquote(match[4] or ""), query, body)
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/refs|/auth-check)?", path):
+        elif match := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(/refs|/auth-check)?", path):
             self._send_listing(match[2] or "revision", match[1], "main", "", query, body)
-        elif match := re.fullmatch(r"/(?!api/)([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path):
+        elif match := re.fullmatch(r"/(?!api/)(?:datasets/)?([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path):
             self._send_file(match[1], unquote(match[2]), unquote(match[3]))
         else:
             if path not in _NOT_OF_MODELS:
