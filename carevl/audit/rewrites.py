@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from carevl.audit.ledger import Ledger, Tree
 from carevl.audit.outside_texts import ENDS
 from carevl.confidence.pairs import NO_CAPTION
-from carevl.judging.turns import turns_of
+from carevl.data.shown_videos import captioned_turns
 from carevl.models.experts import load_expert
 from carevl.models.experts.inputs import ExpertInput
 from carevl.models.row_errors import Failure
@@ -116,25 +116,27 @@ def sample_items(ingested: Ingested, captions: Table, scores: Sequence[Table], n
         rows = items.read(number, _ITEM)
         rows = rows.filter(rows["error"].is_null()).slice(0, -(-n // len(parts)))
         by_item = {row["item_id"]: row for row in rows.to_pylist()}
-        written = [table.read(number, ["image_id", "view", "text"]) for table in (captions, borrowed)]
-        shown = rows["images"].combine_chunks().flatten()
-        texts = {
-            (row["image_id"], row["view"]): row["text"] for row in _of(pa.concat_tables(written), "image_id", shown)
-        }
+        columns = ["image_id", "view", "text"]
+        written = pa.concat_tables([table.read(number, columns) for table in (captions, borrowed)])
+        ids = set(written["image_id"].to_pylist())
+        read_as = {key: captioned_turns(item, ids) for key, item in by_item.items()}
+        shown = pa.array({name for _, names in read_as.values() for name in names}, pa.string())
+        texts = {(row["image_id"], row["view"]): row["text"] for row in _of(written, "image_id", shown)}
         for table in scores:
             seen: set[str] = set()
             for row in _of(table.read(number), "item_id", rows["item_id"]):
                 item, key = by_item[row["item_id"]], row["item_id"]
-                own = tuple(texts.get((name, row["view"])) for name in item["images"])
+                turns, names = read_as[key]
+                own = tuple(texts.get((name, row["view"])) for name in names)
                 if row["view"] == NO_CAPTION or row["scores"] is None or not own or None in own or key in seen:
                     continue
                 seen.add(key)
-                read = ExpertInput(turns_of(item), item["responses"], tuple(text or "" for text in own))
+                read = ExpertInput(turns, item["responses"], tuple(text or "" for text in own))
                 sampled.setdefault(row["expert"], []).append(ScoredItem(item["images"][0], read, row["scores"]))
     return sampled
 
 
-_ITEM = ["item_id", "images", "places", "turns", "question", "responses", "error"]
+_ITEM = ["item_id", "images", "places", "turns", "question", "responses", "sources", "error"]
 
 
 def _of(rows: pa.Table, key: str, values: pa.ChunkedArray | pa.Array) -> Iterator[Mapping[str, Any]]:

@@ -148,6 +148,23 @@ class Captioner(Model):
         description="What the captioner is asked.",
     )
     max_tokens: int = Field(512, ge=1, description="Longest caption, in tokens.")
+    video: Literal["frames", "one"] = Field(
+        "frames",
+        description="What of a video has a caption: each of its frames, as other images have, or all together.",
+    )
+    video_prompt: str = Field(
+        "These are frames of a video, in their order. Describe in detail what it shows and what happens in it: every "
+        "object with its number, colour, size and place, and all text.",
+        description="With video: one, what the captioner is asked about all frames of a video.",
+    )
+    max_frames: int = Field(
+        MAX_IMAGES, ge=1, description="With video: one, most frames it is shown at once; no fewer than data.max_images."
+    )
+
+    @property
+    def max_images(self) -> int:
+        """Most images that it is shown at once."""
+        return self.max_frames if self.video == "one" else 1
 
 
 class Endpoint(Requests):

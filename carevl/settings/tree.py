@@ -99,6 +99,11 @@ class Settings(Strict):
                     f"data.max_images lets items have {self.data.max_images} images, and {name}.max_images shows "
                     f"{model.max_images} at most; raise this, or lower that"
                 )
+        if self.captioner.video == "one" and self.captioner.max_frames < self.data.max_images:
+            raise ValueError(
+                f"data.max_images lets videos have {self.data.max_images} frames, and captioner.max_frames shows "
+                f"{self.captioner.max_frames} at once; raise this, or lower that"
+            )
         return self
 
     @field_validator("select")

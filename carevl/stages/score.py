@@ -23,6 +23,7 @@ from carevl.cluster.jobs import PoolJob, Processor
 from carevl.cluster.resources import for_pool
 from carevl.confidence.pairs import NO_CAPTION
 from carevl.data.pictures import decode_shown, picture, shown_images
+from carevl.data.shown_videos import captioned_turns
 from carevl.judging.turns import turns_of
 from carevl.models.conversations import Encoded
 from carevl.models.experts import EXPERT_KINDS, load_expert
@@ -100,10 +101,9 @@ class ScoreProcessor(Processor):
     def row_inputs(self, tables: Mapping[str, pa.Table]) -> Mapping[tuple[Any, ...], Any]:
         """The captions that are read, by image and view; what is asked and answered is in the item's key."""
         captions = _captions(tables)
-        items = tables["items"].select(["item_id", "images", "error"]).to_pylist()
         return {
-            (item["item_id"],): [captions.get(name, {}) for name in item["images"]]
-            for item in items
+            (item["item_id"],): [captions.get(name, {}) for name in captioned_turns(item, captions)[1]]
+            for item in tables["items"].to_pylist()
             if item["error"] is None
         }
 
@@ -164,29 +164,35 @@ def _expert_inputs(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list
     rows: list[dict[str, Any]] = []
     inputs: list[ExpertInput] = []
     for item in tables["items"].to_pylist():
-        for view, texts in _views(item, captions).items():
+        turns, names = captioned_turns(item, captions) if item["error"] is None else ((), [])
+        if item["error"] is None and EXPERT_KINDS[expert.kind].sees_images:
+            turns = turns_of(item)
+        for view, texts in _views(item, names, captions).items():
             error = item["error"]
             if error is None and texts is not None and None in texts:
                 error = row_error("score", "no caption", "the image has no caption")
             rows.append({"item_id": item["item_id"], "expert": expert.name, "view": view, "error": error})
             if error is None:
                 read = None if texts is None else tuple(text or "" for text in texts)
-                inputs.append(ExpertInput(turns_of(item), item["responses"], read))
+                inputs.append(ExpertInput(turns, item["responses"], read))
     return rows, inputs
 
 
 def _views(
-    item: Mapping[str, Any], captions: Mapping[str, Mapping[str, str | None]]
+    item: Mapping[str, Any], names: Sequence[str], captions: Mapping[str, Mapping[str, str | None]]
 ) -> dict[str, list[str | None] | None]:
-    """Return what an item is read with: view to the captions of its images, None of one that has none; without: None.
+    """Return what an item is read with: view to the captions of what it shows, None of one without; without: None.
 
     There are none to leave out where there are no images.
+
+    Args:
+        names: of its captions.
     """
     if item["error"] is not None:
         return {VIEW: None, NO_CAPTION: None}
-    if not item["images"]:
+    if not names:
         return {VIEW: None}
-    of_image = [captions.get(name, {}) for name in item["images"]]
+    of_image = [captions.get(name, {}) for name in names]
     views = list(of_image[0]) or [VIEW]
     return {**{view: [own.get(view) for own in of_image] for view in views}, NO_CAPTION: None}
 

@@ -95,7 +95,7 @@ WRITERS = pa.schema(
 
 CAPTIONS = pa.schema(
     [
-        ("image_id", pa.string()),  # key, with view
+        ("image_id", pa.string()),  # key, with view; of a caption of a whole video, the SHA-256 of its frames' ids
         ("view", pa.string()),  # name of the prompt or captioner that this caption is from
         ("captioner", pa.string()),  # model, as the settings name it
         ("text", pa.string()),  # null in a row whose image could not be read
@@ -104,6 +104,9 @@ CAPTIONS = pa.schema(
     ]
 )
 """One row per distinct image and view."""
+
+SUBJECTS = pa.schema([("image_id", pa.string()), ("images", pa.list_(pa.string()))])
+"""Where videos have one caption each, below the captions: the key of every caption, and the images that it is of."""
 
 BORROWED_CAPTIONS = pa.schema([CAPTIONS.field(name) for name in ("image_id", "view", "text")])
 """One row per image of the table `borrowed`, and view; no text where its caption has an error."""

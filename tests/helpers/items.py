@@ -18,7 +18,7 @@ NO_LOANS = {
 
 def about(image_id: str) -> dict[str, Any]:
     """The columns of an item whose only image stands before its question."""
-    return {"images": [image_id], "places": [0], "turns": []}
+    return {"images": [image_id], "places": [0], "turns": [], "sources": []}
 
 
 def write_images(ingested: Ingested, number: int, images: pa.Table) -> None:

@@ -17,6 +17,7 @@ KINDS = {
     "avi": "mpeg4",
 }
 """Container to a codec that it usually has."""
+_FPS = 5
 
 
 def draw_clip(
@@ -24,25 +25,39 @@ def draw_clip(
     container: str = "mp4",
     codec: str | None = None,
     *,
-    fps: int = 5,
     size: tuple[int, int] = (64, 48),
     times: Sequence[int] | None = None,
 ) -> bytes:
-    """Return a video whose frame n is as red as n is far from the first.
+    """Return a video of five frames a second, whose frame n is as red as n is far from the first.
 
     Args:
-        times: when each frame is shown, in units of 1 / fps; one after the other when None.
+        times: as `encode_clip` takes them.
+    """
+    pictures = [Image.new("RGB", size, colour(n, n_frames)) for n in range(n_frames)]
+    return encode_clip(pictures, container, codec, times)
+
+
+def encode_clip(
+    pictures: Sequence[Image.Image],
+    container: str = "mp4",
+    codec: str | None = None,
+    times: Sequence[int] | None = None,
+) -> bytes:
+    """Return a video of pictures of one size.
+
+    Args:
+        times: when each is shown, in fifths of a second; one after the other when None.
     """
     file = io.BytesIO()
     codec = codec or KINDS[container]
     with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=fps, options={"x265-params": "log-level=none"})
-        stream.width, stream.height = size
+        stream = output.add_stream(codec, rate=_FPS, options={"x265-params": "log-level=none"})
+        stream.width, stream.height = pictures[0].size
         stream.bit_rate = 4_000_000
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        for n in range(n_frames):
-            frame = av.VideoFrame.from_image(Image.new("RGB", size, colour(n, n_frames)))
-            frame.pts, frame.time_base = n if times is None else times[n], Fraction(1, fps)
+        for n, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_image(picture)
+            frame.pts, frame.time_base = n if times is None else times[n], Fraction(1, _FPS)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return file.getvalue()
