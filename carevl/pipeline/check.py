@@ -21,6 +21,7 @@ from carevl.models.hub import find_snapshot
 from carevl.models.judge_files import check_judge
 from carevl.models.locate import own_directory
 from carevl.models.own_code import check_own_code
+from carevl.settings.registry import import_object
 from carevl.settings.requests import is_endpoint
 from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
@@ -31,6 +32,7 @@ from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
     from carevl.settings.models import Captioner, Expert, Judge, Model
+    from carevl.settings.respond import Responder
     from carevl.settings.training import Training
     from carevl.settings.tree import Settings
 
@@ -54,6 +56,7 @@ def check_settings(settings: Settings, until: str | None = None, *, final: bool 
         *_check_until(settings, until),
         *_check_sources(settings),
         *_check_models(settings),
+        *_check_respond(settings),
         *_check_experts(settings),
         *_check_benchmarks(settings, final),
     ]
@@ -117,8 +120,12 @@ def _check_sources(settings: Settings) -> Iterator[str]:
 
 
 def _check_models(settings: Settings) -> Iterator[str]:
-    """Yield the captioner and the judge: both write, in an engine that has room for what they write."""
-    writers: dict[str, Captioner | Judge] = {"captioner": settings.captioner, "judge": settings.judge}
+    """Yield responders, the captioner and the judge: all write, in an engine that has room for what they write."""
+    writers: dict[str, Captioner | Judge | Responder] = {
+        **{f"respond.models.{n}": responder for n, responder in enumerate(settings.respond.models)},
+        "captioner": settings.captioner,
+        "judge": settings.judge,
+    }
     for place, model in writers.items():
         yield from _check_weights(place, model)
         yield from _refusal(f"{place}.engine", ENGINES.__getitem__, model.engine)
@@ -128,6 +135,17 @@ def _check_models(settings: Settings) -> Iterator[str]:
                 f"{place}.max_tokens: {model.max_tokens} tokens of answer leave no room for a prompt in "
                 f"max_model_len {model.max_model_len}; raise the one, or lower the other"
             )
+
+
+def _check_respond(settings: Settings) -> Iterator[str]:
+    yield from _alike({f"respond.models.{n}.name": each.name for n, each in enumerate(settings.respond.models)})
+    if settings.respond.rejected is not None:
+        yield from _refusal("respond.rejected", _import_function, settings.respond.rejected)
+
+
+def _import_function(path: str) -> None:
+    if not callable(import_object(path, "function")):
+        raise SettingsError(f"function {path}: it cannot be called")
 
 
 def _check_weights(place: str, model: Model) -> Iterator[str]:

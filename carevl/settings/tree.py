@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from carevl.settings.base import HomePath, Strict
 from carevl.settings.data import Benchmark, Data, Miniworld
 from carevl.settings.models import Captioner, Expert, Judge
-from carevl.settings.respond import Respond
+from carevl.settings.respond import Respond, Responder
 from carevl.settings.router import RouterSettings
 from carevl.settings.stages import Demonstrate, Sample, Select
 from carevl.settings.training import Training
@@ -92,7 +92,11 @@ class Settings(Strict):
 
     @model_validator(mode="after")
     def _shows_all_images(self) -> Self:
-        seeing = [("judge", self.judge), *((f"experts.{n}", e) for n, e in enumerate(self.experts) if e.kind == "vlm")]
+        seeing: list[tuple[str, Responder | Expert | Judge]] = [
+            ("judge", self.judge),
+            *((f"respond.models.{n}", responder) for n, responder in enumerate(self.respond.models)),
+            *((f"experts.{n}", expert) for n, expert in enumerate(self.experts) if expert.kind == "vlm"),
+        ]
         for name, model in seeing:
             if model.max_images < self.data.max_images:
                 raise ValueError(

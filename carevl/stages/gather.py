@@ -267,7 +267,7 @@ class _Gatherer:
 
     def __post_init__(self) -> None:
         path = self.settings.respond.rejected
-        self.rejected: Rejected | None = None if path is None else import_object(path, "respond.rejected")
+        self.rejected: Rejected | None = None if path is None else import_object(path, "function")
         self.labelled = {
             source.name or f"source-{n}" for n, source in enumerate(self.settings.data.sources) if source.labels
         }

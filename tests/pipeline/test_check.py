@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -302,3 +303,34 @@ def test_a_stage_that_there_is_not_is_refused_before_anything_runs():
         check_settings(settings, until)
     with pytest.raises(SettingsError, match=r"--until scores: there is no such stage; did you mean score\?"):
         check_settings(settings, "scores")
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("respond.rejected=nowhere:make", "respond.rejected: function nowhere:make: nowhere cannot be imported"),
+        ("respond.rejected=math:pi", "respond.rejected: function math:pi: it cannot be called"),
+        ("respond.models.0.engine=vlm", "respond.models.0.engine: there is no engine 'vlm'"),
+        ("respond.models.0.path=/not/there", "respond.models.0.path: /not/there: there is no such directory"),
+        ("respond.models.0.max_tokens=512", "respond.models.0.max_tokens: 512 tokens of answer leave no room"),
+    ],
+)
+def test_what_is_wrong_with_responders_is_told_before_anything_runs(override, problem):
+    with pytest.raises(SettingsError, match=re.escape(problem)):
+        check_settings(load_settings("mini-questions", [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ('respond.models.0.prompts=["What is it?"]', "has to hold {question} once"),
+        ('respond.models.0.prompts=["{question}", "{question}"]', "two prompts are equal"),
+        ("respond.models.0.temperature=0", "at temperature 0 all answers are one"),
+        ("respond.models=[]", "there is no model that answers"),
+        ("respond.models.0.max_images=1", "respond.models.0.max_images shows 1 at most"),
+        ("respond.models.0.name=..", "respond.models.0.name"),
+    ],
+)
+def test_settings_of_responders_that_contradict_each_other_are_refused(override, problem):
+    with pytest.raises(SettingsError, match=re.escape(problem)):
+        load_settings("mini-questions", [override])

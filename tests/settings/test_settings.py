@@ -115,3 +115,20 @@ def test_no_item_may_have_more_images_than_a_model_that_sees_them_is_shown():
     seer = ["experts.1={name: seer, kind: vlm, path: org/seer}", "data.max_images=9", "judge.max_images=9"]
     with pytest.raises(SettingsError, match=r"experts\.1\.max_images"):
         load_settings("mini", seer)
+
+
+def test_a_file_may_begin_with_a_preset_and_changes_what_it_names(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: mini\nseed: 3\nsft: {epochs: 5}\nbenchmarks: []\n")
+    mini, mine = load_settings("mini"), load_settings(str(file), ["dpo.epochs=2"])
+    assert (mine.seed, mine.sft.epochs, mine.dpo.epochs, mine.benchmarks) == (3, 5, 2, [])
+    assert mine.sft.model_copy(update={"epochs": mini.sft.epochs}) == mini.sft
+    assert (mine.experts, mine.data) == (mini.experts, mini.data)
+
+
+@pytest.mark.parametrize(("name", "problem"), [("minni", "did you mean mini"), ("[1]", "the presets are mini")])
+def test_a_preset_that_is_none_is_named(name, problem, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"preset: {name}\nseed: 3\n")
+    with pytest.raises(SettingsError, match=problem):
+        load_settings(str(file))
