@@ -19,7 +19,7 @@ from carevl.data.formats.detection import UnknownFormatError, detect_in
 from carevl.data.formats.question import FORMAT as QUESTION
 from carevl.data.question_lists import draw_questions, find_images, read_questions
 from carevl.data.rows import WITHOUT_RESPONSES, ErrorKind, Preference, Row, RowError, clean
-from carevl.data.side_files import SideFacts, find_answers, read_captions
+from carevl.data.side_files import SideFacts, SideFile, find_answers, read_captions
 from carevl.data.video_files import VIDEO_ENDINGS
 
 _T = TypeVar("_T")
@@ -100,7 +100,7 @@ def find_files(
     """
     if source.questions is None:
         place, path = locate(source.path, filesystem)
-        return place, *list_and_pass_over(place, path, source.side_files)
+        return place, *list_and_pass_over(place, path, [locate(file, filesystem)[1] for file in source.side_files])
     place, file = locate(source.questions, filesystem)
     if source.questions_per_image is not None and not source.has_list:
         raise SourceError(f"{file}: questions_per_image draws from a list of questions, and this is a file of rows")
@@ -130,26 +130,26 @@ def read_files(
 ) -> Iterator[tuple[str, Iterator[SourceRow]]]:
     """Yield every file of a source with its rows. Arguments and errors are those of `read_source`."""
     captions = {} if source.captions is None else read_captions(*locate(source.captions, filesystem))
+    side_file = None if source.annotations is None else SideFile(*locate(source.annotations, filesystem))
     logged: set[str] = set()
     source_filesystem, files, others = find_files(source, filesystem)
     root = locate(source.path, filesystem)[1]
     if log and others:
         log(f"{source.name}: {passed_over(others)}")
     for file in files:
-        if source.has_list:
-            yield file, _ask_of_images(source, filesystem)
-            continue
         fitting = _recognise(source, source_filesystem, file)
         name = fitting.name if isinstance(fitting, Format) else "no known format"
         if log and fitting is not None and name not in logged:
             logged.add(name)
             log(f"{source.name}: {name} in {clean(file)}")
+        if source.has_list:
+            yield file, _ask_of_images(source, filesystem)
+            continue
         is_apart = file == root or source.questions is not None
         below = clean(posixpath.basename(file) if is_apart else posixpath.relpath(file, root))
         place = SourceRow(source, below, posixpath.dirname(file), None)
         answers = None
         if isinstance(fitting, Format):
-            side_file = None if source.annotations is None else locate(source.annotations, filesystem)
             answers = find_answers(source_filesystem, file, fitting, side_file)
         side = SideFacts(captions, answers)
         yield file, _read_file(place, source_filesystem, file, fitting, side)

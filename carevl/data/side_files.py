@@ -60,6 +60,23 @@ class RightAnswers:
             )
 
 
+class SideFile:
+    """A file of annotations, which is read once for all files of a source."""
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+        self._filesystem, self.path = filesystem, path
+        self._answers: dict[Annotations, Mapping[str, list[str]]] = {}
+
+    def read(self, annotations: Annotations) -> Mapping[str, list[str]]:
+        """Return the right answers by what annotations call the rows. Raises SourceError where it cannot be read."""
+        if annotations not in self._answers:
+            try:
+                self._answers[annotations] = _collect(self._filesystem, self.path, annotations)
+            except (OSError, LostRowsError) as failure:
+                raise SourceError(f"{self.path}: the annotations cannot be read: {failure}") from None
+        return self._answers[annotations]
+
+
 @dataclass(frozen=True)
 class SideFacts:
     """What side files say about the rows of a file."""
@@ -90,7 +107,7 @@ def read_captions(filesystem: pafs.FileSystem, file: str) -> Mapping[str, Any]:
 
 
 def find_answers(
-    filesystem: pafs.FileSystem, file: str, fitting: Format, side_file: tuple[pafs.FileSystem, str] | None
+    filesystem: pafs.FileSystem, file: str, fitting: Format, side_file: SideFile | None
 ) -> RightAnswers | None:
     """Return the right answers to a file's rows, from the side file or the file itself; None where it cannot have any.
 
@@ -101,11 +118,8 @@ def find_answers(
     annotations = fitting.annotations
     if side_file is not None:
         if annotations is None:
-            raise SourceError(f"{side_file[1]}: format {fitting.name}, that of {file}, has no annotations of its own")
-        try:
-            return RightAnswers(annotations, _collect(*side_file, annotations), side_file[1])
-        except (OSError, LostRowsError) as failure:
-            raise SourceError(f"{side_file[1]}: the annotations cannot be read: {failure}") from None
+            raise SourceError(f"{side_file.path}: format {fitting.name}, that of {file}, has no annotations of its own")
+        return RightAnswers(annotations, side_file.read(annotations), side_file.path)
     if annotations is None or list_of_rows(filesystem, file) is None:
         return None
     with suppress(OSError, LostRowsError):  # reading the rows tells where the file breaks off

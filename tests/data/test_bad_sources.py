@@ -148,11 +148,11 @@ def test_a_whole_ingest_accounts_for_every_bad_row(
     broken: dict[str, str], write_lines: Lines, tmp_path: Path, draw: Callable[..., bytes]
 ) -> None:
     declared = []
-    for name, row in ((name, FORMATS[name].example) for name in OF_IMAGES if not FORMATS[name].of_questions):
+    for name, row in ((name, FORMATS[name].example) for name in OF_IMAGES):
         (tmp_path / f"{name}.png").write_bytes(draw(seed=len(declared)))
         rows = [changed(row, "a.png", f"{name}.png"), *(changed(row, "a.png", image) for image in broken)]
         declared.append(SettingsSource(path=str(write_lines(rows, f"{name}.jsonl")), name=name))
-    settings = load_settings("mini", ["data.parts=3"])
+    settings = load_settings("mini-questions", ["data.parts=3"])
     data = settings.data.model_copy(update={"sources": declared})
     settings = settings.model_copy(update={"data": data, "benchmarks": []})
     run = Run(tmp_path / "run")
@@ -160,6 +160,7 @@ def test_a_whole_ingest_accounts_for_every_bad_row(
     assert written["rows_in"] == 7 * len(declared)
     assert (written["rows_out"], written["errors"]) == (7 * len(declared), 6 * len(declared))
     assert (written["contaminated"], written["contamination"]) == (0, {})
+    assert written["questions"] == sum(FORMATS[name].of_questions for name in OF_IMAGES) == 4
 
 
 def test_two_sources_of_one_name_are_both_read_each_beside_its_own_images(

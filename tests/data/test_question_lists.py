@@ -59,7 +59,10 @@ def test_every_image_is_asked_every_question(photos: Path, take_in: Callable[...
     assert locators(rows) == [f"{name}#{line}" for name in names for line in (0, 2)]
     assert {(row.format, row.error) for row in rows} == {("question", None)}
     assert asked(source) == {name: ["What is it?", "Which colour?"] for name in names}
-    assert logged == ["s: 1 files are of no kind that is read and were passed over: 1 .md"]
+    assert logged == [
+        "s: 1 files are of no kind that is read and were passed over: 1 .md",
+        f"s: question in {source.questions}",
+    ]
     images, items = take_in(source)
     assert [(item["error"], item["responses"]) for item in items] == [(None, [])] * 10
     assert Counter(image["format"] for image in images) == {"PNG": 8, "JPEG": 2}
