@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from carevl.errors import UserError
 from carevl.export.examples import parts
 from carevl.miniworld.items import draw_items
 from carevl.pipeline.keys import stage_keys
@@ -93,6 +94,30 @@ def test_questions_get_responses_and_nothing_is_asked_twice(ray, source, tmp_pat
         assert tables[name].read().equals(others[name].read())
     kinds = {row["kind"] for row in Ingested.of(tables).writers.read().to_pylist()}
     assert {"answer", "blurred"} <= kinds
+
+
+def contradict(question, images, responses):
+    """A way of a user's own to make rejected responses."""
+    assert [image.mode for image in images] == ["RGB"]
+    return [f"{responses[0]} Or the other way round, asked {question!r}."]
+
+
+def number(question, images, responses):
+    """Another that is none."""
+    return len(responses)
+
+
+def test_a_way_of_ones_own_gives_every_question_something_to_compare(ray, source, tmp_path):
+    run = Run(tmp_path / "run")
+    few = ["respond.models.0.samples=2", "respond.negatives.share=0"]
+    _, tables = _run(_settings(source, *few, f"respond.rejected={__name__}:contradict"), run)
+    ingested = Ingested.of(tables)
+    assert ingested.items.errors().total() == 0
+    own = [row for row in ingested.writers.read().to_pylist() if row["kind"] == "own"]
+    assert len(own) == N
+    assert {row["model"] for row in own} == {None}
+    with pytest.raises(UserError, match=r"respond.rejected: .*:number has to return a list of texts"):
+        _run(_settings(source, *few, f"respond.rejected={__name__}:number"), run)
 
 
 @pytest.mark.nightly

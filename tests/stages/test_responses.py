@@ -9,7 +9,7 @@ from typing import Any
 from carevl.data.answers import words_of
 from carevl.data.intake import item_id
 from carevl.settings.respond import Respond
-from carevl.stages.gather import Answer, Draw, complete, exchange, read_answers, with_gold
+from carevl.stages.responses import Answer, Draw, complete, exchange, read_answers, with_gold
 from carevl.store.schemas import ALIKE
 
 QUESTION = "How many circles are there?"
