@@ -37,6 +37,8 @@ class Source:
     labels: bool = False
     """Whether the preference is trusted: it then fills `gold` as well."""
     split: str = "train"
+    rows: int | None = None
+    """Most rows that are read of it, its first; None: all."""
     image_root: str | None = None
     """Directory that relative image paths are looked up in and cannot leave; the source's own when None."""
     text_only: bool = False
@@ -128,7 +130,29 @@ def read_source(
 def read_files(
     source: Source, filesystem: pafs.FileSystem | None = None, log: Callable[[str], None] | None = None
 ) -> Iterator[tuple[str, Iterator[SourceRow]]]:
-    """Yield every file of a source with its rows. Arguments and errors are those of `read_source`."""
+    """Yield every file of a source with its rows, up to the most that are read of it; the rows of one before the next.
+
+    Arguments and errors are those of `read_source`.
+    """
+    taken = 0
+
+    def take(rows: Iterator[SourceRow]) -> Iterator[SourceRow]:
+        nonlocal taken
+        for row in rows:
+            if taken == source.rows:
+                return
+            taken += 1
+            yield row
+
+    for file, rows in _read_files(source, filesystem, log):
+        yield file, take(rows)
+        if taken == source.rows:
+            return
+
+
+def _read_files(
+    source: Source, filesystem: pafs.FileSystem | None, log: Callable[[str], None] | None
+) -> Iterator[tuple[str, Iterator[SourceRow]]]:
     captions = {} if source.captions is None else read_captions(*locate(source.captions, filesystem))
     side_file = None if source.annotations is None else SideFile(*locate(source.annotations, filesystem))
     logged: set[str] = set()

@@ -41,6 +41,7 @@ class Source(Strict):
     labels: bool = Field(False, description="Its preference, or its answer, is true: it calibrates experts and router.")
     split: PathName = Field("train", description="Split that its items belong to, and of the files of an export.")
     weight: float = Field(1.0, gt=0, description="How often its rows are drawn, relative to other sources.")
+    rows: int | None = Field(None, ge=1, description="Most rows to read of it, its first ones; all when absent.")
     image_root: HomePath | None = Field(None, description="Directory that relative image paths are looked up in.")
     text_only: bool = Field(
         False,

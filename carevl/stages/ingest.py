@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 VERSION = 2
 _EXAMPLES = 10
 _ADDED = {
+    "rows",
     "max_images",
     "max_item_pixels",
     "text_only",

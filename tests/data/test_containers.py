@@ -346,3 +346,14 @@ def test_mixing_keeps_every_row_and_the_asked_proportions() -> None:
     assert drawn == list(mix([count("a", 4000), count("b", 4000)], [3.0, 1.0], seed=5))
     with pytest.raises(ValueError, match="positive weights"):
         list(mix([count("a", 1)], [0.0]))
+
+
+@pytest.mark.parametrize(("most", "places"), [(None, 5), (1, 1), (3, 3), (4, 4), (9, 5)])
+def test_no_more_rows_are_read_than_a_source_may_have(tmp_path, most, places):
+    row = {"image": "a.png", "question": "q", "chosen": "x", "rejected": "y"}
+    for name, n in (("a.jsonl", 3), ("b.jsonl", 2)):
+        (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for _ in range(n)))
+    lines = []
+    rows = list(read_source(Source("s", str(tmp_path), rows=most), log=lines.append))
+    in_order = [f"{name}#{row}" for name, n in (("a.jsonl", 3), ("b.jsonl", 2)) for row in range(n)]
+    assert [each.locator for each in rows] == in_order[:places]
