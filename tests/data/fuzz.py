@@ -1,4 +1,4 @@
-"""Change bytes of sources in every container and format, and of images of every kind, and read what is left.
+"""Change bytes of sources in every container and format, and of images and videos of every kind, and read what is left.
 
     python -m tests.data.fuzz --changes 100000 --seed 1
 

@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from carevl.data.formats import FORMATS
 from tests.data.test_bad_sources import changed
 from tests.helpers.image_kinds import KINDS, draw_picture
+from tests.helpers.videos import KINDS as VIDEO_KINDS
+from tests.helpers.videos import draw_clip
 
 ROWS = 5
 Rows = list[dict[str, Any]]
@@ -245,6 +247,7 @@ def make_cases() -> Iterator[Case]:
     for name, metadata in itertools.product(_FLAT, ("metadata.csv", "metadata.jsonl")):
         if "image" in FORMATS[name].example:
             yield _folder(name, metadata, [next(kinds) for _ in range(ROWS)])
+    yield _videos()
 
 
 def _pictures(kinds: dict[str, str]) -> dict[str, bytes]:
@@ -284,6 +287,17 @@ def _folder(name: str, metadata: str, kinds: list[str]) -> Case:
     return Case(
         f"{name} in a folder with {metadata}", {metadata: data, **images}, metadata, [{name} for name in images], ends
     )
+
+
+def _videos() -> Case:
+    """A source about a video of every kind."""
+    clips = {f"{n}.img": draw_clip(6 + n, container) for n, container in enumerate(VIDEO_KINDS)}
+    rows = [
+        {("video" if key == "image" else key): value for key, value in row.items()}
+        for row in _rows("spa-vl", list(clips))
+    ]
+    data, ends = _lines(rows)
+    return Case("spa-vl about videos", {"data.jsonl": data, **clips}, "data.jsonl", [{name} for name in clips], ends)
 
 
 def known_of(case: Case, file: str, new: bytes) -> Known:
