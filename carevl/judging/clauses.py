@@ -40,17 +40,28 @@ def read_passage(passage: Passage, task: Task, shown: int, truncated: bool) -> C
     parts = _without_marker(sentences(passage.tokens), passage)
     if not parts:
         return _CUT if cut else None
-    clause = _READERS[task](parts[0], shown)
-    if cut and len(parts) == 1 and not parts[0].end and not (clause and clause.finished):
+    return _read_sentences(parts, task, shown, cut)
+
+
+def _read_sentences(parts: Sequence[Sentence], task: Task, shown: int, cut: bool) -> Clause | None:
+    first, *others = parts
+    clause = _READERS[task](first, shown)
+    if cut and not (others or first.end or (clause and clause.finished)):
         return _CUT
     if clause is None:
         return _CUT if cut else read_unlabelled(parts, task, shown)
-    later = [_plainly(part, task, shown) for part in parts[1:]]
+    if clause.kind == "tie" and not states_tie(first) and (cut or _finds_better(others, task, shown)):
+        return _CUT if cut else _read_sentences(others, task, shown, cut)  # "Both are right. Answer 2 is better."
+    later = [_plainly(part, task, shown) for part in others]
     if not clause.finished and task == "pairwise":
-        later += [_bare(part, shown) for part in parts[1:] if re.fullmatch("A*N", part.letters)]
-    if clause.kind == "value" and any(each and each.value != clause.value for each in later):
+        later += [_bare(part, shown) for part in others if re.fullmatch("A*N", part.letters)]
+    if clause.kind in ("value", "tie") and any(each and each.value != clause.value for each in later):
         return _BOTH
     return clause
+
+
+def _finds_better(parts: Sequence[Sentence], task: Task, shown: int) -> bool:
+    return task == "pairwise" and any(each.better or each.partly for each in (state(part, shown) for part in parts))
 
 
 def read_unlabelled(parts: Sequence[Sentence], task: Task, shown: int) -> Clause | None:
@@ -142,7 +153,8 @@ def _in_part(sentence: Sentence, stated: Stated) -> Clause | None:
     if not values:
         return None
     others = {token.value for token in sentence.tokens if token.letter == "N"} - values
-    if len(values) > 1 or ("C" in sentence.letters and others):
+    contrasted = "C" in sentence.letters and (others or "W" in sentence.letters)
+    if len(values) > 1 or contrasted or re.search("[OF,]A*NL", sentence.letters):
         return _NONE
     return Clause("value", int(stated.partly[0].value), stated.partly[0].span)
 
@@ -154,15 +166,18 @@ def _bare(sentence: Sentence, shown: int) -> Clause | None:
         return None
     token = sentence.tokens[match.start("n")]
     rest = sentence.letters[match.end() :]
-    if not rest.startswith(("R", ",R")) and re.search(r"[NXWEe#]", rest.removeprefix("T") if rest[:1] != "T" else ""):
+    if not rest.startswith(("R", ",R", "T")) and re.search("[NXxWEe#]", rest):
         return None
     return Clause("value", int(token.value), token.span) if token.value in range(1, shown + 1) else _NONE
 
 
-_SCALE = r"\(?[ALDw]{0,5}#[,T]#\)?[,:]+"
+_SCALE = r"S?\([ALDUw,]{0,5}(?:#[,T])?(?P<most>#)U?[^()]*\)[,:]+|S[ALDw]{0,5}#[,T](?P<to>#)[,:]+"
 _RATED = re.compile(
-    rf"(?:S{_SCALE}|SD|[AGLSKJPI,:(f])*?(?P<n>[#o])\)*U?(?P<of>(?:/|,?\(?D)[A(]*U?A*(?P<best>[#o])?U?\)?)?(?P<rest>.*)$"
+    rf"(?:{_SCALE})?(?:SD|[AGLSKJPI,:(f])*?(?P<n>[#o])\)*U?"
+    r"(?P<of>(?:/|,?\(?D)[A(]*U?A*(?:#[,T](?=#))?(?P<best>[#o])?(?:,?U)?\)?)?(?P<rest>.*)$"
 )
+_UNSURE = re.compile(r"[~%<>=/+OQ#o]|[,TF]A*[#o]|,>|,Q|\([^()]*#[,T]#|\(#U\)")
+"""After a rating: it is one end of a range, of a change or of another scale."""
 
 
 def _rating(sentence: Sentence, _: int, *, labelled: bool = True) -> Clause | None:
@@ -171,14 +186,15 @@ def _rating(sentence: Sentence, _: int, *, labelled: bool = True) -> Clause | No
     if not match or sentence.end == "?":
         return None
     rating, rest = sentence.tokens[match.start("n")], match["rest"]
-    best = sentence.tokens[match.start("best")].value if match["best"] else None
-    known = bool(re.search("[SK]", letters[: match.start("n")])) or best == BEST
-    if not known and (not labelled or re.match("[^,(:RCZ]", rest)):
+    tops = [sentence.tokens[match.start(end)].value for end in ("most", "to", "best") if match[end]]
+    noun = bool(re.search("[SK]", letters[: match.start("n")]))
+    counted = re.match("U?w" if noun else "[^,(:RCZ]", rest) and not (match["of"] or "").startswith("/")
+    if counted or not (noun or labelled or (match["best"] and tops[-1] == BEST)):
         return None  # a number of something else
-    unsure = re.match(r"[~%<>=/+OQ]|[,TF]A*[#o]|,Q", rest) or (match["of"] and best is None and "/" in match["of"])
-    if unsure or best not in (None, BEST) or not 1 <= rating.value <= BEST:
+    unsure = _UNSURE.match(rest) or (match["of"] and not match["best"] and "/" in match["of"])
+    if unsure or any(top != BEST for top in tops) or not 1 <= rating.value <= BEST:
         return _NONE if labelled else None
-    return Clause("value", rating.value, rating.span, finished=bool(best))
+    return Clause("value", rating.value, rating.span, finished=bool(match["best"]))
 
 
 _JOIN = r"(?:\([^()N#]*\))?(?:,?>+|<+|=+|,[FO]?|F|O|I?BT)A*"
@@ -197,15 +213,16 @@ def _ranking(sentence: Sentence, shown: int, *, labelled: bool = True) -> Clause
     if not labelled and (signs != {">"} or not re.fullmatch("[AJIV,:]*", before)):
         return None
     backwards = "<" in signs
-    doubtful = more or re.search("[XZQ]", before) or sentence.end == "?" or len(signs - {"="}) > 1
+    listed = "," in signs and re.match(r"\)*A*[^,(RA)]", letters[chain.end() :])  # something is said of all of them
+    doubtful = more or listed or re.search("[XZQ]", before) or sentence.end == "?" or len(signs - {"="}) > 1
     if doubtful or ("W" in letters and not re.search("B.*W", letters)):
         return _NONE
     return _TIE if "=" in signs else _order(items[::-1] if backwards else items, shown)
 
 
 def _kind(join: str) -> str:
-    """Return how two responses of a ranking are joined: `>`, `<`, `=`, or a comma for all words that list them."""
-    return next((sign for sign in "><=" if sign in re.sub(r"\([^()]*\)", "", join)), ",")
+    """Return how two responses of a ranking are joined: `>`, `<`, `=`, `B` (better than), or a comma for a list."""
+    return next((sign for sign in "><=B" if sign in re.sub(r"\([^()]*\)", "", join)), ",")
 
 
 def _order(items: Sequence[Token], shown: int) -> Clause:

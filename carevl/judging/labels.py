@@ -53,6 +53,7 @@ _OBJECT = re.compile(r"\{\s*\"[^\"\n]+\"\s*:")
 _FIELD = re.compile(
     r"\"(?P<key>(?:[^\"\\]|\\.)*)\"\s*:\s*(?:\"(?P<text>(?:[^\"\\]|\\.)*)\"|(?P<array>\[[^\[\]]*\])|(?P<plain>-?[\d.]+))"
 )
+_KEY = re.compile(r"\"((?:[^\"\\]|\\.)*)\"\s*:")
 _ESCAPES = {r"\\n": "\n", r"\\t": " ", r"\\r": "", r"\\\"": '"', r"\\/": "/"}
 _UNICODE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _QUOTE = re.compile(r"(?<!\w)\"(?=\S)[^\"\n]*(?<=\S)\"(?!\w)|(?<!\w)'(?=\S)[^'\n]*(?:\w'\w[^'\n]*)*(?<=\S)'(?!\w)")
@@ -106,7 +107,13 @@ def _read_json(norm: MappedText, begin: int, end: int, task: Task) -> tuple[list
             keyed += inside or [Passage(value, tuple(tokens_of(value.text)), place, last=False)]
         else:
             held += inside
+    if not keyed and any(_names_response(key[1]) for key in _KEY.finditer(norm.text, begin, end)):
+        held = []  # the text of a response
     return keyed or held, evidence
+
+
+def _names_response(key: str) -> bool:
+    return "".join(token.letter for token in tokens_of(key)).strip("A") == "N"
 
 
 def _unescaped(value: MappedText) -> MappedText:
@@ -155,7 +162,9 @@ def _labels(text: str, task: Task) -> Iterator[_Label]:
             continue
         line = text[max(text.rfind("\n", 0, begin) + 1, begin - _NEAR) : begin]
         starts = bool(_LINE_START.fullmatch(line)) or line.endswith((OPEN, CLOSE))
-        if _is_of_response(line) or not (match["label"] or starts or _opens_sentence(line)):
+        if not (match["label"] or starts or _opens_sentence(line)):
+            continue
+        if _is_of_response(line) or _is_of_response(_line_above(text, begin)):
             continue
         follows = after.match(text, at)
         if follows and follows["about"] and not match["label"]:
@@ -163,10 +172,18 @@ def _labels(text: str, task: Task) -> Iterator[_Label]:
         if match["weak"] and not (follows and follows["sign"] and _value_follows(text, follows.end(), False, task)):
             continue
         if follows and (follows["sign"] or starts):
-            at = follows.start("aside") if follows["aside"] and task == "ranking" else follows.end()
+            aside = follows["aside"] if task == "ranking" or re.search(r"\d", follows["aside"] or "") else None
+            at = follows.start("aside") if aside else follows.end()
             yield _Label(begin, at, weak=bool(match["weak"]))
         elif not follows and _value_follows(text, at, starts, task):
             yield _Label(begin, at)
+
+
+def _line_above(text: str, begin: int) -> str:
+    """Return the line that ends with a colon above a label that begins a line; nothing where there is none."""
+    above, _, line = text[max(0, begin - 2 * _NEAR) : begin].rpartition("\n")
+    above = above.rstrip().rpartition("\n")[2]
+    return above if above.endswith(":") and not line.strip(" \t>\"'-") else ""
 
 
 def _opens_sentence(line: str) -> bool:
@@ -176,9 +193,9 @@ def _opens_sentence(line: str) -> bool:
 
 
 def _is_of_response(line: str) -> bool:
-    """Whether these words say of a response that it says what follows, or name it before a judgment of it alone."""
+    """Whether these words say that a response says what follows, or the judge does not, or name one before its own."""
     letters = "".join(token.letter for token in tokens_of(line))
-    return bool(re.search(r"[NH][^.?CRJ]*[Yy][^.?CRJ]*$|Nw?$", letters))
+    return bool(re.search(r"[NHX][^.?CRJ]*[Yy][^.?CRJ]*$|Nw?$", letters))
 
 
 def _value_follows(text: str, end: int, starts: bool, task: Task) -> bool:

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | N | a response | #, o, f | a number in digits, in words, an ordinal number |
 | B, b, M | better, good beside another one, better in some respect | W | worse |
-| E, e | a tie, or what is one under a label | X | a negation |
+| E, e | a tie, or what is one under a label | X, x | a negation, a word for a wrong response |
 | I, G | is, has | T | than |
 | P, K | what a better response, a rating follows | H, A | a response without its number, a filler |
 | R, C, J | because, but, therefore | Q | if, whether |
@@ -39,6 +39,7 @@ _LETTERS = (
     ("H", "nouns"),
     ("A", "fillers"),
     ("X", "not_"),
+    ("x", "wrong"),
     ("D", "out_of"),
     ("Q", "if_"),
     ("I", "is_"),
@@ -198,8 +199,8 @@ def _worth(words: str, worth: Mapping[str, int]) -> float:
 _ENDS = ".?n"
 _PLAIN = {"stop": ".", "word": "w", "line": "n"}
 _GAP = r"(?:[IAHJX]|,[^,:?N#]{1,30},|,(?=I)|\([^()N]*\))*"
-_WHOLE = r"B(?=[HAJ]*(?:$|[,()RCONEeF>]|T[AHI]*(?:[N#of]|(?<=H)|$)))"
-_PARTLY = r"M|GA*[BM]|B(?=[HA]*L)"
+_WHOLE = r"B(?!T[AHI]*NL.*C[^N]*W)(?=[HAJ]*(?:$|[,()RCONEeF>]|:(?=[Aw])|T[AHI]*(?:[N#of]|(?<=H)|$)))"
+_PARTLY = r"M|GA*[BM]|B(?=[HA]*L|T[AHI]*NL.*C[^N]*W)"
 _SUBJECT = re.compile(
     rf"(?P<who>N)(?P<gap>(?:[XAI]*T[AHI]*N|[IA]*NT)?{_GAP})(?:(?P<whole>{_WHOLE})|(?P<part>{_PARTLY})|W)"
 )
@@ -208,6 +209,7 @@ _PREFERRED = re.compile(r"P(?P<gap>[AIJHX,:]*)(?P<who>N(?=$|[,()RCOTLJ])|#(?=$|[
 _ASIDE = re.compile(r",[^,]*,|\([^()]*\)")
 _REPORTED = re.compile(r"(?:YN|RN[^,]*Y[^,]*),$")
 _RESET = re.compile(r".*[,CRJ]")
+_TAKEN_BACK = re.compile(r"C[AHI]*X$")
 
 
 def state(sentence: Sentence, shown: int) -> Stated:
@@ -224,7 +226,7 @@ def state(sentence: Sentence, shown: int) -> Stated:
         subject, before = sentence.tokens[match.start("who")], letters[: match.start()]
         near = _RESET.sub("", before)
         whole = match.groupdict().get("whole") or match.re is _PREFERRED
-        if _REPORTED.search(before) or re.search("Y|N.*y|NO$", near):
+        if _REPORTED.search(before) or re.search("Y|N.*y|N[OF/]$", near):
             is_open = True  # a response says so itself, or it is said of two at once
         elif "X" in near or "X" in _ASIDE.sub("", match["gap"]) or not (whole or match["part"]):
             not_better.append(subject)
@@ -232,7 +234,7 @@ def state(sentence: Sentence, shown: int) -> Stated:
             is_open = True
         elif whole:
             better.append(subject)
-            opens &= bool(re.fullmatch("[AIHJP]*", near)) and before[:1] != "L" and ":" not in before.lstrip("JA")[1:]
+            opens &= bool(re.fullmatch("[AIHJP:]*", near)) and before[:1] != "L" and ":" not in before.lstrip("JA")[1:]
         else:
             partly.append(subject)
         reason = letters.find("R", match.end())
@@ -240,7 +242,8 @@ def state(sentence: Sentence, shown: int) -> Stated:
     said = re.sub("XA*e", "X", letters[:end])
     apart = bool(better or partly) and ("C" in said or ("E" not in said and "," in said))
     tie = ("E" in said or "e" in said) and not apart
-    return Stated(tuple(better), tuple(partly), tuple(not_better), tie, is_open or "Q" in said, opens and bool(better))
+    is_open |= "Q" in said or bool(_TAKEN_BACK.search(said))
+    return Stated(tuple(better), tuple(partly), tuple(not_better), tie, is_open, opens and bool(better))
 
 
 def states_tie(sentence: Sentence) -> bool:

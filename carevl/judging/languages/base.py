@@ -40,6 +40,8 @@ class Language:
     gives: Words = ()
     """Verbs before what a response has that is better, read under a label alone."""
     worse: Words = ()
+    wrong: Words = ()
+    """Beside a response that is named alone: it is not named as the better one."""
     equal: Words = ()
     """State a tie, or that the judge cannot decide."""
     alike: Words = ()

@@ -60,6 +60,8 @@ ENGLISH = Language(
         r"(?:the\s+)?winner",
         "outperforms",
         "beats",
+        r"edges\s+out",
+        r"has\s+the\s+edge",
         "surpasses",
         r"(?:the\s+)?(?:only\s+)?(?:correct|right)\s+(?:answer|one|choice|response)",
         r"should\s+be\s+(?:preferred|chosen|selected)",
@@ -69,6 +71,7 @@ ENGLISH = Language(
         r"|relevant|comprehensive|reliable|truthful|convincing|suitable|thorough|specific|grounded|consistent)",
         r"most\s+(?:accurate|correct|helpful|faithful|appropriate)",
         r"clearer",
+        r"closer\s+to\s+(?:the\s+(?:truth|image|picture|correct\s+\w+)|being\s+\w+|what)",
     ),
     gives=("provides", "gives", "offers", "has", "does", r"presents", "contains"),
     worse=(
@@ -81,6 +84,7 @@ ENGLISH = Language(
         r"less\s+\w+",
         r"not\s+(?:as|so)\s+(?:good|well|accurate)(?:\s+as)?",
     ),
+    wrong=("incorrect", "wrong", "inaccurate", "mistaken", r"hallucinat\w+", "rejected", "[❌✗✘✖👎🚫]"),
     equal=(
         r"equally\s+(?:good|bad|correct|valid|strong|right|wrong|well)",
         r"(?:a|the\s+result\s+is\s+a)\s+(?:tie|draw)",
@@ -108,6 +112,7 @@ ENGLISH = Language(
         "equivalent",
         "identical",
         r"both(?:\s+(?:answers|responses|options|of\s+them))?(?:\s+(?:are|is|have|were)(?![a-z])|(?=\s*(?:$|\.)))",
+        r"(?:are|were)\s+both",
         r"on\s+(?:a\s+)?par",
         r"none(?:\s+of\s+(?:them|the\s+\w+))?",
     ),
@@ -127,6 +132,7 @@ ENGLISH = Language(
         r"far\s+from",
         r"anything\s+but",
         r"fails?\s+to",
+        r"refuses?",
         r"instead\s+of",
         r"rather\s+than",
         r"without",
@@ -176,6 +182,7 @@ ENGLISH = Language(
         r"(?:i|we)\s+(?:think|believe|conclude|judge|find|would\s+say|say)(?:\s+that)?",
         r"(?:in|by)\s+my\s+(?:opinion|view|judge?ment)",
         r"it\s+is\s+clear\s+that",
+        r"correction|wait|actually|on\s+(?:reflection|second\s+thoughts?)",
     ),
     if_=(
         "if",
@@ -192,7 +199,8 @@ ENGLISH = Language(
         r"which(?=\s+(?:answer|response|one|is\s+better))",
     ),
     prefer=(
-        r"(?:i|we)(?:\s+would|'d|\s+will|'ll)?\s+(?:prefer|choose|pick|select|favou?r|go\s+with|vote\s+for)",
+        r"(?:i|we)(?:\s+would|'d|\s+will|'ll)?\s+(?:prefer|choose|pick|select|favou?r|go\s+with|vote\s+for"
+        r"|(?:\w+ly\s+)?lean(?:ing)?\s+towards?|give\s+(?:the|a\s+slight)\s+(?:edge|nod)\s+to)",
         r"(?:the\s+|my\s+)?(?:clearly\s+)?(?:better|best|preferred|superior|stronger|winning)\s+"
         r"(?:answer|response|one|choice|option)\s+(?:here\s+)?is",
         r"(?:the\s+)?winner\s+is",
@@ -200,7 +208,8 @@ ENGLISH = Language(
     ),
     rate=(
         r"(?:i|we)(?:\s+would|'d|\s+will|'ll)?\s+(?:rate|give|score|assign|grade|award)"
-        r"(?:\s+(?:it|this|the|answer|response|one))*(?:\s+(?:with|as|at))?",
+        r"(?:\s+(?:answer|response)\s+\d(?=\s+(?:an?|as|at|with)\s)|\s+(?:it|this|the|answer|response|one))*"
+        r"(?:\s+(?:with|as|at))?",
         r"(?:(?:it|this|the|answer|response)\s+)*(?:deserves|gets|earns|receives|is\s+rated|is\s+worth|scores|merits)",
     ),
     claims=(
@@ -233,8 +242,8 @@ ENGLISH = Language(
         "that",
         "evidently",
     ),
-    points=("points?", "stars?"),
-    out_of=(r"out\s+of", "of"),
+    points=(r"points?(?:\s+scale)?", "stars?"),
+    out_of=(r"out\s+of", "of", r"on\s+an?\s+scale\s+(?:of|from)", r"on\s+an?\s+(?=\d+[\s\-]*point)"),
     then=("then", r"(?:followed|closely\s+followed)\s+by", r"next", "and", r"and\s+then", r"and\s+finally", "finally"),
     like=("like", r"e\.?\s?g\.?", r"for\s+(?:example|instance)", r"such\s+as", "example", "format", "template"),
 )

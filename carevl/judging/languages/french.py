@@ -22,6 +22,7 @@ FRENCH = Language(
     but=("mais", "cependant", "toutefois", r"bien\s+que", r"tandis\s+que"),
     therefore=("donc", "ainsi", r"par\s+conséquent", "globalement"),
     if_=("si",),
+    prefer=(r"(?:la\s+)?meilleure\s+réponse\s+est", r"je\s+(?:préfère|choisis)"),
     claims=("dit", "affirme", "prétend"),
     in_=("dans", "en", "pour"),
     fillers=("la", "le", "une?", "légèrement", "nettement", "clairement", "bien", "beaucoup"),

@@ -27,6 +27,7 @@ GERMAN = Language(
     therefore=("daher", "deshalb", "also", "somit", "insgesamt", "folglich"),
     if_=("wenn", "falls", "ob"),
     claims=("sagt", "behauptet", "schreibt"),
+    prefer=(r"(?:die\s+)?bessere\s+antwort\s+ist", r"ich\s+(?:bevorzuge|wähle)"),
     in_=("in", "bei", "mit"),
     fillers=("die", "der", "das", "etwas", "deutlich", "klar", "viel", "eine"),
     points=("punkte?n?", "sterne?"),

@@ -22,6 +22,7 @@ SPANISH = Language(
     but=("pero", r"sin\s+embargo", "aunque", "mientras"),
     therefore=(r"por\s+lo\s+tanto", r"así\s+que", r"en\s+general", r"en\s+conclusión"),
     if_=("si",),
+    prefer=(r"(?:la\s+)?mejor\s+respuesta\s+es", r"prefiero|elijo"),
     claims=("dice", "afirma"),
     in_=("en", "por"),
     fillers=("la", "el", "una?", "ligeramente", "claramente", "mucho", "algo"),
