@@ -198,7 +198,7 @@ def _worth(words: str, worth: Mapping[str, int]) -> float:
 
 _ENDS = ".?n"
 _PLAIN = {"stop": ".", "word": "w", "line": "n"}
-_GAP = r"(?:[IAHJX]|,[^,:?N#]{1,30},|,(?=I)|\([^()N]*\))*"
+_GAP = r"(?:Iw[FO]|[IAHJX]|,[^,:?N#]{1,30},|,(?=I)|\([^()N]*\))*"
 _WHOLE = r"B(?!T[AHI]*NL.*C[^N]*W)(?=[HAJ]*(?:$|[,()RCONEeF>]|:(?=[Aw])|T[AHI]*(?:[N#of]|(?<=H)|$)))"
 _PARTLY = r"M|GA*[BM]|B(?=[HA]*L|T[AHI]*NL.*C[^N]*W)"
 _SUBJECT = re.compile(

@@ -4,6 +4,9 @@ from carevl.judging.languages.base import Language
 
 _THAN = r"(?:よりも?|と?に?比べて?|と比較して)"
 """Stands behind what another response is compared with."""
+_ADVERBS = "より|少し|明らかに|やや|もっと"
+_MORE = "最も|より|(?<=より)|(?<=よりも)|(?<=て)"
+"""Before an adjective: what makes it a comparison."""
 
 JAPANESE = Language(
     labels=(
@@ -25,10 +28,10 @@ JAPANESE = Language(
     is_=("は", "の方が", "のほうが", "が"),
     better=(
         "優れて(?:いる|います)",
-        "良い(?:です)?",
+        rf"(?:(?:の方が|のほうが)(?:{_ADVERBS})?|{_MORE})良い(?:です)?",
         "勝(?:ち|って)",
     ),
-    more=("正確", "詳し[いく]"),
+    more=(rf"(?:{_MORE})(?:正確|詳し[いく])",),
     worse=("劣(?:る|って)", "悪い"),
     equal=("同じ", "同等", "引き分け", "どちらも", "両方"),
     not_=("とは", "と思(?:い|え)ません|と(?:思わ|思え|言え)ない", "ない", "ません", "ではな", "くない", "わけでは"),
