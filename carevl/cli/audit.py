@@ -41,6 +41,7 @@ def audit(
     from carevl.audit import report as audit_report
     from carevl.audit.injection import format_injection
     from carevl.pipeline import audit as auditing
+    from carevl.store.run import Run
 
     if judge is not None:
         if rewrites is not None:
@@ -59,5 +60,6 @@ def audit(
         typer.echo(line)
     if json_file:
         write_figures(json_file, report)
-    for file in audit_report.draw(report, run / "figures"):
-        log(f"wrote {file}")
+    with Run(run).lock():
+        for file in audit_report.draw(report, run / "figures"):
+            log(f"wrote {file}")

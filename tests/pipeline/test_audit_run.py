@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 from carevl.audit.injection import LINES
 from carevl.audit.rewrites import REWRITES
-from carevl.cli.app import run_here
+from carevl.cli.app import app, run_here
 from carevl.data.drawn import draw
 from carevl.data.truth import read_truth
 from carevl.models.locate import locate
@@ -22,7 +23,7 @@ from carevl.pipeline.keys import keys_until, stage_keys
 from carevl.settings.loader import load_settings
 from carevl.stages import ingest
 from carevl.store.ingested import Ingested
-from carevl.store.run import Run, RunError
+from carevl.store.run import VERSION, Run, RunError
 from carevl.store.schemas import BORROWED_CAPTIONS, CAPTIONS, SCORES
 from carevl.store.table import Table
 
@@ -127,6 +128,16 @@ def test_the_command_prints_findings_and_writes_figures_and_json(where, tmp_path
     }
     written = {found.name for found in (where.root / "figures").iterdir()}
     assert written == {f"{name}.{kind}" for name in ("reliability", "coverage", "agreement") for kind in ("png", "svg")}
+
+
+def test_no_picture_is_written_in_a_run_of_a_later_version(where, tmp_path):
+    shutil.copytree(where.root, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
+    file = tmp_path / "run" / "settings.yaml"
+    file.write_text(file.read_text().replace(f"version {VERSION}", f"version {VERSION + 1}"))
+    ended = CliRunner().invoke(app, ["audit", str(tmp_path / "run"), "--rewrites", "0"])
+    assert "written by a later carevl" in str(ended.exception)
+    assert "llama prefers longer responses" in ended.output
+    assert not (tmp_path / "run" / "figures").exists()
 
 
 def test_a_judge_is_asked_about_labelled_pairs_of_the_run_with_and_without_lines(where, tmp_path):
