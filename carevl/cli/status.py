@@ -39,4 +39,4 @@ def status(
     if damaged:
         typer.echo(f"make it again with: carevl run {run.settings} --run-dir {run.root} --verify")
         raise typer.Exit(3)
-    typer.echo("every stored file is what was written")
+    typer.echo("every stored file that a run reads is what was written")

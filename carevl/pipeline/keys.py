@@ -77,4 +77,6 @@ def load_run(root: Path) -> tuple[Settings, Run]:
     except SettingsError as error:
         if (refusal := run.refusal) is not None:
             raise RunError(f"{refusal} ({error})") from None
-        raise RunError(f"{error}; `carevl run SETTINGS --run-dir {root}` writes {run.settings} anew") from None
+        problem = run.find_settings_problem()
+        named = f"{run.settings} {problem}: {error}" if problem else str(error)
+        raise RunError(f"{named}; `carevl run SETTINGS --run-dir {root}` writes {run.settings} anew") from None

@@ -45,7 +45,7 @@ def fill(kind: type[_Tree], tree: dict[str, Any], overrides: Sequence[str]) -> _
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
-            raise SettingsError(f"--set {override}: write key=value, for example --set data.items=64")
+            raise SettingsError(f"--set {override}: write key=value, for example --set items=64")
         _put(tree, path.split("."), _parse(text, f"--set {path}"))
     try:
         return kind.model_validate(tree)
