@@ -110,15 +110,6 @@ def _load_rates(run: Run) -> dict[str, dict[str, float]]:
         return {}
 
 
-def find_problem(run: Run) -> str | None:
-    """Return what is the matter with the rates that are kept; None where they are what was written, or not there."""
-    try:
-        _ = read_json(run.root / FILE, "") if (run.root / FILE).exists() else {}
-    except DamagedError as error:
-        return error.problem
-    return None
-
-
 def _key(fingerprint: str, pool: Pool) -> str:
     """Name a rate: it holds for a fingerprint and the settings of an actor, however many actors there are."""
     actor = json.dumps(pool.model_dump(exclude={"concurrency"}), sort_keys=True)

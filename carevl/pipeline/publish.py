@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any
 from carevl.audit.injection import format_injection
 from carevl.models.adapter_files import read_base, write_base
 from carevl.models.judge_spec import JudgeSpec
-from carevl.store.published import MARKER, mark, published_version
+from carevl.store.damage import encode_json, find_json_problem, read_json
+from carevl.store.published import INJECTION, MARKER, mark, published_version
+from carevl.store.table import write_atomically
 from carevl.training.adapters import ROUNDING, Adapter, Rounding, compose
 from carevl.training.trainable import TRAINED, TrainedParts
 
 _CARD = "README.md"
-_INJECTION = "injection.json"
 _SECTION = "\n## What lines at the end of a response do\n"
 _METHOD = (
     "imitation of its own judgments where text reward models are sure of the label (phase 1), then DPO on its "
@@ -71,16 +71,20 @@ def record_injection(target: Path, report: Mapping[str, Any]) -> None:
     """
     if not (target / MARKER).is_file():
         return
-    (target / _INJECTION).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_atomically(target / INJECTION, encode_json(report))
     card = (target / _CARD).read_text(encoding="utf-8").partition(_SECTION)[0]
     (target / _CARD).write_text(card + _injection(target), encoding="utf-8")
 
 
 def _injection(target: Path) -> str:
-    """Return the card's section on what was measured of lines at the end of a response; nothing where it was not."""
-    if not (target / _INJECTION).is_file():
+    """Return the card's section on what was measured of lines at the end of a response; nothing where it was not.
+
+    Nor where the file is damaged: `carevl audit --judge` measures it anew.
+    """
+    file = target / INJECTION
+    if not file.is_file() or find_json_problem(file) is not None:
         return ""
-    report = json.loads((target / _INJECTION).read_text(encoding="utf-8"))
+    report = read_json(file, "")
     table = "\n".join(format_injection(report["lines"]))
     asked = (
         f"On {report['pairs']} pairs of the run, each response in turn with such a line: the share of verdicts that it "

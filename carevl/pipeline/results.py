@@ -134,15 +134,6 @@ def write(run: Run, figures: Mapping[str, Any], **more: Any) -> Path:
     return file
 
 
-def find_problem(run: Run) -> str | None:
-    """Return what is the matter with a run's file of results; None where it is what was written, or not there."""
-    try:
-        _ = read_json(run.root / RESULTS, _WAY_OUT) if (run.root / RESULTS).exists() else {}
-    except DamagedError as error:
-        return error.problem
-    return None
-
-
 def _stored(file: Path) -> dict[str, Any]:
     """Return what a file of results holds; one that is damaged is put aside, and a new one begun."""
     try:

@@ -15,6 +15,7 @@ from carevl.pipeline import results
 from carevl.pipeline.keys import stage_keys
 from carevl.stages import ingest
 from carevl.store import published
+from carevl.store.damage import find_json_problem
 from carevl.store.listing import called, describe_problems, find_problems
 from carevl.store.run import Run
 from carevl.store.table import Table
@@ -61,8 +62,9 @@ def find_damages(settings: Settings, run: Run) -> Iterator[Damage]:
         yield Damage(world, found, partial(_remove, run.root / world))
     of_run = {
         run.settings.name: run.find_settings_problem(),
-        results.RESULTS: results.find_problem(run),
-        throughput.FILE: throughput.find_problem(run),
+        results.RESULTS: find_json_problem(run.root / results.RESULTS),
+        throughput.FILE: find_json_problem(run.root / throughput.FILE),
+        f"judge/{published.INJECTION}": find_json_problem(judge / published.INJECTION),
     }
     for file, problem in of_run.items():
         if problem is not None:  # what is left of the results is put aside by whoever writes them anew
@@ -91,6 +93,9 @@ def _find_scratch_problems(table: Table) -> Mapping[str, Mapping[str, str]]:
     if data.is_dir():
         problems = find_problems(data, record.read_record(table.directory).get("data", {}), verify=True)
         found["data"] = {f"data/{file}": problem for file, problem in problems.items()}
+    features = data / "features"
+    kept = [record.find_feature_problems(listing) for listing in sorted(features.glob("*.json"))]
+    found["data/features"] = {f"data/features/{file}": problem for each in kept for file, problem in each.items()}
     return found
 
 

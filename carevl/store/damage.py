@@ -61,6 +61,15 @@ def read_json(file: Path, way_out: str) -> dict[str, Any]:
     return content
 
 
+def find_json_problem(file: Path) -> str | None:
+    """Return what is the matter with a small JSON file, in words; None where it is what was written, or not there."""
+    try:
+        _ = read_json(file, "") if file.exists() else {}
+    except DamagedError as error:
+        return error.problem
+    return None
+
+
 def hash_file(file: Path) -> str:
     """Return the SHA-256 of a file, 64 hex digits."""
     with file.open("rb") as stream:

@@ -9,8 +9,10 @@ from carevl.store.listing import describe, find_problems
 from carevl.store.table import write_atomically
 
 MARKER = "judge.json"
+INJECTION = "injection.json"
+"""What `carevl audit --judge` has measured of the judge."""
 _WAY_OUT = "`carevl run` publishes the judge again"
-_REWRITTEN = (MARKER, "README.md", "injection.json")
+_REWRITTEN = (MARKER, INJECTION, "README.md")
 """What is written beside the weights later on."""
 
 

@@ -19,9 +19,10 @@ import torch
 from carevl.models.families import family_of
 from carevl.models.families.base import Family, Picture
 from carevl.models.tree_attention import cast_floats, trains_vision
-from carevl.store.damage import DamagedError, encode_json, read_json
-from carevl.store.listing import describe, find_problems
+from carevl.store.damage import encode_json
+from carevl.store.listing import describe
 from carevl.store.table import write_atomically
+from carevl.training.record import find_feature_problems
 from carevl.training.steps import all_gather
 
 if TYPE_CHECKING:
@@ -96,10 +97,7 @@ def compute_features(loop: Loop, directory: Path) -> FeatureTable | None:
 def _is_whole(file: Path) -> bool:
     """Return whether features are there, and what was written."""
     listing = file.with_suffix(".json")
-    try:
-        return listing.exists() and not find_problems(file.parent, read_json(listing, ""), verify=True)
-    except DamagedError:
-        return False
+    return listing.exists() and not find_feature_problems(listing)
 
 
 def _used_more_than_once(loop: Loop) -> list[str]:

@@ -38,6 +38,14 @@ def find_checkpoint_problems(checkpoint: Path) -> dict[str, str]:
     return {ABOUT: "is missing"} if about is None else find_problems(checkpoint, about.get("files", {}), verify=True)
 
 
+def find_feature_problems(listing: Path) -> dict[str, str]:
+    """Return what is the matter with features that a file lists, as `find_problems`; all are read."""
+    try:
+        return find_problems(listing.parent, read_json(listing, ""), verify=True)
+    except DamagedError as error:
+        return {listing.name: error.problem}
+
+
 @dataclass(frozen=True)
 class TokenBounds:
     """Bounds of `batch_tokens` within which the items are the same: from `longest` on, and below `shortest_refused`.

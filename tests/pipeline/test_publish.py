@@ -74,7 +74,7 @@ def test_results_warn_of_a_merged_judge_that_is_not_the_trained_one():
 
 
 _MEASURED = {"value": 0.25, "low": 0.125, "high": 0.375, "n": 8}
-_REPORT = {
+REPORT = {
     "pairs": 4,
     "lines": {name: dict.fromkeys(("changed", "won", "right"), _MEASURED) for name in ("none", *LINES)},
 }
@@ -85,7 +85,7 @@ def test_what_was_measured_of_a_judge_is_in_its_card_until_other_weights_are_the
     publish(directories, "org/base", target, "f", ["first"])
     plain = (target / "README.md").read_text()
     for _ in range(2):
-        record_injection(target, _REPORT)
+        record_injection(target, REPORT)
         card = (target / "README.md").read_text()
         assert card.startswith(plain)
         assert card.count("On 4 pairs of the run") == 1
@@ -96,6 +96,18 @@ def test_what_was_measured_of_a_judge_is_in_its_card_until_other_weights_are_the
     assert (target / "README.md").read_text() == plain
 
 
+def test_what_was_measured_is_left_out_of_the_card_where_it_is_damaged(phases, tmp_path):
+    directories, target = phases(base="org/base", lost=0.0), tmp_path / "judge"
+    publish(directories, "org/base", target, "f", ["first"])
+    plain = (target / "README.md").read_text()
+    record_injection(target, REPORT)
+    file = target / "injection.json"
+    for damaged in (b"", file.read_bytes()[:-9], file.read_bytes().replace(b"4", b"5", 1)):
+        file.write_bytes(damaged)
+        publish(directories, "org/base", target, "f", ["first"])
+        assert (target / "README.md").read_text() == plain
+
+
 def test_nothing_is_written_beside_a_judge_that_no_run_published(tmp_path):
-    record_injection(tmp_path, _REPORT)
+    record_injection(tmp_path, REPORT)
     assert list(tmp_path.iterdir()) == []

@@ -9,12 +9,14 @@ import pytest
 
 from carevl.pipeline.keys import load_run, stage_keys
 from carevl.pipeline.plan import plan_run
+from carevl.pipeline.publish import record_injection
 from carevl.pipeline.run import run_pipeline
 from carevl.pipeline.status import verify_run
 from carevl.store.damage import encode_json
 from carevl.store.listing import describe
 from carevl.store.table import Table
 from tests.helpers.finished_run import FINISHED
+from tests.pipeline.test_publish import REPORT
 
 
 def _flip(file):
@@ -39,13 +41,16 @@ def kept(tmp_path_factory):
     settings, run = load_run(root)
     run_pipeline(settings, run, lambda _: None)
     table = run.table(stage_keys(settings, run)["sft"])
-    for name in ("checkpoints/step-00000001/state/model.pt", "data/items.arrow"):
-        (table.directory / name).parent.mkdir(parents=True)
+    for name in ("checkpoints/step-00000001/state/model.pt", "data/items.arrow", "data/features/0-of-1.arrow"):
+        (table.directory / name).parent.mkdir(parents=True, exist_ok=True)
         (table.directory / name).write_bytes(name.encode() * 9)
     checkpoint = table.directory / "checkpoints" / "step-00000001"
     (checkpoint / "about.json").write_bytes(encode_json({"files": describe(checkpoint, ["state/model.pt"])}))
     listing = describe(table.directory / "data", ["items.arrow"])
     (table.directory / "training.json").write_bytes(encode_json({"data": listing}))
+    features = table.directory / "data" / "features"
+    (features / "0-of-1.json").write_bytes(encode_json(describe(features, ["0-of-1.arrow"])))
+    record_injection(run.root / "judge", REPORT)
     Table(table.directory / "reference").write(0, pa.table({"x": [1]}))
     assert list(verify_run(settings, run)) == []
     return run
@@ -55,6 +60,9 @@ FILES = {
     "sft/*/checkpoints/*/state/model.pt": "checkpoints/step-00000001/state/model.pt",
     "sft/*/checkpoints/*/about.json": "checkpoints/step-00000001/about.json",
     "sft/*/data/items.arrow": "data/items.arrow",
+    "sft/*/data/features/0-of-1.arrow": "data/features/0-of-1.arrow",
+    "sft/*/data/features/0-of-1.json": "data/features/0-of-1.json",
+    "judge/injection.json": "judge/injection.json",
     "sft/*/reference/part-00000.parquet": "reference/part-00000.parquet",
     "world-*/truth/dev.parquet": "truth/dev.parquet",
     "world-*/dev/vl_rewardbench.parquet": "dev/vl_rewardbench.parquet",
@@ -62,6 +70,8 @@ FILES = {
     "results.json": "results.json",
     "settings.yaml": "settings.yaml",
 }
+ALONE = ("world-*/.files.json", "results.json", "judge/injection.json", "sft/*/data/features/0-of-1.json")
+"""Files that nothing else lists."""
 
 
 @pytest.mark.parametrize(
@@ -69,9 +79,7 @@ FILES = {
 )
 @pytest.mark.parametrize("pattern", FILES)
 def test_what_lies_beside_the_tables_is_named_and_mended(kept, tmp_path, pattern, damage):
-    if (pattern, damage) in [("world-*/.files.json", "deleted"), ("results.json", "deleted")] or (
-        damage == "deleted" and "reference" in pattern
-    ):
+    if damage == "deleted" and (pattern in ALONE or "reference" in pattern):
         return  # what is not there is not read
     root = tmp_path / "run"
     shutil.copytree(kept.root, root)
