@@ -94,7 +94,10 @@ def _make_directory(place: Path) -> tuple[Path, BinaryIO]:
 
 
 def _remove_abandoned(place: Path) -> None:
-    """Remove directories of this user whose processes are gone; those with kept logs have no such file."""
+    """Remove directories of this user whose processes are gone; those with kept logs have no file that holds them.
+
+    Nor has one that was removed, and that a process of Ray which was just starting has made anew: it holds no log.
+    """
     for file in place.glob(f"{_PREFIX}*/{_HELD}"):
         with suppress(OSError):
             if file.lstat().st_uid != os.geteuid() or file.parent.is_symlink():
@@ -102,6 +105,15 @@ def _remove_abandoned(place: Path) -> None:
             with file.open("rb") as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(file.parent, ignore_errors=True)
+    for inside in place.glob(f"{_PREFIX}*/{_INSIDE}"):
+        directory = inside.parent
+        with suppress(OSError):
+            if (
+                directory.lstat().st_uid == os.geteuid()
+                and not (directory / _HELD).exists()
+                and not any(each.is_file() for each in inside.rglob("*"))
+            ):
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def _keep_logs(directory: Path) -> bool:

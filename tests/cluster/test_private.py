@@ -19,6 +19,7 @@ import grpc  # type: ignore[import-untyped]
 import pytest
 
 from carevl.cluster.connect import is_private
+from carevl.cluster.private import _remove_abandoned
 from carevl.settings.tree import Cluster
 
 pytestmark = pytest.mark.ray
@@ -173,6 +174,17 @@ def test_what_a_killed_process_has_left_goes_when_the_next_one_starts(tmp_path: 
     assert not directory.exists()
     assert Path(following.facts["directory"]).exists()
     following.end()
+
+
+def test_what_a_starting_worker_makes_anew_after_the_end_goes_and_kept_logs_stay(tmp_path: Path) -> None:
+    anew, kept, begun = (tmp_path / f"carevl-ray-{name}" for name in ("anew", "kept", "begun"))
+    for directory in (anew, kept):
+        (directory / "r" / "session_1" / "logs" / "old").mkdir(parents=True)
+        (directory / "r" / "session_latest").symlink_to("session_1")
+    (kept / "r" / "session_1" / "logs" / "raylet.out").touch()
+    begun.mkdir()
+    _remove_abandoned(tmp_path)
+    assert set(tmp_path.iterdir()) == {kept, begun}
 
 
 def test_a_thread_that_asks_ray_after_the_end_starts_no_other() -> None:
