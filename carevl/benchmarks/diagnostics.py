@@ -27,7 +27,7 @@ def count_verdicts(predictions: Iterable[Prediction]) -> VerdictCounts:
     counts = VerdictCounts()
     for prediction in predictions:
         task = "pairwise" if len(prediction.order) == 2 and prediction.protocol != "official" else ""
-        tie = True if prediction.winner == -1 else None
+        tie = True if prediction.winner == -1 else prediction.tie
         failed = prediction.error is not None
         counts.add(task, prediction.text, prediction.status, failed=failed, tie=tie, forced=prediction.forced)
     return counts

@@ -38,9 +38,10 @@ class Prediction:
     reasoning: str | None = None
     forced: bool = False
     question_id: str | None = None
+    tie: bool | None = None
 
 
-_LATER = ("reasoning", "forced", "question_id")
+_LATER = ("reasoning", "forced", "question_id", "tie")
 """Fields that earlier versions did not keep."""
 
 
@@ -75,6 +76,7 @@ def record(
         error=error,
         reasoning=reasoning,
         question_id=question.question_id,
+        tie=verdict.tie or verdict.winner == -1,
     )
 
 

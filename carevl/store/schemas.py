@@ -235,6 +235,7 @@ _PREDICTION_FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
         "what an endpoint returned of the judge's thoughts, apart from the text; may be null",
     ),
     ("forced", pa.bool_(), True, "whether the judgment was cut, and its verdict asked for apart; null: no"),
+    ("tie", pa.bool_(), True, "whether the judgment states a tie, whatever the protocol makes of it; null: not known"),
     ("question_id", pa.string(), True, "SHA-256 of the question and of the images that it shows; null: not known"),
 )
 

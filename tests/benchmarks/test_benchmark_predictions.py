@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from carevl.benchmarks.diagnostics import count_verdicts
 from carevl.benchmarks.outcomes import pairs_right, response_ratings
 from carevl.benchmarks.predictions import by_key, draws_of, from_table, record, record_score, to_table
 from carevl.benchmarks.questions import judge_question
 from carevl.benchmarks.rows import Row
+from carevl.benchmarks.suites import SUITES
 from carevl.judging.verdicts import Verdict
 from carevl.store.schemas import PREDICTIONS
 
@@ -85,3 +89,17 @@ def test_ratings_are_averaged_over_draws(answer):
     assert response_ratings([row], answers[:3], 2)[0].tolist() == [4.5, 2]
     with pytest.raises(ValueError, match="1 of 1 rows lack a rating of every response"):
         response_ratings([row], answers[:2], 2)
+
+
+@pytest.mark.parametrize(("text", "wording"), [("Both are equally good.", None), ("I see two. [[C]]", "[[{verdict}]]")])
+def test_a_stated_tie_is_kept_whatever_the_protocol_makes_of_it(small_world, text, wording):
+    suite = SUITES["vl-rewardbench"]
+    rows = suite.load(small_world / "dev/vl_rewardbench.parquet")[:1]
+    question = replace(next(iter(suite.questions(rows, "strict"))), wording=wording)
+    prediction = record(question, "judge", text, suite.parse(question, text))
+    assert (prediction.status, prediction.winner, prediction.tie) == ("none", None, True)
+    [stored] = from_table(to_table([prediction]))
+    counts = count_verdicts([stored])
+    assert (counts.ties, counts.unread) == (1, [])
+    earlier = to_table([prediction]).drop_columns(["tie"])
+    assert from_table(earlier)[0].tie is None
