@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
-from carevl.errors import UserError
+from carevl.cli.app import app
+from carevl.errors import UserError, exit_status
 from carevl.export.export import export
 from carevl.pipeline import results
 from carevl.pipeline.audit import audit
@@ -14,6 +16,7 @@ from carevl.pipeline.keys import load_run, stage_keys
 from carevl.pipeline.retry import retry_failed_rows
 from carevl.pipeline.run import run_pipeline
 from carevl.pipeline.status import status_lines, unlisted_tables
+from carevl.store.run import VERSION
 from tests.helpers.finished_run import FINISHED
 
 PARTS = {
@@ -67,3 +70,15 @@ def test_a_missing_part_is_named_in_place_of_other_figures(listed, tmp_path, nam
     finally:
         (tmp_path / file.name).rename(file)
     assert results.recompute(settings, run, keys)
+
+
+def test_figures_are_printed_where_they_cannot_be_stored(listed, tmp_path):
+    shutil.copytree(listed[1].root, tmp_path / "run")
+    file = tmp_path / "run" / "settings.yaml"
+    file.write_text(file.read_text().replace(f"version {VERSION}", f"version {VERSION + 1}"))
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    ended = CliRunner().invoke(app, ["results", str(tmp_path / "run")])
+    assert str(ended.exception).startswith("these figures are not stored: ")
+    assert exit_status(ended.exception) == 2
+    assert "order_consistency" in ended.output
+    assert (tmp_path / "run" / "results.json").read_bytes() == before

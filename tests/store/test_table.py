@@ -186,3 +186,12 @@ def test_a_published_judge_that_lacks_a_file_is_not_loaded(tmp_path):
     (tmp_path / "model.safetensors").write_text("")
     with pytest.raises(DamagedError, match=r"model\.safetensors is damaged: it has 0 bytes, not 2; `carevl run`"):
         locate(str(tmp_path))
+
+
+def test_an_unfinished_table_says_how_many_parts_are_made_in_pieces(tmp_path):
+    table = Run(tmp_path).table(KEY)
+    table.write(0, pa.table({"x": [1]}))
+    for name in (".split-1-0a", ".split-1-0b", ".split-2-0c"):
+        (table.directory / name).mkdir()
+    action = ("resume", "1 parts are there; 2 are made in pieces, since processes died at them")
+    assert Run(tmp_path).action(KEY) == action
