@@ -25,9 +25,9 @@ from carevl.errors import UserError
 from tests.chaos.job import find_difference, fingerprint
 
 WAYS = ("deleted", "emptied", "cut", "flipped")
-UNREAD = ("*.lock", "*.log", "steps.jsonl", "curve.png", "README.md", "injection.json", "begun.json")
+UNREAD = ("*.lock", "*.log", "steps.jsonl", "curve.png", "README.md", "begun.json")
 """Files that no run reads once it is finished; nor does it those below directories whose names begin with a dot."""
-ALONE = ("manifest.json", "results.json", "rates.json", ".files.json")
+ALONE = ("manifest.json", "results.json", "rates.json", "injection.json", ".files.json")
 """Files that nothing else lists: where one is not there, it is not damaged, but not written yet."""
 
 
@@ -53,13 +53,13 @@ def find_files(run_dir: Path) -> list[Path]:
 
 def _is_read(place: Path) -> bool:
     hidden = any(part.startswith(".") for part in place.parts if part not in ALONE)
-    cached = "features" in place.parts
-    return not (hidden or cached or any(place.match(pattern) for pattern in UNREAD))
+    return not (hidden or any(place.match(pattern) for pattern in UNREAD))
 
 
 def ways_of(file: Path) -> tuple[str, ...]:
     """Return the ways in which a file can be damaged."""
-    unlisted = file.name in ALONE or file.parent.name == "reference"
+    lists_itself = file.parent.name == "features" and file.suffix == ".json"
+    unlisted = file.name in ALONE or file.parent.name == "reference" or lists_itself
     return WAYS[1:] if unlisted else WAYS
 
 
