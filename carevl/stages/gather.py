@@ -24,7 +24,7 @@ from carevl.models.row_errors import first_line
 from carevl.settings.registry import import_object
 from carevl.stages.base import PARTS, Counts, RunContext, Stage
 from carevl.stages.respond import gets_negative, is_question
-from carevl.stages.responses import ANSWER, Answer, Answered, complete, exchange, read_answers, with_gold
+from carevl.stages.responses import ANSWER, Answer, Answered, complete, exchange, join_items, read_answers, with_gold
 from carevl.store.run import RunError
 from carevl.store.schemas import ALIKE, ITEMS, WRITERS
 
@@ -159,9 +159,10 @@ class _Gatherer:
                 rejected = self._reject(item, own, images)
                 whole, written = complete(item, own, others.get(item["item_id"]), self.settings.respond, rejected)
                 whole = with_gold(whole, self.labelled)
-            if whole["item_id"] not in items:  # one that has these responses already stays as it is
-                items[whole["item_id"]] = whole
-                writers += written
+            if (same := items.get(whole["item_id"])) is not None:  # a source may have these very responses
+                whole = join_items(same, whole)
+            items[whole["item_id"]] = whole
+            writers += written
         return [items[name] for name in sorted(items)], writers, list(answered.values())
 
     def _read(self, number: int) -> Iterator[tuple[dict[str, Any], Answered]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from carevl.data.answers import find_fault, same_answer, states, words_of
 from carevl.data.intake import item_id, order_responses
+from carevl.data.rows import clean
 from carevl.judging.markup import split_thinking
 from carevl.judging.turns import turns_before
 from carevl.stages.respond import IMAGE
@@ -66,7 +67,7 @@ def read_answers(item: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], res
         if row["error"] is not None:
             answered.faults["failed"] += 1
             continue
-        text = split_thinking(row["text"])[1].strip()
+        text = clean(split_thinking(row["text"])[1]).strip()
         fault = find_fault(text, item["question"], truncated=row["truncated"])
         if fault is not None:
             answered.faults.update([fault] if row["view"] == IMAGE else [])
@@ -126,11 +127,11 @@ def complete(
         faults = ", ".join(f"{count} {fault}" for fault, count in sorted(answered.faults.items()))
         return _with_error(item, "responses", f"answers that cannot be used: {faults} (respond.faulty)"), []
     answers = answered.answers[: respond.max_responses]
-    if other is not None and not any(answer.words == other.words for answer in answers):
+    if other is not None and not _is_given(other.words, answers, respond.min_difference):
         answers = [*answers[: respond.max_responses - 1], other]
-    for text in rejected:
+    for text in map(clean, rejected):
         words = words_of(text)
-        if words and not any(same_answer(answer.words, words, respond.min_difference) for answer in answers):
+        if words and not _is_given(words, answers, respond.min_difference):
             answers = [*answers, Answer(text, words, [Draw(OWN, None, None, None, item["item_id"])])]
     if len(answers) < 2:
         said = f"all answers say {answers[0].text[:80]!r}" if answers else "nobody was asked"
@@ -143,6 +144,17 @@ def complete(
         {"item_id": name, "response": n, **vars(draw)} for n, answer in enumerate(answers) for draw in answer.draws
     ]
     return item | {"item_id": name, "responses": texts}, written
+
+
+def _is_given(words: tuple[str, ...], answers: Sequence[Answer], min_difference: float) -> bool:
+    return any(same_answer(answer.words, words, min_difference) for answer in answers)
+
+
+def join_items(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return one item of two that have come to be the same: with the sources of both, and what either knows."""
+    sources = sorted([*first["sources"], *second["sources"]], key=lambda source: (source["source"], source["locator"]))
+    known = {name: first[name] if first[name] is not None else second[name] for name in ("source_preference", "gold")}
+    return first | known | {"sources": sources}
 
 
 def with_gold(item: dict[str, Any], labelled: set[str]) -> dict[str, Any]:
