@@ -182,7 +182,7 @@ def error_id(source: str, locator: str) -> str:
 
 
 def merge_items(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per item_id, in order of item_id, each with the sources of all its rows (as `Intake` made them).
+    """Return one row per item_id, in order of item_id, each with the sources of all its rows.
 
     The result does not depend on the order of the rows. Where two sources prefer opposite responses of some pair,
     `conflict` is true and the disputed column (`source_preference`, `gold`) is null: neither is believed, both are kept
@@ -202,7 +202,7 @@ def merge_images(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     rows = sorted(rows, key=_rank)
-    sources = [row["sources"][0] for row in rows]
+    sources = sorted((source for row in rows for source in row["sources"]), key=_rank_source)
     preference, disputed = _agreed([source["preference"] for source in sources])
     gold, _ = _agreed([row["gold"] for row in rows])
     first = next((row for row in rows if row["gold"] is not None), rows[0])
@@ -210,7 +210,10 @@ def _merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _rank(row: dict[str, Any]) -> tuple[str, ...]:
-    source = row["sources"][0]
+    return _rank_source(row["sources"][0])
+
+
+def _rank_source(source: Mapping[str, Any]) -> tuple[str, ...]:
     return source["source"], source["locator"], json.dumps(source["preference"])
 
 

@@ -109,7 +109,7 @@ def _check_until(settings: Settings, until: str | None) -> Iterator[str]:
 
 def _check_sources(settings: Settings) -> Iterator[str]:
     sources = settings.data.sources
-    names = {f"data.sources.{n}.name": source.name or f"source-{n}" for n, source in enumerate(sources)}
+    names = {f"data.sources.{n}.name": name for n, (name, _) in enumerate(settings.data.named_sources)}
     yield from _repeated(names, "a source without a name is called source-N")
     yield from _alike({f"data.sources.{n}.split": source.split for n, source in enumerate(sources)})
     for n, source in enumerate(sources):

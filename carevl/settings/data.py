@@ -150,6 +150,11 @@ class Data(Strict):
         "report", description="Images that look alike: counted in the manifest, made one, or not searched for."
     )
 
+    @property
+    def named_sources(self) -> list[tuple[str, Source]]:
+        """The sources with their names in tables."""
+        return [(source.name or f"source-{n}", source) for n, source in enumerate(self.sources)]
+
 
 class Miniworld(Strict):
     """The drawn world, for sources whose path begins with `miniworld:`."""

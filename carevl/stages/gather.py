@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from carevl.data.answers import words_of
+from carevl.data.intake import merge_items
 from carevl.data.pictures import picture
 from carevl.errors import UserError
 from carevl.models.row_errors import first_line
 from carevl.settings.registry import import_object
 from carevl.stages.base import PARTS, Counts, RunContext, Stage
 from carevl.stages.respond import gets_negative, is_question
-from carevl.stages.responses import ANSWER, Answer, Answered, complete, exchange, join_items, read_answers, with_gold
+from carevl.stages.responses import ANSWER, Answer, Answered, complete, exchange, read_answers, with_gold
 from carevl.store.run import RunError
 from carevl.store.schemas import ALIKE, ITEMS, WRITERS
 
@@ -119,9 +120,7 @@ class _Gatherer:
     def __post_init__(self) -> None:
         path = self.settings.respond.rejected
         self.rejected: Rejected | None = None if path is None else import_object(path, "function")
-        self.labelled = {
-            source.name or f"source-{n}" for n, source in enumerate(self.settings.data.sources) if source.labels
-        }
+        self.labelled = set(_labelled_sources(self.settings))
 
     def find_negatives(self) -> dict[str, Answer]:
         """Return item_id to what should be wrong, of the questions that get it."""
@@ -151,7 +150,7 @@ class _Gatherer:
         """Return a part of items, of `writers`, and what was answered to its questions."""
         answered = {item["item_id"]: each for item, each in self._read(number)}
         images = self._images(number) if self.rejected else {}
-        items: dict[str, dict[str, Any]] = {}
+        items: list[dict[str, Any]] = []
         writers: list[dict[str, Any]] = []
         for item in self.ingested.questions.read(number).to_pylist():
             whole, written = item, list[dict[str, Any]]()
@@ -159,11 +158,9 @@ class _Gatherer:
                 rejected = self._reject(item, own, images)
                 whole, written = complete(item, own, others.get(item["item_id"]), self.settings.respond, rejected)
                 whole = with_gold(whole, self.labelled)
-            if (same := items.get(whole["item_id"])) is not None:  # a source may have these very responses
-                whole = join_items(same, whole)
-            items[whole["item_id"]] = whole
+            items.append(whole)
             writers += written
-        return [items[name] for name in sorted(items)], writers, list(answered.values())
+        return merge_items(items), writers, list(answered.values())  # a source may have these very responses
 
     def _read(self, number: int) -> Iterator[tuple[dict[str, Any], Answered]]:
         of_item = _by_item(*(table.read(number) for table in self.answers))
@@ -195,6 +192,10 @@ def _as_other(answer: Answer) -> Answer:
     return replace(answer, draws=[replace(draw, kind="other") for draw in answer.draws])
 
 
+def _labelled_sources(settings: Settings) -> list[str]:
+    return [name for name, source in settings.data.named_sources if source.labels]
+
+
 def members(settings: Settings) -> list[str]:
     """Return its one table where models answer, else none."""
     return [""] if settings.respond.models else []
@@ -209,7 +210,7 @@ def inputs(settings: Settings, table: str) -> dict[str, str]:
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what the items depend on, apart from questions and answers."""
     del root, table
-    labelled = [source.name or f"source-{n}" for n, source in enumerate(settings.data.sources) if source.labels]
+    labelled = _labelled_sources(settings)
     respond = settings.respond.model_dump(exclude={"models"})
     return {"version": VERSION, "seed": settings.seed, "respond": respond, "labelled": labelled}
 

@@ -62,9 +62,9 @@ _Out = TypeVar("_Out")
 def sources(root: DataRoot) -> list[Source]:
     """Return the settings' sources with their paths resolved."""
     resolved = []
-    for n, declared in enumerate(root.settings.data.sources):
+    for name, declared in root.settings.data.named_sources:
         fields = declared.model_dump(exclude={"name", "path", "weight"})
-        name, path = declared.name or f"source-{n}", root.resolve(declared.path)
+        path = root.resolve(declared.path)
         respond = bool(root.settings.respond.models)
         resolved.append(Source(name=name, path=path, seed=root.settings.seed, respond=respond, **fields))
     return resolved

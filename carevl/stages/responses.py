@@ -150,13 +150,6 @@ def _is_given(words: tuple[str, ...], answers: Sequence[Answer], min_difference:
     return any(same_answer(answer.words, words, min_difference) for answer in answers)
 
 
-def join_items(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Return one item of two that have come to be the same: with the sources of both, and what either knows."""
-    sources = sorted([*first["sources"], *second["sources"]], key=lambda source: (source["source"], source["locator"]))
-    known = {name: first[name] if first[name] is not None else second[name] for name in ("source_preference", "gold")}
-    return first | known | {"sources": sources}
-
-
 def with_gold(item: dict[str, Any], labelled: set[str]) -> dict[str, Any]:
     """Return an item whose responses are labelled by the reference answers of its labelled sources, if it has any."""
     references = [

@@ -7,9 +7,9 @@ from collections import Counter
 from typing import Any
 
 from carevl.data.answers import words_of
-from carevl.data.intake import item_id
+from carevl.data.intake import item_id, merge_items
 from carevl.settings.respond import Respond
-from carevl.stages.responses import Answer, Draw, complete, exchange, join_items, read_answers, with_gold
+from carevl.stages.responses import Answer, Draw, complete, exchange, read_answers, with_gold
 from carevl.store.schemas import ALIKE
 
 QUESTION = "How many circles are there?"
@@ -143,8 +143,12 @@ def test_a_labelled_sources_answer_labels_the_responses():
 
 def test_an_item_that_a_source_has_with_these_responses_keeps_both_sources_and_what_either_knows():
     asked, _ = complete(_item(), read_answers(_item(), _rows("Two.", "Three."), RESPOND), None, RESPOND)
-    stored = asked | {"sources": [{"source": "pairs", "locator": "3"}], "source_preference": [1.0, 0.0]}
-    for joined in (join_items(asked, stored), join_items(stored, asked)):
+    stored = asked | {
+        "sources": [{"source": "pairs", "locator": "3", "preference": [1.0, 0.0]}],
+        "source_preference": [1.0, 0.0],
+    }
+    for both in ((asked, stored), (stored, asked)):
+        [joined] = merge_items(both)
         assert [source["source"] for source in joined["sources"]] == ["pairs", "photos"]
         assert joined["source_preference"] == [1.0, 0.0]
         assert joined["item_id"] == asked["item_id"]
