@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +22,9 @@ from carevl.pipeline.admission import admit
 from carevl.pipeline.check import check_record, check_settings
 from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import stage_keys
+from carevl.pipeline.results import COMPARISON
 from carevl.settings.schemes import split_scheme
-from carevl.store.damage import read_json
+from carevl.store.damage import encode_json, read_json
 from carevl.store.run import Run, RunError
 from carevl.store.table import write_atomically
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
-RESULT = "compare.json"
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def compare(
         figures = report.build_tree(
             runner, cells, comparison.tried, [comparison.budgets[n] for n in sorted(comparison.budgets)], routed
         )
-        file = run.root / RESULT
+        file = run.root / COMPARISON
         stored = read_json(file, "move it away, with the figures on test data that it lists") if file.exists() else {}
         figures["final"] = stored.get("final", [])
         _write(file, figures)
@@ -134,7 +133,7 @@ def compare(
 
 
 def _write(file: Path, figures: dict[str, Any]) -> None:
-    write_atomically(file, json.dumps(figures, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    write_atomically(file, encode_json(figures))
 
 
 @dataclass

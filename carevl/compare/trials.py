@@ -17,8 +17,10 @@ from carevl.compare.stages import DATA_STAGES, PHASE1, PHASE2, arm_stages, on_be
 from carevl.pipeline.keys import stage_keys
 from carevl.stages import evaluate
 from carevl.stages.base import RunContext
+from carevl.store.damage import DamagedError
+from carevl.store.listing import find_problems
 from carevl.store.run import Run
-from carevl.training.progress import read_log
+from carevl.training.progress import STEPS, read_log
 
 if TYPE_CHECKING:
     from carevl.benchmarks.rows import Row
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from carevl.settings.tree import Settings
     from carevl.stages.base import Stage
     from carevl.store.stage_key import StageKey
+    from carevl.store.table import Table
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class ArmRunner:
                 judge, trained = "phase2", ["sft", "dpo"]
             else:
                 context.log("no pair of judgments to prefer: phase 2 leaves the judge as it is")
-        logs = {name: read_log(context.table(name).directory / "steps.jsonl") for name in trained}
+        logs = {name: read_steps(context.table(name)) for name in trained}
         return replace(trial, judge=judge, phases=logs)
 
     def ask(self, trial: Trial) -> outcomes.Outcomes:
@@ -150,3 +153,16 @@ class ArmRunner:
         name = f"{trial.arm.name}, seed {trial.settings.seed}"
         rate = "" if trial.rate == 1 else f", rate x {trial.rate:g}"
         return RunContext(trial.settings, self.run, trial.keys, lambda line: self.log(f"{name}{rate}: {line}"))
+
+
+def read_steps(training: Table) -> list[dict[str, Any]]:
+    """Return the facts of the steps of a finished training, by which tokens are counted.
+
+    Raises:
+        DamagedError: its log is not what was written, or is gone; no repair of a run brings it back.
+    """
+    listed = (training.manifest or {}).get("files", {})
+    for name, problem in find_problems(training.directory, {STEPS: listed.get(STEPS, {})}, verify=True).items():
+        way_out = f"tokens are counted by it: remove {training.directory}, which is then trained again"
+        raise DamagedError(training.directory / name, problem, way_out)
+    return read_log(training.directory / STEPS)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from carevl.settings.tree import Settings
 
 RESULTS = "results.json"
+COMPARISON = "compare.json"
+"""What `carevl compare` writes beside it."""
 _WAY_OUT = "`carevl run` writes it anew, and keeps what is left of it as results.damaged"
 REHEARSAL = "a rehearsal: reserved GPUs that torch does not see are CPUs here; nothing of it is a result"
 Truths = Mapping[tuple[str, str], Truth]

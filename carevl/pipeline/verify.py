@@ -63,13 +63,14 @@ def find_damages(settings: Settings, run: Run) -> Iterator[Damage]:
     of_run = {
         run.settings.name: run.find_settings_problem(),
         results.RESULTS: find_json_problem(run.root / results.RESULTS),
+        results.COMPARISON: find_json_problem(run.root / results.COMPARISON),
         throughput.FILE: find_json_problem(run.root / throughput.FILE),
         f"judge/{published.INJECTION}": find_json_problem(judge / published.INJECTION),
     }
     for file, problem in of_run.items():
-        if problem is not None:  # what is left of the results is put aside by whoever writes them anew
-            mend = bool if file == results.RESULTS else partial(_remove, run.root / file)
-            yield Damage("run", {file: problem}, mend)
+        if problem is not None:
+            mend = _put_aside if file in (results.RESULTS, results.COMPARISON) else _remove
+            yield Damage("run", {file: problem}, partial(mend, run.root / file))
 
 
 def mend(settings: Settings, run: Run, log: Callable[[str], None]) -> None:
@@ -97,6 +98,11 @@ def _find_scratch_problems(table: Table) -> Mapping[str, Mapping[str, str]]:
     kept = [record.find_feature_problems(listing) for listing in sorted(features.glob("*.json"))]
     found["data/features"] = {f"data/features/{file}": problem for each in kept for file, problem in each.items()}
     return found
+
+
+def _put_aside(file: Path) -> None:
+    """Keep what is left of figures: those on test data are not made a second time."""
+    file.replace(file.with_suffix(".damaged"))
 
 
 def _remove(*places: Path) -> None:

@@ -56,9 +56,12 @@ def read_json(file: Path, way_out: str) -> dict[str, Any]:
         raise DamagedError(file, f"is damaged: it is not JSON ({error})", way_out) from None
     if not isinstance(content, dict):
         raise DamagedError(file, "is damaged: it is not a JSON object", way_out)
-    if _CHECKSUM in content and content.pop(_CHECKSUM) != _checksum(content):
+    name = _CHECKSUM if _CHECKSUM in content else next(reversed(content), "")
+    others = {key: value for key, value in content.items() if key != name}
+    # The last value of a file that an earlier version wrote is no checksum; one of this version may be misnamed.
+    if (content.get(name) == _checksum(others)) != (name == _CHECKSUM):
         raise DamagedError(file, "is damaged: its checksum does not fit", way_out)
-    return content
+    return others if name == _CHECKSUM else content
 
 
 def find_json_problem(file: Path) -> str | None:

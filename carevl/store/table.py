@@ -22,7 +22,7 @@ REMADE = "remade"
 """Of a table whose files were damaged and came out otherwise: its number of retries with the last of that."""
 _UNLISTED = ("checkpoints", "data", "reference", "tracker")
 """Directories of a training that nothing after it reads; checkpoints have hashes of their own."""
-_LOGS = (".jsonl", ".png", ".lock")
+_NEVER_READ = (".png", ".lock")
 BEGUN = "begun.json"
 """Of an unfinished table: what it is made from, as its manifest will say."""
 
@@ -161,7 +161,7 @@ class Table:
         return self.directory.with_name(f".{self.directory.name}.{MANIFEST}")
 
     def list_files(self) -> Listing:
-        """Return what the table consists of: all files below its directory but logs and what is only passed on."""
+        """Return what the table consists of: all files below its directory that something may read."""
         return describe(self.directory, self._files())
 
     @property
@@ -249,7 +249,7 @@ class Table:
     def _files(self) -> Iterator[str]:
         for file in sorted(self.directory.rglob("*")):
             name = file.relative_to(self.directory)
-            passing = any(part.startswith(".") for part in name.parts) or file.suffix in _LOGS
+            passing = any(part.startswith(".") for part in name.parts) or file.suffix in _NEVER_READ
             if file.is_file() and not passing and name.parts[0] not in (*_UNLISTED, MANIFEST, BEGUN):
                 yield name.as_posix()
 

@@ -33,7 +33,7 @@ from carevl.training.engine import select_backend
 from carevl.training.interrupts import run_interruptible
 from carevl.training.items import Items, split_holdout
 from carevl.training.loop import WorkerConfig
-from carevl.training.progress import Progress, follow_log, read_log
+from carevl.training.progress import STEPS, Progress, follow_log, read_log
 from carevl.training.quantized import check_bitsandbytes
 from carevl.training.record import FILE, TokenBounds, learned_differences
 from carevl.training.room import RoomWatch, freed_after_loss, reserved
@@ -135,11 +135,11 @@ def train(
     out = config.out
     if not _is_exported(out, training):
         with (
-            follow_log(out / "steps.jsonl", config.schedule.steps, training.dpo.beta, on_progress),
+            follow_log(out / STEPS, config.schedule.steps, training.dpo.beta, on_progress),
             report_damaged(out / "checkpoints", log),
         ):
             stopped = _fit(config, RoomWatch(training.workers, log, stall_seconds))
-        if curve := read_log(out / "steps.jsonl"):
+        if curve := read_log(out / STEPS):
             from carevl.plots.training_curve import draw_training_curve  # matplotlib is loaded where it is needed
 
             draw_training_curve(out / "curve.png", curve)
@@ -152,7 +152,7 @@ def train(
     for directory in (out / "judge", trained):
         if directory is not None:
             JudgeSpec(resize_pixels=resize_pixels, asking=asking or Asking()).write(directory)
-    return Trained(out / "judge", trained, used, errors, read_log(out / "steps.jsonl"), Rounding.read(out / ROUNDING))
+    return Trained(out / "judge", trained, used, errors, read_log(out / STEPS), Rounding.read(out / ROUNDING))
 
 
 def prepare_training(

@@ -12,6 +12,8 @@ from typing import Any
 from carevl.periodic import call_every
 from carevl.store.table import write_atomically
 
+STEPS = "steps.jsonl"
+"""In the directory of a training: its log."""
 VALIDATION = ("held_out", "dev_accuracy")
 """Facts of a step after which the judge was validated."""
 _RECENT = 10

@@ -16,7 +16,7 @@ from carevl.training.checkpoints import Checkpoints, NoRoomError, exclusive_lock
 from carevl.training.interrupts import is_asked_to_stop
 from carevl.training.judge import merge_judge
 from carevl.training.loop import Loop, WorkerConfig
-from carevl.training.progress import StepLog
+from carevl.training.progress import STEPS, StepLog
 from carevl.training.steps import all_gather
 from carevl.training.trackers import StepTracker
 from carevl.training.validation import CheckpointSelector, validate
@@ -78,7 +78,7 @@ def run_loop(loop: Loop) -> str | None:
         done = checkpoints.restore(loop)
     except UserError as error:
         return f"cannot go on: {error}"
-    log = StepLog(config.out / "steps.jsonl", done) if loop.rank == 0 else None
+    log = StepLog(config.out / STEPS, done) if loop.rank == 0 else None
     tracker = StepTracker(training.tracker if loop.rank == 0 else "none", config.out, training.model_dump(mode="json"))
     # Worker 0 alone has the log; all have to select the same checkpoint and to end at the same step.
     selector = CheckpointSelector(training.patience, all_gather(log and log.validations(), loop.world)[0])

@@ -25,7 +25,7 @@ from carevl.errors import UserError
 from tests.chaos.job import find_difference, fingerprint
 
 WAYS = ("deleted", "emptied", "cut", "flipped")
-UNREAD = ("*.lock", "*.log", "steps.jsonl", "curve.png", "README.md", "begun.json")
+UNREAD = ("*.lock", "*.log", "curve.png", "README.md", "begun.json")
 """Files that no run reads once it is finished; nor does it those below directories whose names begin with a dot."""
 ALONE = ("manifest.json", "results.json", "rates.json", "injection.json", ".files.json")
 """Files that nothing else lists: where one is not there, it is not damaged, but not written yet."""

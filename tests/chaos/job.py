@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from carevl.training.progress import STEPS, read_log
 from tests.helpers.small_run import SMALL
 
 SETTINGS = (
@@ -171,13 +172,14 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
     for file in sorted(run_dir.rglob("manifest.json")):
         table = file.parent
         for name, facts in json.loads(file.read_text())["files"].items():
+            if name == STEPS:  # it has times
+                continue
             place = table / name
             content = place.read_bytes() if place.suffix in (".md", ".json") and place.exists() else b""
             tells = str(run_dir).encode() in content
             elsewhere = hashlib.sha256(content.replace(str(run_dir).encode(), b"RUN")).hexdigest()
             stored[f"{table.relative_to(run_dir)}/{name}"] = elsewhere if tells else facts["sha256"]
-        if (table / "steps.jsonl").exists():
-            steps = [json.loads(line) for line in (table / "steps.jsonl").read_text().splitlines()]
+        if steps := read_log(table / STEPS):
             losses = {step["step"]: step["loss"] for step in steps}
             stored[f"{table.relative_to(run_dir)}/losses"] = json.dumps(losses)
     for file in sorted((run_dir / "judge").glob("*.safetensors")):

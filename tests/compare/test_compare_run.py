@@ -13,6 +13,7 @@ import pytest
 from carevl.compare import report
 from carevl.compare.run import Final, Plan, compare
 from carevl.settings.loader import load_settings
+from carevl.store.damage import read_json
 from carevl.store.run import Run, RunError
 
 SMALL = [
@@ -55,7 +56,7 @@ def compared(ray, settings, tmp_path_factory):
 
 def test_every_arm_has_its_figures_and_pictures(compared):
     where, found = compared
-    assert json.loads((where.root / "compare.json").read_text()) == json.loads(json.dumps(found))
+    assert read_json(where.root / "compare.json", "") == json.loads(json.dumps(found))
     assert list(found["arms"]) == list(ARMS)
     for arm in found["arms"].values():
         for name in ("strict", "single_order", "decidable", "undecidable", "order_consistency", "ece"):

@@ -51,6 +51,11 @@ def kept(tmp_path_factory):
     features = table.directory / "data" / "features"
     (features / "0-of-1.json").write_bytes(encode_json(describe(features, ["0-of-1.arrow"])))
     record_injection(run.root / "judge", REPORT)
+    (run.root / "compare.json").write_bytes(encode_json({"arms": {"carevl": {"strict": 0.75}}, "final": []}))
+    labels = Table(run.root / "compare" / "labels" / "f")
+    labels.write(0, pa.table({"x": [1]}))
+    labels.finish({"stage": "compare/labels"})
+    Table(run.root / "compare" / "promise" / "f").finish({"kept": 0.95})
     Table(table.directory / "reference").write(0, pa.table({"x": [1]}))
     assert list(verify_run(settings, run)) == []
     return run
@@ -68,9 +73,19 @@ FILES = {
     "world-*/dev/vl_rewardbench.parquet": "dev/vl_rewardbench.parquet",
     "world-*/.files.json": ".files.json",
     "results.json": "results.json",
+    "compare.json": "compare.json",
+    "compare/labels/*/part-00000.parquet": "part-00000.parquet",
+    "compare/promise/*/manifest.json": "manifest.json",
     "settings.yaml": "settings.yaml",
 }
-ALONE = ("world-*/.files.json", "results.json", "judge/injection.json", "sft/*/data/features/0-of-1.json")
+ALONE = (
+    "world-*/.files.json",
+    "results.json",
+    "compare.json",
+    "compare/promise/*/manifest.json",
+    "judge/injection.json",
+    "sft/*/data/features/0-of-1.json",
+)
 """Files that nothing else lists."""
 
 
@@ -92,6 +107,17 @@ def test_what_lies_beside_the_tables_is_named_and_mended(kept, tmp_path, pattern
     run_pipeline(settings, run, lines.append, verify=True)
     assert any(FILES[pattern].rpartition("/")[2].removesuffix("-00000.parquet") in text for text in lines)
     assert list(verify_run(settings, run)) == []
+
+
+def test_figures_of_a_comparison_are_put_aside(kept, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(kept.root, root)
+    settings, run = load_run(root)
+    _flip(root / "compare.json")
+    damaged = (root / "compare.json").read_bytes()
+    run_pipeline(settings, run, lambda _: None, verify=True)
+    assert (root / "compare.damaged").read_bytes() == damaged
+    assert not (root / "compare.json").exists()
 
 
 def test_rates_that_are_damaged_are_measured_anew(kept):

@@ -31,7 +31,7 @@ def table(tmp_path):
         (table.directory / name).write_bytes(name.encode() * 50)
     for name in ("steps.jsonl", "curve.png", ".ends-00001", "checkpoints/step-1", "data/items.arrow"):
         (table.directory / name).parent.mkdir(exist_ok=True)
-        (table.directory / name).write_bytes(b"1")
+        (table.directory / name).write_bytes(b"1 2")
     table.finish({"stage": "sft", "rows_out": 6, "cause": dict(KEY.fingerprint_inputs)})
     return table
 
@@ -42,18 +42,20 @@ def _flip(file, place=-1):
     file.write_bytes(data)
 
 
-def test_a_manifest_lists_every_file_but_logs_and_what_is_passed_on(table):
+def test_a_manifest_lists_every_file_but_pictures_and_what_is_passed_on(table):
     files = table.manifest["files"]
     parts = {f"{below}part-{number:05d}.parquet" for below in ("", "rows/") for number in range(3)}
     weights = {"judge/model.safetensors", "judge/config.json", "adapter/adapter.safetensors", "training.json"}
-    assert set(files) == parts | weights
+    assert set(files) == parts | weights | {"steps.jsonl"}
     assert files["rows/part-00001.parquet"]["rows"] == 1
     assert files["judge/config.json"]["bytes"] == (table.directory / "judge/config.json").stat().st_size
     assert {len(facts["sha256"]) for facts in files.values()} == {64}
     assert table.find_damage(verify=True) == {}
 
 
-@pytest.mark.parametrize("name", ["part-00001.parquet", "rows/part-00002.parquet", "judge/model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["part-00001.parquet", "rows/part-00002.parquet", "judge/model.safetensors", "steps.jsonl"]
+)
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "cut", "flipped"])
 def test_damage_is_found_named_and_repaired(tmp_path, table, name, damage):
     run, file = Run(tmp_path / "run"), table.directory / name
