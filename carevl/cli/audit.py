@@ -52,6 +52,7 @@ def audit(
             typer.echo(line)
         if json_file:
             write_figures(json_file, measured)
+        auditing.keep_beside_judge(measured)
         return
     if pairs is not None or engine is not None:
         raise UserError("--pairs and --engine are for a judge; name it with --judge")

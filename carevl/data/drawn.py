@@ -18,7 +18,7 @@ from carevl.errors import SettingsError
 from carevl.settings.schemes import DRAWN_PREFIX, Scheme, split_scheme
 from carevl.store.damage import WAY_OUT, DamagedError, encode_json, read_json
 from carevl.store.listing import describe, find_problems
-from carevl.store.run import Run
+from carevl.store.run import Run, RunError
 from carevl.store.table import write_atomically
 
 if TYPE_CHECKING:
@@ -76,13 +76,15 @@ def draw(settings: Settings, run: Run) -> None:
     """Draw into the run directory what the settings' sources and benchmarks need and is not there whole.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or a later carevl has written the run directory.
     """
     root = run.root.absolute()
     damaged = find_damage(settings, run)
     for scheme in _schemes(settings):
         place = root / scheme.data_directory(settings)
         if not scheme.is_drawn(settings, root) or place.name in damaged:
+            if (refusal := run.refusal) is not None:
+                raise RunError(refusal)
             scheme.draw(settings, root)
             names = [file.relative_to(place).as_posix() for file in sorted(place.rglob("*")) if file.is_file()]
             write_atomically(place / _LISTING, encode_json(describe(place, names)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,6 @@ def _audit_response_text(pairs: Pairs, facts: ItemFacts) -> Tree:
 def audit_judge(root: Path, path: str, n_pairs: int, log: Callable[[str], None], *, engine: str | None = None) -> Tree:
     """Measure what lines that are appended to responses do to a judge's verdicts, on about `n_pairs` pairs of a run.
 
-    What is measured of a judge that a run has published is kept beside it, and said by its card.
-
     Args:
         root: the directory of a run; its judge's settings hold, but for what is given here.
         path: of the judge: a directory or hub id.
@@ -119,9 +118,20 @@ def audit_judge(root: Path, path: str, n_pairs: int, log: Callable[[str], None],
     n_read = sum(row[0] is not None for row in winners)
     if not n_read:
         raise RunError(f"{path}: none of {len(pairs)} judgments has a verdict; `carevl check` shows how it is asked")
-    report = {"pairs": len(pairs), "read": n_read, "lines": measure_injection(pairs, winners)}
-    record_injection(Path(path), report)
-    return {"run": str(root), "judge": path, **report}
+    measured = {"pairs": len(pairs), "read": n_read, "lines": measure_injection(pairs, winners)}
+    return {"run": str(root), "judge": path, **measured}
+
+
+def keep_beside_judge(report: Tree) -> None:
+    """Keep what `audit_judge` measured of a judge that a run has published beside it, and say it in its card.
+
+    Raises:
+        RunError: another process holds that run's directory, it cannot be written, or a later carevl has written it.
+    """
+    judge = Path(report["judge"])
+    publisher = Run(judge.absolute().parent)
+    with publisher.lock() if publisher.settings.exists() else nullcontext():
+        record_injection(judge, {name: report[name] for name in ("pairs", "read", "lines")})
 
 
 def sample_pairs(ingested: Ingested, n: int, seed: int, resize_pixels: int | None) -> list[ShownPair]:

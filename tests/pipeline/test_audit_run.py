@@ -18,7 +18,7 @@ from carevl.cli.app import app, run_here
 from carevl.data.drawn import draw
 from carevl.data.truth import read_truth
 from carevl.models.locate import locate
-from carevl.pipeline.audit import audit, audit_judge, sample_pairs
+from carevl.pipeline.audit import audit, audit_judge, keep_beside_judge, sample_pairs
 from carevl.pipeline.keys import keys_until, stage_keys
 from carevl.settings.loader import load_settings
 from carevl.stages import ingest
@@ -130,22 +130,60 @@ def test_the_command_prints_findings_and_writes_figures_and_json(where, tmp_path
     assert written == {f"{name}.{kind}" for name in ("reliability", "coverage", "agreement") for kind in ("png", "svg")}
 
 
-def test_no_picture_is_written_in_a_run_of_a_later_version(where, tmp_path):
-    shutil.copytree(where.root, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
-    file = tmp_path / "run" / "settings.yaml"
+@pytest.fixture
+def later(where, tmp_path):
+    """The directory of such a run that a later version wrote, with a judge that it has published."""
+    root = tmp_path / "run"
+    shutil.copytree(where.root, root, ignore=shutil.ignore_patterns("figures", "run.lock"))
+    file = root / "settings.yaml"
     file.write_text(file.read_text().replace(f"version {VERSION}", f"version {VERSION + 1}"))
-    ended = CliRunner().invoke(app, ["audit", str(tmp_path / "run"), "--rewrites", "0"])
+    _publish(root / "judge")
+    return root
+
+
+def _publish(judge):
+    shutil.copytree(locate("miniworld:judge"), judge)
+    (judge / "judge.json").write_text("{}")
+    (judge / "README.md").write_text("# A judge\n")
+
+
+def _audit(*words):
+    return CliRunner().invoke(app, ["audit", *map(str, words)])
+
+
+def _times(root):
+    return {file: file.stat().st_mtime_ns for file in root.rglob("*")}
+
+
+def test_nothing_is_written_in_a_run_of_a_later_version(later):
+    before = _times(later)
+    ended = _audit(later, "--rewrites", "0")
     assert "written by a later carevl" in str(ended.exception)
     assert "llama prefers longer responses" in ended.output
-    assert not (tmp_path / "run" / "figures").exists()
+    assert _times(later) == before
+
+
+def test_nothing_is_written_beside_a_judge_in_a_run_of_a_later_version(later):
+    before = _times(later)
+    ended = _audit(later, "--judge", later / "judge", "--pairs", "3", "--engine", "transformers")
+    assert "written by a later carevl" in str(ended.exception)
+    assert "3 of 3 pairs have a verdict" in ended.output
+    assert _times(later) == before
+
+
+def test_nothing_is_drawn_in_a_run_of_a_later_version(later):
+    [world] = later.glob("world-*")
+    (world / "world.json").unlink()
+    before = _times(later)
+    assert "written by a later carevl" in str(_audit(later, "--rewrites", "0").exception)
+    assert _times(later) == before
 
 
 def test_a_judge_is_asked_about_labelled_pairs_of_the_run_with_and_without_lines(where, tmp_path):
     published = tmp_path / "judge"
-    shutil.copytree(locate("miniworld:judge"), published)
-    (published / "judge.json").write_text("{}")
-    (published / "README.md").write_text("# A judge\n")
+    _publish(published)
     report = audit_judge(where.root, str(published), 3, lambda _: None, engine="transformers")
+    keep_beside_judge(report)
     assert (report["pairs"], report["read"]) == (3, 3)
     for kind in LINES:
         assert report["lines"][kind]["changed"]["n"] == report["lines"][kind]["right"]["n"] == 6
