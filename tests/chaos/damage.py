@@ -19,11 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from carevl.cli.app import app
+from carevl.cluster.connect import ray_cluster
 from carevl.errors import UserError
+from carevl.pipeline.run import run_pipeline
+from carevl.settings.loader import load_settings
 from carevl.store.parts import count_rows
+from carevl.store.run import Run
 from carevl.training.progress import STEPS
 from tests.chaos.job import find_difference, fingerprint
 
@@ -72,14 +76,13 @@ def kind_of(run_dir: Path, file: Path) -> str:
     return f"{place.parts[0]}/{''.join(letter for letter in file.name if not letter.isdigit())}"
 
 
-def call(*words: object) -> Result:
-    """Call `carevl` in this process, which has loaded it all."""
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def is_traceback(ended: Result) -> bool:
-    """Return whether a call ended in an error that is no sentence for the user."""
-    return not isinstance(ended.exception, SystemExit | UserError | None)
+def run_again(run_dir: Path) -> Exception | None:
+    """Run the job again as `carevl run --verify` does, on the Ray of this process; return what stopped it."""
+    try:
+        run_pipeline(load_settings(str(run_dir.parent / "settings.yaml")), Run(run_dir), lambda _: None, verify=True)
+    except Exception as error:
+        return error
+    return None
 
 
 def written_at(run_dir: Path) -> dict[Path, int]:
@@ -101,22 +104,21 @@ def try_damage(run_dir: Path, file: Path, way: str, draw: random.Random, *, mend
     expected, kept = fingerprint(run_dir), file.read_bytes()
     n_rows, before = table_rows(run_dir, file), written_at(run_dir)
     damage(file, way, draw)
-    told = call("status", run_dir, "--verify")
+    told = CliRunner().invoke(app, ["status", str(run_dir), "--verify"])  # in this process, which has loaded it all
     words = f"{told.output} {told.exception}"
     result: dict[str, Any] = {
         "file": str(file.relative_to(run_dir)),
         "way": way,
         "status": told.exit_code,
         "named": told.exit_code != 0 and (file.name in words or _called(file) in words),
-        "traceback": is_traceback(told),
+        "traceback": not isinstance(told.exception, SystemExit | UserError | None),
     }
     if mend:
-        done = call("run", run_dir.parent / "settings.yaml", "--run-dir", run_dir, "--verify")
-        result |= {"run": done.exit_code, "traceback": result["traceback"] or is_traceback(done)}
+        stopped = run_again(run_dir)
+        result["stopped"] = None if stopped is None else repr(stopped)
         if file.name == STEPS:  # nothing is trained again for its log
             del expected[f"{file.parent.relative_to(run_dir)}/losses"]
         result["difference"] = find_difference(expected, fingerprint(run_dir))
-        result["last_line"] = str(done.exception or done.output.strip().rpartition("\n")[2])[:200]
         remade = [part for part, written in written_at(run_dir).items() if before.get(part) != written]
         result |= {"rows": n_rows, "rows_remade": sum(map(count_rows, remade))}
     else:
@@ -139,7 +141,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     draw, counts, problems = random.Random(options.seed), Counter[str](), 0
-    with tempfile.TemporaryDirectory() as scratch:
+    settings = load_settings(str(options.run / "settings.yaml"))
+    with tempfile.TemporaryDirectory() as scratch, ray_cluster(settings.cluster):
         run_dir = Path(scratch) / "run"
         shutil.copytree(options.run, run_dir)
         shutil.copy(run_dir / "settings.yaml", scratch)
@@ -150,9 +153,7 @@ def main(arguments: Sequence[str]) -> int:
             file = draw.choice([file for file in files if kind_of(run_dir, file) == kind])
             mend = number < options.mended
             result = try_damage(run_dir, file, draw.choice(ways_of(file)), draw, mend=mend)
-            wrong = (
-                not result["named"] or result["traceback"] or (mend and (result["run"] != 0 or result["difference"]))
-            )
+            wrong = not result["named"] or result["traceback"] or (mend and (result["stopped"] or result["difference"]))
             counts["noticed" if result["named"] else "not noticed"] += 1
             if result.get("rows"):
                 counts.update(of_tables=1, rows=result["rows"], rows_remade=result["rows_remade"])

@@ -67,7 +67,7 @@ def test_damage_of_every_kind_of_file_is_named(reference, tmp_path):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_damaged_is_made_again(reference, tmp_path, way):
+def test_what_is_damaged_is_made_again(ray, reference, tmp_path, way):
     run_dir, draw = tmp_path / "run", random.Random(way)
     shutil.copytree(reference, run_dir)
     shutil.copy(run_dir / "settings.yaml", tmp_path)
@@ -75,7 +75,12 @@ def test_what_is_damaged_is_made_again(reference, tmp_path, way):
     tables = [file for file in files if file.suffix in (".parquet", ".safetensors")]
     for file in draw.sample(tables, 3):
         result = try_damage(run_dir, file, way, draw, mend=True)
-        assert (result["named"], result["traceback"], result["run"], result["difference"]) == (True, False, 0, None)
+        assert (result["named"], result["traceback"], result["stopped"], result["difference"]) == (
+            True,
+            False,
+            None,
+            None,
+        )
 
 
 _IN_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
