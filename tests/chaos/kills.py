@@ -105,12 +105,18 @@ def _sleep(job: Job, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def make_reference(directory: Path) -> dict[str, str]:
-    """Return what an undisturbed run stores."""
+def make_reference(directory: Path) -> Path:
+    """Return the directory of an undisturbed run."""
     job = Job(directory / "reference", directory / "reference.log")
     if job.wait(1200) != 0:
         raise RuntimeError(job.output[-3000:])
-    return fingerprint(directory / "reference")
+    return directory / "reference"
+
+
+def copy_until(reference: Path, run_dir: Path, stage: str) -> None:
+    """Copy what an undisturbed run had when it came to a stage."""
+    later = STAGES[STAGES.index(stage) :]
+    shutil.copytree(reference, run_dir, ignore=shutil.ignore_patterns(*later, "judge", "results.json", "run.lock"))
 
 
 def main(arguments: Sequence[str], log: Callable[[str], None] = print) -> int:
@@ -120,14 +126,18 @@ def main(arguments: Sequence[str], log: Callable[[str], None] = print) -> int:
     parser.add_argument("--per-job", type=int, default=6, help="kills of a job before it is left to end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--reference", type=Path, help="an undisturbed run of the job; it is made without this")
+    parser.add_argument("--begin", choices=STAGES[2:], help="jobs begin at this stage, with the reference's tables")
     options = parser.parse_args(arguments)
     draw, killed, problems = random.Random(options.seed), Counter[str](), 0
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        expected = make_reference(directory)
-        number = 0
+        reference = options.reference or make_reference(directory)
+        expected, number = fingerprint(reference), 0
         while killed.total() < options.kills:
             run_dir = directory / f"run-{number}"
+            if options.begin:
+                copy_until(reference, run_dir, options.begin)
             attempts = disturb(run_dir, options.kinds, draw, min(options.per_job, options.kills - killed.total()))
             difference = find_difference(expected, fingerprint(run_dir))
             if difference is not None:

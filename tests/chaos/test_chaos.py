@@ -16,10 +16,12 @@ import time
 import pytest
 
 from tests.chaos.damage import WAYS, find_files, kind_of, try_damage, ways_of
-from tests.chaos.job import KINDS, Job, find_difference, fingerprint
-from tests.chaos.kills import disturb
+from tests.chaos.job import KINDS, STAGES, Job, find_difference, fingerprint
+from tests.chaos.kills import PATIENCE, disturb
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly, pytest.mark.fault]
+BRIEF = ("route", "select")
+"""Stages that take less than a second."""
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +42,15 @@ def test_killed_processes_change_nothing(reference, tmp_path, kind):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_ends_a_run_in_one_line(reference, tmp_path, number, status):
+def test_a_signal_in_any_stage_ends_a_run_in_one_line(reference, tmp_path, number, status):
     draw = random.Random(status)
-    for stage in ("caption", "sft", "evaluate"):
+    for stage in STAGES[1:]:
         job = Job(tmp_path / "run", tmp_path / "log")
-        while job.stage != stage and job.driver.poll() is None:
+        while STAGES.index(job.stage) < STAGES.index(stage) and job.driver.poll() is None:
             time.sleep(0.05)
-        time.sleep(draw.uniform(0, 1))
+        time.sleep(draw.uniform(0, 0.1 if stage in BRIEF else 1))
         os.kill(job.driver.pid, number)
-        assert job.wait(60) == status, job.output[-3000:]
+        assert job.wait(PATIENCE) == status, job.output[-3000:]
         assert job.noise() is None
         assert list(job.processes()) == []
     assert Job(tmp_path / "run", tmp_path / "log").wait(600) == 0
