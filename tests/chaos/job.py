@@ -61,10 +61,10 @@ KINDS = {
     "worker": r"^ray::RayTrainWorker",
     "controller": r"^ray::TrainController",
     "raylet": r"^raylet$",
-    "agent": r"^(dashboard_agent|runtime_env_agent)$",
+    "agent": r"^ray::(DashboardAgent|RuntimeEnvAgent)|dashboard/agent\.py|runtime_env/agent/main\.py",
     "gcs": r"^gcs_server$",
 }
-"""Kind of process to a pattern of what it is called."""
+"""Kind of process to a pattern of its name or command; agents give themselves a name once they are up."""
 
 _NOISE = re.compile(r"Traceback \(most recent call last\)|^\[\d{4}-\d\d-\d\d .* [EFC] \d+ \d+\]|^\*\*\* SIG", re.M)
 
@@ -154,10 +154,7 @@ def _kind(process: psutil.Process) -> str | None:
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return None
     for kind, pattern in KINDS.items():
-        name = (
-            "agent" if kind == "agent" and re.search(r"dashboard/agent\.py|runtime_env/agent/main\.py", command) else ""
-        )
-        if name or re.search(pattern, title) or re.search(pattern, command):
+        if re.search(pattern, title) or re.search(pattern, command):
             return kind
     return None
 
