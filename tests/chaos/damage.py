@@ -26,6 +26,7 @@ from carevl.cluster.connect import ray_cluster
 from carevl.errors import UserError
 from carevl.pipeline.run import run_pipeline
 from carevl.settings.loader import load_settings
+from carevl.stats.draws import hash_uniform
 from carevl.store.parts import count_rows
 from carevl.store.run import Run
 from carevl.training.progress import STEPS
@@ -148,7 +149,9 @@ def main(arguments: Sequence[str]) -> int:
         shutil.copy(run_dir / "settings.yaml", scratch)
         for number in range(options.damages):
             files = find_files(run_dir)
-            kinds = sorted({kind_of(run_dir, file) for file in files})
+            kinds = sorted(
+                {kind_of(run_dir, file) for file in files}, key=lambda kind: hash_uniform(options.seed, kind)
+            )
             kind = kinds[number % len(kinds)]
             file = draw.choice([file for file in files if kind_of(run_dir, file) == kind])
             mend = number < options.mended

@@ -66,6 +66,9 @@ KINDS = {
 }
 """Kind of process to a pattern of its name or command; agents give themselves a name once they are up."""
 
+_RUN = re.compile(rb"/[^\s\"'`]*(?=/(?:sft|dpo)/[0-9a-f]{16}/)")
+"""The run directory in a path of what was trained there; a copied run tells where it was before."""
+
 _NOISE = re.compile(r"Traceback \(most recent call last\)|^\[\d{4}-\d\d-\d\d .* [EFC] \d+ \d+\]|^\*\*\* SIG", re.M)
 
 
@@ -173,9 +176,9 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
                 continue
             place = table / name
             content = place.read_bytes() if place.suffix in (".md", ".json") and place.exists() else b""
-            tells = str(run_dir).encode() in content
-            elsewhere = hashlib.sha256(content.replace(str(run_dir).encode(), b"RUN")).hexdigest()
-            stored[f"{table.relative_to(run_dir)}/{name}"] = elsewhere if tells else facts["sha256"]
+            anywhere, tells = _RUN.subn(b"RUN", content)
+            digest = hashlib.sha256(anywhere).hexdigest() if tells else facts["sha256"]
+            stored[f"{table.relative_to(run_dir)}/{name}"] = digest
         if steps := read_log(table / STEPS):
             losses = {step["step"]: step["loss"] for step in steps}
             stored[f"{table.relative_to(run_dir)}/losses"] = json.dumps(losses)
