@@ -41,7 +41,7 @@ def probabilities(context: RunContext, tests: Settings, rows: Sequence[Row]) -> 
     experts = [expert.name for expert in settings.experts]
     scoring = score.STAGE.tables(settings)
     fitting = read_fitting(context.ingested.items, [context.table(name) for name in scoring], experts)
-    router = fit_router(settings.router, fitting.labelled, fitting.unlabelled)
+    router = fit_router(settings.router, fitting.labelled_for(settings), fitting.unlabelled)
     scores = pa.concat_tables([on_rows.table(name).read() for name in scoring])
     pairs = Pairs.from_arrow(on_rows.ingested.items.read(), scores, experts, router.ensemble.views)
     routed = router.route(pairs).select(["item_id", "probability"]).to_pylist()

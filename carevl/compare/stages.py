@@ -21,16 +21,18 @@ from carevl.stages import (
     STAGES,
     caption,
     demonstrate,
-    dpo,
     evaluate,
     gather,
     ingest,
     respond,
     route,
+    route_low,
     sample,
     score,
+    score_testimony,
     select,
     sft,
+    testify,
 )
 from carevl.stages.base import Counts, RunContext, Stage, reads, reads_items
 from carevl.stages.sampling import Item, Prompted, Prompts, SamplingSpec, choose_rows, judge_items
@@ -205,4 +207,9 @@ def on_benchmark(settings: Settings, path: str | None = None, images: str | None
 
 
 PHASE1 = ("router", "judgments", "route", "demonstrate", sft.STAGE.name)
-PHASE2 = (sample.STAGE.name, select.STAGE.name, dpo.STAGE.name)
+_CHOOSING = (testify.STAGE, sample.STAGE, score_testimony.STAGE, route_low.STAGE, select.STAGE)
+
+
+def choosing(settings: Settings) -> tuple[str, ...]:
+    """Return the tables that lead from the phase-1 judge to the pairs of phase 2."""
+    return tuple(table for stage in _CHOOSING for table in stage.tables(settings))

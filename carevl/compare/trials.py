@@ -13,7 +13,7 @@ from carevl.benchmarks.predictions import from_table
 from carevl.compare import outcomes
 from carevl.compare.arms import OURS, Arm, Budget, with_seed
 from carevl.compare.experts import probabilities
-from carevl.compare.stages import DATA_STAGES, PHASE1, PHASE2, arm_stages, on_benchmark, run_tables
+from carevl.compare.stages import DATA_STAGES, PHASE1, arm_stages, choosing, on_benchmark, run_tables
 from carevl.pipeline.keys import stage_keys
 from carevl.stages import evaluate
 from carevl.stages.base import RunContext
@@ -61,7 +61,7 @@ class Trial:
 
     def seconds(self, run: Run) -> dict[str, float]:
         """Return seconds that each stage took when it was made, those that other arms share too."""
-        second = PHASE2 if self.arm.judge == "phase2" else ()
+        second = (*choosing(self.settings), "dpo") if self.arm.judge == "phase2" else ()
         manifests = {name: run.table(self.keys[name]).manifest for name in (*PHASE1, *second, f"evaluate/{self.judge}")}
         return {name.split("/")[0]: manifest["seconds"] for name, manifest in manifests.items() if manifest}
 
@@ -112,10 +112,9 @@ class ArmRunner:
         run_tables(context, PHASE1, stages)
         judge, trained = "phase1", ["sft"]
         if arm.judge == "phase2":
-            *choosing, training = PHASE2
-            run_tables(context, choosing, stages)
+            run_tables(context, choosing(trial.settings), stages)
             if (context.table("select").manifest or {})["rows_out"]:
-                run_tables(context, [training], stages)
+                run_tables(context, ["dpo"], stages)
                 judge, trained = "phase2", ["sft", "dpo"]
             else:
                 context.log("no pair of judgments to prefer: phase 2 leaves the judge as it is")

@@ -45,6 +45,10 @@ REASONS: dict[str, tuple[Route, str]] = {
         "dropped",
         "The item is about text alone, and there are more of these than may be learned from.",
     ),
+    "no_testimony": ("low", "The judge has said nothing of this image that experts could read."),
+    "no_labels": ("low", "No labelled pair tells whether what the judge says of images can be trusted."),
+    "few_labels": ("low", "Too few labelled pairs tell how far labels of such questions can be trusted."),
+    "group_below": ("low", "Labelled pairs of such questions are right less often than they have to be."),
 }
 """Machine-readable reasons, in order of precedence: where each leads, and its sentence."""
 
@@ -166,9 +170,11 @@ class Router:
 
 def drop_items(routes: pa.RecordBatch, item_ids: Collection[str], reason: str) -> pa.RecordBatch:
     """Return rows of ROUTES, those of some items with the route that a reason leads to."""
-    if not item_ids:
-        return routes
-    chosen = pc.is_in(routes["item_id"], pa.array(sorted(item_ids), pa.string()))
+    return reroute(routes, pc.is_in(routes["item_id"], pa.array(sorted(item_ids), pa.string())), reason)
+
+
+def reroute(routes: pa.RecordBatch, chosen: pa.Array, reason: str) -> pa.RecordBatch:
+    """Return rows of ROUTES, the chosen ones (bool [n_rows]) with the route that a reason leads to."""
     values = {"route": REASONS[reason][0], "reason": reason}
     for name, names in (("route", ROUTE_NAMES), ("reason", tuple(REASONS))):
         place = routes.schema.get_field_index(name)

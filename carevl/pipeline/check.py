@@ -232,7 +232,7 @@ def _suite_name(name: str) -> str:
 
 def _check_router(settings: Settings) -> Iterator[str]:
     router = settings.router
-    if _has_labels(settings):
+    if settings.has_labels:
         return
     policy: str = router.policy
     if policy == "target_precision":
@@ -277,7 +277,7 @@ def _check_judge(settings: Settings) -> Iterator[str]:
 def _check_phases(settings: Settings) -> Iterator[str]:
     phases: dict[str, Training] = {"sft": settings.sft, "dpo": settings.dpo}
     for phase, training in phases.items():
-        if training.dev_pairs and not _has_labels(settings):
+        if training.dev_pairs and not settings.has_labels:
             yield (
                 f"{phase}.dev_pairs: no source has labels; declare one with labels: true, or set {phase}.dev_pairs to 0"
             )
@@ -300,10 +300,6 @@ def _check_bitsandbytes(training: Training) -> None:
 
     del training
     check_bitsandbytes()
-
-
-def _has_labels(settings: Settings) -> bool:
-    return any(source.labels for source in settings.data.sources)
 
 
 def _refusal(place: str, look_up: Callable[[Any], object], value: Any) -> Iterator[str]:

@@ -35,7 +35,7 @@ def evaluate_final(settings: Settings, run: Run, log: Callable[[str], None]) -> 
         keys = stage_keys(tests, run, (stage,), decided=trained)
         prepare_models(models_by_setting(tests, keys, (stage,)), log)
         run_stage(RunContext(tests, run, keys, log), stage)
-        judges = {judge: keys[f"evaluate/{judge}"] for judge in evaluate.JUDGES}
+        judges = {judge: keys[f"evaluate/{judge}"] for judge in evaluate.members(tests)}
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": tests.model_dump(mode="json"),

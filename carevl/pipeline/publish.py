@@ -19,10 +19,12 @@ from carevl.training.trainable import TRAINED, TrainedParts
 
 _CARD = "README.md"
 _SECTION = "\n## What lines at the end of a response do\n"
-_METHOD = (
-    "imitation of its own judgments where text reward models are sure of the label (phase 1), then DPO on its "
-    "judgments of the rest (phase 2)"
-)
+_PHASE1 = "imitation of its own judgments where text reward models are sure of the label (phase 1)"
+METHODS = {
+    "sft": f"{_PHASE1}; phase 2 was off, as no label could guard it",
+    "dpo": f"{_PHASE1}, then DPO on its judgments of the rest, where what it saw made them sure (phase 2)",
+}
+"""What a card says of the training, as the end of a sentence, by the last phase."""
 _MEASURED = "Measured on the run's development data unless the table says otherwise."
 
 
@@ -33,7 +35,7 @@ def publish(
     version: str,
     results: Sequence[str],
     *,
-    method: str = _METHOD,
+    method: str = METHODS["dpo"],
     measured: str = _MEASURED,
 ) -> None:
     """Write `target`: the last phase's merged judge, `adapter/` relative to `base`, and a card.

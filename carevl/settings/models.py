@@ -268,15 +268,22 @@ class Expert(HeadModel):
         description="The user turn; {caption} and {question} are filled in.",
     )
 
+    observer: str = Field(
+        "Somebody who looks at the image says: {testimony}",
+        description="The line, between caption and question, in which the phase-1 judge's testimony is filled in.",
+    )
     too_long: Literal["error", "summarise"] = Field(
         "error",
         description="Inputs of more tokens than the expert reads: error marks the row; summarise leaves out the "
         "caption's last sentences, as few as are enough, and the row says what share of the caption was read.",
     )
 
-    def write(self, caption: str | None, question: str) -> str:
-        """Return the user turn; without a caption the bare question."""
-        return question if caption is None else self.template.format(caption=caption, question=question)
+    def write(self, caption: str | None, question: str, testimony: str | None = None) -> str:
+        """Return the user turn; without a caption the question, with what an observer says before it."""
+        said = [] if testimony is None else [self.observer.format(testimony=testimony)]
+        if caption is None:
+            return "\n".join([*said, question])
+        return self.template.format(caption="\n".join([caption, *said]), question=question)
 
     @model_validator(mode="after")
     def _has_endpoint(self) -> Self:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from carevl.settings.base import Strict
 
@@ -72,3 +72,42 @@ class RouterSettings(Strict):
         description="Keep a pair from being high when the source's own preference is the other response, or a tie.",
     )
     seed: int = Field(0, description="Draws the split and the pair of each image that is tested.")
+
+
+class LabelShares(Strict):
+    """How labelled images are divided, by their own bytes: what was fitted on one is never tested on it.
+
+    Shares are of their sum. Each router divides its own into those that fit, test and check (`router.shares`).
+    """
+
+    router: float = Field(0.45, ge=0, description="For the router of captions: its scales, its threshold.")
+    low_router: float = Field(0.45, ge=0, description="For the router of testimony: the same, and which groups hold.")
+    choice: float = Field(0.1, ge=0, description="For choosing between judges: `dev_pairs` of a training.")
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Self:
+        if self.router + self.low_router + self.choice <= 0:
+            raise ValueError("the shares of the labelled images are all 0; give one a share")
+        return self
+
+
+class LowRouter(RouterSettings):
+    """How low pairs are routed again, once experts have read what the phase-1 judge saw; labels guard groups of them.
+
+    A judge that errs in the same way every time agrees with itself; labelled pairs show it where a group of questions
+    that can be told without the truth goes wrong.
+    """
+
+    group_by: Literal["opening", "source", "none"] = Field(
+        "opening",
+        description="What tells groups of items: the first words of the question, as many as enough labelled pairs "
+        "share; the source; none: there is one group.",
+    )
+    group_labels: int = Field(
+        10, ge=1, description="Labelled pairs that a group needs, of those that would be trusted, or none is trusted."
+    )
+    without_labels: bool = Field(
+        False,
+        description="Trust labels where no labelled pair says anything: an eye that errs in the same way every time is "
+        "not seen then.",
+    )

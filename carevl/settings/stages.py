@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from carevl.settings.base import Strict
 
@@ -28,6 +28,27 @@ class Demonstrate(Strict):
         description="Least share of the base judge's texts that state a verdict or a tie: once fewer do, the stage "
         "stops and quotes some. 0 goes on with whatever can be read.",
     )
+
+
+class Testify(Strict):
+    """What the phase-1 judge says of the image when no response leads it on; experts read it beside the caption."""
+
+    samples: int = Field(
+        4, ge=1, description="Times that it is asked about an item with low-confidence pairs, if select asks for it."
+    )
+    temperature: float = Field(1.0, ge=0, description="Of what it says.")
+    prompt: str = Field(
+        "Say in a few sentences what in the image bears on this question. Do not answer it.\n{question}",
+        description="What it is asked; {question} is filled in. An answer that is like a response speaks for it by its "
+        "words alone, so observations are asked for.",
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_question(cls, prompt: str) -> str:
+        if prompt.count("{question}") != 1:
+            raise ValueError("testify.prompt has to hold {question} once, where the question is filled in")
+        return prompt
 
 
 class Sample(Strict):
@@ -58,6 +79,13 @@ class Select(Strict):
         ge=0,
         description="The same with the judge's own answer to the bare question, which no response has led on; that "
         "judgment is then chosen whose evidence is most like this answer. Needs sample.answers.",
+    )
+    testimony_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the probability that the experts give a verdict once they have read the judge's "
+        "testimony. Above 0 the judge testifies, and pairs are selected whose label that makes trusted (low_router), "
+        "and no others; needs labels.",
     )
     rules: dict[str, float] = Field(
         {}, description="Further rules, each with its weight: by name, or your own as package.module:Name."

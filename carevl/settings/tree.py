@@ -10,8 +10,8 @@ from carevl.settings.base import HomePath, Strict
 from carevl.settings.data import Benchmark, Data, Miniworld
 from carevl.settings.models import Captioner, Expert, Judge
 from carevl.settings.respond import Respond, Responder
-from carevl.settings.router import RouterSettings
-from carevl.settings.stages import Demonstrate, Sample, Select
+from carevl.settings.router import LabelShares, LowRouter, RouterSettings
+from carevl.settings.stages import Demonstrate, Sample, Select, Testify
 from carevl.settings.training import Training
 
 
@@ -63,16 +63,36 @@ class Settings(Strict):
     respond: Respond = Field(Respond(), description="Responses to the questions of sources that have none.")
     captioner: Captioner = Field(description="The model that describes every distinct image once.")
     experts: list[Expert] = Field(min_length=1, description="Text reward models; different kinds help most.")
+    labels: LabelShares | None = Field(
+        None, description="How labelled images are divided among what needs them; null: each serves router and choice."
+    )
     router: RouterSettings = Field(RouterSettings(), description="How labels are trusted or not.")
     judge: Judge = Field(description="The vision-language model that becomes the judge.")
     demonstrate: Demonstrate = Field(Demonstrate(), description="Targets of phase 1.")
     sft: Training = Field(Training(), description="Phase 1: the judge imitates the targets.")
+    testify: Testify = Field(Testify(), description="What the phase-1 judge sees in low-confidence items.")
     sample: Sample = Field(Sample(), description="Judgments of low-confidence items.")
+    low_router: LowRouter = Field(LowRouter(), description="How low pairs are routed once experts read testimony.")
     select: Select = Field(Select(), description="Chosen and rejected judgments.")
     dpo: Training = Field(Training(learning_rate=5e-6), description="Phase 2: the judge prefers chosen to rejected.")
     benchmarks: list[Benchmark] = Field([], description="What base, phase-1 and phase-2 judge are evaluated on.")
     miniworld: Miniworld = Field(Miniworld(), description="The drawn world.")
     cluster: Cluster = Field(Cluster(), description="Where Ray runs.")
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether a source has labels."""
+        return any(source.labels for source in self.data.sources)
+
+    @property
+    def testifies(self) -> bool:
+        """Whether the phase-1 judge testifies, experts read it, and low pairs are routed again by what they say."""
+        return self.has_phase2 and self.select.testimony_weight > 0
+
+    @property
+    def has_phase2(self) -> bool:
+        """Whether phase 2 is trained: on testimony that no label guards only where the settings ask for it."""
+        return self.has_labels or self.low_router.without_labels or not self.select.testimony_weight
 
     @field_validator("judge")
     @classmethod
@@ -107,6 +127,15 @@ class Settings(Strict):
             raise ValueError(
                 f"data.max_images lets videos have {self.data.max_images} frames, and captioner.max_frames shows "
                 f"{self.captioner.max_frames} at once; raise this, or lower that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_labels_for_testimony(self) -> Self:
+        if self.select.testimony_weight and self.has_labels and self.labels is None:
+            raise ValueError(
+                "select.testimony_weight needs labelled images that the first router has not seen; divide them with "
+                "labels: {router: 0.45, low_router: 0.45, choice: 0.1}"
             )
         return self
 

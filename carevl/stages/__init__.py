@@ -9,10 +9,13 @@ from carevl.stages import (
     ingest,
     respond,
     route,
+    route_low,
     sample,
     score,
+    score_testimony,
     select,
     sft,
+    testify,
 )
 
 STAGES = (
@@ -24,7 +27,10 @@ STAGES = (
     route.STAGE,
     demonstrate.STAGE,
     sft.STAGE,
+    testify.STAGE,
     sample.STAGE,
+    score_testimony.STAGE,
+    route_low.STAGE,
     select.STAGE,
     dpo.STAGE,
     evaluate.STAGE,

@@ -44,6 +44,16 @@ def no_members(settings: Settings) -> Sequence[str]:
     return ("",)
 
 
+def phase2_members(settings: Settings) -> Sequence[str]:
+    """Return the member of a stage that has one table, if there is a phase 2."""
+    return ("",) if settings.has_phase2 else ()
+
+
+def testimony_members(settings: Settings) -> Sequence[str]:
+    """Return the member of a stage that has one table, if anybody testifies."""
+    return ("",) if settings.testifies else ()
+
+
 def no_reservations(settings: Settings) -> Sequence[Reservation]:
     """Return what a stage reserves that runs in the driver."""
     del settings
@@ -288,6 +298,8 @@ class RunContext:
             if table == self.run.table(key) or _as_json(stage.row_facts(cause)) != facts:
                 continue
             versions = cause.get("inputs", {})
+            if not {role for role, *_ in sources.values()} <= versions.keys():
+                continue  # it was made before the stage had this input
             inputs = {role: self._input(stage, name, role, version) for role, version in versions.items()}
             if not any(inputs[role].is_remade_since(versions[role]) for role, *_ in sources.values()):
                 below_inputs = {source: inputs[role].directory.joinpath(*at) for source, (role, *at) in sources.items()}

@@ -22,6 +22,7 @@ from carevl.stages.base import (
     in_training,
     judge_pixels,
     keeps_adapter,
+    phase2_members,
     pixel_inputs,
     reads,
 )
@@ -165,6 +166,7 @@ def models(settings: Settings, table: str) -> list[LoadedModel]:
 
 STAGE = Stage(
     name="dpo",
+    members=phase2_members,
     inputs=reads("select", "demonstrate", "sft"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,

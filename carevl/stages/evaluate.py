@@ -96,9 +96,8 @@ def _log_verdicts(context: RunContext, table: str) -> dict[str, Any]:
 
 
 def members(settings: Settings) -> list[str]:
-    """Return the names of the judges."""
-    del settings
-    return list(JUDGES)
+    """Return the names of the judges that there are."""
+    return [name for name, phase in JUDGES.items() if settings.has_phase2 or phase != "dpo"]
 
 
 def _judge(table: str) -> str:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from carevl.confidence.guarantee import CannotCertifyError
+from carevl.confidence.label_shares import serving
 from carevl.confidence.pairs import NO_CAPTION, Pairs
 from carevl.confidence.policies import fit_router
 from carevl.confidence.routing import drop_items
@@ -40,10 +41,16 @@ _SCORES = ["item_id", "expert", "view", "scores"]
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what routing depends on, apart from items and scores."""
     del root, table
-    router, data = {"router": router_facts(settings.router)}, settings.data
+    router, data = {"router": router_facts(settings.router), **label_facts(settings)}, settings.data
     if data.text_only_share == type(data).model_fields["text_only_share"].default:
         return router
     return {**router, "text_only_share": data.text_only_share, "seed": settings.seed}
+
+
+def label_facts(settings: Settings) -> dict[str, Any]:
+    """Return how labelled images are divided, where they are."""
+    labels = settings.labels
+    return {} if labels is None else {"labels": {**labels.model_dump(), "seed": settings.router.seed}}
 
 
 def router_facts(router: RouterSettings) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def run_route(
     fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
     keeps = choose_text_only(settings, fitting, log)
     try:
-        router = fit_router(settings.router, fitting.labelled, fitting.unlabelled)
+        router = fit_router(settings.router, fitting.labelled_for(settings), fitting.unlabelled)
     except CannotCertifyError as error:
         raise RunError(f"route: {error}; or set router.fallback to a policy without a guarantee") from error
     routes: Counter[str] = Counter()
@@ -148,6 +155,10 @@ class Fitting:
     def labelled(self) -> Pairs | None:
         """The pairs of items with labels, None when there are none."""
         return self.pairs.select(self.is_labelled) if self.is_labelled.any() else None
+
+    def labelled_for(self, settings: Settings) -> Pairs | None:
+        """Return the labelled pairs of those images that serve this router, None when there are none."""
+        return self.labelled and serving("router", self.labelled, settings.labels, settings.router.seed)
 
     @property
     def unlabelled(self) -> Pairs | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from carevl.stages.base import PARTS, Counts, RunContext, Stage, reads_items, serving_inputs
+from carevl.stages.base import PARTS, Counts, RunContext, Stage, phase2_members, reads_items, serving_inputs
 from carevl.stages.sampling import (
     Item,
     Prompted,
@@ -67,6 +67,7 @@ def row_facts(cause: Mapping[str, Any]) -> Mapping[str, Any]:
 
 STAGE = Stage(
     name="sample",
+    members=phase2_members,
     inputs=reads_items("route", "sft"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,

@@ -1,4 +1,4 @@
-"""What a judge is asked about training items, and its answers: the work of the stages demonstrate and sample."""
+"""What a judge is asked about items, and its answers: the work of the stages demonstrate, testify and sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from carevl.errors import UserError
 from carevl.judging.counts import VerdictCounts, describe, join, store
 from carevl.judging.markup import split_thinking
 from carevl.judging.prompts import Task, judge_turn, write_judgment
-from carevl.judging.turns import Turn, turns_of
+from carevl.judging.turns import Turn, shift_places, turns_of
 from carevl.judging.verdicts import Verdict, read_verdict
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
@@ -41,19 +41,30 @@ Item = dict[str, Any]
 """A row of the table `items`."""
 
 
+UNJUDGED = ("answer", "testimony")
+"""Tasks that show no response, and ask for no verdict."""
+
+
 @dataclass(frozen=True)
 class Prompted:
-    """A prompt about an item: its task and the responses it shows, in order; task `answer` is the bare question."""
+    """A prompt about an item: its task and the responses it shows, in order.
 
-    task: Task | Literal["answer"]
+    Task `answer` is the bare question, and `testimony` the question in other words; neither shows a response.
+    """
+
+    task: Task | Literal["answer", "testimony"]
     order: tuple[int, ...]
+    words: str = "{question}"
+    """Of the question, where no response is shown."""
 
     def write(self, item: Item, asking: Asking) -> tuple[Turn, ...]:
-        """Return the turns: one of a judging prompt, and those of the item for the bare question."""
+        """Return the turns: one of a judging prompt, and those of the item where no response is shown."""
         asked = turns_of(item)
-        if self.task == "answer":
-            return asked
-        return (judge_turn(self.task, asked, item["responses"], self.order, asking.template(self.task)),)
+        match self.task:
+            case "answer" | "testimony":
+                return (*asked[:-1], _in_words(asked[-1], self.words))
+            case task:
+                return (judge_turn(task, asked, item["responses"], self.order, asking.template(task)),)
 
     def columns(self, item: Item, asking: Asking) -> dict[str, Any]:
         """Return prompt and places of a judging prompt, as tables store them."""
@@ -61,20 +72,29 @@ class Prompted:
         return {"prompt": turn.text, "places": list(turn.places)}
 
     def read(self, generation: Generation, wording: str | None = None) -> Verdict:
-        """Return what was written. An answer is all evidence, but for what was thought before it.
+        """Return what was written. What is no judgment is all evidence, but for what was thought before it.
 
         Args:
             wording: the judge's own of a verdict.
         """
-        if self.task == "answer":
-            answer = split_thinking(generation.text)[1].strip()
-            return Verdict("truncated" if generation.truncated else "ok", answer)
-        reading = read_verdict(generation.text, self.task, len(self.order), generation.truncated, wording)
-        return reading.in_items(self.order)
+        match self.task:
+            case "answer" | "testimony":
+                said = split_thinking(generation.text)[1].strip()
+                return Verdict("truncated" if generation.truncated else "ok", said)
+            case task:
+                reading = read_verdict(generation.text, task, len(self.order), generation.truncated, wording)
+                return reading.in_items(self.order)
 
 
-Choose = Callable[["Settings", pa.Table, pa.Table, pa.Table], pa.Table]
-"""Settings, and one part of items, routes and judgments, to the rows that are chosen of it."""
+def _in_words(question: Turn, words: str) -> Turn:
+    """Return a question within other words; images before it stay before all of them."""
+    before, after = words.split("{question}")
+    places = shift_places(question.places, len(before))
+    return Turn(question.role, f"{before}{question.text}{after}", places)
+
+
+Choose = Callable[..., pa.Table]
+"""Settings, and one part of items, routes, judgments and more tables, to the rows that are chosen of it."""
 
 Prompts = Callable[[Item, Sequence[dict[str, Any]]], list[Prompted]]
 """What is asked about an item, given its rows of the table `routes`."""
@@ -85,13 +105,19 @@ def both_orders(first: int, second: int) -> tuple[Prompted, Prompted]:
     return Prompted("pairwise", (first, second)), Prompted("pairwise", (second, first))
 
 
-def by_item(items: pa.Table, routes: pa.Table) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
-    """Yield every item to learn from, with its routes: those with an error, and labelled ones, are passed by."""
+def by_item(
+    items: pa.Table, routes: pa.Table, *, labelled: bool = False
+) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
+    """Yield every item to learn from, with its routes: those with an error are passed by.
+
+    Args:
+        labelled: yield those with labels, too.
+    """
     of_item: dict[str, list[dict[str, Any]]] = {}
     for row in routes.to_pylist():
         of_item.setdefault(row["item_id"], []).append(row)
     for item in items.to_pylist():
-        if item["error"] is None and item["gold"] is None:
+        if item["error"] is None and (labelled or item["gold"] is None):
             yield item, of_item.get(item["item_id"], [])
 
 
@@ -103,12 +129,18 @@ class SamplingSpec:
     samples: int
     temperature: float
     seed: int
+    labelled: bool = False
+    """Whether labelled items are asked about, too."""
+
+    def by_item(self, tables: Mapping[str, pa.Table]) -> Iterator[tuple[Item, list[Prompted]]]:
+        """Yield the items that are asked about at all, with their prompts."""
+        for item, routes in by_item(tables["items"], tables["routes"], labelled=self.labelled):
+            if prompts := self.prompts(item, routes):
+                yield item, prompts
 
     def item_ids(self, tables: Mapping[str, pa.Table]) -> Iterable[str]:
         """Return the ids of the items that are asked about at all."""
-        return (
-            item["item_id"] for item, routes in by_item(tables["items"], tables["routes"]) if self.prompts(item, routes)
-        )
+        return (item["item_id"] for item, _ in self.by_item(tables))
 
 
 @dataclass
@@ -133,17 +165,15 @@ class JudgeProcessor(Processor):
 
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode the pictures that the judge will be asked about."""
-        rows = by_item(tables["items"], tables["routes"])
-        images = {name for item, routes in rows if self.spec.prompts(item, routes) for name in item["images"]}
+        images = {name for item, _ in self.spec.by_item(tables) for name in item["images"]}
         return decode_shown(tables, images, self.resize_pixels)
 
     def row_inputs(self, tables: Mapping[str, pa.Table]) -> Mapping[tuple[Any, ...], Any]:
         """Nothing but the prompt, which task and order tell; question and responses are in the item's key."""
-        rows = by_item(tables["items"], tables["routes"])
         return {
             (item["item_id"], prompted.task, prompted.order): None
-            for item, routes in rows
-            for prompted in self.spec.prompts(item, routes)
+            for item, prompts in self.spec.by_item(tables)
+            for prompted in prompts
         }
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
@@ -154,11 +184,9 @@ class JudgeProcessor(Processor):
         rows: list[dict[str, Any]] = []
         prompted_rows: list[Prompted] = []
         requests: list[GenerationRequest] = []
-        for item, routes in by_item(tables["items"], tables["routes"]):
+        for item, asked_of_item in self.spec.by_item(tables):
             prompts = [
-                prompted
-                for prompted in self.spec.prompts(item, routes)
-                if (item["item_id"], prompted.task, prompted.order) not in known
+                prompted for prompted in asked_of_item if (item["item_id"], prompted.task, prompted.order) not in known
             ]
             if not prompts:
                 continue
@@ -191,7 +219,7 @@ class JudgeProcessor(Processor):
                 "tokens": generation.tokens,
                 "error": None,
             }
-            if prompted.task != "answer":
+            if prompted.task not in UNJUDGED:
                 self.counts.add(prompted.task, generation.text, verdict.status, tie=verdict.tie)
         return pa.Table.from_pylist(rows, JUDGMENTS)
 
@@ -303,7 +331,7 @@ def judge_items(
 
 
 def count_verdicts(judgments: Table, wording: str | None = None) -> dict[str, VerdictCounts]:
-    """Return the counts of a table of judgments by their task; answers to the bare question have no verdict.
+    """Return the counts of a table of judgments by their task; answers and testimony have no verdict.
 
     Args:
         wording: the judge's own of a verdict.
@@ -311,7 +339,7 @@ def count_verdicts(judgments: Table, wording: str | None = None) -> dict[str, Ve
     counts: dict[str, VerdictCounts] = {}
     for number in judgments.parts():
         for row in judgments.read(number, ["task", "text", "status", "error"]).to_pylist():
-            if row["task"] != "answer":
+            if row["task"] not in UNJUDGED:
                 of_task = counts.setdefault(row["task"], VerdictCounts())
                 failed = row["error"] is not None
                 of_task.add(row["task"], row["text"], row["status"], failed=failed, wording=wording)
@@ -327,12 +355,12 @@ def _check_parsed(name: str, counts: VerdictCounts, min_parsed: float) -> None:
         ) from error
 
 
-def choose_rows(context: RunContext, choose: Choose, judged: Table, target: Table) -> int:
-    """Apply a pure function of items, routes and judgments to every part; return how many rows it chose."""
+def choose_rows(context: RunContext, choose: Choose, judged: Table, target: Table, *more: Table) -> int:
+    """Apply a pure function of items, routes, judgments and more to every part; return how many rows it chose."""
     n_rows = 0
-    items, routes = context.ingested.items, context.table("route")
-    for number in items.parts():
-        chosen = choose(context.settings, items.read(number), routes.read(number), judged.read(number))
+    tables = [context.ingested.items, context.table("route"), judged, *more]
+    for number in context.ingested.items.parts():
+        chosen = choose(context.settings, *(table.read(number) for table in tables))
         target.write(number, chosen)
         n_rows += chosen.num_rows
     return n_rows

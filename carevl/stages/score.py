@@ -57,7 +57,7 @@ VERSION = 3
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what an expert's scores depend on, apart from items and captions."""
     del root
-    expert = _expert(settings, table)
+    expert = expert_of(settings, table)
     facts = {
         "version": VERSION,
         "weights": EXPERT_KINDS[expert.kind].fingerprint(expert),
@@ -87,20 +87,24 @@ class ScoreProcessor(Processor):
         """The expert's tokenizer; None for one that reads text."""
         return EXPERT_KINDS[self.expert.kind].encoder(self.expert)
 
+    def read(self, tables: Mapping[str, pa.Table]) -> tuple[list[dict[str, Any]], list[ExpertInput]]:
+        """Return the rows of a part of `scores` without their scores, and the inputs of those that have no error."""
+        return _expert_inputs(self.expert, tables)
+
     def preprocess(self, tables: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
         """Decode what the expert sees, or tokenise what it reads: a row each of the table `tokens`."""
         if "images" in tables:
             return decode_shown(tables, resize_pixels=self.resize_pixels)
         if self.encode is None:
             return tables
-        _, inputs = _expert_inputs(self.expert, tables)
+        _, inputs = self.read(tables)
         encoded = self.encode([entry.row(self.expert) for entry in inputs])
         rows = [{"ids": [text.ids for text in texts], "types": [text.types for text in texts]} for texts in encoded]
         return {**tables, "tokens": pa.Table.from_pylist(rows, EXPERT_TOKENS)}
 
     def row_inputs(self, tables: Mapping[str, pa.Table]) -> Mapping[tuple[Any, ...], Any]:
         """The captions that are read, by image and view; what is asked and answered is in the item's key."""
-        captions = _captions(tables)
+        captions = captions_by_image(tables)
         return {
             (item["item_id"],): [captions.get(name, {}) for name in captioned_turns(item, captions)[1]]
             for item in tables["items"].to_pylist()
@@ -108,7 +112,7 @@ class ScoreProcessor(Processor):
         }
 
     def process(self, tables: Mapping[str, pa.Table]) -> pa.Table:
-        rows, inputs = _expert_inputs(self.expert, tables)
+        rows, inputs = self.read(tables)
         if "images" in tables:
             inputs = self._with_images(rows, inputs, tables)
         results = self._ask(inputs, _tokens(tables["tokens"]) if "tokens" in tables else None)
@@ -159,8 +163,7 @@ def _tokens(table: pa.Table) -> list[list[Encoded]]:
 
 
 def _expert_inputs(expert: Expert, tables: Mapping[str, pa.Table]) -> tuple[list[dict[str, Any]], list[ExpertInput]]:
-    """Return the rows of a part of `scores` without their scores, and the inputs of those that have no error."""
-    captions = _captions(tables)
+    captions = captions_by_image(tables)
     rows: list[dict[str, Any]] = []
     inputs: list[ExpertInput] = []
     for item in tables["items"].to_pylist():
@@ -197,7 +200,7 @@ def _views(
     return {**{view: [own.get(view) for own in of_image] for view in views}, NO_CAPTION: None}
 
 
-def _captions(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, str | None]]:
+def captions_by_image(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, str | None]]:
     """Return the captions of an image by view, None for one that has an error."""
     captions: dict[str, dict[str, str | None]] = {}
     for row in tables["captions"].to_pylist():
@@ -235,8 +238,8 @@ def run(context: RunContext) -> Counts:
     jobs = [
         PoolJob(
             name=table,
-            processor=ScoreProcessor(expert := _expert(context.settings, table), context.settings.data.resize_pixels),
-            sources=_sources(context, expert),
+            processor=ScoreProcessor(expert := expert_of(context.settings, table), context.settings.data.resize_pixels),
+            sources=score_sources(context, expert),
             target=context.table(table),
             pool=expert.pool,
             key="item_id",
@@ -252,7 +255,8 @@ def run(context: RunContext) -> Counts:
     return context.run_pools(jobs, rates=rates)
 
 
-def _sources(context: RunContext, expert: Expert) -> dict[str, Table]:
+def score_sources(context: RunContext, expert: Expert) -> dict[str, Table]:
+    """Return the tables that an expert reads."""
     ingested = context.ingested
     sources = {
         "items": ingested.items,
@@ -269,20 +273,25 @@ def members(settings: Settings) -> list[str]:
     return [expert.name for expert in settings.experts]
 
 
-def _expert(settings: Settings, table: str) -> Expert:
-    name = table.removeprefix("score/")
+def expert_of(settings: Settings, table: str) -> Expert:
+    """Return the expert of one of the tables that have one for each."""
+    name = table.partition("/")[2]
     return next(expert for expert in settings.experts if expert.name == name)
 
 
-def reservations(settings: Settings) -> list[Reservation]:
-    """Return what the pools reserve."""
-    experts = enumerate(settings.experts)
-    return [for_pool(f"score/{expert.name}", f"experts.{n}.pool", expert.pool) for n, expert in experts]
+def pools_of(stage: str) -> Callable[[Settings], list[Reservation]]:
+    """Return what the pools of a stage reserve that has one for each expert."""
+
+    def reservations(settings: Settings) -> list[Reservation]:
+        experts = enumerate(settings.experts)
+        return [for_pool(f"{stage}/{expert.name}", f"experts.{n}.pool", expert.pool) for n, expert in experts]
+
+    return reservations
 
 
 def models(settings: Settings, table: str) -> list[LoadedModel]:
     """Return the expert of a table, if it is of a kind that loads weights."""
-    expert = _expert(settings, table)
+    expert = expert_of(settings, table)
     setting = f"experts.{settings.experts.index(expert)}"
     return [in_pool(setting, expert)] if EXPERT_KINDS[expert.kind].loads_weights(expert) else []
 
@@ -293,7 +302,7 @@ STAGE = Stage(
     inputs=reads_items("caption"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,
-    reservations=reservations,
+    reservations=pools_of("score"),
     models=models,
     retryable="score",
     row_facts=without_inputs,

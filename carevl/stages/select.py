@@ -3,6 +3,8 @@
 A verdict's score is the mean of what the rules of selection (`stages/selection/`) say for it, by their weights. In each
 order a judgment of the better verdict is chosen, and one of the other verdict (or without any) rejected, with the same
 evidence if there is one: then the two differ in nothing but what is to be learned. With `same_evidence` they always do.
+Where testimony has a weight, pairs count whose label it makes trusted, and no others; evidence is then chosen that the
+experts rate best who have read it.
 Pairs of responses on which all judgments agree give nothing to learn. Judgments with a verdict are written in the
 grammar, whatever the judge's own wording, so that nothing is preferred for its form.
 """
@@ -10,14 +12,20 @@ grammar, whatever the judge's own wording, so that nothing is preferred for its 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.stats import rankdata
 
 from carevl.models.judge_spec import asking_of
-from carevl.stages.base import PARTS, Counts, RunContext, Stage, reads
+from carevl.stages import score_testimony
+from carevl.stages.base import PARTS, Counts, RunContext, Stage, phase2_members
 from carevl.stages.sampling import Item, Prompted, both_orders, by_item, choose_rows, in_grammar, judgment_rows, typical
+from carevl.stages.score_testimony import EVIDENCE, evidence_of
 from carevl.stages.selection import RULES, JudgedPair, SelectionRule
 from carevl.stages.selection.base import Part
 from carevl.stages.selection.witness import NAMES_ANSWERS, Row, content_words, most_given
@@ -32,9 +40,23 @@ if TYPE_CHECKING:
 VERSION = 6
 
 
-def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.Table) -> pa.Table:
-    """Return the pairs of phase 2: PAIRS."""
+def choose(
+    settings: Settings,
+    items: pa.Table,
+    routes: pa.Table,
+    judgments: pa.Table,
+    trusted: pa.Table | None = None,
+    *scores: pa.Table,
+) -> pa.Table:
+    """Return the pairs of phase 2: PAIRS.
+
+    Args:
+        trusted: ROUTES of the low pairs, once experts have read testimony.
+        scores: SCORES of every expert that has, which rate evidence.
+    """
     select = settings.select
+    again = {} if trusted is None else {_pair_of(row): row for row in trusted.to_pylist()}
+    rated = rate_evidence(judgments, scores)
     written: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
     asking = asking_of(settings.judge)
     for row in judgment_rows(judgments, asking):
@@ -47,23 +69,62 @@ def choose(settings: Settings, items: pa.Table, routes: pa.Table, judgments: pa.
     pairs: list[dict[str, Any]] = []
     for item, of_item in by_item(items, routes):
         for route in of_item:
-            if route["route"] == "low":
-                prompts = both_orders(route["first"], route["second"])
-                judged = [written[item["item_id"], prompted.order] for prompted in prompts]
-                in_both = [row for rows in judged for row in rows]
-                pair = JudgedPair(item, route, in_both, written[item["item_id"], ()], part)
-                scores = verdict_scores(select, pair)
-                answers = pair.answers if select.answer_weight else []
-                if select.same_evidence:
-                    chosen = [*_contradictions(select, item, prompts, in_both, answers, scores)]
-                else:
-                    of_order = zip(prompts, judged, strict=True)
-                    chosen = [pair for p, rows in of_order for pair in _pairs(select, item, p, rows, answers, scores)]
-                asked = {prompted.order: prompted.columns(item, asking) for prompted in prompts}
-                pairs += [{**pair, **asked[pair["order"]]} for pair in chosen]
+            label = again.get(_pair_of(route))
+            if route["route"] != "low" or (select.testimony_weight and (label is None or label["route"] != "high")):
+                continue
+            prompts = both_orders(route["first"], route["second"])
+            judged = [written[item["item_id"], prompted.order] for prompted in prompts]
+            in_both = [row for rows in judged for row in rows]
+            facts = JudgedPair(item, route, in_both, written[item["item_id"], ()], part, label)
+            answer = most_given(facts.answers)[0] if select.answer_weight else ""
+            pair = _Judged(item, verdict_scores(select, facts), answer, rated.get(item["item_id"], {}))
+            if select.same_evidence:
+                chosen = [*_contradictions(select, pair, prompts, in_both)]
+            else:
+                of_order = zip(prompts, judged, strict=True)
+                chosen = [row for prompted, rows in of_order for row in _pairs(select, pair, prompted, rows)]
+            asked = {prompted.order: prompted.columns(item, asking) for prompted in prompts}
+            pairs += [{**row, **asked[row["order"]]} for row in chosen]
     if select.balance:
         pairs = _balanced(pairs, settings.seed)
     return pa.Table.from_pylist(pairs, PAIRS)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A pair of responses to an item: the scores of its verdicts, and what tells good evidence about it."""
+
+    item: Item
+    scores: Mapping[int | None, float]
+    answer: str
+    """What the judge answers most often; nothing where that has no weight."""
+    rated: Mapping[str, float]
+    """Evidence to its rating by experts; nothing where they have read no testimony."""
+
+    def best(self, judgments: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the judgment whose evidence is rated best, is most like the answer, and is given most often."""
+        ratings = [self.rated.get(row["evidence"], -1.0) for row in judgments]
+        top = max(ratings)
+        rated = [row for row, rating in zip(judgments, ratings, strict=True) if rating == top]
+        return typical(_like(rated, self.answer), among)
+
+
+def rate_evidence(judgments: pa.Table, scores: Sequence[pa.Table]) -> dict[str, dict[str, float]]:
+    """Return the rating of evidence, by item: its mean rank among that of the item over the experts, 0 to 1."""
+    texts = evidence_of(judgments) if scores else {}
+    ranks: dict[str, list[Any]] = defaultdict(list)
+    for table in scores:
+        for row in table.filter(pc.equal(table["view"], EVIDENCE)).select(["item_id", "scores"]).to_pylist():
+            if row["scores"] is not None:
+                ranks[row["item_id"]].append(rankdata(row["scores"]) / len(row["scores"]))
+    return {
+        name: dict(zip(texts[name], np.mean(of_experts, axis=0).tolist(), strict=True))
+        for name, of_experts in ranks.items()
+    }
+
+
+def _pair_of(row: Row) -> tuple[str, int, int]:
+    return row["item_id"], row["first"], row["second"]
 
 
 def weighted_rules(select: Select) -> list[tuple[SelectionRule, float]]:
@@ -85,19 +146,15 @@ def verdict_scores(select: Select, pair: JudgedPair) -> dict[int | None, float]:
 
 
 def _pairs(
-    select: Select,
-    item: Item,
-    prompted: Prompted,
-    rows: Sequence[dict[str, Any]],
-    answers: Sequence[Row],
-    scores: dict[int | None, float],
+    select: Select, judged: _Judged, prompted: Prompted, rows: Sequence[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
+    scores = judged.scores
     best = max(prompted.order, key=lambda winner: scores[winner])
     chosen = [row for row in rows if row["winner"] == best]
     rejected = [row for row in rows if scores[best] - scores[row["winner"]] >= select.min_gap]
     if not chosen:
         return
-    winner = typical(_like(chosen, most_given(answers)[0]), rows)
+    winner = judged.best(chosen, rows)
     better = in_grammar(winner, prompted.order)
     kept: set[str] = set()
     rejected.sort(key=lambda row: (scores[row["winner"]], row["evidence"] != winner["evidence"], row["sample"]))
@@ -109,7 +166,7 @@ def _pairs(
         if len(kept) == select.pairs_per_order:
             return
         yield {
-            **_facts(item, prompted, scores, best, loser["winner"]),
+            **_facts(judged, prompted, best, loser["winner"]),
             "rank": len(kept),
             "chosen": better,
             "rejected": worse,
@@ -118,12 +175,7 @@ def _pairs(
 
 
 def _contradictions(
-    select: Select,
-    item: Item,
-    prompts: Sequence[Prompted],
-    rows: Sequence[dict[str, Any]],
-    answers: Sequence[Row],
-    scores: dict[int | None, float],
+    select: Select, judged: _Judged, prompts: Sequence[Prompted], rows: Sequence[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """In each order a judgment of the better verdict, and the same with the other verdict.
 
@@ -131,10 +183,10 @@ def _contradictions(
     names an answer by number: a judge that always prefers what it is shown first has the better verdict in one order
     only.
     """
+    scores = judged.scores
     best, other = sorted(prompts[0].order, key=lambda winner: -scores[winner])
     if scores[best] - scores[other] < select.min_gap or all(row["winner"] == best for row in rows):
         return
-    answer = most_given(answers)[0]
     for prompted in prompts:
         agreeing = [
             row
@@ -144,26 +196,24 @@ def _contradictions(
         ]
         if not agreeing:
             continue
-        source = typical(_like(agreeing, answer), rows)
+        source = judged.best(agreeing, rows)
         chosen, rejected = (in_grammar(source | {"winner": winner}, prompted.order) for winner in (best, other))
         yield {
-            **_facts(item, prompted, scores, best, other),
+            **_facts(judged, prompted, best, other),
             "rank": 0,
             "chosen": chosen,
             "rejected": rejected,
         }
 
 
-def _facts(
-    item: Item, prompted: Prompted, scores: dict[int | None, float], best: int, other: int | None
-) -> dict[str, Any]:
+def _facts(judged: _Judged, prompted: Prompted, best: int, other: int | None) -> dict[str, Any]:
     """Return what a row of PAIRS says beside its prompt and its two judgments."""
     return {
-        "item_id": item["item_id"],
+        "item_id": judged.item["item_id"],
         "order": prompted.order,
         "winner": best,
-        "score_chosen": scores[best],
-        "score_rejected": scores[other],
+        "score_chosen": judged.scores[best],
+        "score_rejected": judged.scores[other],
     }
 
 
@@ -195,7 +245,8 @@ def run(context: RunContext) -> Counts:
     """Make pairs of the sampled judgments."""
     [table] = context.pending
     sampled = context.table("sample")
-    n_pairs = choose_rows(context, choose, sampled, context.table(table))
+    again = [context.table(name) for name in _again(context.settings)]
+    n_pairs = choose_rows(context, choose, sampled, context.table(table), *again)
     manifest = sampled.manifest or {}
     return {table: {"rows_in": manifest.get("rows_out", 0), "rows_out": n_pairs, "errors": 0}}
 
@@ -204,7 +255,26 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     """Return what pairs depend on, apart from the judgments."""
     del root, table
     own = set() if settings.select.rules else {"rules"}
+    own |= set() if settings.select.testimony_weight else {"testimony_weight"}
     return {"version": VERSION, "seed": settings.seed, **settings.select.model_dump(exclude=own)}
 
 
-STAGE = Stage(name="select", inputs=reads("sample"), fingerprint_inputs=fingerprint_inputs, run=run, contents=PARTS)
+def _again(settings: Settings) -> tuple[str, ...]:
+    """Return what is read beside the judgments, where experts have read testimony."""
+    return ("route_low", *score_testimony.STAGE.tables(settings)) if settings.testifies else ()
+
+
+def inputs(settings: Settings, table: str) -> dict[str, str]:
+    """Return the judgments, and what experts say who have read testimony."""
+    del table
+    return {name: name for name in ("sample", *_again(settings))}
+
+
+STAGE = Stage(
+    name="select",
+    members=phase2_members,
+    inputs=inputs,
+    fingerprint_inputs=fingerprint_inputs,
+    run=run,
+    contents=PARTS,
+)

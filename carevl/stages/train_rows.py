@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from carevl.confidence.label_shares import serves
 from carevl.judging.prompts import write_judgment
 from carevl.models.judge_spec import asking_of
 from carevl.settings.asking import Asking
@@ -87,29 +88,37 @@ def write_rows(
     return filled
 
 
-def write_dev(ingested: Ingested, n_pairs: int, seed: int, target: Table, asking: Asking) -> list[int]:
+def write_dev(settings: Settings, ingested: Ingested, n_pairs: int, target: Table) -> list[int]:
     """Labelled pairs, drawn by chance, as rows for `train(dev=…)`; return the parts that have rows.
 
+    Only labelled images serve that are there to choose judges by (`labels.choice`), where they are divided.
+
     Raises:
-        RunError: no item has a label.
+        RunError: no such image has a pair of which one response is better.
     """
+    seed, shares, of_routers = settings.seed, settings.labels, settings.router.seed
     drawn: list[tuple[float, int, str, int, int]] = []
     for number in ingested.items.parts():
-        for item in ingested.items.read(number, ["item_id", "gold", "error"]).to_pylist():
+        for item in ingested.items.read(number, ["item_id", "images", "gold", "error"]).to_pylist():
             if item["gold"] is None or item["error"] is not None:
                 continue
             name = item["item_id"]
+            if not serves([*item["images"], name][0], "choice", shares, of_routers):
+                continue
             pairs = itertools.combinations(range(len(item["gold"])), 2)
             pairs_of_item = [(i, j) for i, j in pairs if item["gold"][i] != item["gold"][j]]
             drawn += [(hash_uniform(seed, name, i, j, "dev"), number, name, i, j) for i, j in pairs_of_item]
     if not drawn:
-        raise RunError("dev_pairs: no source has labels; declare one with labels: true, or set dev_pairs to 0")
+        raise RunError(
+            "dev_pairs: no source has labels that serve to choose judges by; declare one with labels: true, raise "
+            "labels.choice, or set dev_pairs to 0"
+        )
     of_part: dict[int, dict[str, list[tuple[int, int]]]] = {}
     for _, number, name, i, j in sorted(drawn)[:n_pairs]:
         of_part.setdefault(number, {}).setdefault(name, []).append((i, j))
     for number, chosen in of_part.items():
         if not target.is_made(number):
-            target.write(number, _dev_rows(ingested, number, chosen, asking))
+            target.write(number, _dev_rows(ingested, number, chosen, asking_of(settings.judge)))
     return sorted(of_part)
 
 
@@ -145,7 +154,7 @@ def write_dev_parts(settings: Settings, training: Training, ingested: Ingested, 
     if not training.dev_pairs:
         return []
     target = Table(directory / "dev")
-    numbers = write_dev(ingested, training.dev_pairs, settings.seed, target, asking_of(settings.judge))
+    numbers = write_dev(settings, ingested, training.dev_pairs, target)
     return [target.part(number) for number in numbers]
 
 

@@ -9,7 +9,7 @@ from carevl.judging.verdicts import read_verdict
 from carevl.settings.loader import load_settings
 from carevl.stages import select
 from carevl.stages.selection.witness import Witness
-from carevl.store.schemas import ITEMS, JUDGMENTS
+from carevl.store.schemas import ITEMS, JUDGMENTS, SCORES
 from tests.helpers.items import about
 
 FIRST, SECOND = [0, 1], [1, 0]
@@ -29,7 +29,7 @@ def sampled(item_id, order, *judged):
     return rows
 
 
-def choose(judgments, *overrides, probability=0.5):
+def choose(judgments, *overrides, probability=0.5, trusted=None, rated=()):
     off = ("balance=false", "evidence_weight=0", "answer_weight=0", "same_evidence=false", "min_gap=0.2")
     plain = [f"select.{setting}" for setting in off]
     settings = load_settings("mini", [*plain, *overrides])
@@ -43,6 +43,8 @@ def choose(judgments, *overrides, probability=0.5):
         pa.Table.from_pylist(items, ITEMS),
         pa.Table.from_pylist(routes),
         pa.Table.from_pylist(judgments, JUDGMENTS),
+        *(() if trusted is None else (pa.Table.from_pylist(trusted),)),
+        *(pa.Table.from_pylist(rows, SCORES) for rows in rated),
     )
     return select.choose(settings, *tables).to_pylist()
 
@@ -193,6 +195,46 @@ def test_the_answer_to_the_bare_question_speaks_for_a_response_and_for_evidence_
 def test_answers_that_are_not_asked_for_cannot_be_weighed():
     with pytest.raises(SettingsError, match=r"select: answer_weight .* set sample.answers to true"):
         load_settings("single-gpu", ["select.answer_weight=1"])
+
+
+TESTIMONY = (
+    "select.testimony_weight=1",
+    "select.consistency_weight=0",
+    "select.expert_weight=0",
+    "labels={router: 1, low_router: 1}",
+)
+
+
+def _routed_again(item_id, route, probability):
+    return [{"item_id": item_id, "first": 0, "second": 1, "route": route, "probability": probability}]
+
+
+def test_pairs_are_chosen_whose_label_testimony_makes_trusted():
+    judged = sampled("a", FIRST, (1, "Three."), (0, "Two."), (1, "Three."), (1, "Three."))
+    judged += sampled("a", SECOND, (1, "Three."), (0, "Two."), (1, "Three."), (1, "Three."))
+    pairs = choose(judged, *TESTIMONY, trusted=_routed_again("a", "high", 0.9))
+    assert [pair["winner"] for pair in pairs] == [0, 0]  # whatever most judgments say
+    assert [pair["score_chosen"] for pair in pairs] == pytest.approx([0.9, 0.9])
+    assert choose(judged, *TESTIMONY, trusted=_routed_again("a", "low", 0.9)) == []
+    assert choose(judged, *TESTIMONY, trusted=_routed_again("b", "high", 0.9)) == []
+
+
+def test_the_chosen_judgment_has_the_evidence_that_experts_rate_best():
+    judged = sampled("a", FIRST, (1, "Dots."), (1, "Dots."), (1, "Three dots."), (0, "Two."))
+    judged += sampled("a", SECOND, *[(1, "Dots.")] * 4)
+    view = {"item_id": "a", "view": "evidence"}
+    rated = [  # Dots., Three dots., Two.; on scales of their own
+        [{**view, "expert": "llama", "scores": [1.0, 2.0, 9.0]}],
+        [{**view, "expert": "qwen2", "scores": [-30.0, 10.0, 0.0]}],
+        [{**view, "expert": "mistral", "scores": None}],
+    ]
+    trusted = _routed_again("a", "high", 0.1)
+    [pair] = choose(judged, *TESTIMONY, trusted=trusted, rated=rated)
+    assert pair["chosen"] == "Three dots.\nOverall Judgment: Answer 2 is better."
+    [pair] = choose(judged, *TESTIMONY, trusted=trusted)
+    assert pair["chosen"] == "Dots.\nOverall Judgment: Answer 2 is better."
+    pairs = choose(judged, *TESTIMONY, "select.same_evidence=true", trusted=trusted, rated=rated)
+    assert {text.partition("\n")[0] for pair in pairs for text in (pair["chosen"], pair["rejected"])} == {"Three dots."}
 
 
 def test_of_equally_bad_judgments_the_one_with_the_same_evidence_is_rejected():

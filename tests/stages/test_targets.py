@@ -5,7 +5,6 @@ import pytest
 
 from carevl.judging.prompts import write_judgment
 from carevl.judging.verdicts import read_verdict
-from carevl.settings.asking import Asking
 from carevl.settings.loader import load_settings
 from carevl.stages import demonstrate, train_rows
 from carevl.store.ingested import Ingested
@@ -60,7 +59,8 @@ def test_labelled_pairs_become_a_row_for_each_order(tmp_path):
     ingested.items.write(3, pa.Table.from_pylist([item(), labelled, broken], ITEMS))
     write_images(ingested, 3, pa.table({"image_id": ["i"], "bytes": [b"image"]}))
     target = Table(tmp_path / "dev")
-    assert train_rows.write_dev(ingested, 5, 0, target, Asking()) == [3]
+    settings = load_settings("mini")
+    assert train_rows.write_dev(settings, ingested, 5, target) == [3]
     rows = target.read().to_pylist()
     assert sorted({row["item_id"] for row in rows}) == ["b, responses 0 and 1", "b, responses 0 and 2"]
     assert all((row["images"], row["places"]) == ([b"image"], [0]) for row in rows)
@@ -68,15 +68,20 @@ def test_labelled_pairs_become_a_row_for_each_order(tmp_path):
     assert "Answer 1: One.\nAnswer 2: Two." in first["prompt"]
     assert (first["chosen"], first["rejected"]) == tuple(f"Overall Judgment: Answer {n} is better." for n in (2, 1))
     assert (second["chosen"], second["rejected"]) == tuple(f"Overall Judgment: Answer {n} is better." for n in (1, 2))
-    assert train_rows.write_dev(ingested, 1, 0, Table(tmp_path / "one"), Asking()) == [3]
+    assert train_rows.write_dev(settings, ingested, 1, Table(tmp_path / "one")) == [3]
     assert len(Table(tmp_path / "one").read()) == 2
+    divided = ["labels.router=0", "labels.low_router=0"]
+    assert train_rows.write_dev(load_settings("mini", divided), ingested, 1, Table(tmp_path / "two")) == [3]
+    elsewhere = load_settings("mini", ["labels.choice=0"])
+    with pytest.raises(RunError, match=r"raise labels\.choice, or set dev_pairs to 0"):
+        train_rows.write_dev(elsewhere, ingested, 1, Table(tmp_path / "none"))
 
 
 def test_labelled_pairs_without_labels_are_refused(tmp_path):
     ingested = Ingested(tmp_path / "ingest")
     ingested.items.write(0, pa.Table.from_pylist([item()], ITEMS))
     with pytest.raises(RunError, match="dev_pairs: no source has labels"):
-        train_rows.write_dev(ingested, 5, 0, Table(tmp_path / "dev"), Asking())
+        train_rows.write_dev(load_settings("mini"), ingested, 5, Table(tmp_path / "dev"))
 
 
 def test_a_rating_is_a_target_if_it_is_a_whole_number():

@@ -29,10 +29,13 @@ class ExpertInput:
     captions: tuple[str, ...] | None
     """Of its images, in the order in which they stand; None: it is read without."""
     images: tuple[Image, ...] = ()
+    testimony: str | None = None
+    """What an observer of the images says; it stands between captions and question."""
 
     def row(self, expert: Expert) -> TextRow:
         """Return what experts of texts are asked: all of it, the responses, and the same without captions."""
-        return fill_captions(expert, self.turns, self.captions), self.responses, fill_captions(expert, self.turns, None)
+        read = fill_captions(expert, self.turns, self.captions, self.testimony)
+        return read, self.responses, fill_captions(expert, self.turns, None)
 
     def image_row(self) -> ImageRow:
         """Return what experts are asked that see the images."""
@@ -55,12 +58,14 @@ class ExpertInput:
         return replace(self, captions=tuple(captions))
 
 
-def fill_captions(expert: Expert, turns: Sequence[Turn], captions: Sequence[str] | None) -> Dialogue:
+def fill_captions(
+    expert: Expert, turns: Sequence[Turn], captions: Sequence[str] | None, testimony: str | None = None
+) -> Dialogue:
     """Return turns as an expert of texts reads them.
 
     Captions of the images that a user's turn begins with are filled into the expert's template; those of others stand
     in brackets where the image stands. Of several images each has its number. Without captions the number alone is left
-    where an image stands within a text.
+    where an image stands within a text. Testimony is filled in where the last turn, the question, has its captions.
     """
     n_images = sum(len(turn.places) for turn in turns)
     numbered = iter(enumerate([""] * n_images if captions is None else captions, 1))
@@ -79,6 +84,7 @@ def fill_captions(expert: Expert, turns: Sequence[Turn], captions: Sequence[str]
             begin = place
         text += turn.text[begin:]
         if turn.role == "user":
-            text = expert.write("\n".join(leading) if leading else None, text)
+            said = testimony if turn is turns[-1] else None
+            text = expert.write("\n".join(leading) if leading else None, text, said)
         written.append(Turn(turn.role, text))
     return written[0].text if len(written) == 1 else tuple(written)

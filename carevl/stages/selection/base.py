@@ -40,6 +40,8 @@ class JudgedPair:
     answers: Sequence[Row]
     """The same about the bare question, where it was asked."""
     part: Part
+    trusted: Row | None = None
+    """Row of ROUTES once experts have read testimony; None where nobody testified."""
 
     @property
     def texts(self) -> tuple[str, str, str]:
