@@ -38,7 +38,7 @@ def probabilities(context: RunContext, tests: Settings, rows: Sequence[Row]) -> 
     stages = (_row_stage(rows, tests), caption.STAGE, score.STAGE)
     on_rows = RunContext(settings, run, stage_keys(settings, run, stages), context.log)
     run_tables(on_rows, list(on_rows.keys), stages)
-    experts = [expert.name for expert in settings.experts]
+    experts = [expert.name for expert in settings.caption_experts]
     scoring = score.STAGE.tables(settings)
     fitting = read_fitting(context.ingested.items, [context.table(name) for name in scoring], experts)
     router = fit_router(settings.router, fitting.labelled_for(settings), fitting.unlabelled)

@@ -39,7 +39,7 @@ def measure(runner: ArmRunner, seeds: int, resamples: int) -> dict[str, Any]:
         RunError: too few labelled pairs.
     """
     contexts = [runner.routed(number) for number in range(seeds)]
-    names = [expert.name for expert in runner.settings.experts]
+    names = [expert.name for expert in runner.settings.caption_experts]
     scores = [contexts[0].table(f"score/{name}") for name in names]
     fitting = read_fitting(contexts[0].ingested.items, scores, names)
     if fitting.labelled is None or len(fitting.labelled) < _FEWEST:

@@ -63,8 +63,8 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
     tables = _finished(settings, run, "score")
     ingested = Ingested.of(tables)
     items = ingested.items
-    scores = [tables[f"score/{expert.name}"] for expert in settings.experts]
-    fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
+    scores = [tables[f"score/{expert.name}"] for expert in settings.caption_experts]
+    fitting = read_fitting(items, scores, [expert.name for expert in settings.caption_experts])
     facts = ItemFacts.read(items, fitting.pairs, drawn_truths(settings, run))
     log(f"{len(fitting.pairs)} pairs read")
     report = audit_pairs(settings.router, fitting.pairs, fitting.labelled, fitting.unlabelled, facts)
@@ -73,7 +73,7 @@ def audit(root: Path, rewrites: int, log: Callable[[str], None]) -> Tree:
     log("pairs measured")
     if rewrites:
         sampled = sample_items(ingested, tables["caption"], scores, rewrites)
-        read = [expert for expert in settings.experts if not EXPERT_KINDS[expert.kind].sees_images]
+        read = [expert for expert in settings.caption_experts if not EXPERT_KINDS[expert.kind].sees_images]
         report["style"] = audit_styles(read, fitting.pairs, sampled)
         log("rewrites scored")
     report["findings"] = [asdict(finding) for finding in find(report)]

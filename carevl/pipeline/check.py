@@ -176,6 +176,7 @@ def _check_experts(settings: Settings) -> Iterator[str]:
     for n, expert in enumerate(settings.experts):
         place = f"experts.{n}"
         yield from _refusal(f"{place}.template", _fill_template, expert)
+        yield from _refusal(f"{place}.observer", _fill_observer, expert)
         refusals = list(_refusal(f"{place}.kind", EXPERT_KINDS.__getitem__, expert.kind))
         unlocated: list[str] = []
         if not refusals and EXPERT_KINDS[expert.kind].loads_weights(expert):
@@ -192,12 +193,20 @@ def _check_experts(settings: Settings) -> Iterator[str]:
 
 
 def _fill_template(expert: Expert) -> None:
+    reads_testimony = expert.reads == "testimony"
     try:
-        expert.write("", "")
+        expert.write("", "", "" if reads_testimony else None)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise UserError(
             f"{expert.template!r} cannot be filled in ({error}); write {{caption}} and {{question}}"
         ) from None
+
+
+def _fill_observer(expert: Expert) -> None:
+    try:
+        expert.observer.format(testimony="")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise UserError(f"{expert.observer!r} cannot be filled in ({error}); write {{testimony}}") from None
 
 
 def _open_client(expert: Expert) -> None:

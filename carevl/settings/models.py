@@ -236,6 +236,9 @@ Scoring = Literal["likelihood", "yes", "pairwise", "head"]
 """How a model that is no text reward model scores responses."""
 
 
+_TESTIMONY = "{testimony}"
+
+
 class Expert(HeadModel):
     """A reward model or a language model that scores caption + question + response, or sees the image itself."""
 
@@ -265,9 +268,15 @@ class Expert(HeadModel):
     )
     template: str = Field(
         "Image description: {caption}\n\n{question}",
-        description="The user turn; {caption} and {question} are filled in.",
+        description="The user turn; {caption} and {question} are filled in. Of an expert that reads testimony alone it "
+        "may have {testimony}, in place of the line `observer`.",
     )
 
+    reads: Literal["both", "captions", "testimony"] = Field(
+        "both",
+        description="captions: for the first router; testimony: what the phase-1 judge says of the image, for the "
+        "router of low pairs, if select asks for it; both.",
+    )
     observer: str = Field(
         "Somebody who looks at the image says: {testimony}",
         description="The line, between caption and question, in which the phase-1 judge's testimony is filled in.",
@@ -280,10 +289,18 @@ class Expert(HeadModel):
 
     def write(self, caption: str | None, question: str, testimony: str | None = None) -> str:
         """Return the user turn; without a caption the question, with what an observer says before it."""
+        if testimony is not None and _TESTIMONY in self.template:
+            return self.template.format(caption=caption or "", question=question, testimony=testimony)
         said = [] if testimony is None else [self.observer.format(testimony=testimony)]
         if caption is None:
             return "\n".join([*said, question])
         return self.template.format(caption="\n".join([caption, *said]), question=question)
+
+    @model_validator(mode="after")
+    def _reads_what_is_filled_in(self) -> Self:
+        if _TESTIMONY in self.template and self.reads != "testimony":
+            raise ValueError("template fills in {testimony}, which is there for experts with reads: testimony alone")
+        return self
 
     @model_validator(mode="after")
     def _has_endpoint(self) -> Self:

@@ -19,7 +19,7 @@ from carevl.settings.registry import import_object
 if TYPE_CHECKING:
     from carevl.settings.tree import Settings
 
-SCHEMES = {"miniworld": "carevl.miniworld.scheme:MINIWORLD"}
+SCHEMES = {"miniworld": "carevl.miniworld.scheme:MINIWORLD", "package": "carevl.models.packaged:PACKAGED"}
 """Name to the import path of the object that resolves it."""
 
 DRAWN_PREFIX = "world-"

@@ -85,6 +85,16 @@ class Settings(Strict):
         return any(source.labels for source in self.data.sources)
 
     @property
+    def caption_experts(self) -> list[Expert]:
+        """The experts whose scores the first router reads."""
+        return [expert for expert in self.experts if expert.reads != "testimony"]
+
+    @property
+    def testimony_experts(self) -> list[Expert]:
+        """The experts whose scores the router of low pairs reads, if the judge testifies."""
+        return [expert for expert in self.experts if expert.reads != "captions"]
+
+    @property
     def testifies(self) -> bool:
         """Whether the phase-1 judge testifies, experts read it, and low pairs are routed again by what they say."""
         return self.has_phase2 and self.select.testimony_weight > 0
@@ -127,6 +137,18 @@ class Settings(Strict):
             raise ValueError(
                 f"data.max_images lets videos have {self.data.max_images} frames, and captioner.max_frames shows "
                 f"{self.captioner.max_frames} at once; raise this, or lower that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_readers(self) -> Self:
+        if not self.caption_experts:
+            raise ValueError(
+                "experts: none reads captions, by which the first labels are made; set reads of one to both"
+            )
+        if self.select.testimony_weight and not self.testimony_experts:
+            raise ValueError(
+                "select.testimony_weight: no expert reads testimony; set reads of one to both or testimony"
             )
         return self
 

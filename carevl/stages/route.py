@@ -77,7 +77,7 @@ def run_route(
         RunError: the target precision cannot be guaranteed and the settings name no fallback policy; or all items to
             learn from are about text alone, and not all may be.
     """
-    fitting = read_fitting(items, scores, [expert.name for expert in settings.experts])
+    fitting = read_fitting(items, scores, [expert.name for expert in settings.caption_experts])
     keeps = choose_text_only(settings, fitting, log)
     try:
         router = fit_router(settings.router, fitting.labelled_for(settings), fitting.unlabelled)
@@ -202,7 +202,7 @@ def _part(items: Table, scores: Sequence[Table], number: int) -> tuple[pa.Table,
 def run(context: RunContext) -> Counts:
     """Fit the router and route every pair."""
     [table] = context.pending
-    scores = [context.table(f"score/{expert.name}") for expert in context.settings.experts]
+    scores = [context.table(f"score/{expert.name}") for expert in context.settings.caption_experts]
     items, target = context.ingested.items, context.table(table)
     return {table: run_route(context.settings, items, scores, target, context.log_for(table))}
 
@@ -210,7 +210,9 @@ def run(context: RunContext) -> Counts:
 def inputs(settings: Settings, table: str) -> dict[str, str]:
     """Return the items and the scores of every expert."""
     del table
-    return item_inputs(settings) | {name: name for name in (f"score/{expert.name}" for expert in settings.experts)}
+    return item_inputs(settings) | {
+        name: name for name in (f"score/{expert.name}" for expert in settings.caption_experts)
+    }
 
 
 STAGE = Stage(name="route", inputs=inputs, fingerprint_inputs=fingerprint_inputs, run=run, contents=PARTS)

@@ -83,7 +83,7 @@ class Inputs:
         """Read the low pairs of a part. Its pairs come in the order of its routes."""
         items = self.items.read(number, _ITEMS)
         scores = pa.concat_tables([table.read(number, _SCORES) for table in self.scores])
-        experts = [expert.name for expert in self.settings.experts]
+        experts = [expert.name for expert in self.settings.testimony_experts]
         pairs = Pairs.from_arrow(items, scores, experts, views)
         low = pc.equal(self.routes.read(number, ["route"])["route"].cast(pa.string()), "low").to_numpy()
         shares, seed = self.settings.labels, self.settings.router.seed
@@ -174,7 +174,7 @@ def run(context: RunContext) -> Counts:
     """Fit the router and route every low pair again."""
     [table] = context.pending
     settings, target = context.settings, context.table(table)
-    scores = [context.table(f"score_testimony/{expert.name}") for expert in settings.experts]
+    scores = [context.table(f"score_testimony/{expert.name}") for expert in settings.testimony_experts]
     inputs = Inputs(settings, context.ingested.items, context.table("route"), scores)
     views = inputs.views()
     fitted = fit(settings, inputs, views)
@@ -203,7 +203,7 @@ def run(context: RunContext) -> Counts:
 def inputs(settings: Settings, table: str) -> dict[str, str]:
     """Return the items, their routes, and the scores of every expert that read testimony."""
     del table
-    scores = (f"score_testimony/{expert.name}" for expert in settings.experts)
+    scores = (f"score_testimony/{expert.name}" for expert in settings.testimony_experts)
     return item_inputs(settings) | {name: name for name in ("route", *scores)}
 
 

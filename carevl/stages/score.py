@@ -269,8 +269,8 @@ def score_sources(context: RunContext, expert: Expert) -> dict[str, Table]:
 
 
 def members(settings: Settings) -> list[str]:
-    """Return the names of the experts."""
-    return [expert.name for expert in settings.experts]
+    """Return the names of the experts that read captions."""
+    return [expert.name for expert in settings.caption_experts]
 
 
 def expert_of(settings: Settings, table: str) -> Expert:
@@ -279,12 +279,16 @@ def expert_of(settings: Settings, table: str) -> Expert:
     return next(expert for expert in settings.experts if expert.name == name)
 
 
-def pools_of(stage: str) -> Callable[[Settings], list[Reservation]]:
-    """Return what the pools of a stage reserve that has one for each expert."""
+def pools_of(stage: str, members: Callable[[Settings], Sequence[str]]) -> Callable[[Settings], list[Reservation]]:
+    """Return what the pools of a stage reserve that has one for each expert among its members."""
 
     def reservations(settings: Settings) -> list[Reservation]:
-        experts = enumerate(settings.experts)
-        return [for_pool(f"{stage}/{expert.name}", f"experts.{n}.pool", expert.pool) for n, expert in experts]
+        names, experts = members(settings), enumerate(settings.experts)
+        return [
+            for_pool(f"{stage}/{expert.name}", f"experts.{n}.pool", expert.pool)
+            for n, expert in experts
+            if expert.name in names
+        ]
 
     return reservations
 
@@ -302,7 +306,7 @@ STAGE = Stage(
     inputs=reads_items("caption"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,
-    reservations=pools_of("score"),
+    reservations=pools_of("score", members),
     models=models,
     retryable="score",
     row_facts=without_inputs,

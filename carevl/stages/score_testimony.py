@@ -138,8 +138,8 @@ def run(context: RunContext) -> Counts:
 
 
 def members(settings: Settings) -> list[str]:
-    """Return the names of the experts, where they read testimony."""
-    return score.members(settings) if settings.testifies else []
+    """Return the names of the experts that read testimony, where the judge testifies."""
+    return [expert.name for expert in settings.testimony_experts] if settings.testifies else []
 
 
 STAGE = Stage(
@@ -148,7 +148,7 @@ STAGE = Stage(
     inputs=reads_items("caption", "testify", "sample"),
     fingerprint_inputs=fingerprint_inputs,
     run=run,
-    reservations=score.pools_of("score_testimony"),
+    reservations=score.pools_of("score_testimony", members),
     models=score.models,
     retryable="score",
     row_facts=without_inputs,

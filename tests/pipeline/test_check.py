@@ -66,6 +66,10 @@ REFUSALS = {
         ["experts.0.template='{caption} {answer}'"],
         "experts.0.template: '{caption} {answer}' cannot be filled in ('answer'); write {caption} and {question}",
     ),
+    "a line of testimony that cannot be filled in": (
+        ["experts.0.observer='Seen: {said}'"],
+        "experts.0.observer: 'Seen: {said}' cannot be filled in ('said'); write {testimony}",
+    ),
     "an expert's class that is not there": (
         ["experts.0.kind=python", "experts.0.path=no_such_package:Expert"],
         "experts.0.path: expert no_such_package:Expert: there is no such class",

@@ -8,6 +8,7 @@ import json
 import pytest
 from PIL import Image
 
+from carevl.models.engines.base import Engine, Generation
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.retry import retry_failed_rows
 from carevl.pipeline.run import run_pipeline
@@ -157,3 +158,50 @@ def test_a_change_that_changes_nothing_stops_there(small_run, tmp_path):
     assert actions.pop("route") == "ran"
     assert set(actions.values()) == {"skipped"}
     assert "route            came out as before; what was made from that stays" in lines
+
+
+class Echo(Engine):
+    """Says the colour of a picture's first pixel."""
+
+    name = "echo"
+
+    def generator(self, model):
+        del model
+        return self
+
+    def scorer(self, model, *, batch_tokens, parity_tolerance):
+        raise NotImplementedError
+
+    def generate(self, requests, **_):
+        return [Generation(str(request.images[0].getpixel((0, 0))), 3, False) for request in requests]
+
+
+class Lengths:
+    """Scores a response by its length."""
+
+    def score(self, conversations):
+        return [float(len(response)) for _, response in conversations]
+
+
+ECHO = Echo()
+MANY = 10_000
+
+
+@pytest.mark.nightly
+def test_one_of_ten_thousand_rows_that_changes_costs_one_caption_and_its_scores(ray, tmp_path):
+    data, here = tmp_path / "data", "tests.pipeline.test_rows_taken"
+    data.mkdir()
+    names = [f"{n:05d}" for n in range(MANY)]
+    for n, name in enumerate(names):
+        (data / f"{name}.png").write_bytes(_png((n % 256, n // 256, 0)))
+    _write(data, names)
+    sources = f"data.sources=[{{path: {data / 'rows.jsonl'}}}]"
+    expert = f"experts=[{{name: lengths, kind: python, path: '{here}:Lengths'}}]"
+    engine = f"captioner.engine={here}:ECHO"
+    settings = load_settings("mini", [*SMALL, "benchmarks=[]", "data.near_duplicates=ignore", sources, expert, engine])
+    run = Run(tmp_path / "run")
+    run_pipeline(settings, run, lambda _: None, "score")
+    assert _counts(settings, run) == {"caption": (MANY, 0), "score/lengths": (2 * MANY, 0)}
+    (data / "00007.png").write_bytes(_png((9, 9, 9)))
+    run_pipeline(settings, run, lambda _: None, "score")
+    assert _counts(settings, run) == {"caption": (MANY, MANY - 1), "score/lengths": (2 * MANY, 2 * MANY - 2)}

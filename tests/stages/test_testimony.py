@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from carevl.errors import SettingsError
 from carevl.models.judge_spec import asking_of
 from carevl.settings.loader import load_settings
 from carevl.settings.models import Expert
-from carevl.stages import route_low, testify
+from carevl.stages import route, route_low, score, score_testimony, testify
 from carevl.stages.sampling import Prompted
 from carevl.stages.score_testimony import EVIDENCE, ScoreTestimonyProcessor, evidence_of
 from carevl.store.schemas import CAPTIONS, ITEMS, JUDGMENTS, ROUTES, SCORES
@@ -97,6 +98,29 @@ def test_experts_read_caption_and_testimony_a_view_each_and_rate_evidence(monkey
     assert evidence_of(tables["judgments"]) == {"a": ["y", "z"]}
     turns = {asked for asked, _ in Reader.asked}
     assert turns == {"[A lawn.\nSeen: Two cats.] How many?", "Seen: Four.\nHow many?"}  # c has no caption
+
+
+def test_an_expert_that_reads_testimony_alone_may_read_it_without_the_caption():
+    expert = {"name": "own", "path": "x", "template": "Seen: {testimony}. Asked: {question}"}
+    alone = Expert(**expert, reads="testimony")
+    assert alone.write("A lawn.", "What?", "Two") == "Seen: Two. Asked: What?"
+    assert alone.write(None, "What?", "Two") == "Seen: Two. Asked: What?"
+    assert alone.write(None, "What?") == "What?"
+    with pytest.raises(ValidationError, match="there for experts with reads: testimony alone"):
+        Expert(**expert)
+
+
+def test_experts_are_asked_what_they_read():
+    settings = load_settings("mini", [*TESTIMONY, "experts.0.reads=captions", "experts.1.reads=testimony"])
+    assert score.STAGE.tables(settings) == ["score/llama", "score/mistral"]
+    assert score_testimony.STAGE.tables(settings) == ["score_testimony/qwen2", "score_testimony/mistral"]
+    assert [need.stage for need in score.STAGE.reservations(settings)] == score.STAGE.tables(settings)
+    again = score_testimony.STAGE.reservations(settings)
+    assert [need.stage for need in again] == score_testimony.STAGE.tables(settings)
+    assert {name for name in route.STAGE.inputs(settings, "route") if "/" in name} == {"score/llama", "score/mistral"}
+    for reads, message in (("testimony", "none reads captions"), ("captions", "no expert reads testimony")):
+        with pytest.raises(SettingsError, match=message):
+            load_settings("mini", [*TESTIMONY, *(f"experts.{n}.reads={reads}" for n in range(3))])
 
 
 KINDS = ("Where is it?", "How many are there?")
