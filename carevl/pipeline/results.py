@@ -37,7 +37,7 @@ Truths = Mapping[tuple[str, str], Truth]
 
 
 def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[str, Any]:
-    """Return every figure that the finished tables allow: settings, routing, targets, pairs and judges."""
+    """Return every figure that the finished tables allow: settings, routing of all and low pairs, targets, pairs, judges."""
     finished = {name: run.table(key) for name, key in keys.items() if run.table(key).manifest is not None}
     refuse_damaged(run, keys, finished)
     figures: dict[str, Any] = {"settings": settings.model_dump(mode="json")}
@@ -45,6 +45,8 @@ def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[
     if "route" in finished:
         items = {row["item_id"]: row for row in _items(Ingested.of(finished).items)}
         figures["routing"] = _routing(finished["route"], items, truths)
+        if "route_low" in finished:
+            figures["low_routing"] = _routing(finished["route_low"], items, truths)
         if "demonstrate" in finished:
             figures["targets"] = _targets(Table(finished["demonstrate"].directory / "targets"))
         if "select" in finished:
@@ -210,7 +212,9 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
     if results.get("settings", {}).get("cluster", {}).get("rehearse"):
         yield REHEARSAL
     if routing := results.get("routing"):
-        yield from _routing_lines(routing)
+        yield from _routing_lines(routing, "routed")
+    if again := results.get("low_routing"):
+        yield from _routing_lines(again, "again")
     if targets := results.get("targets"):
         tasks = ", ".join(f"{n} {task}" for task, n in targets["tasks"].items())
         yield f"targets of phase 1: {targets['count']} ({tasks}), {targets['with_evidence']} with evidence"
@@ -235,9 +239,9 @@ def _judge_lines(judges: Mapping[str, Any], title: str) -> Iterator[str]:
         yield f"{' '.join(path):44s}" + "".join(f"{value:>24s}" for value in values)
 
 
-def _routing_lines(routing: Mapping[str, Any]) -> Iterator[str]:
+def _routing_lines(routing: Mapping[str, Any], title: str) -> Iterator[str]:
     total = sum(routing[route] for route in ("high", "low", "dropped"))
-    yield f"{'routed':8s} {'pairs':>7s} {'share':>7s}  labels right"
+    yield f"{title:8s} {'pairs':>7s} {'share':>7s}  labels right"
     for route in ("high", "low", "dropped"):
         precision = format_estimate(routing.get(f"{route}_precision"))
         yield f"{route:8s} {routing[route]:7d} {routing[route] / max(1, total):7.1%}  {precision}"

@@ -1,7 +1,10 @@
 """A finished run whose low pairs are selected by testimony, from phase 1 on."""
 
+import json
+
 import pytest
 
+from carevl.pipeline import results
 from carevl.pipeline.run import run_pipeline
 from carevl.settings.loader import load_settings
 from carevl.stages.score_testimony import EVIDENCE
@@ -49,6 +52,11 @@ def test_experts_read_what_the_judge_sees_and_their_thresholds_are_changed_witho
     views = {row["view"] for row in _table(run, "score_testimony/llama").read().to_pylist()}
     assert views == {"testimony 0", "testimony 1", "testimony 2", EVIDENCE}
     trusted = {pair for pair, row in again.items() if row["route"] == "high"}
+    figures = json.loads((run.root / "results.json").read_text())
+    counts = figures["low_routing"]
+    assert counts["high"] == len(trusted)
+    assert counts["high"] + counts["low"] + counts["dropped"] == len(again) == figures["routing"]["low"]
+    assert [line.split()[0] for line in results.table(figures)][:8:4] == ["routed", "again"]
     pairs = _table(run, "select").read().to_pylist()
     assert pairs
     assert {(row["item_id"], *sorted(row["order"])) for row in pairs} <= trusted
