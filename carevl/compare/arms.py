@@ -156,6 +156,7 @@ def with_seed(settings: Settings, number: int) -> Settings:
     Training, sampling and the draw of the labelled images that calibrate and test the router change; items do not.
     """
     changes: dict[str, Any] = {"seed": settings.seed + number}
-    for name, part in (("sft", settings.sft), ("dpo", settings.dpo), ("router", settings.router)):
+    for name in ("sft", "dpo", "router", "low_router"):
+        part = getattr(settings, name)
         changes[name] = part.model_copy(update={"seed": part.seed + number})
     return settings.model_copy(update=changes)

@@ -37,7 +37,7 @@ Truths = Mapping[tuple[str, str], Truth]
 
 
 def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[str, Any]:
-    """Return every figure that the finished tables allow: settings, routing of all and low pairs, targets, pairs, judges."""
+    """Return every figure that the finished tables allow: settings, both routings, targets, pairs and judges."""
     finished = {name: run.table(key) for name, key in keys.items() if run.table(key).manifest is not None}
     refuse_damaged(run, keys, finished)
     figures: dict[str, Any] = {"settings": settings.model_dump(mode="json")}

@@ -67,7 +67,7 @@ def test_selection_by_one_of_the_two_leaves_the_other_out(settings):
 def test_the_first_seed_is_the_settings_own_and_others_leave_the_data_alone(settings):
     assert with_seed(settings, 0) == settings
     other = with_seed(settings, 2)
-    assert (other.seed, other.sft.seed, other.dpo.seed, other.router.seed) == (2, 2, 2, 2)
+    assert (other.seed, other.sft.seed, other.dpo.seed, other.router.seed, other.low_router.seed) == (2,) * 5
     assert (other.data, other.miniworld, other.items) == (settings.data, settings.miniworld, settings.items)
 
 
