@@ -202,6 +202,7 @@ def test_one_of_ten_thousand_rows_that_changes_costs_one_caption_and_its_scores(
     run = Run(tmp_path / "run")
     run_pipeline(settings, run, lambda _: None, "score")
     assert _counts(settings, run) == {"caption": (MANY, 0), "score/lengths": (2 * MANY, 0)}
-    (data / "00007.png").write_bytes(_png((9, 9, 9)))
+    (data / "other.png").write_bytes(_png((9, 9, 9)))
+    _write(data, [*names[:7], "other", *names[8:]])
     run_pipeline(settings, run, lambda _: None, "score")
     assert _counts(settings, run) == {"caption": (MANY, MANY - 1), "score/lengths": (2 * MANY, 2 * MANY - 2)}
