@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,8 +54,12 @@ class LowPairs:
         return ~np.isnan(self.pairs.gold)
 
     def select(self, rows: NDArray[Any]) -> LowPairs:
-        """Select pairs; the items stay as they are."""
-        return LowPairs(self.pairs.select(rows), self.questions, self.sources)
+        """Select pairs, with the items that they are of and no others: fitting holds what it needs of all parts."""
+        pairs = self.pairs.select(rows)
+        used, item = np.unique(pairs.item, return_inverse=True)
+        ids = (pairs.item_id.take(pa.array(used)), pairs.image_id.take(pa.array(used)))
+        pairs = replace(pairs, item_id=ids[0], image_id=ids[1], item=item.astype(np.int32))
+        return LowPairs(pairs, [self.questions[n] for n in used], [self.sources[n] for n in used])
 
     def per_pair(self, values: Sequence[str]) -> list[str]:
         """Return the value of each pair's item."""
@@ -108,6 +112,11 @@ class LowFit:
     """None: no label says anything."""
     group_of: Callable[[LowPairs], list[str]]
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest says of it."""
+        groups = {name or "other": asdict(group) for name, group in (self.groups or {}).items()}
+        return {"threshold": self.router.threshold, "notes": list(self.router.notes), "groups": groups}
+
     def route(self, low: LowPairs, *, unlabelled: bool) -> pa.RecordBatch:
         """Return rows of ROUTES.
 
@@ -127,8 +136,8 @@ class LowFit:
         return routes
 
 
-def fit(settings: Settings, inputs: Inputs, views: Sequence[str]) -> LowFit:
-    """Fit the router on the labelled low pairs and a sample of the others, and judge the groups.
+def fit(settings: Settings, inputs: Inputs, views: Sequence[str]) -> LowFit | None:
+    """Fit the router on the labelled low pairs and a sample of the others, and judge the groups; None without any pair.
 
     Raises:
         RunError: the target precision cannot be guaranteed, and the settings name no fallback policy.
@@ -137,6 +146,8 @@ def fit(settings: Settings, inputs: Inputs, views: Sequence[str]) -> LowFit:
     most = -(-SAMPLE // max(1, len(inputs.items.parts())))
     kept = [low.select(_first(low, most)) for low in inputs.parts(views)]
     pairs = Pairs.concat([low.pairs for low in kept])
+    if not len(pairs):
+        return None
     questions = [text for low in kept for text in low.questions]
     seen = LowPairs(pairs, questions, [name for low in kept for name in low.sources])
     labelled = seen.select(seen.is_labelled) if seen.is_labelled.any() else None
@@ -176,28 +187,22 @@ def run(context: RunContext) -> Counts:
     settings, target = context.settings, context.table(table)
     scores = [context.table(f"score_testimony/{expert.name}") for expert in settings.testimony_experts]
     inputs = Inputs(settings, context.ingested.items, context.table("route"), scores)
-    views = inputs.views()
+    views = inputs.views() or ["testimony 0"]  # where nobody has said anything, as if one view had no scores
     fitted = fit(settings, inputs, views)
     routes: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for number in inputs.items.parts():
-        batch = fitted.route(inputs.read(number, views), unlabelled=settings.low_router.without_labels)
-        target.write(number, pa.Table.from_batches([batch], ROUTES))
-        routes.update(batch["route"].to_pylist())
-        reasons.update(batch["reason"].to_pylist())
-    groups = {name or "other": asdict(group) for name, group in (fitted.groups or {}).items()}
-    return {
-        table: {
-            "rows_in": routes.total(),
-            "rows_out": routes.total(),
-            "errors": 0,
-            "routes": dict(routes),
-            "reasons": dict(reasons),
-            "threshold": fitted.router.threshold,
-            "notes": list(fitted.router.notes),
-            "groups": groups,
-        }
-    }
+        low = inputs.read(number, views)
+        batches = (
+            [fitted.route(low, unlabelled=settings.low_router.without_labels)] if fitted and len(low.pairs) else []
+        )
+        rows = pa.Table.from_batches(batches, ROUTES)
+        target.write(number, rows)
+        routes.update(rows["route"].to_pylist())
+        reasons.update(rows["reason"].to_pylist())
+    counts = {"rows_in": routes.total(), "rows_out": routes.total(), "errors": 0}
+    facts = {"routes": dict(routes), "reasons": dict(reasons)}
+    return {table: counts | facts | ({} if fitted is None else fitted.facts())}
 
 
 def inputs(settings: Settings, table: str) -> dict[str, str]:

@@ -168,9 +168,15 @@ def _routed(low, *overrides):
     settings = settings.model_copy(update={"experts": experts})
     inputs = route_low.Inputs(settings, items, routes, scores)
     views = inputs.views()
+    for read in inputs.parts(views):
+        asked = [read.questions[item] for item in read.pairs.item]
+        names = read.pairs.item_id.take(pa.array(read.pairs.item)).to_pylist()
+        assert len(read.questions) == len(set(names)) < 240
+        assert asked == [KINDS[int(name.partition("-")[2]) % 2] for name in names]
     assert views == ["testimony 0", "testimony 1"]
     fitted = route_low.fit(settings, inputs, views)
-    batches = [fitted.route(inputs.read(n, views), unlabelled=settings.low_router.without_labels) for n in range(3)]
+    read = [each for each in inputs.parts(views) if len(each.pairs)]
+    batches = [fitted.route(each, unlabelled=settings.low_router.without_labels) for each in read]
     return fitted, pa.Table.from_batches(batches).to_pylist()
 
 
@@ -214,6 +220,26 @@ def test_without_labels_nothing_is_trusted_unless_asked_for(low):
     assert {row["reason"] for row in rows} == {"no_labels", "no_testimony"}
     _, rows = _routed((items, routes, scores), "low_router.without_labels=true")
     assert {row["route"] for row in rows if row["reason"] != "no_testimony"} == {"high"}
+
+
+def test_parts_without_low_pairs_or_testimony_are_routed_too(low):
+    items, routes, scores = low
+    rows = [row | {"route": "high"} for row in routes.read(2).to_pylist()]
+    routes.write(2, pa.Table.from_pylist(rows, ROUTES))
+    _, rows = _routed(low, "low_router.calibration=spread")
+    assert {row["item_id"][0] for row in rows} == {"0", "1"}
+    for table in scores:
+        for number in range(3):
+            table.write(number, pa.Table.from_pylist([], SCORES))
+    inputs = route_low.Inputs(SETTINGS, items, routes, scores)
+    assert inputs.views() == []
+    silent = route_low.fit(SETTINGS, inputs, ["testimony 0"])
+    routed = silent.route(inputs.read(0, ["testimony 0"]), unlabelled=False)
+    assert set(routed["reason"].to_pylist()) == {"no_testimony"}
+    for number in range(2):
+        rows = [row | {"route": "dropped"} for row in routes.read(number).to_pylist()]
+        routes.write(number, pa.Table.from_pylist(rows, ROUTES))
+    assert route_low.fit(SETTINGS, inputs, ["testimony 0"]) is None
 
 
 def test_phase_2_on_testimony_is_off_without_labels_unless_asked_for(tmp_path):
