@@ -175,8 +175,8 @@ def _routed(low, *overrides):
         assert asked == [KINDS[int(name.partition("-")[2]) % 2] for name in names]
     assert views == ["testimony 0", "testimony 1"]
     fitted = route_low.fit(settings, inputs, views)
-    read = [each for each in inputs.parts(views) if len(each.pairs)]
-    batches = [fitted.route(each, unlabelled=settings.low_router.without_labels) for each in read]
+    filled = [each for each in inputs.parts(views) if len(each.pairs)]
+    batches = [fitted.route(each, unlabelled=settings.low_router.without_labels) for each in filled]
     return fitted, pa.Table.from_batches(batches).to_pylist()
 
 
