@@ -22,7 +22,7 @@ _SECTION = "\n## What lines at the end of a response do\n"
 _PHASE1 = "imitation of its own judgments where text reward models are sure of the label (phase 1)"
 METHODS = {
     "sft": f"{_PHASE1}; phase 2 was off, as no label could guard it",
-    "dpo": f"{_PHASE1}, then DPO on its judgments of the rest, where what it saw made them sure (phase 2)",
+    "dpo": f"{_PHASE1}, then DPO on its judgments of the rest (phase 2)",
 }
 """What a card says of the training, as the end of a sentence, by the last phase."""
 _MEASURED = "Measured on the run's development data unless the table says otherwise."
