@@ -10,7 +10,7 @@ shortened by whole sentences from its end until the input fits; question and res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -235,28 +235,43 @@ def summarise(
 
 def run(context: RunContext) -> Counts:
     """Score every item by every pending expert, side by side in a pool each."""
-    jobs = [
-        PoolJob(
-            name=table,
-            processor=ScoreProcessor(expert := expert_of(context.settings, table), context.settings.data.resize_pixels),
-            sources=score_sources(context, expert),
-            target=context.table(table),
-            pool=expert.pool,
-            key="item_id",
-            identity=("view",),
-            earlier=context.earlier(
-                table, context.table(table), captions=("caption",), borrowed_captions=("caption", "borrowed")
-            ),
-        )
-        for table in context.pending
-    ]
+    jobs = [expert_job(context, table, ScoreProcessor) for table in context.pending]
     shared = len(jobs) > 1 and any(job.pool.auto for job in jobs)
     rates = throughput.measure_rates(context.run, jobs, context.log) if shared else None
     return context.run_pools(jobs, rates=rates)
 
 
-def score_sources(context: RunContext, expert: Expert) -> dict[str, Table]:
-    """Return the tables that an expert reads."""
+def expert_job(
+    context: RunContext,
+    table: str,
+    processor: type[ScoreProcessor],
+    expected_keys: Callable[[Mapping[str, pa.Table]], Iterable[str]] | None = None,
+    **tables: str,
+) -> PoolJob:
+    """Return the job of an expert's pool.
+
+    Args:
+        table: the pending table of the expert.
+        expected_keys: as in `PoolJob`.
+        tables: what the processor reads beside items, captions and images: its name for a table to that table.
+    """
+    expert, target = expert_of(context.settings, table), context.table(table)
+    read = {"captions": ("caption",), "borrowed_captions": ("caption", "borrowed")}
+    read |= {name: (source,) for name, source in tables.items()}
+    return PoolJob(
+        name=table,
+        processor=processor(expert, context.settings.data.resize_pixels),
+        sources=_sources(context, expert) | {name: context.table(source) for name, source in tables.items()},
+        target=target,
+        pool=expert.pool,
+        key="item_id",
+        identity=("view",),
+        expected_keys=expected_keys,
+        earlier=context.earlier(table, target, **read),
+    )
+
+
+def _sources(context: RunContext, expert: Expert) -> dict[str, Table]:
     ingested = context.ingested
     sources = {
         "items": ingested.items,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from carevl.cluster.jobs import PoolJob
 from carevl.data.answers import find_fault
 from carevl.data.shown_videos import captioned_turns
 from carevl.judging.turns import turns_of
@@ -22,7 +21,7 @@ from carevl.models.experts import EXPERT_KINDS
 from carevl.models.experts.inputs import ExpertInput
 from carevl.stages import score
 from carevl.stages.base import PARTS, Counts, RunContext, Stage, reads_items, without_inputs
-from carevl.stages.score import ScoreProcessor, captions_by_image, expert_of, score_sources
+from carevl.stages.score import ScoreProcessor, captions_by_image, expert_job, expert_of
 
 if TYPE_CHECKING:
     from carevl.data.drawn import DataRoot
@@ -108,30 +107,7 @@ def _keys(tables: Mapping[str, pa.Table]) -> Iterator[str]:
 def run(context: RunContext) -> Counts:
     """Score every item with testimony by every pending expert, side by side in a pool each."""
     jobs = [
-        PoolJob(
-            name=table,
-            processor=ScoreTestimonyProcessor(
-                expert := expert_of(context.settings, table), context.settings.data.resize_pixels
-            ),
-            sources={
-                **score_sources(context, expert),
-                "testimony": context.table("testify"),
-                "judgments": context.table("sample"),
-            },
-            target=context.table(table),
-            pool=expert.pool,
-            key="item_id",
-            identity=("view",),
-            expected_keys=_keys,
-            earlier=context.earlier(
-                table,
-                context.table(table),
-                captions=("caption",),
-                borrowed_captions=("caption", "borrowed"),
-                testimony=("testify",),
-                judgments=("sample",),
-            ),
-        )
+        expert_job(context, table, ScoreTestimonyProcessor, _keys, testimony="testify", judgments="sample")
         for table in context.pending
     ]
     return context.run_pools(jobs)
