@@ -24,7 +24,7 @@ from carevl.confidence.policies import fit_router
 from carevl.confidence.routing import Router, reroute
 from carevl.stages.base import PARTS, Counts, RunContext, Stage, item_inputs, testimony_members
 from carevl.stages.route import SAMPLE, label_facts, router_facts
-from carevl.stages.score_testimony import EVIDENCE
+from carevl.stages.score_testimony import testimony_views
 from carevl.store.run import RunError
 from carevl.store.schemas import ROUTES
 
@@ -67,28 +67,20 @@ class LowPairs:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What low pairs are read from."""
+class LowTables:
+    """Tables that low pairs are read from."""
 
     settings: Settings
     items: Table
     routes: Table
     scores: Sequence[Table]
 
-    def views(self) -> list[str]:
-        """Return the names of all testimonies."""
-        names: set[str] = set()
-        for table in self.scores:
-            for number in table.parts():
-                names.update(table.read(number, ["view"])["view"].unique().to_pylist())
-        return sorted(names - {EVIDENCE})
-
-    def read(self, number: int, views: Sequence[str]) -> LowPairs:
+    def read(self, number: int) -> LowPairs:
         """Read the low pairs of a part. Its pairs come in the order of its routes."""
         items = self.items.read(number, _ITEMS)
         scores = pa.concat_tables([table.read(number, _SCORES) for table in self.scores])
         experts = [expert.name for expert in self.settings.testimony_experts]
-        pairs = Pairs.from_arrow(items, scores, experts, views)
+        pairs = Pairs.from_arrow(items, scores, experts, testimony_views(self.settings))
         low = pc.equal(self.routes.read(number, ["route"])["route"].cast(pa.string()), "low").to_numpy()
         shares, seed = self.settings.labels, self.settings.router.seed
         held = [serves(name, "low_router", shares, seed) for name in pairs.image_id.to_pylist()]
@@ -97,10 +89,10 @@ class Inputs:
         whole = LowPairs(pairs, [text or "" for text in items["question"].to_pylist()], sources)
         return whole.select(low & mine[pairs.item])
 
-    def parts(self, views: Sequence[str]) -> Iterator[LowPairs]:
+    def parts(self) -> Iterator[LowPairs]:
         """Yield the low pairs of every part."""
         for number in self.items.parts():
-            yield self.read(number, views)
+            yield self.read(number)
 
 
 @dataclass(frozen=True)
@@ -136,15 +128,15 @@ class LowFit:
         return routes
 
 
-def fit(settings: Settings, inputs: Inputs, views: Sequence[str]) -> LowFit | None:
+def fit(settings: Settings, tables: LowTables) -> LowFit | None:
     """Fit the router on the labelled low pairs and a sample of the others, and judge the groups; None without any pair.
 
     Raises:
         RunError: the target precision cannot be guaranteed, and the settings name no fallback policy.
     """
     chosen = settings.low_router
-    most = -(-SAMPLE // max(1, len(inputs.items.parts())))
-    kept = [low.select(_first(low, most)) for low in inputs.parts(views)]
+    most = -(-SAMPLE // max(1, len(tables.items.parts())))
+    kept = [low.select(_first(low, most)) for low in tables.parts()]
     pairs = Pairs.concat([low.pairs for low in kept])
     if not len(pairs):
         return None
@@ -186,13 +178,12 @@ def run(context: RunContext) -> Counts:
     [table] = context.pending
     settings, target = context.settings, context.table(table)
     scores = [context.table(f"score_testimony/{expert.name}") for expert in settings.testimony_experts]
-    inputs = Inputs(settings, context.ingested.items, context.table("route"), scores)
-    views = inputs.views() or ["testimony 0"]  # where nobody has said anything, as if one view had no scores
-    fitted = fit(settings, inputs, views)
+    tables = LowTables(settings, context.ingested.items, context.table("route"), scores)
+    fitted = fit(settings, tables)
     routes: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    for number in inputs.items.parts():
-        low = inputs.read(number, views)
+    for number in tables.items.parts():
+        low = tables.read(number)
         batches = (
             [fitted.route(low, unlabelled=settings.low_router.without_labels)] if fitted and len(low.pairs) else []
         )

@@ -32,6 +32,15 @@ EVIDENCE = "evidence"
 """The view in which an expert scores the evidence of an item's judgments, see `evidence_of`."""
 
 
+def testimony_views(settings: Settings) -> list[str]:
+    """Return the views in which an expert scores the responses of an item: one for each testimony."""
+    return [_view(sample) for sample in range(settings.testify.samples)]
+
+
+def _view(sample: int) -> str:
+    return f"testimony {sample}"
+
+
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what scores depend on, apart from items, captions and testimony."""
     facts = score.fingerprint_inputs(settings, root, table)
@@ -48,7 +57,7 @@ class ScoreTestimonyProcessor(ScoreProcessor):
         captions, evidence = captions_by_image(tables), evidence_of(tables["judgments"])
         for item, said in testified(tables):
             turns, texts = _captioned(item, captions)
-            views = [(f"testimony {sample}", item["responses"], text) for sample, text in said.items()]
+            views = [(_view(sample), item["responses"], text) for sample, text in said.items()]
             if given := evidence.get(item["item_id"]):
                 views.append((EVIDENCE, given, Counter(said.values()).most_common(1)[0][0]))
             for view, responses, text in views:

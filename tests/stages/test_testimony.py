@@ -163,19 +163,18 @@ def low(tmp_path):
 
 def _routed(low, *overrides):
     items, routes, scores = low
-    settings = load_settings("mini", [*TESTIMONY, "low_router.threshold=0.6", *overrides])
+    settings = load_settings("mini", [*TESTIMONY, "low_router.threshold=0.6", "testify.samples=2", *overrides])
     experts = [settings.experts[0].model_copy(update={"name": name}) for name in ("first", "second")]
     settings = settings.model_copy(update={"experts": experts})
-    inputs = route_low.Inputs(settings, items, routes, scores)
-    views = inputs.views()
-    for read in inputs.parts(views):
+    tables = route_low.LowTables(settings, items, routes, scores)
+    assert score_testimony.testimony_views(settings) == ["testimony 0", "testimony 1"]
+    for read in tables.parts():
         asked = [read.questions[item] for item in read.pairs.item]
         names = read.pairs.item_id.take(pa.array(read.pairs.item)).to_pylist()
         assert len(read.questions) == len(set(names)) < 240
         assert asked == [KINDS[int(name.partition("-")[2]) % 2] for name in names]
-    assert views == ["testimony 0", "testimony 1"]
-    fitted = route_low.fit(settings, inputs, views)
-    filled = [each for each in inputs.parts(views) if len(each.pairs)]
+    fitted = route_low.fit(settings, tables)
+    filled = [each for each in tables.parts() if len(each.pairs)]
     batches = [fitted.route(each, unlabelled=settings.low_router.without_labels) for each in filled]
     return fitted, pa.Table.from_batches(batches).to_pylist()
 
@@ -231,15 +230,14 @@ def test_parts_without_low_pairs_or_testimony_are_routed_too(low):
     for table in scores:
         for number in range(3):
             table.write(number, pa.Table.from_pylist([], SCORES))
-    inputs = route_low.Inputs(SETTINGS, items, routes, scores)
-    assert inputs.views() == []
-    silent = route_low.fit(SETTINGS, inputs, ["testimony 0"])
-    routed = silent.route(inputs.read(0, ["testimony 0"]), unlabelled=False)
+    tables = route_low.LowTables(SETTINGS, items, routes, scores)
+    silent = route_low.fit(SETTINGS, tables)
+    routed = silent.route(tables.read(0), unlabelled=False)
     assert set(routed["reason"].to_pylist()) == {"no_testimony"}
     for number in range(2):
         rows = [row | {"route": "dropped"} for row in routes.read(number).to_pylist()]
         routes.write(number, pa.Table.from_pylist(rows, ROUTES))
-    assert route_low.fit(SETTINGS, inputs, ["testimony 0"]) is None
+    assert route_low.fit(SETTINGS, tables) is None
 
 
 def test_phase_2_on_testimony_is_off_without_labels_unless_asked_for(tmp_path):

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from carevl.settings.stages import Select
 
 
+def sides(route: Row | None) -> tuple[float, float]:
+    """Return the probabilities of the two winners of a row of ROUTES; 1/2 each where it has none, or there is none."""
+    probability = None if route is None else route["probability"]
+    return (0.5, 0.5) if probability is None else (probability, 1.0 - probability)
+
+
 @dataclass(frozen=True)
 class Part:
     """All that is written in the part of a table that a pair lies in."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carevl.stages.selection.base import JudgedPair, SelectionRule
+from carevl.stages.selection.base import JudgedPair, SelectionRule, sides
 
 
 class Experts(SelectionRule):
@@ -11,8 +11,7 @@ class Experts(SelectionRule):
     name = "expert"
 
     def support(self, pair: JudgedPair) -> tuple[float, float]:
-        probability = 0.5 if pair.route["probability"] is None else pair.route["probability"]
-        return probability, 1.0 - probability
+        return sides(pair.route)
 
 
 RULE = Experts()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carevl.stages.selection.base import JudgedPair, SelectionRule
+from carevl.stages.selection.base import JudgedPair, SelectionRule, sides
 
 
 class Testimony(SelectionRule):
@@ -11,9 +11,7 @@ class Testimony(SelectionRule):
     name = "testimony"
 
     def support(self, pair: JudgedPair) -> tuple[float, float]:
-        known = pair.trusted is not None and pair.trusted["probability"] is not None
-        probability = pair.trusted["probability"] if pair.trusted and known else 0.5
-        return probability, 1.0 - probability
+        return sides(pair.trusted)
 
 
 RULE = Testimony()
