@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Literal
 
+from carevl.judging.scripts import UNSPACED
+
 Fault = Literal["empty", "cut", "refusal", "echo", "script"]
 """Empty; cut at the most tokens; a refusal; the question once more; written in another script than the question."""
 
@@ -25,9 +27,7 @@ _NUMBERS = {
         ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
     )
 }
-# Scripts that put no spaces between words: each character counts as one.
-_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+(?:['’][^\W{UNSPACED}]+)*")
 _REFUSAL = re.compile(
     r"\s*(?:(?:i['’]?m|i am|we are|we['’]re)?\s*(?:very |really |so )?(?:sorry|afraid|unable to (?:assist|help|comply))"
     r"|(?:unfortunately,?\s+)?i\s*(?:can['’]?t|cannot|can not|won['’]?t|will not|am not able to|am unable to)\s+"

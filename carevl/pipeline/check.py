@@ -193,20 +193,19 @@ def _check_experts(settings: Settings) -> Iterator[str]:
 
 
 def _fill_template(expert: Expert) -> None:
-    reads_testimony = expert.reads == "testimony"
-    try:
-        expert.write("", "", "" if reads_testimony else None)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{expert.template!r} cannot be filled in ({error}); write {{caption}} and {{question}}"
-        ) from None
+    testimony = "" if expert.reads == "testimony" else None
+    _fill(expert.template, lambda: expert.write("", "", testimony), "{caption} and {question}")
 
 
 def _fill_observer(expert: Expert) -> None:
+    _fill(expert.observer, lambda: expert.observer.format(testimony=""), "{testimony}")
+
+
+def _fill(template: str, fill: Callable[[], str], fields: str) -> None:
     try:
-        expert.observer.format(testimony="")
+        fill()
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise UserError(f"{expert.observer!r} cannot be filled in ({error}); write {{testimony}}") from None
+        raise UserError(f"{template!r} cannot be filled in ({error}); write {fields}") from None
 
 
 def _open_client(expert: Expert) -> None:
