@@ -125,6 +125,7 @@ def _predictions(settings, run):
     return {name: table.read().drop_columns("probability").to_pylist() for name, table in tables.items()}
 
 
+@pytest.mark.nightly
 def test_one_more_row_of_a_benchmark_costs_its_questions(small_run, tmp_path):
     """Each judge is asked them and nothing else; so it is with another benchmark."""
     run = small_run.copy(tmp_path)

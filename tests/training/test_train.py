@@ -131,7 +131,13 @@ def _exported(out):
     return {file.relative_to(out): file.read_bytes() for place in directories for file in sorted(place.rglob("*.*"))}
 
 
-@pytest.mark.parametrize("gone", [("judge",), ("adapter",), ("judge", "adapter"), ("judge", "checkpoints", "data")])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        ("judge", "checkpoints", "data"),
+        *(pytest.param(names, marks=pytest.mark.nightly) for names in (("judge",), ("adapter",), ("judge", "adapter"))),
+    ],
+)
 def test_weights_that_are_gone_are_exported_again_without_training(ray, judge, sft_rows, write, quick, tmp_path, gone):
     rows, out, training = write(sft_rows), tmp_path / "out", quick(epochs=2)
     train("sft", [rows], judge, out, training)

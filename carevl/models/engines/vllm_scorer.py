@@ -20,6 +20,7 @@ from carevl.models.heads.ending import Ending
 from carevl.models.heads.outputs import choose_score
 from carevl.models.heads.reader import HeadReader
 from carevl.models.locate import loading_arguments, model_directory
+from carevl.models.quantization import explain_quantization
 from carevl.models.row_errors import SomeRowsError, first_line, is_lost, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class VllmScorer:
             largest of them; None: not checked.
 
     Raises:
-        UserError: the scores of the sample differ by more; or the settings do not suit the model or the card.
+        UserError: the scores of the sample differ by more; the settings do not suit the model or the card; or vLLM
+            lacks a kernel here for its quantised weights.
     """
 
     def __init__(self, model: Model, layout: RewardLayout, card: str, parity_tolerance: float | None = None) -> None:
@@ -119,8 +121,12 @@ class VllmScorer:
         self.limit: int = self.engine.llm_engine.vllm_config.model_config.max_model_len
         if parity_tolerance is None:
             _log.warning("%s: scores of vllm are not held against those of transformers", model.path)
-        elif reference is not None:
+        if reference is not None and parity_tolerance is not None:
             check_parity(model.path, reference, self.score(SAMPLE), parity_tolerance)
+        elif layout.quantization is not None:
+            # Kernels for quantised weights are looked up at the first text: those that are not there are missed now.
+            with explain_quantization("vllm", model, directory):
+                self.score(SAMPLE)
 
     def score(self, conversations: Sequence[Conversation | Encoded]) -> list[float]:
         """Return the raw score (logit) of each (user turn, response), in their order.
