@@ -67,7 +67,10 @@ def measure_experts(panel: Panel, groups: Groups) -> Tree:
 
 
 def measure_routing(panel: Panel, groups: Groups) -> Tree:
-    """Measure coverage and precision of the pairs that are routed high, over all pairs and by group."""
+    """Measure coverage and precision of the pairs that are routed high, over all pairs and by group.
+
+    A tie that is routed high is wrong; `ties` says how many are.
+    """
     ledger = Ledger(panel.image)
     precision = np.where(panel.high, panel.label_right(), np.nan)
     ledger.put_mean("coverage", values=panel.high)
@@ -77,7 +80,7 @@ def measure_routing(panel: Panel, groups: Groups) -> Tree:
             inside = labels == label
             ledger.put_mean(f"by_{which}", label, "coverage", values=np.where(inside, panel.high, np.nan))
             ledger.put_mean(f"by_{which}", label, "precision", values=np.where(inside, precision, np.nan))
-    return ledger.estimate()
+    return {**ledger.estimate(), "ties": int((panel.high & (panel.gold == 0)).sum())}
 
 
 def measure_label_free(panel: Panel, groups: Groups) -> Tree:

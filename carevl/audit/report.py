@@ -133,7 +133,8 @@ def _routing(report: Tree) -> Iterator[str]:
             figures = report[name]
             yield from ("", f"routed high, {title} ({figures['coverage']['n']})")
             yield _row("", ["share kept", "share right"])
-            yield _row("all", [_cell(figures, "coverage"), _cell(figures, "precision")])
+            ties = f"  (wrong: {figures['ties']} on ties)"
+            yield _row("all", [_cell(figures, "coverage"), _cell(figures, "precision")]) + ties
             for kind, group in figures.get("by_kind", {}).items():
                 yield _row(f"  {kind}", [_cell(group, "coverage"), _cell(group, "precision")])
 

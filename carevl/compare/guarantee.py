@@ -94,14 +94,15 @@ def true_precision(router: Router, pairs: Pairs) -> float:
     return float(share[right].sum() / share[high].sum()) if high.any() else 1.0
 
 
-def by_labels(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> tuple[Any, Any, Any]:
+def by_labels(settings: RouterSettings, labelled: Pairs, unlabelled: Pairs | None) -> tuple[Any, Any, Any, Any]:
     """Route every labelled pair by a router that was fitted on the other half of their images.
 
     Returns:
-        The winner's probability, whether that is the label's (1 or 0), and whether the pair is high; each [n_pairs].
+        The winner's probability, whether that is the label's (1 or 0), whether the pair is high, and whether its label
+        is a tie; each [n_pairs].
     """
     panel = cross_fit(settings, labelled, unlabelled)
-    return np.abs(panel.p[:, -1] - 0.5) + 0.5, panel.label_right(), panel.high
+    return np.abs(panel.p[:, -1] - 0.5) + 0.5, panel.label_right(), panel.high, panel.gold == 0
 
 
 def sweep(confidence: NDArray[Any], right: NDArray[np.float64], thresholds: Sequence[float]) -> list[Point]:

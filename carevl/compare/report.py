@@ -55,7 +55,8 @@ def build_tree(
     Returns:
         `arms` and `differences` as `compare_arms`, each arm with its cost (`_cost`) and the strict accuracy
         of every learning rate that was `tried`; `routing`; `pairs` of CAREVL, means over seeds: how many there are, and
-        the share whose chosen verdict is right, where that is known; `tokens` that CAREVL trained on, by seed.
+        where that is known the share whose chosen verdict is right, and how many of the others are ties; `tokens` that
+        CAREVL trained on, by seed.
     """
     tree = compare_arms(bench, cells)
     for name, of_arm in cells.items():
@@ -64,7 +65,8 @@ def build_tree(
             tree["arms"][name]["tried"] = {f"{rate:g}": strict for rate, strict in tried[name].items()}
     ours = tree["arms"].get(OURS.name, {}).get("phase2", [])
     rights = [seed["right_way"]["value"] for seed in ours if "right_way" in seed]
-    pairs = {"count": _mean(seed["count"] for seed in ours), "right_way": _mean(rights)}
+    ties = _mean(seed["ties"] for seed in ours if "ties" in seed)
+    pairs = {"count": _mean(seed["count"] for seed in ours), "right_way": _mean(rights), "ties": ties}
     inputs = {"settings": bench.settings.model_dump(mode="json"), "tokens": [asdict(budget) for budget in budgets]}
     return {**inputs, **tree, "routing": routed, "pairs": pairs}
 
@@ -226,13 +228,15 @@ def _phase2_lines(arms: Tree) -> Iterator[str]:
             guarded = [seed for seed in seeds if seed["guard"]]
             early = sum(seed["guard"]["kept_step"] < seed["steps"] for seed in guarded)
             guard = f"; guard: an earlier judge kept with {early} of {len(guarded)} seeds" if guarded else ""
-            right = f"{_share(_mean(rights))} the right way"
+            ties = _of_ties(_mean(seed["ties"] for seed in seeds if "ties" in seed))
+            right = f"{_share(_mean(rights))} the right way{ties}"
             yield f"{name:20s}{low:.0f} low pairs, {items:.0f} items gave {count:.0f} pairs, {right}{guard}"
 
 
 def _routing(routing: Tree, precision: float) -> Iterator[str]:
     yield from ("", "the router")
-    yield f"  high: {_share(routing['coverage'])} of the pairs, {_share(routing['high_precision'])} of them right"
+    right = f"{_share(routing['high_precision'])} of them right{_of_ties(routing['high_ties'])}"
+    yield f"  high: {_share(routing['coverage'])} of the pairs, {right}"
     guarantee = routing["promise"]
     yield (
         f"  guarantee of {precision:g}: kept in {_share(guarantee['kept'])} of {guarantee['resamples']} "
@@ -266,6 +270,11 @@ def _stored(means: FloatArray) -> Tree:
 
 def _estimate(stored: Tree) -> Estimate:
     return {"value": stored["mean"], "low": stored["low"], "high": stored["high"]}
+
+
+def _of_ties(n: float | None) -> str:
+    """Return how many of the labels are ties, for a share that counts them as wrong."""
+    return "" if n is None else f" (wrong: {n:.0f} on ties)"
 
 
 def _share(value: float | None) -> str:

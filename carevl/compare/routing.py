@@ -10,6 +10,7 @@ from carevl.compare.guarantee import THRESHOLDS, VERSION, by_labels, measure_gua
 from carevl.compare.labels import confidence, decided
 from carevl.compare.stages import training_routes
 from carevl.confidence.calibration import MIN_LABELS
+from carevl.data.truth import label_outcome
 from carevl.pipeline import results
 from carevl.stages.base import item_inputs
 from carevl.stages.route import read_fitting, router_facts
@@ -30,10 +31,10 @@ def measure(runner: ArmRunner, seeds: int, resamples: int) -> dict[str, Any]:
     """Return what the routers of the seeds do.
 
     Returns:
-        `high_precision` and `coverage` (share of the training pairs that are high), means over seeds, with those of
-        each seed in `by_seed`; `basis`: `truth` of a drawn world, or `labels`; `promise_kept` and `promise`, see
-        `guarantee.Kept`; `sweep` of the first seed: coverage, precision on the labelled pairs and, where it is known,
-        true precision of every threshold.
+        `high_precision`, `high_ties` (how many of the wrong ones are ties) and `coverage` (share of the training pairs
+        that are high), means over seeds, with those of each seed in `by_seed`; `basis`: `truth` of a drawn world, or
+        `labels`; `promise_kept` and `promise`, see `guarantee.Kept`; `sweep` of the first seed: coverage, precision on
+        the labelled pairs and, where it is known, true precision of every threshold.
 
     Raises:
         RunError: too few labelled pairs.
@@ -52,6 +53,7 @@ def measure(runner: ArmRunner, seeds: int, resamples: int) -> dict[str, Any]:
     precisions = [seed["high_precision"] for seed in by_seed if seed["high_precision"] is not None]
     return {
         "high_precision": float(np.mean(precisions)) if precisions else None,
+        "high_ties": float(np.mean([seed["high_ties"] for seed in by_seed])),
         "coverage": float(np.mean([seed["coverage"] for seed in by_seed])),
         "promise_kept": kept["kept"],
         "promise": kept,
@@ -72,12 +74,13 @@ def _measure_seed(context: RunContext, fitting: Fitting) -> dict[str, Any]:
             **figures,
             "basis": "truth",
             "high_precision": figure["value"],
+            "high_ties": routing["high_ties"],
             "interval": [figure["low"], figure["high"]],
         }
     assert fitting.labelled is not None
-    _, right, high = by_labels(context.settings.router, fitting.labelled, fitting.unlabelled)
+    _, right, high, tied = by_labels(context.settings.router, fitting.labelled, fitting.unlabelled)
     share = float(right[high].mean()) if high.any() else None
-    return {**figures, "basis": "labels", "high_precision": share}
+    return {**figures, "basis": "labels", "high_precision": share, "high_ties": int((high & tied).sum())}
 
 
 def _measure_guarantee(runner: ArmRunner, context: RunContext, fitting: Fitting, resamples: int) -> Any:
@@ -106,8 +109,8 @@ def _sweep(runner: ArmRunner, context: RunContext, fitting: Fitting) -> list[dic
         for row, is_decided in zip(routes.select(_PAIR).to_pylist(), labelled, strict=True):
             item = items[row["item_id"]]
             loser = row["first"] + row["second"] - row["winner"]
-            better = results.better(item, truths, row["winner"], loser) if is_decided else None
-            right.append(np.nan if better is None else float(better))
+            outcome = label_outcome(truths, item, row["winner"], loser) if is_decided else None
+            right.append(np.nan if outcome is None else float(outcome == "right"))
     true = sweep(np.concatenate(sure), np.array(right), THRESHOLDS)
     assert fitting.labelled is not None
     seen = sweep(*by_labels(context.settings.router, fitting.labelled, fitting.unlabelled)[:2], THRESHOLDS)

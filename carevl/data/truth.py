@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -48,3 +48,18 @@ def read_truth(world: Path) -> dict[tuple[str, str], Truth]:
 def truth_of(truths: Mapping[tuple[str, str], Truth], item: Mapping[str, Any]) -> Truth | None:
     """Return the truth of a row of the table `items`, of which `images` and `question` are read; None: unknown."""
     return truths.get((item["images"][0], item["question"])) if len(item["images"]) == 1 else None
+
+
+Outcome = Literal["right", "wrong", "tie"]
+"""What a label is that names a winner; a tie is of two responses that are equally good, and so a wrong label, too."""
+
+
+def label_outcome(
+    truths: Mapping[tuple[str, str], Truth], item: Mapping[str, Any], winner: int, loser: int
+) -> Outcome | None:
+    """Return what the label is that prefers one response of an item to another; None: unknown."""
+    truth = truth_of(truths, item)
+    if truth is None:
+        return None
+    better, worse = (truth.rating(item["responses"][i]) for i in (winner, loser))
+    return "tie" if better == worse else "right" if better > worse else "wrong"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from carevl.benchmarks.predictions import from_table
 from carevl.benchmarks.results import summarize
 from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot, draw
-from carevl.data.truth import Truth, read_truth, truth_of
+from carevl.data.truth import Outcome, Truth, label_outcome, read_truth
 from carevl.pipeline.repair import refuse_damaged
 from carevl.stages import evaluate, ingest
 from carevl.stats.estimate import format_estimate
@@ -44,13 +44,13 @@ def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[
     truths = drawn_truths(settings, run)
     if "route" in finished:
         items = {row["item_id"]: row for row in _items(Ingested.of(finished).items)}
-        figures["routing"] = _routing(finished["route"], items, truths)
+        figures["routing"] = routing_figures(finished["route"], items, truths)
         if "route_low" in finished:
-            figures["low_routing"] = _routing(finished["route_low"], items, truths)
+            figures["low_routing"] = routing_figures(finished["route_low"], items, truths)
         if "demonstrate" in finished:
             figures["targets"] = _targets(Table(finished["demonstrate"].directory / "targets"))
         if "select" in finished:
-            figures["pairs"] = _pairs(finished["select"], items, truths)
+            figures["pairs"] = pair_figures(finished["select"], items, truths)
     if rounding := _rounding(finished):
         figures["rounding"] = rounding
     predictions = {name: finished[f"evaluate/{name}"] for name in evaluate.JUDGES if f"evaluate/{name}" in finished}
@@ -160,20 +160,18 @@ def _items(items: Table) -> list[dict[str, Any]]:
     return [row for row in rows if row["error"] is None and row["gold"] is None]
 
 
-def better(item: Mapping[str, Any], truths: Truths, winner: int, loser: int) -> bool | None:
-    """Return whether one response is truly better than another; None when that is unknown or they are alike."""
-    truth = truth_of(truths, item)
-    if truth is None:
-        return None
-    ratings = [truth.rating(item["responses"][i]) for i in (winner, loser)]
-    return None if ratings[0] == ratings[1] else ratings[0] > ratings[1]
+def _share_right(outcomes: Sequence[Outcome], share_name: str, ties_name: str) -> dict[str, Any]:
+    """Return the share of labels that are right, ties being wrong ones, and how many are ties; nothing of no label."""
+    if not outcomes:
+        return {}
+    return {share_name: share([outcome == "right" for outcome in outcomes]), ties_name: outcomes.count("tie")}
 
 
-def _routing(routes: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths) -> dict[str, Any]:
+def routing_figures(routes: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths) -> dict[str, Any]:
     """Return pairs per route without the labelled ones, and where truth is known the precision of the winners."""
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    right: dict[str, list[bool]] = {"high": [], "low": []}
+    outcomes: dict[str, list[Outcome]] = {"high": [], "low": []}
     columns = ["item_id", "first", "second", "route", "winner", "reason"]
     for row in routes.read(columns=columns).to_pylist():
         item = items.get(row["item_id"])
@@ -181,12 +179,14 @@ def _routing(routes: Table, items: Mapping[str, Mapping[str, Any]], truths: Trut
             continue
         counts[row["route"]] += 1
         reasons[row["reason"]] += 1
-        if row["route"] in right and row["winner"] is not None and row["winner"] >= 0:
+        if row["route"] in outcomes and row["winner"] is not None and row["winner"] >= 0:
             loser = row["first"] + row["second"] - row["winner"]
-            true = better(item, truths, row["winner"], loser)
-            right[row["route"]] += [] if true is None else [true]
-    precision = {f"{route}_precision": share(hits) for route, hits in right.items() if hits}
-    return {"high": counts["high"], "low": counts["low"], "dropped": counts["dropped"], **precision, "reasons": reasons}
+            outcome = label_outcome(truths, item, row["winner"], loser)
+            outcomes[row["route"]] += [] if outcome is None else [outcome]
+    figures: dict[str, Any] = {route: counts[route] for route in ("high", "low", "dropped")}
+    for route, of_route in outcomes.items():
+        figures |= _share_right(of_route, f"{route}_precision", f"{route}_ties")
+    return {**figures, "reasons": reasons}
 
 
 def _targets(targets: Table) -> dict[str, Any]:
@@ -195,15 +195,12 @@ def _targets(targets: Table) -> dict[str, Any]:
     return {"count": len(rows), "with_evidence": sum(row["evidence"] for row in rows), "tasks": tasks}
 
 
-def _pairs(pairs: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths) -> dict[str, Any]:
+def pair_figures(pairs: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths) -> dict[str, Any]:
     """Chosen-rejected pairs; where truth is known, the share whose chosen verdict is right."""
     rows = pairs.read(columns=["item_id", "order", "winner"]).to_pylist()
-    hits = []
-    for row in rows:
-        loser = sum(row["order"]) - row["winner"]
-        true = better(items[row["item_id"]], truths, row["winner"], loser)
-        hits += [] if true is None else [true]
-    right = {"right_way": share(hits)} if hits else {}
+    labels = ((items[row["item_id"]], row["winner"], sum(row["order"]) - row["winner"]) for row in rows)
+    outcomes = [outcome for label in labels if (outcome := label_outcome(truths, *label)) is not None]
+    right = _share_right(outcomes, "right_way", "ties")
     return {"count": len(rows), "items": len({row["item_id"] for row in rows}), **right}
 
 
@@ -219,7 +216,9 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
         tasks = ", ".join(f"{n} {task}" for task, n in targets["tasks"].items())
         yield f"targets of phase 1: {targets['count']} ({tasks}), {targets['with_evidence']} with evidence"
     if pairs := results.get("pairs"):
-        right = f", {format_estimate(pairs['right_way'])} the right way" if "right_way" in pairs else ""
+        right = (
+            f", {format_estimate(pairs['right_way'])} the right way{_of_ties(pairs)}" if "right_way" in pairs else ""
+        )
         yield f"pairs of phase 2: {pairs['count']} from {pairs['items']} items{right}"
     for phase, rounding in results.get("rounding", {}).items():
         if rounding["overall"] > ROUGH:
@@ -244,7 +243,13 @@ def _routing_lines(routing: Mapping[str, Any], title: str) -> Iterator[str]:
     yield f"{title:8s} {'pairs':>7s} {'share':>7s}  labels right"
     for route in ("high", "low", "dropped"):
         precision = format_estimate(routing.get(f"{route}_precision"))
-        yield f"{route:8s} {routing[route]:7d} {routing[route] / max(1, total):7.1%}  {precision}"
+        ties = _of_ties(routing, f"{route}_ties")
+        yield f"{route:8s} {routing[route]:7d} {routing[route] / max(1, total):7.1%}  {precision}{ties}"
+
+
+def _of_ties(figures: Mapping[str, Any], name: str = "ties") -> str:
+    """Return how many of the labels are ties, for a share that counts them as wrong; nothing where none is known."""
+    return f" (wrong: {figures[name]} on ties)" if name in figures else ""
 
 
 def _leaves(tree: Mapping[str, Any], *above: str) -> Iterator[tuple[str, ...]]:

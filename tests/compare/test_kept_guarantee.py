@@ -93,8 +93,11 @@ def test_true_precision_counts_images_not_pairs():
 
 def test_labelled_pairs_are_judged_by_a_router_that_has_not_seen_them():
     fitting = _fitting(*_noisy(1000, 3.0))
-    confidence, right, high = by_labels(RouterSettings(threshold=0.8), fitting.pairs, None)
+    fitting.pairs.gold[::50] = 0
+    confidence, right, high, tied = by_labels(RouterSettings(threshold=0.8), fitting.pairs, None)
     assert len(confidence) == len(right) == len(high) == 1000
     assert (high == (confidence >= 0.8)).all()
     assert right[high].mean() > right[~high].mean() + 0.2
     assert right[high].mean() == pytest.approx(confidence[high].mean(), abs=0.05)
+    assert tied.sum() == 20
+    assert not right[tied].any()
