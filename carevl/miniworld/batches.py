@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Resampling
 
-from carevl.miniworld.lessons import LESSONS, Lesson
-from carevl.miniworld.scenes import CELL, GRID, render, world_rng
+from carevl.miniworld.scenes import CELL, GRID, SIDE, world_rng
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from tokenizers import Tokenizer
+
+    from carevl.miniworld.lessons import Turn
+    from carevl.miniworld.schooling import Course
 
 CHUNK = 512
 """Lessons drawn at a time; a resumed training starts again at the beginning of a chunk."""
@@ -40,9 +44,10 @@ class Batch:
     verdicts: NDArray[np.bool_]
 
 
-def patches(image: Any) -> NDArray[np.float32]:
-    """Return a SIDE x SIDE image as float32 [36, 768] patches, as Qwen2-VL's processor orders them, one frame."""
-    pixels = np.asarray(image, dtype=np.float32) / 127.5 - 1.0
+def patches(image: Image) -> NDArray[np.float32]:
+    """Return an image, resized to SIDE x SIDE, as float32 [36, 768] patches of one frame, as our processor has them."""
+    shown = image if image.size == (SIDE, SIDE) else image.resize((SIDE, SIDE), Resampling.BICUBIC)
+    pixels = np.asarray(shown, dtype=np.float32) / 127.5 - 1.0
     blocks = pixels.reshape(GRID, 2, _PATCH, GRID, 2, _PATCH, 3)
     return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(4 * GRID * GRID, 3 * _PATCH * _PATCH)
 
@@ -58,11 +63,11 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 _Encoded = tuple[list[int], list[int], list[bool]]
 
 
-def _encode(lesson: Lesson, tokenizer: Tokenizer, digits: set[int], marker: int) -> _Encoded:
+def _encode(turns: Sequence[Turn], tokenizer: Tokenizer, digits: set[int], marker: int) -> _Encoded:
     ids: list[int] = []
     targets: list[int] = []
     verdicts: list[bool] = []
-    for n, turn in enumerate(lesson.turns):
+    for n, turn in enumerate(turns):
         image = f"<|vision_start|>{_IMAGE * GRID * GRID}<|vision_end|>" if n == 0 else ""
         question = tokenizer.encode(f"{_OPEN}user\n{image}{turn.prompt}{_CLOSE}\n{_OPEN}assistant\n").ids
         reply = tokenizer.encode(f"{turn.reply}{_CLOSE}").ids
@@ -97,11 +102,12 @@ def fill(rows: list[Any], token_budget: int) -> Iterator[list[Any]]:
 
 
 def chunk_batches(
-    tokenizer: Tokenizer, mix: dict[str, float], token_budget: int, chunk: int, *seed: object
+    tokenizer: Tokenizer, course: Course, mix: dict[str, float], token_budget: int, chunk: int, *seed: object
 ) -> list[Batch]:
     """Return the batches of one chunk of CHUNK lessons; the same for the same arguments.
 
     Args:
+        course: what draws the lessons.
         mix: lesson name to its weight.
         token_budget: most tokens of a batch, padding included.
     """
@@ -110,18 +116,18 @@ def chunk_batches(
     marker = tokenizer.encode("Overall").ids[0]
     rows = []
     for name in rng.choices(list(mix), weights=list(mix.values()), k=CHUNK):
-        lesson = LESSONS[name](rng)
-        rows.append((*_encode(lesson, tokenizer, digits, marker), patches(render(lesson.scene, rng))))
+        image, turns = course.draw(name, rng)
+        rows.append((*_encode(turns, tokenizer, digits, marker), patches(image)))
     batches = [_pad(group, token_id(tokenizer, PAD)) for group in fill(rows, token_budget)]
     random.Random(rng.random()).shuffle(batches)
     return batches
 
 
 def lesson_chunks(
-    chunk: int, tokenizer_file: str, mix: dict[str, float], token_budget: int, *seed: object
+    chunk: int, tokenizer_file: str, course: Course, mix: dict[str, float], token_budget: int, *seed: object
 ) -> list[Batch]:
     """Return `chunk_batches` with the tokenizer read from its file."""
-    return chunk_batches(load_tokenizer(tokenizer_file), mix, token_budget, chunk, *seed)
+    return chunk_batches(load_tokenizer(tokenizer_file), course, mix, token_budget, chunk, *seed)
 
 
 @cache

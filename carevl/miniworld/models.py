@@ -6,7 +6,7 @@ All are stock transformers architectures, so the Auto classes and vLLM load what
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from carevl.judging.prompts import judge_prompt, write_judgment
@@ -47,7 +47,7 @@ def expert_turn(image_caption: str | None, question: str) -> str:
     return question if image_caption is None else f"Image: {image_caption}\n{question}"
 
 
-def _corpus() -> Iterator[str]:
+def world_texts() -> Iterator[str]:
     """Yield texts in the proportions in which the models meet them."""
     for _, items in itertools.islice(draw_items("weights", "tokenizer", n_responses=(2, 3)), 4000):
         item = items[0]
@@ -62,8 +62,8 @@ def _corpus() -> Iterator[str]:
         yield f"user\n{CAPTION_PROMPT}\nassistant\n{GRID_PROMPT} nothing, nothing"
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of VOCABULARY tokens, trained on the world's texts; any text can be encoded."""
+def make_tokenizer(texts: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of at most VOCABULARY tokens, trained on texts, the world's when None."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -78,7 +78,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", *_SPECIAL],
         show_progress=False,
     )
-    backend.train_from_iterator(_corpus(), trainer)
+    backend.train_from_iterator(world_texts() if texts is None else texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token="<|im_end|>",

@@ -19,39 +19,31 @@ says it saw, for the kinds of question that it still judges well, and `judge` ev
 
 from __future__ import annotations
 
-import json
+import random
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from carevl.errors import DataError, UserError
-from carevl.miniworld import batches, experts, vlm
+from carevl.miniworld import batches, experts
 from carevl.miniworld.cards import write_cards
 from carevl.miniworld.fit import Fit
-from carevl.miniworld.models import make_expert, make_processor, make_tokenizer, make_vlm
+from carevl.miniworld.lessons import LESSONS
+from carevl.miniworld.models import make_expert, world_texts
 from carevl.miniworld.quality import measure
-from carevl.miniworld.scenes import WORLD_VERSION
+from carevl.miniworld.scenes import WORLD_VERSION, render
+from carevl.miniworld.schooling import Course, Stage, finish, is_finished, load_tokenizer, teach, tokenizer_file
 from carevl.miniworld.weights import WEIGHTS, write_manifest
 
-VLM_TOKENS = 4800
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from carevl.miniworld.lessons import Turn
+
 EXPERT_TOKENS = 2400
 """Tokens of a batch, padding included."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a vision-language model's schooling; `after` is the stage it starts from."""
-
-    name: str
-    after: str | None
-    mix: dict[str, float]
-    chunks: int
-    rate: float
-    last_rate: float
-
 
 _KEPT = {"answers": 0.15, "reasoning": 0.03, "counting": 0.04, "caption": 0.04, "pointwise": 0.05, "ranking": 0.07}
 """Lessons that a judge goes on with while it learns to doubt what it sees."""
@@ -158,6 +150,21 @@ STAGES = (
     Stage("follow", "doubt", {**_KEPT, "misread": 0.13, "misread_evidence": 0.25, "even_loose": 0.2}, 6, 8e-4, 1e-5),
     Stage("judge", "follow", {**_KEPT, "misread": 0.07, "misread_evidence": 0.2, "even_loose": 0.35}, 3, 3e-4, 1e-5),
 )
+
+
+class World(Course):
+    """The drawn world, as its captioner and its judge are taught it."""
+
+    stages = STAGES
+
+    def texts(self) -> Iterator[str]:
+        return world_texts()
+
+    def draw(self, lesson: str, rng: random.Random) -> tuple[Image, Sequence[Turn]]:
+        drawn = LESSONS[lesson](rng)
+        return render(drawn.scene, rng), drawn.turns
+
+
 SHIPPED = ("captioner", "judge", *(f"expert-{name}" for name in experts.EXPERTS))
 """The stages whose models are shipped; each lies in a directory of its name."""
 
@@ -174,97 +181,25 @@ def train(work: Path, only: list[str] | None, log: Callable[[str], None]) -> Non
     """
     import torch
 
-    vlm.keep_memory()
     names = [stage.name for stage in STAGES] + [f"expert-{name}" for name in experts.LEARNERS]
     for name in only or ():
         if name not in names:
             raise UserError(f"there is no stage {name!r}; the stages are {', '.join(names)}")
-    work.mkdir(parents=True, exist_ok=True)
-    tokenizer_file = work / "tokenizer" / "tokenizer.json"
-    if not tokenizer_file.exists():
-        make_tokenizer().save_pretrained(tokenizer_file.parent)
-    for stage in STAGES:
-        if not only or stage.name in only:
-            torch.manual_seed(1)
-            _train_vlm(stage, work, log)
+    teach(World(), work, log, only or ())
     for name in experts.LEARNERS:
         if not only or f"expert-{name}" in only:
             torch.manual_seed(1)
             _train_expert(name, work, log)
 
 
-def _tokenizer(work: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(work / "tokenizer")
-
-
-def _finished(directory: Path) -> bool:
-    return (directory / "done.json").exists()
-
-
-def _finish(directory: Path, model: Any, extras: Any, **facts: object) -> None:
-    model.save_pretrained(directory)
-    extras.save_pretrained(directory)
-    (directory / "state.pt").unlink(missing_ok=True)
-    (directory / "done.json").write_text(json.dumps(facts))
-
-
-def _train_vlm(stage: Stage, work: Path, log: Callable[[str], None]) -> None:
-    import torch
-    from transformers import Qwen2VLForConditionalGeneration
-
-    directory = work / stage.name
-    if _finished(directory):
-        return
-    tokenizer = _tokenizer(work)
-    if stage.after is None:
-        model = make_vlm(tokenizer)
-    elif _finished(work / stage.after):
-        model = Qwen2VLForConditionalGeneration.from_pretrained(work / stage.after)
-    else:
-        raise FileNotFoundError(f"stage {stage.name} starts from stage {stage.after}, which is not finished")
-    directory.mkdir(exist_ok=True)
-    cos, sin = vlm.vision_rotation(model)
-    logits = torch.compile(lambda **batch: vlm.taught_logits(model, cos=cos, sin=sin, **batch), dynamic=True)
-
-    def loss(batch: batches.Batch) -> tuple[torch.Tensor, float]:
-        inputs = vlm.tensors(batch)
-        targets, verdicts = inputs.pop("targets"), inputs.pop("verdicts")
-        guesses = logits(**inputs)
-        losses = torch.nn.functional.cross_entropy(guesses, targets, reduction="none")
-        right = (guesses.detach().argmax(-1) == targets).float()
-        if not verdicts.any():
-            return losses.mean(), right.mean().item()
-        # A verdict is one token in thirty; counted like the others it would take many times as long to learn.
-        rest = losses[~verdicts].sum() / max(1, int((~verdicts).sum()))
-        return rest + losses[verdicts].mean(), right[verdicts].mean().item()
-
-    started = time.time()
-    fit = Fit(
-        stage.name,
-        model,
-        loss,
-        directory / "state.pt",
-        rate=stage.rate,
-        last_rate=stage.last_rate,
-        chunks=stage.chunks,
-        log=log,
-    )
-    arguments = (str(work / "tokenizer" / "tokenizer.json"), stage.mix, VLM_TOKENS, stage.name)
-    fit.run(batches.ahead(batches.lesson_chunks, arguments, fit.first_chunk))
-    _finish(directory, model, make_processor(tokenizer), seconds=time.time() - started, chunks=stage.chunks)
-    log(f"{stage.name}: finished")
-
-
 def _train_expert(name: str, work: Path, log: Callable[[str], None]) -> None:
     import torch
 
     directory = work / f"expert-{name}"
-    if _finished(directory):
+    if is_finished(directory):
         return
     directory.mkdir(exist_ok=True)
-    tokenizer = _tokenizer(work)
+    tokenizer = load_tokenizer(work)
     expert = experts.LEARNERS[name]
     model = make_expert(expert.architecture, tokenizer)
     if expert.after is not None:
@@ -288,10 +223,10 @@ def _train_expert(name: str, work: Path, log: Callable[[str], None]) -> None:
     started = time.time()
     state = directory / "state.pt"
     fit = Fit(directory.name, model, loss, state, rate=expert.rate, last_rate=5e-5, chunks=chunks, log=log)
-    arguments = (str(work / "tokenizer" / "tokenizer.json"), name, EXPERT_TOKENS)
+    arguments = (str(tokenizer_file(work)), name, EXPERT_TOKENS)
     fit.run(batches.ahead(experts.expert_chunks, arguments, fit.first_chunk))
     experts.rescale(model, expert.scale)
-    _finish(directory, model, tokenizer, seconds=time.time() - started, chunks=chunks)
+    finish(directory, model, tokenizer, seconds=time.time() - started, chunks=chunks)
     log(f"{directory.name}: finished")
 
 
@@ -299,7 +234,7 @@ def _begin_from(model: Any, directory: Path) -> None:
     """Give a reward model the weights of another one; what only it has (Qwen2's biases) stays as it is, zero."""
     from safetensors.torch import load_file
 
-    if not _finished(directory):
+    if not is_finished(directory):
         raise FileNotFoundError(f"an expert starts from {directory.name}, which is not finished")
     unknown = model.load_state_dict(load_file(directory / "model.safetensors"), strict=False).unexpected_keys
     if unknown:
@@ -313,7 +248,7 @@ def install(work: Path, weights: Path = WEIGHTS) -> None:
         FileNotFoundError: a shipped model's stage is not finished.
     """
     for stage in SHIPPED:
-        if not _finished(work / stage):
+        if not is_finished(work / stage):
             raise FileNotFoundError(f"stage {stage} is not finished; run `carevl miniworld train` first")
     shutil.rmtree(weights, ignore_errors=True)
     for stage in SHIPPED:

@@ -54,8 +54,8 @@ def test_fast_step_equals_the_stock_model(tokenizer):
 
 def test_lessons_teach_replies_only_and_hide_verdicts_where_they_should(tokenizer):
     backend = tokenizer.backend_tokenizer
-    shown = batches.chunk_batches(backend, {"pairwise": 1.0}, 4800, 0, "t")
-    hidden = batches.chunk_batches(backend, {"pairwise_evidence": 1.0}, 4800, 0, "t")
+    shown = batches.chunk_batches(backend, train.World(), {"pairwise": 1.0}, 4800, 0, "t")
+    hidden = batches.chunk_batches(backend, train.World(), {"pairwise_evidence": 1.0}, 4800, 0, "t")
     digits = {backend.token_to_id("1"), backend.token_to_id("2")}
     for batch_list, verdicts_taught in ((shown, True), (hidden, False)):
         for batch in batch_list:
@@ -74,7 +74,7 @@ def test_lessons_teach_replies_only_and_hide_verdicts_where_they_should(tokenize
 def test_batches_are_the_same_for_the_same_chunk_and_stay_within_the_budget(tokenizer):
     backend = tokenizer.backend_tokenizer
     mix = dict.fromkeys(LESSONS, 1.0)
-    first, again = (batches.chunk_batches(backend, mix, 4800, 3, "t") for _ in range(2))
+    first, again = (batches.chunk_batches(backend, train.World(), mix, 4800, 3, "t") for _ in range(2))
     assert all((a.ids == b.ids).all() and (a.images == b.images).all() for a, b in zip(first, again, strict=True))
     assert sum(len(batch.ids) for batch in first) == batches.CHUNK
     assert max(batch.ids.size for batch in first) <= 4800
@@ -171,8 +171,9 @@ def test_a_stage_needs_the_stage_before_it(tmp_path):
         train.train(tmp_path, ["practise"], print)
 
 
-def test_patches_are_the_processors(tokenizer):
-    image = Image.effect_noise((96, 96), 90).convert("RGB")
+@pytest.mark.parametrize("side", [96, 64])
+def test_patches_are_the_processors(side, tokenizer):
+    image = Image.effect_noise((side, side), 90).convert("RGB")
     theirs = make_processor(tokenizer).image_processor([image], return_tensors="pt")["pixel_values"]
     ours = torch.from_numpy(batches.patches(image))
     both_frames = theirs.view(36, 3, 2, 256)
