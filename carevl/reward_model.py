@@ -26,8 +26,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from carevl.data.images import ImageLimits, bound_pixels, decode_rgb, to_rgb
 from carevl.data.rows import RowError
 from carevl.errors import UserError
@@ -37,6 +35,7 @@ from carevl.judging.verdict_tokens import (
     CHOICES,
     VERDICT_TEXTS,
     forced_probabilities,
+    mean_rating,
     verdict_probabilities,
     verdict_texts,
 )
@@ -219,7 +218,7 @@ class RewardModel:
         forced = self._force_verdicts("pointwise", [(requests[i], readings[i]) for i in rated], CHOICES)
         for i, probabilities in zip(rated, forced, strict=True):
             if probabilities is not None:
-                scores[i] = float(probabilities @ np.arange(1, CHOICES + 1))
+                scores[i] = mean_rating(probabilities)
         return scores
 
     def rank(self, image: Pictures, question: Question, responses: Sequence[str]) -> Ranking:

@@ -13,6 +13,11 @@ import pytest
 from PIL import Image
 
 from carevl import RewardModel
+from carevl.benchmarks.answering import EngineJudge, judge_questions
+from carevl.benchmarks.questions import strict_questions
+from carevl.benchmarks.rows import Image as RowImage
+from carevl.benchmarks.rows import Row
+from carevl.benchmarks.suites import SUITES
 from carevl.cli.judge import judgment_lines
 from carevl.data.images import bound_pixels
 from carevl.errors import UserError
@@ -21,6 +26,7 @@ from carevl.miniworld.items import draw_items
 from carevl.miniworld.scenes import png
 from carevl.miniworld.weights import WEIGHTS
 from carevl.models.judge_spec import JudgeSpec
+from carevl.settings.models import Judge
 
 pytestmark = pytest.mark.vllm
 
@@ -102,6 +108,16 @@ def test_scores_are_ratings_and_better_responses_get_more(judge, cases):
     )
     assert all(1 <= score <= 5 for score in best + worst)
     assert np.mean(best) > np.mean(worst)
+
+
+def test_the_protocol_pointwise_measures_these_scores(judge, cases):
+    image, question, responses, _ = cases[0]
+    row = Row("k", "pairwise", "", question, tuple(responses[:2]), (1.0, 0.0), (RowImage("a", data=png(image)),))
+    asked = list(strict_questions("pairwise", [row], "pointwise"))
+    engine = EngineJudge(Judge(path=judge.path, engine="transformers", max_tokens=80))
+    rated = judge_questions(engine, "j", SUITES["pairwise"], asked, {"a": image}, seed=0, max_images=8)
+    scores = judge.score_all([image] * 2, [question] * 2, responses[:2])
+    assert [each.rating for each in rated] == pytest.approx(scores, abs=1e-4)
 
 
 def test_a_ranking_holds_every_response_once_and_agrees_with_the_duels(judge, cases):

@@ -16,7 +16,7 @@ from carevl.benchmarks.predictions import Prediction, record
 from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.suite import Suite
 from carevl.judging import read_verdict
-from carevl.judging.verdict_tokens import VERDICT_TEXTS, verdict_probabilities, verdict_texts
+from carevl.judging.verdict_tokens import VERDICT_TEXTS, mean_rating, verdict_probabilities, verdict_texts
 from carevl.models.engines import generate_with_row_errors, generator
 from carevl.models.engines.base import Generation, GenerationRequest
 from carevl.models.row_errors import Failure
@@ -151,7 +151,7 @@ def judge_questions(
     for decoding, requests in sorted(batches.items(), key=lambda batch: not any(c.response_prefix for c in batch[1])):
         logprob_texts = () if decoding.temperature else verdict_texts(wording)
         answers |= zip(requests, judge.answer([*requests.values()], decoding, logprob_texts), strict=True)
-    cut = _find_cut(suite, zip(questions, calls, strict=True), answers, requested) if force_verdicts else {}
+    cut = _find_cut(suite, zip(questions, calls, strict=True), answers, requested, force_verdicts)
     forced = dict(zip(cut, judge.force([*cut.values()]), strict=True)) if cut else {}
     return [_read(suite, name, q, answers[call], forced.get(call)) for q, call in zip(questions, calls, strict=True)]
 
@@ -161,14 +161,22 @@ def _find_cut(
     asked: Iterable[tuple[Question, _Call]],
     answers: Mapping[_Call, Answer],
     requested: Mapping[_Call, GenerationRequest],
+    force_verdicts: bool,
 ) -> dict[_Call, CutJudgment]:
-    """Return the judgments in the judge's own prompts that were cut before their verdicts."""
+    """Return the judgments in the judge's own prompts whose verdict is asked for after their evidence.
+
+    They are those that were cut before it, if verdicts are forced; and under `pointwise` all that have a rating or were
+    cut, for the probabilities of their ratings.
+    """
+    statuses: dict[str, tuple[str, ...]] = {"pointwise": ("ok", "truncated")}
+    if force_verdicts:
+        statuses |= {"official_scorer": ("truncated",), "strict": ("truncated",)}
     cut: dict[_Call, CutJudgment] = {}
     for question, call in asked:
         answer = answers[call]
-        if isinstance(answer, Generation) and question.protocol in ("official_scorer", "strict"):
+        if isinstance(answer, Generation) and question.protocol in statuses:
             verdict = suite.parse(question, answer.text, truncated=answer.truncated)
-            if verdict.status == "truncated":
+            if verdict.status in statuses[question.protocol]:
                 shown = len(question.order)
                 cut[call] = CutJudgment(requested[call], answer.text, verdict.evidence, question.task, shown)
     return cut
@@ -196,6 +204,8 @@ def _read(
     if isinstance(answer, str):
         error = row_error("evaluate", "not answered", answer)
         return record(question, name, "", suite.parse(question, ""), error=error)
+    if question.protocol == "pointwise":
+        return _read_rating(suite, name, question, answer, forced)
     text, truncated, probabilities = answer.text, answer.truncated, None
     begun = read_forced(question.task, answer) if question.protocol == "verdict_prob" else forced
     if begun is not None:
@@ -209,3 +219,18 @@ def _read(
     verdict = suite.parse(question, text, truncated=truncated)
     row = record(question, name, text, verdict, probability, reasoning=answer.reasoning)
     return replace(row, forced=forced is not None)
+
+
+def _read_rating(
+    suite: Suite, name: str, question: Question, answer: Generation, forced: ForcedVerdict | None
+) -> Prediction:
+    """Return the prediction of a rating: its mean, as `RewardModel.score`, where the probabilities are known."""
+    text, was_cut = answer.text, False
+    verdict = suite.parse(question, text, truncated=answer.truncated)
+    if forced is not None:
+        was_cut = verdict.status == "truncated"
+        if was_cut:
+            text, verdict = forced.text, suite.parse(question, forced.text)
+        if forced.probabilities is not None:
+            verdict = replace(verdict, rating=mean_rating(forced.probabilities))
+    return replace(record(question, name, text, verdict, reasoning=answer.reasoning), forced=was_cut)

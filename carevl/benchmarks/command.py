@@ -28,7 +28,7 @@ from carevl.benchmarks.results import (
     score_covered,
 )
 from carevl.benchmarks.run import EvalSet, JudgeRun, judge_fingerprint_inputs, predict
-from carevl.benchmarks.suite import Suite
+from carevl.benchmarks.suite import Suite, refuse_unrated
 from carevl.cluster.connect import ray_cluster
 from carevl.cluster.jobs import Tally
 from carevl.errors import UserError, reading
@@ -185,6 +185,7 @@ def _protocols(names: Sequence[str], data: BenchmarkData) -> list[ProtocolName]:
     for name in names:
         if name not in PROTOCOLS:
             raise UserError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+    refuse_unrated(data.suite, names)
     if names:
         return [protocol for protocol in PROTOCOLS if protocol in names]
     return list(data.suite.default_protocols)

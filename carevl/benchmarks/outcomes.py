@@ -27,13 +27,26 @@ def scored_rows(
 def pairs_right(rows: Sequence[Row], predictions: Iterable[Prediction]) -> FloatArray:
     """Return per pair (float64 [n_rows]) 1 if the better response wins in both orders, else 0; no verdict is wrong.
 
-    A tied pair needs a stated tie, which the judge's own prompt does not offer and few suites count.
+    A tied pair needs a stated tie, which the judge's own prompt does not offer and few suites count. Where responses
+    were rated one by one (`pointwise`), the one that is rated higher wins, and equal ratings are half right.
 
     Raises:
-        ValueError: a row was not asked in both orders.
+        ValueError: a row was not asked in both orders, or about both responses.
     """
-    answers = in_orders(rows, predictions, {row.key: BOTH_ORDERS for row in rows})
+    stored = list(predictions)
+    if any(answer.protocol == "pointwise" for answer in stored):
+        ratings = response_ratings(rows, stored, draws=1)
+        return np.array([_rated_right(row, *of_row) for row, of_row in zip(rows, ratings, strict=True)], np.float64)
+    answers = in_orders(rows, stored, {row.key: BOTH_ORDERS for row in rows})
     return np.array([all(answer.winner == row.winner for answer in answers[row.key]) for row in rows], np.float64)
+
+
+def _rated_right(row: Row, first: float, second: float) -> float:
+    if np.isnan([first, second]).any():
+        return 0.0
+    if row.winner == -1:
+        return float(first == second)
+    return 0.5 if first == second else float(row.winner == int(second > first))
 
 
 def response_ratings(rows: Sequence[Row], predictions: Iterable[Prediction], draws: int) -> list[FloatArray]:

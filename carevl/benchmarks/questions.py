@@ -6,6 +6,7 @@
 | `official_scorer` | the judge's own | our reader | as the benchmark says |
 | `strict` | the judge's own, both orders, greedy | our reader | only if every order is right |
 | `verdict_prob` | the judge's own, both orders, verdict forced | the verdict token's probability | as `strict` |
+| `pointwise` | the judge's own, each response alone | the mean rating of its probabilities | if the better is higher |
 """
 
 from __future__ import annotations
@@ -115,7 +116,13 @@ def ask_for_scores(question: Question, row: Row) -> Question:
 
 
 def strict_questions(benchmark: str, rows: Iterable[Row], protocol: ProtocolName) -> Iterator[Question]:
-    """Yield each row in both orders: as stored and reversed (once where a single response is rated)."""
+    """Yield each row in both orders: as stored and reversed (once where a single response is rated).
+
+    Under `pointwise` each of its responses is rated by itself.
+    """
+    if protocol == "pointwise":
+        yield from pointwise_questions(benchmark, rows, protocol)
+        return
     for row in rows:
         order = as_stored(row)
         for shown in dict.fromkeys((order, order[::-1])):
@@ -123,8 +130,8 @@ def strict_questions(benchmark: str, rows: Iterable[Row], protocol: ProtocolName
 
 
 def is_strict(protocol: ProtocolName) -> bool:
-    """Whether every order is asked once and read strictly."""
-    return protocol in ("strict", "verdict_prob")
+    """Whether every order, or response, is asked about once and read strictly."""
+    return protocol in ("strict", "verdict_prob", "pointwise")
 
 
 def drawn_questions(

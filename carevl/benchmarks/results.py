@@ -23,6 +23,10 @@ from carevl.stats.estimate import Estimate
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
 
+_SUMMARIZED: tuple[ProtocolName, ...] = ("official_scorer", "strict", "pointwise")
+"""Protocols whose figures stand in results.json."""
+
+
 def by_protocol(rows: Iterable[Row], predictions: Iterable[Prediction]) -> dict[ProtocolName, list[Prediction]]:
     """Return the predictions of these rows, of each protocol that has some, in the order of `PROTOCOLS`."""
     keys, grouped = {row.key for row in rows}, defaultdict[str, list[Prediction]](list)
@@ -161,12 +165,12 @@ def summarize(answered: Mapping[str, tuple[Suite, Sequence[Row], Sequence[Predic
     """Return the headline figures of one judge over several benchmarks, each {value, low, high} with a 95 % interval.
 
     Args:
-        answered: name of a benchmark to its suite, its rows, and the judge's predictions under `official_scorer` and
-            `strict`.
+        answered: name of a benchmark to its suite, its rows, and the judge's predictions.
 
     Returns:
-        Per benchmark, its name with `_` for `-`: the suite's headline figures under `official_scorer` and `strict`, or
-        alone (see `Suite.by_protocol`). `parse_rate` and `order_consistency` over the strict judgments of all.
+        Per benchmark, its name with `_` for `-`: the suite's headline figures under those of `_SUMMARIZED`, or those of
+        the first of them alone (see `Suite.by_protocol`). `parse_rate` and `order_consistency` over the strict
+        judgments of all.
     """
     summary: dict[str, Any] = {}
     rows: list[Row] = []
@@ -180,7 +184,7 @@ def summarize(answered: Mapping[str, tuple[Suite, Sequence[Row], Sequence[Predic
                 key: each["figures"][key] for key in suite.headlines or each["figures"] if key in each["figures"]
             }
             for protocol, each in of_protocol.items()
-            if protocol in ("official_scorer", "strict")
+            if protocol in _SUMMARIZED
         }
         summary[name.replace("-", "_")] = kept if suite.by_protocol else next(iter(kept.values()), {})
         if judgments := by_protocol(benchmark_rows, predictions).get("strict"):

@@ -11,6 +11,7 @@ from carevl.benchmarks.layouts import Layout
 from carevl.benchmarks.predictions import Prediction
 from carevl.benchmarks.questions import GREEDY, Decoding, Question
 from carevl.benchmarks.rows import Row
+from carevl.errors import UserError
 from carevl.judging.prompts import write_judgment
 from carevl.judging.verdicts import Verdict, read_verdict
 from carevl.settings.data import ProtocolName
@@ -34,6 +35,8 @@ class Suite(ABC):
     """How the official run generates."""
     default_protocols: ClassVar[tuple[ProtocolName, ...]] = ("official_scorer", "strict")
     """How `carevl evaluate` asks without `--protocol`."""
+    is_rated: ClassVar[bool] = True
+    """Whether the protocol `pointwise`, which rates responses one by one, says which of them is better."""
     has_text_only: ClassVar[bool] = False
     """Whether a row without images is asked about its text alone; else its image counts as missing."""
     headlines: ClassVar[tuple[str, ...]] = ()
@@ -109,3 +112,15 @@ class Suite(ABC):
     def published(self) -> Sequence[Sequence[str]]:
         """Return a table of scores that others published under `official`, its header first; empty by default."""
         return ()
+
+
+def refuse_unrated(suite: Suite, protocols: Iterable[str]) -> None:
+    """Refuse the protocol `pointwise` of a suite that does not take it.
+
+    Raises:
+        UserError: it is among the protocols.
+    """
+    if "pointwise" in protocols and not suite.is_rated:
+        raise UserError(
+            f"{suite.name} has rows of other tasks than pairs, so pointwise does not score it; leave it out"
+        )

@@ -77,6 +77,11 @@ def forced_probabilities(logprobs: Logprobs, choices: int) -> FloatArray | None:
     return verdict / verdict.sum() if verdict.sum() > 0 else None
 
 
+def mean_rating(probabilities: FloatArray) -> float:
+    """Return the mean of the ratings from 1 under their probabilities (float64 [n])."""
+    return float(probabilities @ np.arange(1, len(probabilities) + 1))
+
+
 def _choices(logprobs: Logprobs, choices: int) -> FloatArray:
     """Return the probability of each number or letter, bare or with its space: float64 [n_tokens, choices]."""
     forms = np.exp(np.asarray(logprobs, np.float64)).reshape(len(logprobs), 2, CHOICES)

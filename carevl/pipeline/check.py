@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from carevl.benchmarks.suite import refuse_unrated
 from carevl.benchmarks.suites import SUITES
 from carevl.cluster.connect import is_private
 from carevl.data.formats import FORMATS
@@ -31,6 +32,7 @@ from carevl.store.damage import DamagedError
 from carevl.store.run import Run, RunError
 
 if TYPE_CHECKING:
+    from carevl.settings.data import Benchmark
     from carevl.settings.models import Captioner, Expert, Judge, Model
     from carevl.settings.respond import Responder
     from carevl.settings.training import Training
@@ -223,11 +225,22 @@ def _check_benchmarks(settings: Settings, final: bool) -> Iterator[str]:
     for n, benchmark in enumerate(settings.benchmarks):
         place = f"benchmarks.{n}"
         yield from _refusal(f"{place}.name", SUITES.__getitem__, benchmark.name)
+        yield from _unrated(f"{place}.protocols", benchmark)
         yield from _missing(f"{place}.path", benchmark.path)
         if final and benchmark.final_path is None:
             yield f"{place}.final_path: {benchmark.name} has none, so there is no test data to evaluate on; name it"
         if final or settings.data.decontaminate:  # test data are screened for too
             yield from _missing(f"{place}.final_path", benchmark.final_path)
+
+
+def _unrated(place: str, benchmark: Benchmark) -> Iterator[str]:
+    """Yield that a benchmark is not asked by a protocol, if it is one that is there."""
+    try:
+        refuse_unrated(SUITES[benchmark.name], benchmark.protocols)
+    except SettingsError:  # told of where names are looked up
+        return
+    except UserError as error:
+        yield f"{place}: {error}"
 
 
 def _suite_name(name: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from carevl.settings.base import HomePath, PathName, Strict
 
-ProtocolName = Literal["official", "official_scorer", "strict", "verdict_prob"]
+ProtocolName = Literal["official", "official_scorer", "strict", "verdict_prob", "pointwise"]
 """How judges are asked; `carevl.benchmarks.questions` has a table of them."""
 
 

@@ -215,7 +215,7 @@ TRAINING_IMAGES = pa.schema([("image", pa.string()), ("bytes", pa.large_binary()
 
 _PREDICTION_FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("benchmark", pa.string(), False, "id of the benchmark, such as vl-rewardbench"),
-    ("protocol", pa.string(), False, "official, official_scorer, strict or verdict_prob"),
+    ("protocol", pa.string(), False, "official, official_scorer, strict, verdict_prob or pointwise"),
     ("judge", pa.string(), False, "the judge's name: a directory, a hub id, an endpoint, or a trivial judge"),
     ("key", pa.string(), False, "key of the row within the benchmark"),
     ("order", pa.list_(pa.int32()), False, "indices of the responses in the order shown"),
@@ -224,7 +224,12 @@ _PREDICTION_FIELDS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("text", pa.string(), False, "what the judge wrote; empty for a reward model"),
     ("winner", pa.int32(), True, "response index of the row, -1 for a tie, null when unparsed or not pairwise"),
     ("ranking", pa.list_(pa.int32()), True, "response indices, best first; null when unparsed or not a ranking"),
-    ("rating", pa.float64(), True, "1 to 5, or a reward model's raw score; null when unparsed or not pointwise"),
+    (
+        "rating",
+        pa.float64(),
+        True,
+        "1 to 5 (a mean under `pointwise`), or a reward model's raw score; null when unparsed or no rating",
+    ),
     ("status", pa.string(), False, "ok, none (no verdict), both (contradicting verdicts) or truncated"),
     ("probability", pa.float64(), True, "P(winner is the lower response index), from the verdict token; may be null"),
     ("error", ERROR, True, "why the judge could not be asked, null if it was; such a row counts as without a verdict"),

@@ -77,6 +77,25 @@ def test_a_tied_pair_is_never_right(pair, both_orders):
     assert pairs_right(rows, both_orders("tie", None, None)).tolist() == [0]
 
 
+def test_a_pair_is_right_if_the_better_response_is_rated_higher_and_half_if_they_are_equal(pair, answer):
+    cases = {"right": (4.5, 4.4), "wrong": (2.0, 2.1), "equal": (3.0, 3.0), "silent": (5.0, None)}
+    rows = [pair(key) for key in cases]
+    predictions = [
+        answer(key, protocol="pointwise", order=(i,), rating=rating)
+        for key, ratings in cases.items()
+        for i, rating in enumerate(ratings)
+    ]
+    assert pairs_right(rows, predictions).tolist() == [1, 0, 0.5, 0]
+    with pytest.raises(ValueError, match="1 of 4 rows lack a rating of every response: right"):
+        pairs_right(rows, predictions[1:])
+
+
+@pytest.mark.parametrize(("ratings", "right"), [((3.0, 3.0), 1), ((3.0, 2.9), 0)])
+def test_a_tied_pair_is_right_if_both_are_rated_alike(pair, answer, ratings, right):
+    predictions = [answer("k", protocol="pointwise", order=(i,), rating=rating) for i, rating in enumerate(ratings)]
+    assert pairs_right([pair("k", gold=(0.0, 0.0))], predictions).tolist() == [right]
+
+
 def test_ratings_are_averaged_over_draws(answer):
     row = Row("k", "pointwise", "g", "q", ("a", "b"), (1.0, 0.0))
     answers = [

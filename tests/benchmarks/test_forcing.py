@@ -7,8 +7,10 @@ import pytest
 
 from carevl.benchmarks.answering import EngineJudge, judge_questions
 from carevl.benchmarks.diagnostics import count_verdicts
-from carevl.benchmarks.forcing import read_forced, write_value
+from carevl.benchmarks.forcing import ForcedVerdict, read_forced, write_value
 from carevl.benchmarks.predictions import from_table, to_table
+from carevl.benchmarks.questions import strict_questions
+from carevl.benchmarks.rows import Row
 from carevl.benchmarks.suites import SUITES
 from carevl.data.images import ImageLimits, decode_rgb
 from carevl.judging.verdict_tokens import VERDICT_TEXTS
@@ -57,3 +59,31 @@ def test_a_judgment_that_was_cut_ends_with_a_verdict_where_that_is_asked_for(que
     assert all(each.forced and each.probability is not None for each in pairwise)
     assert all(each.forced and 1 <= each.rating <= 5 for each in predictions if len(each.order) == 1)
     assert all(not each.text.startswith("Overall Judgment") for each in predictions)
+
+
+class _Rating:
+    """A judge that rates every response 4 in its words, and hesitates between 2 and 4 once it is made to end."""
+
+    def answer(self, requests, decoding, logprob_texts):
+        return [Generation(f"So.\n{written}", 9, written.endswith(":")) for written in self.written(requests)]
+
+    def force(self, judgments):
+        self.forced = [cut.begun.response_prefix for cut in judgments]
+        probabilities = np.array([0.0, 0.75, 0.0, 0.25, 0.0])
+        return [ForcedVerdict(f"{cut.evidence}\nOverall Judgment: Rating 2.", probabilities) for cut in judgments]
+
+    def written(self, requests):
+        texts = ["Overall Judgment: Rating 4.", "Overall Judgment:", "Overall Judgment: I refuse."]
+        return texts[: len(requests)]
+
+
+def test_ratings_one_by_one_are_means_and_a_refusal_has_none():
+    row = Row("k", "pairwise", "g", "How many?", ("a", "b", "c"), (1.0, 0.0, 0.0))
+    asked = list(strict_questions("pairwise", [row], "pointwise"))
+    assert [(each.order, each.task) for each in asked] == [((i,), "pointwise") for i in range(3)]
+    judge = _Rating()
+    ratings = judge_questions(judge, "j", SUITES["pairwise"], asked, {}, seed=0, max_images=8)
+    assert [each.rating for each in ratings] == [2.5, 2.5, None]
+    assert [each.status for each in ratings] == ["ok", "ok", "none"]
+    assert [each.forced for each in ratings] == [False, True, False]
+    assert judge.forced == ["So.\nOverall Judgment: Rating"] * 2

@@ -131,6 +131,11 @@ REFUSALS = {
         ["benchmarks.1.name=carevl.benchmarks.suites.vl_rewardbench:SUITE"],
         "benchmarks.1.name: vl-rewardbench is also benchmarks.0.name; give each a name of its own",
     ),
+    "ratings one by one of a benchmark of other tasks than pairs": (
+        ["benchmarks.1.protocols=[strict, pointwise]"],
+        "benchmarks.1.protocols: mllm-judge has rows of other tasks than pairs, so pointwise does not score it; leave "
+        "it out",
+    ),
     "a benchmark that is not there": (
         ["benchmarks.0.path=/no/such/rows.parquet"],
         "benchmarks.0.path: /no/such/rows.parquet: no such file or directory",

@@ -64,6 +64,7 @@ class MllmJudge(Suite):
     decoding = Decoding(temperature=0.2, top_p=0.4, image_first=False)
     headlines = ("score", "pair_with_ties", "pair_without_ties", "batch")
     by_protocol = False
+    is_rated = False
 
     def load(self, path: Path, images: Path | None = None) -> list[Row]:
         """Return the rows of one JSONL file, or of `score`, `pair` and `batch` in a folder (those that are there).
