@@ -35,7 +35,7 @@ def load_tree(settings: str, overrides: Sequence[str] | None, *, rehearse: bool 
     """Return the settings that a command line names, changed as it says."""
     from carevl.settings.loader import load_settings
 
-    return load_settings(settings, [*(overrides or ()), *(["cluster.rehearse=true"] if rehearse else [])])
+    return load_settings(settings, [*(overrides or ()), *(["cluster.rehearse=true"] if rehearse else [])], log)
 
 
 def names_settings(target: str) -> bool:

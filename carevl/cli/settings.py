@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from carevl.cli.options import Overrides, SettingsName
+from carevl.cli.options import Overrides, SettingsName, load_tree
 
 
 def settings(settings: SettingsName = "mini", overrides: Overrides = None) -> None:
@@ -12,7 +12,7 @@ def settings(settings: SettingsName = "mini", overrides: Overrides = None) -> No
 
     The output is a settings file: save it, change it, and give its name to `carevl run`.
     """
-    from carevl.settings.loader import load_settings, reference
+    from carevl.settings.loader import reference
 
-    for line in reference(load_settings(settings, overrides or ())):
+    for line in reference(load_tree(settings, overrides)):
         typer.echo(line)

@@ -45,8 +45,8 @@ class Arm:
     tokens: Literal["own", "total", "phase2", "phases"] = "own"
     labels: Labels | None = None
     """What becomes of the router's labels; they stay as they are when None."""
-    select: dict[str, Any] = field(default_factory=dict)
-    """Changed settings of the stage `select`."""
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Changed settings, by their group: `{"select": {"min_gap": 0.2}}`."""
 
     @property
     def trained(self) -> bool:
@@ -60,7 +60,7 @@ class Arm:
             budget: of CAREVL with the same seed; needed unless `tokens` is `own`.
         """
         phases = {"sft": settings.sft, "dpo": settings.dpo}
-        changes: dict[str, Any] = {
+        changed: dict[str, Any] = {
             name: phase.model_copy(update={"learning_rate": phase.learning_rate * rate})
             for name, phase in phases.items()
         }
@@ -68,23 +68,32 @@ class Arm:
             assert budget is not None
             shares = {"sft": budget.total if self.tokens == "total" else budget.phase1, "dpo": budget.phase2}
             for name in _LIMITED[self.tokens]:
-                changes[name] = changes[name].model_copy(update={"tokens": max(1, shares[name])})
+                changed[name] = changed[name].model_copy(update={"tokens": max(1, shares[name])})
         if self.tokens == "total":  # the labelled pairs that guard CAREVL's second phase guard the only one
             dev_pairs = max(settings.sft.dev_pairs, settings.dpo.dev_pairs)
-            changes["sft"] = changes["sft"].model_copy(update={"dev_pairs": dev_pairs})
-        if self.select:
-            changes["select"] = settings.select.model_copy(update=self.select)
-        return settings.model_copy(update=changes)
+            changed["sft"] = changed["sft"].model_copy(update={"dev_pairs": dev_pairs})
+        for name, fields in self.changes.items():
+            changed[name] = changed.get(name, getattr(settings, name)).model_copy(update=fields)
+        return settings.model_copy(update=changed)
 
 
 _LIMITED = {"total": ("sft",), "phase2": ("dpo",), "phases": ("sft", "dpo")}
 """Phases whose tokens are given, by an arm's `tokens`."""
 
 
-def _only(name: str) -> dict[str, Any]:
-    """Changed settings of `select` that leave one rule its weight."""
-    others = [rule.setting for rule in RULES.values() if rule.name != name]
-    return {**{setting: 0.0 for setting in others if setting in Select.model_fields}, "rules": {}}
+def _weights(**weights: float) -> dict[str, float]:
+    """Return the weights of the registered rules, as fields of `select`: those that are not named have none."""
+    fields = {rule.name: rule.setting for rule in RULES.values() if rule.setting in Select.model_fields}
+    return {setting: weights.get(name, 0.0) for name, setting in fields.items()}
+
+
+_WORDS = {
+    **_weights(consistency=1.0, expert=0.5),
+    "rules": {"carevl.compare.words:EvidenceWords": 1.0, "carevl.compare.words:AnswerWords": 3.0},
+    "min_gap": 0.2,
+    "same_evidence": True,
+}
+"""Settings of `select` that choose by words."""
 
 
 OURS = Arm("carevl", "phase 1, then phase 2 on pairs chosen as the settings say", "phase2")
@@ -117,7 +126,7 @@ ARMS = {
             "phase2",
             "phase2",
             None,
-            _only("consistency"),
+            {"select": {**_weights(consistency=1.0), "rules": {}}},
         ),
         Arm(
             "carevl_experts",
@@ -125,7 +134,15 @@ ARMS = {
             "phase2",
             "phase2",
             None,
-            _only("expert"),
+            {"select": {**_weights(expert=1.0), "rules": {}}},
+        ),
+        Arm(
+            "carevl_words",
+            "pairs chosen by the words that responses share with the judge's evidence and answer",
+            "phase2",
+            "phase2",
+            None,
+            {"select": _WORDS, "sample": {"answers": True}},
         ),
     )
 }

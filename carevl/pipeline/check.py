@@ -275,8 +275,15 @@ def _check_training(settings: Settings) -> Iterator[str]:
         yield "data.sources: every source has labels, so there is nothing to learn from; add one without"
     yield from _check_judge(settings)
     yield from _check_phases(settings)
+    yield from _check_rules(settings)
+
+
+def _check_rules(settings: Settings) -> Iterator[str]:
     for name in settings.select.rules:
-        yield from _refusal("select.rules", RULES.__getitem__, name)
+        refusals = list(_refusal("select.rules", RULES.__getitem__, name))
+        yield from refusals
+        if not refusals and RULES[name].reads_answers and not settings.sample.answers:
+            yield f"select.rules: {name} reads answers that are not asked for; set sample.answers: true"
 
 
 def _check_judge(settings: Settings) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from carevl.errors import SettingsError, hide_secrets, suggest
+from carevl.settings.earlier_versions import take_over
 from carevl.settings.tree import Settings
 
 _Tree = TypeVar("_Tree", bound=BaseModel)
@@ -26,18 +27,27 @@ def presets() -> list[str]:
     return sorted(file.stem for file in PRESETS.glob("*.yaml"))
 
 
-def load_settings(source: str, overrides: Sequence[str] = ()) -> Settings:
+def _ignore(line: str) -> None:
+    """Log nothing."""
+
+
+def load_settings(source: str, overrides: Sequence[str] = (), log: Callable[[str], None] = _ignore) -> Settings:
     """Return the settings of a preset or a YAML file, with `key.path=value` overrides.
+
+    Args:
+        log: gets a line for every setting of an earlier version that is read as another one.
 
     Raises:
         SettingsError: no such preset or file, a line that is no YAML, or a field that is unknown or wrong.
     """
     # Mappings that a YAML file shares by anchors become separate, so that an override changes one place only.
-    return fill(Settings, json.loads(json.dumps(_read(source), default=str)), overrides)
+    return fill(Settings, json.loads(json.dumps(_read(source), default=str)), overrides, log)
 
 
-def fill(kind: type[_Tree], tree: dict[str, Any], overrides: Sequence[str]) -> _Tree:
-    """Return settings of a kind from a tree of values, with `key.path=value` overrides.
+def fill(
+    kind: type[_Tree], tree: dict[str, Any], overrides: Sequence[str], log: Callable[[str], None] = _ignore
+) -> _Tree:
+    """Return settings of a kind from a tree of values, with `key.path=value` overrides; `log` as in `load_settings`.
 
     Raises:
         SettingsError: as `load_settings`.
@@ -47,6 +57,8 @@ def fill(kind: type[_Tree], tree: dict[str, Any], overrides: Sequence[str]) -> _
         if not equals:
             raise SettingsError(f"--set {override}: write key=value, for example --set items=64")
         _put(tree, path.split("."), _parse(text, f"--set {path}"))
+    for line in take_over(tree):
+        log(line)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

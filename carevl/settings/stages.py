@@ -57,7 +57,8 @@ class Sample(Strict):
     samples: int = Field(8, ge=2, description="Judgments per pair and order.")
     temperature: float = Field(1.0, gt=0, description="Of those judgments.")
     answers: bool = Field(
-        False, description="Also ask the bare question of each item, as often: needed for select.answer_weight."
+        False,
+        description="Also ask the bare question of each item, as often: for rules of selection that read answers.",
     )
 
 
@@ -68,18 +69,6 @@ class Select(Strict):
         1.0, ge=0, description="Weight of the share of a pair's judgments, in both orders, that agree with a verdict."
     )
     expert_weight: float = Field(0.5, ge=0, description="Weight of the probability that the experts give a verdict.")
-    evidence_weight: float = Field(
-        0.0,
-        ge=0,
-        description="Weight of how much more of a verdict's response than of the other one stands in the evidence that "
-        "the judge gives most often: a judge can see well and compare badly.",
-    )
-    answer_weight: float = Field(
-        0.0,
-        ge=0,
-        description="The same with the judge's own answer to the bare question, which no response has led on; that "
-        "judgment is then chosen whose evidence is most like this answer. Needs sample.answers.",
-    )
     testimony_weight: float = Field(
         0.0,
         ge=0,
@@ -88,7 +77,8 @@ class Select(Strict):
         "and no others; needs labels.",
     )
     rules: dict[str, float] = Field(
-        {}, description="Further rules, each with its weight: by name, or your own as package.module:Name."
+        {},
+        description="Further rules, each with its weight: by name, or by import path, your own as package.module:Name.",
     )
     min_gap: float = Field(0.3, ge=0, description="Least difference of the scores of chosen and rejected.")
     same_evidence: bool = Field(

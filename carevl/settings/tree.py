@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from carevl.settings.base import HomePath, Strict
 from carevl.settings.data import Benchmark, Data, Miniworld
@@ -160,11 +160,3 @@ class Settings(Strict):
                 "labels: {router: 0.45, low_router: 0.45, choice: 0.1}"
             )
         return self
-
-    @field_validator("select")
-    @classmethod
-    def _has_answers(cls, select: Select, info: ValidationInfo) -> Select:
-        sample = info.data.get("sample")
-        if select.answer_weight and sample is not None and not sample.answers:
-            raise ValueError("answer_weight weighs answers that are not asked for; set sample.answers to true")
-        return select

@@ -250,7 +250,7 @@ def refuse_unread(counts: VerdictCounts, min_parsed: float) -> None:
     )
 
 
-def typical(judgments: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def typical(judgments: Sequence[Mapping[str, Any]], among: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the judgment whose evidence is given most often in `among`; the first when several are.
 
     One without evidence is returned only where all are: they are alike in lacking it.

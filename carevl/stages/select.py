@@ -3,14 +3,15 @@
 A verdict's score is the mean of what the rules of selection (`stages/selection/`) say for it, by their weights. In each
 order a judgment of the better verdict is chosen, and one of the other verdict (or without any) rejected, with the same
 evidence if there is one: then the two differ in nothing but what is to be learned. With `same_evidence` they always do.
-Where testimony has a weight, pairs count whose label it makes trusted, and no others; evidence is then chosen that the
-experts rate best who have read it.
+Where testimony has a weight, pairs count whose label it makes trusted, and no others. Chosen evidence is what the rules
+prefer (testimony what the experts rate best who have read it), and of that what the judge gives most often.
 Pairs of responses on which all judgments agree give nothing to learn. Judgments with a verdict are written in the
 grammar, whatever the judge's own wording, so that nothing is preferred for its form.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,13 @@ import pyarrow.compute as pc
 from scipy.stats import rankdata
 
 from carevl.models.judge_spec import asking_of
+from carevl.settings.earlier_versions import split_rules
 from carevl.stages import score_testimony
 from carevl.stages.base import PARTS, Counts, RunContext, Stage, phase2_members
-from carevl.stages.sampling import Item, Prompted, both_orders, by_item, choose_rows, in_grammar, judgment_rows, typical
+from carevl.stages.sampling import Prompted, both_orders, by_item, choose_rows, in_grammar, judgment_rows, typical
 from carevl.stages.score_testimony import EVIDENCE, evidence_of
 from carevl.stages.selection import RULES, JudgedPair, SelectionRule
-from carevl.stages.selection.base import Part
-from carevl.stages.selection.witness import NAMES_ANSWERS, Row, content_words, most_given
+from carevl.stages.selection.base import Part, Row
 from carevl.stats.draws import hash_uniform
 from carevl.store.schemas import PAIRS
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from carevl.settings.tree import Settings
 
 VERSION = 6
+NAMES_ANSWERS = re.compile(r"\b(?:answer|response)s? [12]\b", re.IGNORECASE)
+"""How evidence names a response by the place that it is shown at."""
+WeightedRule = tuple[SelectionRule, float]
 
 
 def choose(
@@ -54,7 +58,7 @@ def choose(
         trusted: ROUTES of the low pairs, once experts have read testimony.
         scores: SCORES of every expert that has, which rate evidence.
     """
-    select = settings.select
+    select, rules = settings.select, weighted_rules(settings.select)
     again = {} if trusted is None else {_pair_of(row): row for row in trusted.to_pylist()}
     rated = rate_evidence(judgments, scores)
     written: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = defaultdict(list)
@@ -75,9 +79,9 @@ def choose(
             prompts = both_orders(route["first"], route["second"])
             judged = [written[item["item_id"], prompted.order] for prompted in prompts]
             in_both = [row for rows in judged for row in rows]
-            facts = JudgedPair(item, route, in_both, written[item["item_id"], ()], part, label)
-            answer = most_given(facts.answers)[0] if select.answer_weight else ""
-            pair = _Judged(item, verdict_scores(select, facts), answer, rated.get(item["item_id"], {}))
+            answers, ratings = written[item["item_id"], ()], rated.get(item["item_id"], {})
+            facts = JudgedPair(item, route, in_both, answers, part, label, ratings)
+            pair = _Judged(facts, rules, verdict_scores(rules, facts))
             if select.same_evidence:
                 chosen = [*_contradictions(select, pair, prompts, in_both)]
             else:
@@ -92,21 +96,17 @@ def choose(
 
 @dataclass(frozen=True)
 class _Judged:
-    """A pair of responses to an item: the scores of its verdicts, and what tells good evidence about it."""
+    """A pair of responses to an item with the scores of its verdicts, by the rules that have a weight."""
 
-    item: Item
+    pair: JudgedPair
+    rules: Sequence[WeightedRule]
     scores: Mapping[int | None, float]
-    answer: str
-    """What the judge answers most often; nothing where that has no weight."""
-    rated: Mapping[str, float]
-    """Evidence to its rating by experts; nothing where they have read no testimony."""
 
-    def best(self, judgments: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return the judgment whose evidence is rated best, is most like the answer, and is given most often."""
-        ratings = [self.rated.get(row["evidence"], -1.0) for row in judgments]
-        top = max(ratings)
-        rated = [row for row, rating in zip(judgments, ratings, strict=True) if rating == top]
-        return typical(_like(rated, self.answer), among)
+    def best(self, judgments: Sequence[Row], among: Sequence[Row]) -> Row:
+        """Return the judgment whose evidence the rules prefer, one after the other, and is then given most often."""
+        for rule, _ in self.rules:
+            judgments = rule.prefer(self.pair, judgments)
+        return typical(judgments, among)
 
 
 def rate_evidence(judgments: pa.Table, scores: Sequence[pa.Table]) -> dict[str, dict[str, float]]:
@@ -127,16 +127,15 @@ def _pair_of(row: Row) -> tuple[str, int, int]:
     return row["item_id"], row["first"], row["second"]
 
 
-def weighted_rules(select: Select) -> list[tuple[SelectionRule, float]]:
+def weighted_rules(select: Select) -> list[WeightedRule]:
     """Return the rules that have a weight: the registered ones, then a user's own."""
     weights = [(rule, rule.weight(select)) for rule in RULES.values()]
     weights += [(RULES[path], weight) for path, weight in select.rules.items() if path not in RULES]
     return [(rule, weight) for rule, weight in weights if weight]
 
 
-def verdict_scores(select: Select, pair: JudgedPair) -> dict[int | None, float]:
+def verdict_scores(rules: Sequence[WeightedRule], pair: JudgedPair) -> dict[int | None, float]:
     """Return the score of either winner, from 0 to 1; 0 for a judgment without a verdict (None)."""
-    rules = weighted_rules(select)
     total = max(sum(weight for _, weight in rules), 1e-9)
     support = [(weight, rule.support(pair)) for rule, weight in rules]
     scores: dict[int | None, float] = {None: 0.0}
@@ -197,7 +196,7 @@ def _contradictions(
         if not agreeing:
             continue
         source = judged.best(agreeing, rows)
-        chosen, rejected = (in_grammar(source | {"winner": winner}, prompted.order) for winner in (best, other))
+        chosen, rejected = (in_grammar({**source, "winner": winner}, prompted.order) for winner in (best, other))
         yield {
             **_facts(judged, prompted, best, other),
             "rank": 0,
@@ -209,22 +208,12 @@ def _contradictions(
 def _facts(judged: _Judged, prompted: Prompted, best: int, other: int | None) -> dict[str, Any]:
     """Return what a row of PAIRS says beside its prompt and its two judgments."""
     return {
-        "item_id": judged.item["item_id"],
+        "item_id": judged.pair.item["item_id"],
         "order": prompted.order,
         "winner": best,
         "score_chosen": judged.scores[best],
         "score_rejected": judged.scores[other],
     }
-
-
-def _like(judgments: Sequence[dict[str, Any]], answer: str) -> Sequence[dict[str, Any]]:
-    """Return those of the judgments whose evidence shares most content words with an answer (Jaccard's index)."""
-    words = content_words(answer)
-    if not words:
-        return judgments
-    evidence = [content_words(row["evidence"]) for row in judgments]
-    alike = [len(words & seen) / len(words | seen) for seen in evidence]
-    return [row for row, likeness in zip(judgments, alike, strict=True) if likeness == max(alike)]
 
 
 def _balanced(pairs: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
@@ -254,9 +243,10 @@ def run(context: RunContext) -> Counts:
 def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:
     """Return what pairs depend on, apart from the judgments."""
     del root, table
-    own = set() if settings.select.rules else {"rules"}
-    own |= set() if settings.select.testimony_weight else {"testimony_weight"}
-    return {"version": VERSION, "seed": settings.seed, **settings.select.model_dump(exclude=own)}
+    weights, rules = split_rules(settings.select.rules)
+    own = {"rules"} if settings.select.testimony_weight else {"rules", "testimony_weight"}
+    facts = {**settings.select.model_dump(exclude=own), **weights, **({"rules": rules} if rules else {})}
+    return {"version": VERSION, "seed": settings.seed, **facts}
 
 
 def _again(settings: Settings) -> tuple[str, ...]:

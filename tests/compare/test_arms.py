@@ -6,6 +6,7 @@ from carevl.compare.arms import ARMS, OURS, RATES, Budget, at_threshold, chosen,
 from carevl.compare.guarantee import to_train
 from carevl.errors import UserError
 from carevl.settings.loader import load_settings
+from carevl.stages.select import weighted_rules
 
 BUDGET = Budget(phase1=900, phase2=100)
 
@@ -32,6 +33,7 @@ def test_every_trained_arm_but_phase1_takes_the_tokens_of_carevl(settings):
         "carevl": own,
         "carevl_consistency": second,
         "carevl_experts": second,
+        "carevl_words": second,
     }
 
 
@@ -51,17 +53,30 @@ def test_the_rate_multiplies_both_phases_and_nothing_else_changes(settings):
     assert RATES[0] == 1.0
 
 
-def test_selection_by_one_of_the_two_leaves_the_other_out(settings):
-    weights = {
-        name: (found.consistency_weight, found.expert_weight)
-        for name in ("carevl_consistency", "carevl_experts")
-        for found in [ARMS[name].settings(settings, 1.0, BUDGET).select]
-    }
-    chosen_by = settings.select
-    assert weights == {
-        "carevl_consistency": (chosen_by.consistency_weight, 0.0),
-        "carevl_experts": (0.0, chosen_by.expert_weight),
-    }
+TESTIMONY = (
+    "sample.answers=false",
+    "select={testimony_weight: 1, consistency_weight: 0, expert_weight: 0, rules: {'a.b:C': 1}}",
+    "labels={router: 1, low_router: 1}",
+)
+
+
+@pytest.mark.parametrize("overrides", [(), TESTIMONY])
+@pytest.mark.parametrize(("arm", "rule"), [("carevl_consistency", "consistency"), ("carevl_experts", "expert")])
+def test_selection_by_one_rule_leaves_all_others_out(arm, rule, overrides):
+    settings = load_settings("mini", overrides)
+    changed = ARMS[arm].settings(settings, 1.0, BUDGET)
+    assert [(each.name, weight) for each, weight in weighted_rules(changed.select)] == [(rule, 1.0)]
+    assert not changed.testifies
+    assert (changed.select.min_gap, changed.sample) == (settings.select.min_gap, settings.sample)
+
+
+@pytest.mark.parametrize("overrides", [(), TESTIMONY])
+def test_words_are_counted_whatever_the_settings_select_by(overrides):
+    changed = ARMS["carevl_words"].settings(load_settings("mini", overrides), 1.0, BUDGET)
+    weights = {rule.name: weight for rule, weight in weighted_rules(changed.select)}
+    assert weights == {"consistency": 1.0, "expert": 0.5, "answer words": 3.0, "evidence words": 1.0}
+    assert changed.sample.answers
+    assert not changed.testifies
 
 
 def test_the_first_seed_is_the_settings_own_and_others_leave_the_data_alone(settings):
@@ -77,7 +92,7 @@ def test_an_unknown_arm_is_named_with_its_nearest():
     with pytest.raises(UserError, match="the arms are base, "):
         chosen(["zzz"])
     assert [arm.name for arm in chosen(["carevl", "base"])] == ["base", "carevl"]
-    assert len(chosen([])) == 10
+    assert len(chosen([])) == 11
 
 
 def test_two_thresholds_are_trained_on_either_side_of_the_routers_coverage():

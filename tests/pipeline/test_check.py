@@ -74,6 +74,14 @@ REFUSALS = {
         ["experts.0.kind=python", "experts.0.path=no_such_package:Expert"],
         "experts.0.path: expert no_such_package:Expert: there is no such class",
     ),
+    "a rule that reads answers which the judge is not asked for": (
+        ["sample.answers=false", "select.rules={'carevl.compare.words:AnswerWords': 1}"],
+        "select.rules: carevl.compare.words:AnswerWords reads answers that are not asked for; set sample.answers: true",
+    ),
+    "a rule that is not there": (
+        ["select.rules={consitency: 1}"],
+        "select.rules: there is no selection rule 'consitency'; did you mean consistency?",
+    ),
     "a misspelt engine": (
         ["judge.engine=transfomers"],
         "judge.engine: there is no engine 'transfomers'; did you mean transformers?",

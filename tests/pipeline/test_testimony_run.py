@@ -13,7 +13,8 @@ from tests.helpers.small_run import SMALL
 
 WEIGHTS = [
     "sample.answers=false",
-    *(f"select.{rule}_weight=0" for rule in ("answer", "evidence", "consistency", "expert")),
+    *(f"select.{rule}_weight=0" for rule in ("consistency", "expert")),
+    "select.rules={}",
     "select.testimony_weight=1",
     "labels={router: 1, low_router: 0, choice: 0}",  # the routes stay as they are
     "low_router.without_labels=true",

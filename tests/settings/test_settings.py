@@ -132,3 +132,22 @@ def test_a_preset_that_is_none_is_named(name, problem, tmp_path):
     file.write_text(f"preset: {name}\nseed: 3\n")
     with pytest.raises(SettingsError, match=problem):
         load_settings(str(file))
+
+
+def test_weights_of_an_earlier_version_are_read_as_the_rules_that_they_became(tmp_path):
+    file = tmp_path / "before.yaml"
+    file.write_text("preset: single-gpu\nselect: {evidence_weight: 0.0, answer_weight: 3.0, rules: {'a.b:C': 2.0}}\n")
+    lines = []
+    select = load_settings(str(file), log=lines.append).select
+    assert select.rules == {"a.b:C": 2.0, "carevl.compare.words:AnswerWords": 3.0}
+    [line] = lines
+    assert (
+        'select.answer_weight of an earlier version is read as select.rules: {"carevl.compare.words:AnswerWords"'
+        in line
+    )
+    rules = load_settings("single-gpu", ["select.rules={'carevl.compare.words:AnswerWords': 3.0}"]).select.rules
+    assert load_settings("single-gpu", ["select.answer_weight=3"]).select.rules == rules
+    named = "select.rules={'carevl.compare.words:EvidenceWords': 1.0, 'a.b:C': 2.0}"
+    assert load_settings("single-gpu", [named, "select.evidence_weight=0"]).select.rules == {"a.b:C": 2.0}
+    with pytest.raises(SettingsError, match="EvidenceWords: Input should be a valid number"):
+        load_settings("single-gpu", ["select.evidence_weight=much"])

@@ -1,52 +1,11 @@
 """Chosen and rejected judgments on hand-made samples."""
 
-import pyarrow as pa
 import pytest
 
 from carevl.errors import SettingsError
-from carevl.judging.prompts import write_judgment
-from carevl.judging.verdicts import read_verdict
 from carevl.settings.loader import load_settings
 from carevl.stages import select
-from carevl.stages.selection.witness import Witness
-from carevl.store.schemas import ITEMS, JUDGMENTS, SCORES
-from tests.helpers.items import about
-
-FIRST, SECOND = [0, 1], [1, 0]
-
-
-def sampled(item_id, order, *judged):
-    rows = []
-    for sample, (winner, evidence) in enumerate(judged):
-        text = (
-            "I cannot tell from this image."
-            if winner is None
-            else write_judgment(evidence, winner=order.index(winner) + 1)
-        )
-        read = read_verdict(text).in_items(order)
-        facts = {"evidence": read.evidence, "winner": read.winner, "status": read.status, "text": text}
-        rows.append({"item_id": item_id, "task": "pairwise", "order": order, "sample": sample, **facts})
-    return rows
-
-
-def choose(judgments, *overrides, probability=0.5, trusted=None, rated=()):
-    off = ("balance=false", "evidence_weight=0", "answer_weight=0", "same_evidence=false", "min_gap=0.2")
-    plain = [f"select.{setting}" for setting in off]
-    settings = load_settings("mini", [*plain, *overrides])
-    ids = sorted({row["item_id"] for row in judgments})
-    items = [{"item_id": name, **about("i"), "question": "How many?", "responses": ["Two.", "Three."]} for name in ids]
-    routes = [
-        {"item_id": name, "first": 0, "second": 1, "winner": 0, "route": "low", "probability": probability}
-        for name in ids
-    ]
-    tables = (
-        pa.Table.from_pylist(items, ITEMS),
-        pa.Table.from_pylist(routes),
-        pa.Table.from_pylist(judgments, JUDGMENTS),
-        *(() if trusted is None else (pa.Table.from_pylist(trusted),)),
-        *(pa.Table.from_pylist(rows, SCORES) for rows in rated),
-    )
-    return select.choose(settings, *tables).to_pylist()
+from tests.helpers.sampled_judgments import FIRST, SECOND, choose, sampled
 
 
 def test_the_verdict_that_most_judgments_share_is_chosen_in_each_order():
@@ -138,65 +97,6 @@ def test_several_rejected_judgments_of_a_prompt_have_ranks():
     assert len({pair["rejected"] for pair in pairs}) == 2
 
 
-def test_evidence_that_says_what_a_response_says_speaks_for_it():
-    judged = sampled("a", FIRST, (1, "There are 2 cats."), (0, "There are two cats."), (1, "There are 2 cats."))
-    judged += sampled("a", SECOND, (0, "There are 2 cats."), (1, "There are three cats."))
-    # "2" stands for "two": four of five judgments say what "Two." says in three wordings, the most frequent in three
-    witness = Witness(["Two.", "Three."], [row["evidence"] for row in judged])
-    assert witness.lean("How many?", "Two.", "Three.", judged) == pytest.approx(3 / 5)
-    assert witness.lean("How many?", "Three.", "It is three of them.", judged) == 0.0
-    assert witness.lean("How many?", "Two.", "Three.", []) == 0.0
-    assert {pair["winner"] for pair in choose(judged, "select.evidence_weight=0")} <= {1}
-    pairs = choose(judged, "select.evidence_weight=3")
-    assert [pair["winner"] for pair in pairs] == [0, 0]
-    # consistency 2/5, experts even, evidence 3/5 of the way: (2/5 + 0.25 + 3 * 0.8) / 4.5
-    assert pairs[0]["score_chosen"] == pytest.approx((2 / 5 + 0.25 + 3 * 0.8) / 4.5)
-
-
-def test_words_of_the_question_and_of_style_say_nothing():
-    seen = sampled("a", FIRST, (0, "There is a red cross in the top left and a dot."))
-    asked, evidence = "Where is the red cross?", ["There is a red cross in the top left and a dot.", "bottom right"]
-
-    def told(first, second):
-        return Witness([first, second], evidence).lean(asked, first, second, seen)
-
-    assert told("The red cross is in the top left.", "In the top left.") == 0.0
-    assert told("In the bottom right, I am sure.", "In the top left.") == -1.0
-    assert told("bottom left", "top") == 0.5 - 1.0
-    assert told("In the top left, I am sure.", "In the top left.") == 0.0  # no evidence ever says "sure"
-    assert told("top left, a dot", "top left") == 0.5  # more than the other, and so it is
-    assert told("top left, bottom", "top left") == -0.5  # more than the other, and it is not so
-    # "dot" stands in 150 of 151 responses and in one of 151 evidences
-    often = Witness(["a dot"] * 150 + ["top"], [*evidence, *["top"] * 149])
-    assert often.lean(asked, "top left, a dot", "top left", seen) == 0.0
-
-
-def answered(item_id, *texts):
-    return [
-        {"item_id": item_id, "task": "answer", "order": [], "sample": n, "evidence": text, "status": "ok", "text": text}
-        for n, text in enumerate(texts)
-    ]
-
-
-def test_the_answer_to_the_bare_question_speaks_for_a_response_and_for_evidence_like_it():
-    judged = sampled("a", FIRST, (1, "There are three."), (0, "There are four."), (0, "There are two dots."))
-    judged += sampled("a", SECOND, (1, "There are three."), (1, "There are three."), (1, "There are three."))
-    asked = ["sample.answers=true", "select.answer_weight=4"]
-    [pair] = choose(judged + answered("a", "There are two.", "There are two.", "There are three."), *asked)
-    assert pair["order"] == FIRST
-    assert pair["winner"] == 0
-    assert pair["chosen"] == "There are two dots.\nOverall Judgment: Answer 1 is better."
-    # consistency 2/6, experts even, two of three answers say the first response: (2/6 + 0.25 + 4 * (1/2 + 1/3)) / 5.5
-    assert pair["score_chosen"] == pytest.approx((2 / 6 + 0.25 + 4 * (1 / 2 + 1 / 3)) / 5.5)
-    [pair] = choose(judged + answered("a", "There are two."))
-    assert pair["winner"] == 1  # answers count for nothing unless they have a weight
-
-
-def test_answers_that_are_not_asked_for_cannot_be_weighed():
-    with pytest.raises(SettingsError, match=r"select: answer_weight .* set sample.answers to true"):
-        load_settings("single-gpu", ["select.answer_weight=1"])
-
-
 TESTIMONY = (
     "select.testimony_weight=1",
     "select.consistency_weight=0",
@@ -261,19 +161,18 @@ def test_with_same_evidence_the_rejected_judgment_contradicts_the_chosen_one():
 
 def test_with_same_evidence_a_judge_that_prefers_what_stands_first_gives_pairs_in_both_orders():
     judged = sampled("a", FIRST, *[(0, "There are three.")] * 4) + sampled("a", SECOND, *[(1, "There are three.")] * 4)
-    weights = ["select.evidence_weight=3", "select.min_gap=0.1"]
-    assert choose(judged, *weights) == []  # in each order all agree
-    pairs = choose(judged, *weights, "select.same_evidence=true")
+    assert choose(judged, probability=0.05) == []  # in each order all agree
+    pairs = choose(judged, "select.same_evidence=true", probability=0.05)
     assert [(pair["order"], pair["winner"]) for pair in pairs] == [(FIRST, 1), (SECOND, 1)]
     assert pairs[0]["chosen"] == pairs[1]["rejected"] == "There are three.\nOverall Judgment: Answer 2 is better."
 
     named = sampled("a", FIRST, *[(0, "Answer 2 says three.")] * 4)
     named += sampled("a", SECOND, *[(1, "There are three, as answer 1 says.")] * 4)
-    [pair] = choose(named, *weights, "select.same_evidence=true")
+    [pair] = choose(named, "select.same_evidence=true", probability=0.05)
     assert pair["order"] == SECOND  # what names an answer by number does not hold in the other order
 
     alike = sampled("a", FIRST, (1, "Three.")) + sampled("a", SECOND, (1, "Three."))
-    assert choose(alike, *weights, "select.same_evidence=true") == []
+    assert choose(alike, "select.same_evidence=true", probability=0.05) == []
 
 
 def test_a_rule_of_ones_own_by_import_path_decides(tmp_path, monkeypatch):
@@ -300,7 +199,16 @@ def test_a_registered_rule_may_have_its_weight_by_name():
 
 
 def test_no_rules_of_ones_own_leave_the_fingerprint_as_it_was():
-    settings = load_settings("mini")
+    settings = load_settings("mini", ["select.rules={}"])
     assert "rules" not in select.STAGE.fingerprint_inputs(settings, None, "select")
     own = load_settings("mini", ["select.rules={'a.b:C': 1.0}"])
     assert select.STAGE.fingerprint_inputs(own, None, "select")["rules"] == {"a.b:C": 1.0}
+
+
+def test_the_rules_by_words_have_the_names_of_the_weights_that_they_were_in_fingerprints():
+    before = {"evidence_weight": 1.0, "answer_weight": 3.0}
+    rules = "{'carevl.compare.words:EvidenceWords': 1.0, 'carevl.compare.words:AnswerWords': 3.0, 'a.b:C': 2.0}"
+    facts = select.STAGE.fingerprint_inputs(load_settings("mini", [f"select.rules={rules}"]), None, "select")
+    assert {**facts, **before, "rules": {"a.b:C": 2.0}} == facts
+    without = select.STAGE.fingerprint_inputs(load_settings("mini", ["select.rules={}"]), None, "select")
+    assert {**without, "evidence_weight": 0.0, "answer_weight": 0.0} == without

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
-
-from carevl.stages.selection.witness import Row, Witness
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from carevl.settings.stages import Select
+
+Row = Mapping[str, Any]
 
 
 def sides(route: Row | None) -> tuple[float, float]:
@@ -20,17 +19,18 @@ def sides(route: Row | None) -> tuple[float, float]:
     return (0.5, 0.5) if probability is None else (probability, 1.0 - probability)
 
 
-@dataclass(frozen=True)
+def keep_highest(judgments: Sequence[Row], values: Sequence[float]) -> list[Row]:
+    """Return the judgments that have the highest of their values."""
+    top = max(values)
+    return [row for row, value in zip(judgments, values, strict=True) if value == top]
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
     """All that is written in the part of a table that a pair lies in."""
 
     responses: Sequence[str]
     evidence: Sequence[str]
-
-    @cached_property
-    def witness(self) -> Witness:
-        """What tells words of content from those of style, by the texts of the part."""
-        return Witness(self.responses, self.evidence)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class JudgedPair:
     part: Part
     trusted: Row | None = None
     """Row of ROUTES once experts have read testimony; None where nobody testified."""
+    rated: Mapping[str, float] = field(default_factory=dict)
+    """Evidence to its rating by experts that have read testimony, 0 to 1; nothing where none has."""
 
     @property
     def texts(self) -> tuple[str, str, str]:
@@ -60,6 +62,8 @@ class SelectionRule(ABC):
     """One consideration. A verdict's score is the mean of what the rules say for it, by their weights."""
 
     name: str
+    reads_answers: ClassVar[bool] = False
+    """Whether it has nothing to say unless the judge answers the bare question (`sample.answers`)."""
 
     @property
     def setting(self) -> str:
@@ -73,3 +77,8 @@ class SelectionRule(ABC):
     @abstractmethod
     def support(self, pair: JudgedPair) -> tuple[float, float]:
         """Return what it says for the first and for the second response, 0 to 1 each; 1/2 where it says nothing."""
+
+    def prefer(self, pair: JudgedPair, judgments: Sequence[Row]) -> Sequence[Row]:
+        """Return those of a verdict's judgments whose evidence it would rather see chosen, at least one; or all."""
+        del pair
+        return judgments

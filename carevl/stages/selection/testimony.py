@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from carevl.stages.selection.base import JudgedPair, SelectionRule, sides
+from collections.abc import Sequence
+
+from carevl.stages.selection.base import JudgedPair, Row, SelectionRule, keep_highest, sides
 
 
 class Testimony(SelectionRule):
@@ -12,6 +14,10 @@ class Testimony(SelectionRule):
 
     def support(self, pair: JudgedPair) -> tuple[float, float]:
         return sides(pair.trusted)
+
+    def prefer(self, pair: JudgedPair, judgments: Sequence[Row]) -> Sequence[Row]:
+        """Return those whose evidence the experts rate best."""
+        return keep_highest(judgments, [pair.rated.get(row["evidence"], -1.0) for row in judgments])
 
 
 RULE = Testimony()

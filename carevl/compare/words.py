@@ -1,17 +1,22 @@
-"""Words as evidence: how much of a response's own words stand in what a judge has seen."""
+"""Rules of selection by words: how much of a response's own words stands in what the judge has seen.
+
+A judge can see well and compare badly. But words tell only where everybody speaks the same few English ones, as in
+miniworld: no stage knows these rules, and settings name them by their import path.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
-Row = Mapping[str, Any]
+from carevl.stages.select import NAMES_ANSWERS
+from carevl.stages.selection import JudgedPair, SelectionRule
+from carevl.stages.selection.base import Part, Row, keep_highest
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _STYLE = 100
-NAMES_ANSWERS = re.compile(r"\b(?:answer|response)s? [12]\b", re.IGNORECASE)
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -20,6 +25,39 @@ _FUNCTION_WORDS = frozenset(
         but as if so than then there here what which who when where how""",
     )
 )
+
+
+class EvidenceWords(SelectionRule):
+    """The judge's own evidence speaks for the verdict."""
+
+    name = "evidence words"
+
+    def support(self, pair: JudgedPair) -> tuple[float, float]:
+        return _speak(pair, pair.judgments)
+
+
+class AnswerWords(SelectionRule):
+    """The judge's answer to the bare question does, which no response has led on; and for evidence that is like it."""
+
+    name = "answer words"
+    reads_answers = True
+
+    def support(self, pair: JudgedPair) -> tuple[float, float]:
+        return _speak(pair, pair.answers)
+
+    def prefer(self, pair: JudgedPair, judgments: Sequence[Row]) -> Sequence[Row]:
+        """Return those whose evidence shares most content words with the answer (Jaccard's index)."""
+        words = content_words(most_given(pair.answers)[0])
+        if not words:
+            return judgments
+        evidence = [content_words(row["evidence"]) for row in judgments]
+        return keep_highest(judgments, [len(words & seen) / len(words | seen) for seen in evidence])
+
+
+def _speak(pair: JudgedPair, rows: Sequence[Row]) -> tuple[float, float]:
+    """Return what the evidence that most rows give says for each response."""
+    lean = _witness(pair.part).lean(*pair.texts, rows)
+    return 0.5 + 0.5 * lean, 0.5 - 0.5 * lean
 
 
 class Witness:
@@ -44,6 +82,11 @@ class Witness:
         own = ((words - of_question) & self.speaking for words in (a - b, b - a))
         s_1, s_2 = (len(words & seen) / len(words) if words else 0.5 for words in own)
         return (s_1 - s_2) * n / len(judgments) if n else 0.0
+
+
+@lru_cache(maxsize=1)
+def _witness(part: Part) -> Witness:
+    return Witness(part.responses, part.evidence)
 
 
 def most_given(judgments: Sequence[Row]) -> tuple[str, int]:
