@@ -19,6 +19,7 @@ from carevl.stages import evaluate, ingest
 from carevl.stats.estimate import format_estimate
 from carevl.stats.exact import share
 from carevl.store.damage import DamagedError, encode_json, read_json
+from carevl.store.earlier_versions import with_tasks
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey
@@ -196,12 +197,18 @@ def _targets(targets: Table) -> dict[str, Any]:
 
 
 def pair_figures(pairs: Table, items: Mapping[str, Mapping[str, Any]], truths: Truths) -> dict[str, Any]:
-    """Chosen-rejected pairs; where truth is known, the share whose chosen verdict is right."""
-    rows = pairs.read(columns=["item_id", "order", "winner"]).to_pylist()
-    labels = ((items[row["item_id"]], row["winner"], sum(row["order"]) - row["winner"]) for row in rows)
-    outcomes = [outcome for label in labels if (outcome := label_outcome(truths, *label)) is not None]
-    right = _share_right(outcomes, "right_way", "ties")
-    return {"count": len(rows), "items": len({row["item_id"] for row in rows}), **right}
+    """Chosen-rejected pairs, by task; where truth is known, the share whose chosen judgment prefers what is better."""
+    tasks: Counter[str] = Counter()
+    names: set[str] = set()
+    outcomes: list[Outcome] = []
+    for number in pairs.parts():
+        for row in with_tasks(pairs.read(number)).to_pylist():
+            tasks[row["task"]] += 1
+            names.add(row["item_id"])
+            outcome = label_outcome(truths, items[row["item_id"]], row["winner"], row["loser"])
+            outcomes += [] if outcome is None else [outcome]
+    counts = {"count": tasks.total(), "tasks": tasks, "items": len(names)}
+    return counts | _share_right(outcomes, "right_way", "ties")
 
 
 def table(results: Mapping[str, Any]) -> Iterator[str]:
@@ -213,13 +220,12 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
     if again := results.get("low_routing"):
         yield from _routing_lines(again, "again")
     if targets := results.get("targets"):
-        tasks = ", ".join(f"{n} {task}" for task, n in targets["tasks"].items())
-        yield f"targets of phase 1: {targets['count']} ({tasks}), {targets['with_evidence']} with evidence"
+        yield f"targets of phase 1: {targets['count']}{_of_tasks(targets)}, {targets['with_evidence']} with evidence"
     if pairs := results.get("pairs"):
         right = (
             f", {format_estimate(pairs['right_way'])} the right way{_of_ties(pairs)}" if "right_way" in pairs else ""
         )
-        yield f"pairs of phase 2: {pairs['count']} from {pairs['items']} items{right}"
+        yield f"pairs of phase 2: {pairs['count']}{_of_tasks(pairs)} from {pairs['items']} items{right}"
     for phase, rounding in results.get("rounding", {}).items():
         if rounding["overall"] > ROUGH:
             yield f"{phase}: {describe_rounding(rounding)}"
@@ -245,6 +251,11 @@ def _routing_lines(routing: Mapping[str, Any], title: str) -> Iterator[str]:
         precision = format_estimate(routing.get(f"{route}_precision"))
         ties = _of_ties(routing, f"{route}_ties")
         yield f"{route:8s} {routing[route]:7d} {routing[route] / max(1, total):7.1%}  {precision}{ties}"
+
+
+def _of_tasks(figures: Mapping[str, Any]) -> str:
+    """Return how many rows there are of each task."""
+    return f" ({', '.join(f'{n} {task}' for task, n in figures['tasks'].items())})" if figures["tasks"] else ""
 
 
 def _of_ties(figures: Mapping[str, Any], name: str = "ties") -> str:

@@ -87,8 +87,26 @@ class Select(Strict):
         "in the verdict alone and phase 2 holds nothing against evidence; where no judgment of this order has the "
         "better verdict, one of the other order is taken. pairs_per_order and max_length_ratio then change nothing.",
     )
+    pointwise_share: float | None = Field(
+        0.0,
+        ge=0,
+        description="Pairs of ratings for each pair of verdicts: either response of a trusted pair is rated, and the "
+        "rating that phase 1 gives its side is preferred to that of the other side; null: as many as there are ratings "
+        "for each verdict among the targets of phase 1.",
+    )
+    ranking_share: float | None = Field(
+        0.0,
+        ge=0,
+        description="Pairs of rankings for each pair of verdicts, of items whose trusted pairs order all of three or "
+        "more responses: that order is preferred to one with two of them exchanged; null: as for pointwise_share.",
+    )
     pairs_per_order: int = Field(1, ge=1, description="Most chosen-rejected pairs of one prompt.")
     balance: bool = Field(True, description="As many chosen verdicts for the first answer shown as for the second.")
     max_length_ratio: float = Field(
         2.0, ge=1, description="The longer of chosen and rejected has at most so many times the other's characters."
     )
+
+    @property
+    def other_tasks(self) -> tuple[str, ...]:
+        """The fields that ask for pairs of ratings or of rankings."""
+        return tuple(name for name in ("pointwise_share", "ranking_share") if getattr(self, name) != 0)

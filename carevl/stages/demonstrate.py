@@ -68,12 +68,16 @@ class _Prompts:
             prompts += [Prompted("pointwise", (i,)) for i in (high[0]["first"], high[0]["second"])]
         n = len(item["responses"])
         if n > 2 and rankable(n, high) and self._chosen(item, "ranking", self.demonstrate.ranking_share):
-            order = sorted(range(n), key=lambda i: hash_uniform(self.seed, item["item_id"], "shown", i))
-            prompts.append(Prompted("ranking", tuple(order)))
+            prompts.append(Prompted("ranking", shown_order(item, self.seed)))
         return prompts
 
     def _chosen(self, item: Item, task: str, share: float) -> bool:
         return hash_uniform(self.seed, item["item_id"], task) < share
+
+
+def shown_order(item: Mapping[str, Any], seed: int) -> tuple[int, ...]:
+    """Return the order in which the responses of an item are shown to be ranked, drawn by chance."""
+    return tuple(sorted(range(len(item["responses"])), key=lambda i: hash_uniform(seed, item["item_id"], "shown", i)))
 
 
 def rankable(n_responses: int, high: Sequence[dict[str, Any]]) -> bool:

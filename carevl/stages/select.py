@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from carevl.models.judge_spec import asking_of
 from carevl.settings.earlier_versions import split_rules
 from carevl.stages import score_testimony
 from carevl.stages.base import PARTS, Counts, RunContext, Stage, phase2_members
+from carevl.stages.other_tasks import NO_TARGETS, OtherTasks, TargetFacts, TrustedPair
 from carevl.stages.sampling import Prompted, both_orders, by_item, choose_rows, in_grammar, judgment_rows, typical
 from carevl.stages.score_testimony import EVIDENCE, evidence_of
 from carevl.stages.selection import RULES, JudgedPair, SelectionRule
@@ -51,12 +53,14 @@ def choose(
     judgments: pa.Table,
     trusted: pa.Table | None = None,
     *scores: pa.Table,
+    targets: TargetFacts = NO_TARGETS,
 ) -> pa.Table:
     """Return the pairs of phase 2: PAIRS.
 
     Args:
         trusted: ROUTES of the low pairs, once experts have read testimony.
         scores: SCORES of every expert that has, which rate evidence.
+        targets: what pairs of ratings and rankings take over from phase 1.
     """
     select, rules = settings.select, weighted_rules(settings.select)
     again = {} if trusted is None else {_pair_of(row): row for row in trusted.to_pylist()}
@@ -71,7 +75,9 @@ def choose(
         [row["evidence"] for rows in written.values() for row in rows if row["evidence"]],
     )
     pairs: list[dict[str, Any]] = []
+    others = OtherTasks(targets, asking, settings.seed)
     for item, of_item in by_item(items, routes):
+        ordered = [TrustedPair.of_route(route) for route in of_item if route["route"] == "high"]
         for route in of_item:
             label = again.get(_pair_of(route))
             if route["route"] != "low" or (select.testimony_weight and (label is None or label["route"] != "high")):
@@ -89,8 +95,11 @@ def choose(
                 chosen = [row for prompted, rows in of_order for row in _pairs(select, pair, prompted, rows)]
             asked = {prompted.order: prompted.columns(item, asking) for prompted in prompts}
             pairs += [{**row, **asked[row["order"]]} for row in chosen]
+            ordered += pair.trusted(select.min_gap)
+        others.add(item, ordered)
     if select.balance:
         pairs = _balanced(pairs, settings.seed)
+    pairs += others.take(targets.wanted(select), len(pairs))
     return pa.Table.from_pylist(pairs, PAIRS)
 
 
@@ -107,6 +116,16 @@ class _Judged:
         for rule, _ in self.rules:
             judgments = rule.prefer(self.pair, judgments)
         return typical(judgments, among)
+
+    def trusted(self, min_gap: float) -> list[TrustedPair]:
+        """Return the order of the two responses, where the scores differ by so much, with what speaks for it."""
+        rows = self.pair.judgments
+        best, other = sorted((self.pair.route["first"], self.pair.route["second"]), key=lambda i: -self.scores[i])
+        if self.scores[best] - self.scores[other] < min_gap:
+            return []
+        speaking = [row for row in rows if row["winner"] == best and not _names_answers(row)]
+        source = self.best(speaking, rows) if speaking else None
+        return [TrustedPair(best, other, (self.scores[best], self.scores[other]), source)]
 
 
 def rate_evidence(judgments: pa.Table, scores: Sequence[pa.Table]) -> dict[str, dict[str, float]]:
@@ -190,8 +209,7 @@ def _contradictions(
         agreeing = [
             row
             for row in rows
-            if row["winner"] == best
-            and (tuple(row["order"]) == prompted.order or not NAMES_ANSWERS.search(row["thinking"] + row["evidence"]))
+            if row["winner"] == best and (tuple(row["order"]) == prompted.order or not _names_answers(row))
         ]
         if not agreeing:
             continue
@@ -205,12 +223,19 @@ def _contradictions(
         }
 
 
+def _names_answers(row: Row) -> bool:
+    """Return whether the evidence of a judgment, or thinking that is kept, names an answer by number."""
+    return NAMES_ANSWERS.search(row["thinking"] + row["evidence"]) is not None
+
+
 def _facts(judged: _Judged, prompted: Prompted, best: int, other: int | None) -> dict[str, Any]:
     """Return what a row of PAIRS says beside its prompt and its two judgments."""
     return {
         "item_id": judged.pair.item["item_id"],
+        "task": prompted.task,
         "order": prompted.order,
         "winner": best,
+        "loser": sum(prompted.order) - best,
         "score_chosen": judged.scores[best],
         "score_rejected": judged.scores[other],
     }
@@ -235,7 +260,9 @@ def run(context: RunContext) -> Counts:
     [table] = context.pending
     sampled = context.table("sample")
     again = [context.table(name) for name in _again(context.settings)]
-    n_pairs = choose_rows(context, choose, sampled, context.table(table), *again)
+    asked = context.settings.select.other_tasks
+    targets = TargetFacts.read(context.table("demonstrate", "targets")) if asked else NO_TARGETS
+    n_pairs = choose_rows(context, partial(choose, targets=targets), sampled, context.table(table), *again)
     manifest = sampled.manifest or {}
     return {table: {"rows_in": manifest.get("rows_out", 0), "rows_out": n_pairs, "errors": 0}}
 
@@ -244,7 +271,8 @@ def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[s
     """Return what pairs depend on, apart from the judgments."""
     del root, table
     weights, rules = split_rules(settings.select.rules)
-    own = {"rules"} if settings.select.testimony_weight else {"rules", "testimony_weight"}
+    own = {"rules", "pointwise_share", "ranking_share"}.difference(settings.select.other_tasks)
+    own |= set() if settings.select.testimony_weight else {"testimony_weight"}
     facts = {**settings.select.model_dump(exclude=own), **weights, **({"rules": rules} if rules else {})}
     return {"version": VERSION, "seed": settings.seed, **facts}
 
@@ -255,9 +283,10 @@ def _again(settings: Settings) -> tuple[str, ...]:
 
 
 def inputs(settings: Settings, table: str) -> dict[str, str]:
-    """Return the judgments, and what experts say who have read testimony."""
+    """Return the judgments, what experts say who have read testimony, and targets where other tasks follow them."""
     del table
-    return {name: name for name in ("sample", *_again(settings))}
+    targets = ("demonstrate",) if settings.select.other_tasks else ()
+    return {name: name for name in ("sample", *_again(settings), *targets)}
 
 
 STAGE = Stage(

@@ -57,3 +57,13 @@ def with_places(rows: pa.Table) -> pa.Table:
     if "places" in rows.column_names:
         return rows
     return rows.append_column("places", pa.array([[0]] * len(rows), pa.list_(pa.int32())))
+
+
+def with_tasks(pairs: pa.Table) -> pa.Table:
+    """Return rows of PAIRS with their tasks and losers; a version before wrote those of pairwise prompts alone."""
+    if "task" in pairs.column_names:
+        return pairs
+    rows = zip(pairs["order"].to_pylist(), pairs["winner"].to_pylist(), strict=True)
+    losers = pa.array([sum(order) - winner for order, winner in rows], pa.int32())
+    tasks = pa.array(["pairwise"] * len(pairs), pa.string())
+    return pairs.append_column("task", tasks).append_column("loser", losers)

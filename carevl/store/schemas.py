@@ -180,7 +180,7 @@ TARGETS = pa.schema(
 
 PAIRS = pa.schema(
     [
-        ("item_id", pa.string()),  # key, with order and rank
+        ("item_id", pa.string()),  # key, with task, order and rank
         ("order", pa.list_(pa.int32())),  # of the prompt that chosen and rejected share
         ("rank", pa.int32()),  # 0 is the pair with the widest gap of its prompt
         ("prompt", pa.string()),
@@ -190,6 +190,8 @@ PAIRS = pa.schema(
         ("winner", pa.int32()),  # response index that chosen prefers
         ("score_chosen", pa.float32()),
         ("score_rejected", pa.float32()),
+        ("task", pa.string()),
+        ("loser", pa.int32()),  # the response that chosen prefers it to; with pointwise one of both is shown
     ]
 )
 """Chosen and rejected judgments of phase 2."""

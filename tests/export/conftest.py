@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from carevl.data.drawn import draw
-from carevl.judging.prompts import judge_prompt, write_judgment
+from carevl.judging.prompts import Task, judge_prompt, write_judgment
 from carevl.pipeline.keys import stage_keys
 from carevl.settings.loader import load_settings
 from carevl.stages import ingest
@@ -41,11 +41,18 @@ def targets(item: Row) -> list[Row]:
 
 
 def judged(item: Row) -> list[Row]:
-    """Two judgments of the first pair that contradict each other."""
-    prompt = judge_prompt("pairwise", item["question"], item["responses"], (0, 1))
-    texts = {name: write_judgment("It shows so.", winner=n) for n, name in enumerate(("chosen", "rejected"), 1)}
-    facts = {"item_id": item["item_id"], "order": [0, 1], "rank": 0, "winner": 0}
-    return [facts | {"prompt": prompt, "places": [0], **texts, "score_chosen": 0.9, "score_rejected": 0.1}]
+    """Two judgments of the first pair that contradict each other, and two of its first response alone."""
+    facts = {"item_id": item["item_id"], "rank": 0, "places": [0], "winner": 0, "loser": 1}
+    shown: list[tuple[Task, tuple[int, ...], list[str]]] = [
+        ("pairwise", (0, 1), [write_judgment("It shows so.", winner=n) for n in (1, 2)]),
+        ("pointwise", (0,), [write_judgment("It shows so.", rating=n) for n in (5, 1)]),
+    ]
+    return [
+        facts
+        | {"task": task, "order": order, "prompt": judge_prompt(task, item["question"], item["responses"], order)}
+        | {"chosen": chosen, "rejected": rejected, "score_chosen": 0.9, "score_rejected": 0.1}
+        for task, order, (chosen, rejected) in shown
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -38,11 +38,26 @@ def test_a_winner_on_a_tie_lowers_the_precision_and_none_there_does_not(make_tab
 
 
 def test_a_pair_that_prefers_one_of_two_equally_good_responses_is_not_the_right_way(make_table):
-    orders = [("x", [0, 1], 0), ("x", [1, 0], 0), ("y", [0, 2], 2), ("z", [0, 1], 1)]
-    rows = [dict(zip(("item_id", "order", "winner"), row, strict=True)) for row in orders]
-    figures = pair_figures(make_table(PAIRS, rows), ITEMS, TRUTHS)
+    stored = [
+        ("x", "pairwise", [0, 1], 0, 1),
+        ("x", "pairwise", [1, 0], 0, 1),
+        ("y", "pairwise", [0, 2], 2, 0),
+        ("z", "pointwise", [1], 1, 0),
+    ]
+    names = ("item_id", "task", "order", "winner", "loser")
+    figures = pair_figures(make_table(PAIRS, [dict(zip(names, row, strict=True)) for row in stored]), ITEMS, TRUTHS)
     assert (figures["right_way"]["value"], figures["ties"]) == (0.5, 1)
-    assert next(table({"pairs": figures})).endswith("the right way (wrong: 1 on ties)")
+    assert figures["tasks"] == {"pairwise": 3, "pointwise": 1}
+    [line] = table({"pairs": figures})
+    assert line.startswith("pairs of phase 2: 4 (3 pairwise, 1 pointwise) from 3 items, 0.500")
+    assert line.endswith("the right way (wrong: 1 on ties)")
+
+
+def test_pairs_of_a_version_before_other_tasks_are_counted(make_table):
+    rows = [{"item_id": "x", "order": [1, 0], "winner": 0}, {"item_id": "y", "order": [0, 1], "winner": 1}]
+    schema = pa.schema([field for field in PAIRS if field.name not in ("task", "loser")])
+    figures = pair_figures(make_table(schema, rows), ITEMS, TRUTHS)
+    assert (figures["tasks"], figures["right_way"]["value"]) == ({"pairwise": 2}, 0.5)
 
 
 def test_without_truth_nothing_is_said_of_right_and_wrong(make_table):

@@ -60,7 +60,7 @@ def test_experts_read_what_the_judge_sees_and_their_thresholds_are_changed_witho
     assert [line.split()[0] for line in results.table(figures)][:8:4] == ["routed", "again"]
     pairs = _table(run, "select").read().to_pylist()
     assert pairs
-    assert {(row["item_id"], *sorted(row["order"])) for row in pairs} <= trusted
+    assert {(row["item_id"], *sorted((row["winner"], row["loser"]))) for row in pairs} <= trusted
 
     loose = load_settings("mini", [*SMALL, *WEIGHTS, "low_router.threshold=0.5"])
     done = {report.name: report.action for report in run_pipeline(loose, run, lambda _: None, "select")}
