@@ -11,7 +11,7 @@ from carevl.models.engines.base import Generation
 from carevl.settings.loader import load_settings
 from carevl.stages import demonstrate, select
 from carevl.stages.sampling import JudgeProcessor, Prompted
-from carevl.store.earlier_versions import ItemTable, with_places
+from carevl.store.earlier_versions import ItemTable, with_places, with_tasks
 from carevl.store.schemas import JUDGMENTS
 from carevl.store.table import Table
 from tests.helpers.items import NO_LOANS
@@ -82,7 +82,7 @@ def test_judgments_in_another_wording_make_the_same_targets_and_pairs(name):
             facts = ("status", "winner", "rating", "ranking", "evidence")
             assert again.select(facts).to_pylist() == judgments.read(number).select(facts).to_pylist()
             rows = make(settings, items.read(number), routes.read(number), again)
-            assert rows.to_pylist() == with_places(made.read(number)).to_pylist()
+            assert rows.to_pylist() == with_tasks(with_places(made.read(number))).to_pylist()
 
 
 def test_an_answer_to_the_bare_question_is_what_follows_the_thinking():
