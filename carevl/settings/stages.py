@@ -97,8 +97,9 @@ class Select(Strict):
     ranking_share: float | None = Field(
         0.0,
         ge=0,
-        description="Pairs of rankings for each pair of verdicts, of items whose trusted pairs order all of three or "
-        "more responses: that order is preferred to one with two of them exchanged; null: as for pointwise_share.",
+        description="Pairs of rankings for each pair of verdicts, of items with three or more responses, each in a "
+        "trusted pair: an order that agrees with these is preferred to one with a pair of them exchanged; null: as for "
+        "pointwise_share.",
     )
     pairs_per_order: int = Field(1, ge=1, description="Most chosen-rejected pairs of one prompt.")
     balance: bool = Field(True, description="As many chosen verdicts for the first answer shown as for the second.")

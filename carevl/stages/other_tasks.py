@@ -5,8 +5,8 @@ ranking differs from the chosen one in its numbers alone; the evidence is that o
 
 - Of a trusted pair either response is rated: the better one as phase 1 rates winners, which is preferred to how it
   rates losers, and the other one the other way round. Ratings are drawn from those of phase 1's targets.
-- Where trusted pairs order all of three or more responses, that order is preferred to the same with two neighbours
-  exchanged, of which the judge has judged.
+- Where each of three or more responses is in a trusted pair, an order that agrees with all of these is preferred to the
+  same with one of them, neighbours there, exchanged.
 """
 
 from __future__ import annotations
@@ -110,16 +110,20 @@ class TrustedPair:
         }
 
 
-def order_responses(n: int, pairs: Iterable[TrustedPair]) -> tuple[int, ...] | None:
-    """Return n responses, best first, where the pairs allow one order alone; None elsewhere."""
+def order_responses(pairs: Iterable[TrustedPair], lots: Sequence[float]) -> tuple[int, ...] | None:
+    """Return responses, best first, with the winner of every pair before its loser; None where pairs form a circle.
+
+    Args:
+        lots: one for each response; of those that no pair tells apart the lowest comes first.
+    """
     beats = {(pair.winner, pair.loser) for pair in pairs}
-    left, order = set(range(n)), []
+    left, order = set(range(len(lots))), []
     while left:
         unbeaten = [i for i in left if not any((j, i) in beats for j in left)]
-        if len(unbeaten) != 1:
+        if not unbeaten:
             return None
-        order += unbeaten
-        left -= set(unbeaten)
+        order.append(min(unbeaten, key=lambda i: lots[i]))
+        left.remove(order[-1])
     return tuple(order)
 
 
@@ -173,9 +177,15 @@ class OtherTasks:
         return ratings[int(hash_uniform(self.seed, item["item_id"], side) * len(ratings))]
 
     def _ranking(self, item: Item, pairs: Sequence[TrustedPair]) -> Iterator[dict[str, Any]]:
-        """Yield a row if the pairs order all of three or more responses: the surest neighbours are exchanged."""
+        """Yield a row of an item with three or more responses, each in a trusted pair.
+
+        Both orders agree with all trusted pairs, as targets of phase 1 do, but for one, whose responses are neighbours
+        in the chosen order and exchanged in the rejected one.
+        """
         n = len(item["responses"])
-        best_first = order_responses(n, pairs) if n > 2 else None
+        if n < 3 or {i for pair in pairs for i in (pair.winner, pair.loser)} != set(range(n)):
+            return
+        best_first = order_responses(pairs, [hash_uniform(self.seed, item["item_id"], "ranked", i) for i in range(n)])
         neighbours = set(pairwise(best_first or ()))
         judged = [pair for pair in pairs if pair.source and (pair.winner, pair.loser) in neighbours]
         if best_first is None or not judged:

@@ -112,10 +112,19 @@ def test_a_ranking_that_contradicts_a_trusted_pair_is_rejected():
     assert (row["winner"], row["loser"]) == (2, 0)
 
 
-def test_no_ranking_without_one_order_of_all_or_with_none_that_the_judge_has_judged():
-    judged = _judged("x", 2, 0)
-    partial = _routes("x", (0, 1, "high", 1), (0, 2, "low", 0), (1, 2, "low", 1))
-    assert _choose(partial, judged)["ranking"] == []  # 1 and 2 were not told apart
+def test_what_no_trusted_pair_tells_apart_stands_alike_in_both_rankings():
+    routes = _routes("x", (0, 1, "low", 0), (0, 2, "low", 0), (1, 2, "low", 0))
+    judged = [*_judged("x", 1, 0), *_judged("x", 2, 0)]
+    [row] = _choose(routes, judged)["ranking"]
+    chosen, rejected = (verdict.ranking for verdict in _verdicts(row))
+    assert chosen[2] == rejected[1] == row["loser"] == 0
+    assert chosen[1] == rejected[2] == row["winner"]
+    assert chosen[0] == rejected[0]
+
+
+def test_no_ranking_with_a_response_in_no_trusted_pair_or_with_none_that_the_judge_has_judged():
+    routes = _routes("x", (0, 1, "low", 1), (0, 2, "low", 0), (1, 2, "low", 1))
+    assert _choose(routes, _judged("x", 2, 0))["ranking"] == []
     high = _routes("x", (0, 1, "high", 1), (0, 2, "high", 2), (1, 2, "high", 1))
     assert _choose(high, [])["ranking"] == []
 
@@ -125,13 +134,13 @@ def test_no_ranking_without_one_order_of_all_or_with_none_that_the_judge_has_jud
     [
         ([(2, 0), (0, 1)], (2, 0, 1)),
         ([(2, 0), (0, 1), (2, 1)], (2, 0, 1)),
-        ([(2, 0), (2, 1)], None),
+        ([(2, 0), (2, 1)], (2, 1, 0)),
+        ([(2, 0), (1, 0)], (1, 2, 0)),
         ([(2, 0), (0, 1), (1, 2)], None),
-        ([], None),
     ],
 )
-def test_trusted_pairs_order_all_responses_or_they_do_not(beats, order):
-    assert order_responses(3, [TrustedPair(*pair) for pair in beats]) == order
+def test_an_order_agrees_with_all_trusted_pairs_or_there_is_none(beats, order):
+    assert order_responses([TrustedPair(*pair) for pair in beats], [0.9, 0.1, 0.5]) == order
 
 
 def test_as_many_as_phase_1_has_by_default_and_all_rows_of_an_item_or_none():
