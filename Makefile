@@ -44,7 +44,8 @@ bench: $(READY)
 # own: it reads the code, and runs none of it. (Quiet, mkdocs would count no warnings.)
 docs: build/docs-venv/.ready
 	rm -rf build/pages && mkdir -p build/pages && cp -r *.md CITATION.cff cluster.yaml docs build/pages
-	find carevl -name '*.py' -exec cp --parents -t build/pages {} +
+	cp --parents examples/*/*.md examples/*/*.yaml build/pages
+	find carevl examples -name '*.py' -exec cp --parents -t build/pages {} +
 	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict --site-dir build/site
 
 build/docs-venv/.ready: requirements-docs.txt

@@ -10,7 +10,7 @@ import pytest
 import carevl
 
 ROOT = Path(carevl.__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/*.md")])
 HISTORY = ("CHANGELOG.md",)  # names what was there
 ROOMS = "|".join(path.name for path in (ROOT / "carevl").iterdir() if (path / "__init__.py").is_file())
 

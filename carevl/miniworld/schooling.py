@@ -42,7 +42,7 @@ class Course(ABC):
     Another process draws the lessons, so that a course has to be picklable.
     """
 
-    stages: ClassVar[Sequence[Stage]]
+    stages: Sequence[Stage]
     compiled: ClassVar[bool] = True
     """Whether the step is compiled, which takes minutes and pays where a training takes many."""
 
