@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
     from carevl.settings.models import Judge, Model
-    from carevl.settings.training import Training
+    from carevl.settings.training import Phase, Training
     from carevl.settings.tree import Settings
     from carevl.store.stage_key import StageKey
     from carevl.training.progress import Progress
@@ -190,9 +190,9 @@ def serving_inputs(settings: Settings, phase: str | None) -> dict[str, Any]:
     return {"serve": "adapter"} if with_lora and is_16_bit(settings) and serves_adapters(settings) else {}
 
 
-def keeps_adapter(settings: Settings) -> bool:
-    """Return whether phase 2 begins with the base and the adapter of phase 1: in few bits, merging rounds it."""
-    with_lora = settings.sft.lora is not None and settings.dpo.lora is not None
+def keeps_adapter(settings: Settings, before: Phase = "sft") -> bool:
+    """Return whether DPO begins with an unmerged adapter, of the phase before it: in few bits, merging rounds it."""
+    with_lora = getattr(settings, before).lora is not None and settings.dpo.lora is not None
     rounds = settings.dpo.dtype == "bfloat16" or settings.dpo.base_bits is not None or is_16_bit(settings)
     return with_lora and rounds
 
@@ -265,6 +265,8 @@ class RunContext:
     """The tables of the stage at work that have to be made."""
     stage: Stage | None = None
     """The stage at work."""
+    phases: tuple[str, ...] = ("sft",)
+    """The trainings before the stage at work, in order: the last one's judge is asked, and trained further."""
     retry: bool = False
     """Whether pools make the rows again that failed in them, and no others."""
     last_line: dict[str, float] = field(default_factory=dict)
@@ -322,16 +324,18 @@ class RunContext:
         adapter = self.table(phase, "adapter").directory.absolute()
         if not serves_adapters(self.settings) or not adapter.exists():
             return judge.model_copy(update={"path": str(self.merged_judge(phase))})
-        base = judge.path if phase == "sft" else self.phase2_start()[0].path
-        return judge.model_copy(update={"path": base, "adapter": str(adapter)})
+        return judge.model_copy(update={"path": self.start_of(phase)[0].path, "adapter": str(adapter)})
 
-    def phase2_start(self) -> tuple[Weights, Path | None]:
-        """Return the judge that phase 2 begins with, and the adapter on top of it: None where phase 1 is merged."""
+    def start_of(self, phase: str) -> tuple[Weights, Path | None]:
+        """Return the judge that a phase begins with, and the adapter on top of it: None where all before is merged."""
         judge = self.settings.judge
-        if keeps_adapter(self.settings):
-            base = Weights(judge.path, judge.revision, judge.trust_remote_code)
-            return base, self.table("sft", "adapter").directory.absolute()
-        return Weights(str(self.merged_judge("sft")), code=judge.trust_remote_code), None
+        before = self.phases[: self.phases.index(phase)] if phase in self.phases else self.phases
+        if not before:
+            return Weights(judge.path, judge.revision, judge.trust_remote_code), None
+        last = before[-1]
+        if keeps_adapter(self.settings, "sft" if last == "sft" else "dpo"):
+            return self.start_of(last)[0], self.table(last, "adapter").directory.absolute()
+        return Weights(str(self.merged_judge(last)), code=judge.trust_remote_code), None
 
     def merged_judge(self, phase: str) -> Path:
         """Return the directory of the merged weights that a phase made."""

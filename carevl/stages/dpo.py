@@ -42,13 +42,14 @@ if TYPE_CHECKING:
     from carevl.cluster.resources import Reservation
     from carevl.data.drawn import DataRoot
     from carevl.settings.asking import Asking
+    from carevl.settings.models import Pool
     from carevl.settings.training import Training
     from carevl.settings.tree import Settings
     from carevl.training.reference import Reference
 
 
 def run(context: RunContext) -> Counts:
-    """Add the phase-1 judge's log-probabilities to the pairs, and train it on them.
+    """Add the log-probabilities of the judge before to the pairs, and train it on them.
 
     Raises:
         RunError: there is no pair at all.
@@ -64,10 +65,11 @@ def run(context: RunContext) -> Counts:
             "sample.samples or sample.temperature so that judgments differ"
         )
     pixels = judge_pixels(settings)
-    judge, adapter = context.phase2_start()
+    judge, adapter = context.start_of("dpo")
     files = [rows.part(number) for number in filled]
     if _has_pool(settings):
-        context.run_pools([_reference_job(settings, judge, adapter, pixels, rows, referenced)], filled)
+        processor = ReferenceProcessor(judge, settings.dpo, adapter, pixels, asking_of(settings.judge))
+        context.run_pools([reference_job("reference", processor, settings.judge.pool, rows, referenced)], filled)
         files = [referenced.part(number) for number in filled]
     from carevl.training.driver import train
 
@@ -103,15 +105,14 @@ def _has_pool(settings: Settings) -> bool:
     return not settings.dpo.spreads_weights
 
 
-def _reference_job(
-    settings: Settings, judge: Weights, adapter: Path | None, pixels: int | None, pairs: Table, referenced: Table
-) -> PoolJob:
+def reference_job(name: str, processor: ReferenceProcessor, pool: Pool, pairs: Table, target: Table) -> PoolJob:
+    """Return the job of a pool that asks a judge for the log-probabilities of pairs of judgments."""
     return PoolJob(
-        name="reference",
-        processor=ReferenceProcessor(judge, settings.dpo, adapter, pixels, asking_of(settings.judge)),
+        name=name,
+        processor=processor,
         sources={"pairs": pairs},
-        target=referenced,
-        pool=settings.judge.pool,
+        target=target,
+        pool=pool,
         key="item_id",
         identity=("prompt", "chosen", "rejected"),
     )
@@ -119,7 +120,7 @@ def _reference_job(
 
 @dataclass
 class ReferenceProcessor(Processor):
-    """Adds the phase-1 judge's log-probabilities to a part of phase 2's rows."""
+    """Adds the log-probabilities of the judge that DPO begins with to a part of its rows."""
 
     judge: Weights
     training: Training
@@ -157,11 +158,16 @@ def reservations(settings: Settings) -> list[Reservation]:
 
 def models(settings: Settings, table: str) -> list[LoadedModel]:
     """Return the judge: the reference's pool, if there is one, and the workers hold it, one after the other."""
+    trained = in_training("judge", settings.judge, "dpo", settings.dpo)
+    return [*reference_models(settings, table), trained] if _has_pool(settings) else [trained]
+
+
+def reference_models(settings: Settings, table: str) -> list[LoadedModel]:
+    """Return the judge as the reference's pool holds it."""
     del table
     judge = settings.judge
     trained = in_training("judge", judge, "dpo", settings.dpo)
-    whole = replace(trained, reservation="judge.pool", gpus=judge.pool.num_gpus, learns=False)
-    return [whole, trained] if _has_pool(settings) else [trained]
+    return [replace(trained, reservation="judge.pool", gpus=judge.pool.num_gpus, learns=False)]
 
 
 STAGE = Stage(

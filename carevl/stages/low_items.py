@@ -32,7 +32,7 @@ def phase1_stage(
 
     def run(context: RunContext) -> Counts:
         [table] = context.pending
-        judge, routes = context.trained_judge("sft"), context.table("route")
+        judge, routes = context.trained_judge(context.phases[-1]), context.table("route")
         return judge_items(context, table, judge, spec(context.settings), routes, context.table(table))
 
     def fingerprint_inputs(settings: Settings, root: DataRoot, table: str) -> dict[str, Any]:

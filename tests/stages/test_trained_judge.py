@@ -52,7 +52,7 @@ def test_trained_judges_are_merged_where_the_base_is_stored_in_float32(trained, 
     assert context.trained_judge(None) == context.settings.judge
     for phase in ("sft", "dpo"):
         assert _is(context.trained_judge(phase), context.table(phase, "judge").directory, None)
-    assert context.phase2_start() == (Weights(str(context.merged_judge("sft"))), None)
+    assert context.start_of("dpo") == (Weights(str(context.merged_judge("sft"))), None)
 
 
 def test_or_an_adapter_of_what_their_phase_began_with(trained):
@@ -69,14 +69,14 @@ def test_in_16_bits_nothing_is_merged_on_the_way(trained, halved, serve):
     first, second = (context.table(phase).directory for phase in ("sft", "dpo"))
     assert _is(context.trained_judge("sft"), halved, first / "adapter")
     assert _is(context.trained_judge("dpo"), halved, second / "adapter")
-    assert context.phase2_start() == (Weights(halved), first / "adapter")
+    assert context.start_of("dpo") == (Weights(halved), first / "adapter")
 
 
 def test_unless_the_settings_say_so(trained, halved):
     context = trained("merged", "sft", "dpo", changes=[f"judge.path={halved}"])
     for phase in ("sft", "dpo"):
         assert _is(context.trained_judge(phase), context.table(phase, "judge").directory, None)
-    assert context.phase2_start()[1] is not None
+    assert context.start_of("dpo")[1] is not None
 
 
 def test_vllm_gets_merged_weights_where_the_vision_tower_has_adapters(trained, halved):
@@ -101,13 +101,13 @@ def test_vllm_gets_merged_weights_of_families_whose_adapters_it_computes_otherwi
 
 def test_what_is_trained_in_bfloat16_is_not_merged_before_phase_2(trained):
     context = trained("auto", "sft", "dpo", changes=["dpo.dtype=bfloat16"])
-    assert context.phase2_start() == (Weights("miniworld:judge"), context.table("sft", "adapter").directory)
+    assert context.start_of("dpo") == (Weights("miniworld:judge"), context.table("sft", "adapter").directory)
 
 
 @pytest.mark.parametrize("phase", ["sft", "dpo"])
 def test_with_all_weights_trained_phase_2_begins_with_whole_weights(trained, halved, phase):
     context = trained("auto", "sft", changes=[f"judge.path={halved}", f"{phase}.lora=null"])
-    assert context.phase2_start() == (Weights(str(context.merged_judge("sft"))), None)
+    assert context.start_of("dpo") == (Weights(str(context.merged_judge("sft"))), None)
 
 
 def test_a_judge_whose_weights_were_all_trained_has_no_adapter(trained):

@@ -164,7 +164,7 @@ def trained(begin, halved, sft_rows, dpo_rows, quick, tmp_path):
     training = quick(dtype="bfloat16", epochs=5, schedule="cosine", learning_rate=1e-4)
     loop, _ = begin("sft", sft_rows, training, judge=halved, out=context.table("sft").directory)
     assert run_loop(loop) is None
-    judge, adapter = context.phase2_start()
+    judge, adapter = context.start_of("dpo")
     assert (judge.directory, adapter) == (halved, context.table("sft", "adapter").directory)
     training = training.model_copy(update={"learning_rate": 5e-6})
     rows = Reference(judge.directory, training, adapter)(dpo_rows)
