@@ -48,6 +48,9 @@ class Arm:
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Changed settings, by their group: `{"select": {"min_gap": 0.2}}`."""
 
+    oracle: bool = False
+    """Whether the pairs of phase 2 are those of all low pairs, with their true labels."""
+
     @property
     def trained(self) -> bool:
         return self.judge in ("phase1", "phase2")
@@ -143,6 +146,15 @@ ARMS = {
             "phase2",
             None,
             {"select": _WORDS, "sample": {"answers": True}},
+        ),
+        Arm(
+            "oracle",
+            "pairs chosen by the truth: the ceiling",
+            "phase2",
+            "phase2",
+            None,
+            {"select": {**_weights(testimony=1.0), "rules": {}}, "low_router": {"without_labels": True}},
+            oracle=True,
         ),
     )
 }

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from carevl.compare.labels import decided, pair_uniforms
+from carevl.compare.oracle import STAGE as ORACLE
 from carevl.pipeline.run import run_stage
 from carevl.stages import (
     STAGES,
@@ -54,7 +55,9 @@ ROUTER = replace(route.STAGE, name="router", directory="route")
 """The routes as they were decided; an arm's own labels take the name `route`."""
 
 
-def arm_stages(labels: Labels | None, path: str | None = None, images: str | None = None) -> tuple[Stage, ...]:
+def arm_stages(
+    labels: Labels | None = None, path: str | None = None, images: str | None = None, *, oracle: bool = False
+) -> tuple[Stage, ...]:
     """Return the stages of an arm: those of `carevl run`, with its labels as `route` and its targets as `demonstrate`.
 
     Beside them `router`, the routes as they were decided, and `judgments`, which all arms choose their targets from.
@@ -62,12 +65,15 @@ def arm_stages(labels: Labels | None, path: str | None = None, images: str | Non
     Args:
         labels: what becomes of the router's labels; they stay as they are when None.
         path: benchmark data to evaluate on, with their images; the development data when None.
+        oracle: whether low pairs have their true labels.
     """
-    replaced = {
+    replaced: dict[str, tuple[Stage, ...]] = {
         "route": (ROUTER, JUDGMENTS, route.STAGE if labels is None else _label_stage(labels)),
         "demonstrate": (_TARGETS,),
         "evaluate": (_evaluate_stage(path, images),),
     }
+    if oracle:
+        replaced["route_low"] = (ORACLE,)
     return tuple(stage for original in STAGES for stage in replaced.get(original.name, (original,)))
 
 

@@ -100,7 +100,7 @@ class ArmRunner:
     def routed(self, number: int) -> RunContext:
         """Return CAREVL's tables with the seed of this number, the router's made."""
         context = self._context(self._plan(OURS, number, 1.0, None))
-        run_tables(context, ["router"], arm_stages(None))
+        run_tables(context, ["router"], arm_stages())
         return context
 
     def train(self, arm: Arm, number: int, rate: float = 1.0, budget: Budget | None = None) -> Trial:
@@ -108,7 +108,7 @@ class ArmRunner:
         trial = self._plan(arm, number, rate, budget)
         if not arm.trained:
             return trial
-        context, stages = self._context(trial), arm_stages(arm.labels)
+        context, stages = self._context(trial), arm_stages(arm.labels, oracle=arm.oracle)
         run_tables(context, PHASE1, stages)
         judge, trained = "phase1", ["sft"]
         if arm.judge == "phase2":
@@ -127,7 +127,7 @@ class ArmRunner:
         if trial.arm.judge == "experts":
             context = replace(self._context(trial), keys=self.shared)
             return outcomes.of_probabilities(self.rows, probabilities(context, tests, self.rows))
-        stages = arm_stages(trial.arm.labels, self.path, self.images)
+        stages = arm_stages(trial.arm.labels, self.path, self.images, oracle=trial.arm.oracle)
         keys = self._keys(trial.settings, stages)
         table = f"evaluate/{trial.judge}"
         context = replace(self._context(trial), settings=tests, keys=keys)
@@ -139,7 +139,7 @@ class ArmRunner:
 
     def _plan(self, arm: Arm, number: int, rate: float, budget: Budget | None) -> Trial:
         settings = arm.settings(with_seed(self.settings, number), rate, budget)
-        keys = self._keys(settings, arm_stages(arm.labels, self.path, self.images))
+        keys = self._keys(settings, arm_stages(arm.labels, self.path, self.images, oracle=arm.oracle))
         return Trial(arm, number, rate, settings, keys, "base")
 
     def _keys(self, settings: Settings, stages: Sequence[Stage]) -> Mapping[str, StageKey]:

@@ -30,7 +30,7 @@ def _keys(setting, name, number=0, rate=1.0, **data):
     settings, where, shared = setting
     arm = ARMS[name]
     changed = arm.settings(with_seed(settings, number), rate, BUDGET)
-    return stage_keys(changed, where, arm_stages(arm.labels, **data), decided=shared)
+    return stage_keys(changed, where, arm_stages(arm.labels, oracle=arm.oracle, **data), decided=shared)
 
 
 def _shared(one, other):

@@ -34,6 +34,7 @@ def test_every_trained_arm_but_phase1_takes_the_tokens_of_carevl(settings):
         "carevl_consistency": second,
         "carevl_experts": second,
         "carevl_words": second,
+        "oracle": second,
     }
 
 
@@ -92,7 +93,7 @@ def test_an_unknown_arm_is_named_with_its_nearest():
     with pytest.raises(UserError, match="the arms are base, "):
         chosen(["zzz"])
     assert [arm.name for arm in chosen(["carevl", "base"])] == ["base", "carevl"]
-    assert len(chosen([])) == 11
+    assert len(chosen([])) == 12
 
 
 def test_two_thresholds_are_trained_on_either_side_of_the_routers_coverage():
