@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from carevl.miniworld import batches, vlm
 from carevl.miniworld.fit import Fit
 from carevl.miniworld.models import make_processor, make_tokenizer, make_vlm
+from carevl.models.judge_files import quiet_transformers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,10 +71,11 @@ def teach(course: Course, work: Path, log: Callable[[str], None], only: Collecti
     tokenizer_file(work).parent.parent.mkdir(parents=True, exist_ok=True)
     if not tokenizer_file(work).exists():
         make_tokenizer(course.texts()).save_pretrained(tokenizer_file(work).parent)
-    for stage in course.stages:
-        if not only or stage.name in only:
-            torch.manual_seed(1)
-            _run_stage(course, stage, work, log)
+    with quiet_transformers():
+        for stage in course.stages:
+            if not only or stage.name in only:
+                torch.manual_seed(1)
+                _run_stage(course, stage, work, log)
 
 
 def tokenizer_file(work: Path) -> Path:

