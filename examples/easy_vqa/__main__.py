@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog=f"python -m examples.{PROGRAM}",
         description="Train a judge on the package easy-vqa: pictures and questions of which CAREVL knows no answer. "
-        "About an hour on two cores; run again, it goes on where it was interrupted.",
+        "Run again, it goes on where it was interrupted.",
     )
     parser.add_argument(
         "--work", metavar="DIR", type=Path, default=Path("runs/easy-vqa"), help="where all files lie (%(default)s)"
