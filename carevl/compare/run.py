@@ -77,6 +77,8 @@ def check(settings: Settings, plan: Plan, final: Final | None) -> None:
             "compare: no source has labels, so whether the router keeps its guarantee cannot be measured; give "
             "labelled data with data.sources.N.labels: true"
         )
+    if settings.rounds > 1:
+        raise RunError(f"compare: arms are trained in one round, and rounds is {settings.rounds}; set it to 1")
     [benchmark] = on_benchmark(settings).benchmarks
     if final is None:
         return

@@ -27,15 +27,11 @@ from carevl.stages import (
     ingest,
     respond,
     route,
-    route_low,
-    sample,
     score,
-    score_testimony,
-    select,
     sft,
-    testify,
 )
 from carevl.stages.base import Counts, RunContext, Stage, reads, reads_items
+from carevl.stages.rounds import CHOOSING
 from carevl.stages.sampling import Item, Prompted, Prompts, SamplingSpec, choose_rows, judge_items
 from carevl.store.run import RunError
 
@@ -213,9 +209,8 @@ def on_benchmark(settings: Settings, path: str | None = None, images: str | None
 
 
 PHASE1 = ("router", "judgments", "route", "demonstrate", sft.STAGE.name)
-_CHOOSING = (testify.STAGE, sample.STAGE, score_testimony.STAGE, route_low.STAGE, select.STAGE)
 
 
 def choosing(settings: Settings) -> tuple[str, ...]:
     """Return the tables that lead from the phase-1 judge to the pairs of phase 2."""
-    return tuple(table for stage in _CHOOSING for table in stage.tables(settings))
+    return tuple(table for stage in CHOOSING for table in stage.tables(settings))

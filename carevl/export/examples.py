@@ -56,7 +56,7 @@ def parts(run: Run, what: Selection) -> Iterator[Part]:
     Args:
         what: `items`: every pair of an item's responses that its labels, or else its sources' preference, put in an
             order. `pairs`: the pairs of responses whose label the router trusts. `judgments`: the targets of phase 1.
-            `dpo`: the chosen and rejected judgments of phase 2.
+            `dpo`: the chosen and rejected judgments of phase 2, of its first round.
 
     Raises:
         UserError: the run has not come so far.

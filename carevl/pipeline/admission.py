@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from carevl.cluster.gpus import check_gpus
 from carevl.cluster.resources import Reservation, check, supply
-from carevl.stages import STAGES
+from carevl.stages.rounds import all_stages
 
 if TYPE_CHECKING:
     from carevl.settings.tree import Settings
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def reservations(
-    settings: Settings, tables: Collection[str] | None = None, stages: Sequence[Stage] = STAGES
+    settings: Settings, tables: Collection[str] | None = None, stages: Sequence[Stage] | None = None
 ) -> list[Reservation]:
     """Return what the stages reserve that make the named tables, or all of them, in their order."""
-    needs = [need for stage in stages for need in stage.reservations(settings)]
+    needs = [need for stage in stages or all_stages(settings) for need in stage.reservations(settings)]
     if tables is None:
         return needs
     return [need for need in needs if any(need.stage in (table, table.split("/")[0]) for table in tables)]
 
 
-def admit(settings: Settings, tables: Collection[str], stages: Sequence[Stage] = STAGES) -> None:
+def admit(settings: Settings, tables: Collection[str], stages: Sequence[Stage] | None = None) -> None:
     """Let a run that makes the named tables begin on the Ray that is joined.
 
     Raises:

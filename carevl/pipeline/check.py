@@ -25,8 +25,8 @@ from carevl.models.own_code import check_own_code
 from carevl.settings.registry import import_object
 from carevl.settings.requests import is_endpoint
 from carevl.settings.schemes import split_scheme
-from carevl.stages import STAGES
 from carevl.stages.base import find_unserved
+from carevl.stages.rounds import all_stages
 from carevl.stages.selection import RULES
 from carevl.store.damage import DamagedError
 from carevl.store.run import Run, RunError
@@ -102,8 +102,9 @@ def check_record(settings: Settings, run: Run) -> None:
 
 
 def _check_until(settings: Settings, until: str | None) -> Iterator[str]:
-    names = [stage.name for stage in STAGES]
-    tables = [table for stage in STAGES for table in stage.tables(settings)]
+    stages = all_stages(settings)
+    names = list(dict.fromkeys(part for stage in stages for part in (stage.name, stage.name.partition("/")[0])))
+    tables = [table for stage in stages for table in stage.tables(settings)]
     if until is not None and until not in (*names, *tables):
         hint = suggest(until, [*names, *tables], f"the stages are {', '.join(names)}")
         yield f"--until {until}: there is no such stage; {hint}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carevl.pipeline.keys import stage_keys
 from carevl.stages import STAGES
+from carevl.stages.examine import CHOICE, EXAMINE
 from carevl.store.run import Run, RunError, fingerprint_of
-from carevl.store.table import BEGUN, MANIFEST
+from carevl.store.table import BEGUN, MANIFEST, Table
 
 if TYPE_CHECKING:
     from carevl.settings.tree import Settings
@@ -38,9 +40,8 @@ def find_unneeded(settings: Settings, run: Run) -> list[UnneededTable]:
     """
     if (run.root / "compare").exists():
         raise RunError(f"{run.root} holds a comparison, whose arms have tables of their own; remove it as a whole")
-    needed = _needed(settings, run)
-    places = {place for stage in STAGES for place in _places(run, stage.directory or stage.name)}
-    tables = sorted(file for place in places for file in place.iterdir() if _is_table(file))
+    tables = sorted(_tables(run))
+    needed = _needed(settings, run, tables)
     return [
         UnneededTable(table, str(table.relative_to(run.root)), _size(table)) for table in tables if table not in needed
     ]
@@ -59,26 +60,29 @@ def clean(settings: Settings, run: Run) -> list[UnneededTable]:
         return unneeded
 
 
-def _needed(settings: Settings, run: Run) -> set[Path]:
+def _needed(settings: Settings, run: Run, tables: Sequence[Path]) -> set[Path]:
     """Return the directories of the tables that the settings lead to, and of those that they were made from."""
-    keys = stage_keys(settings, run)
-    places = {name: key.stage for name, key in keys.items()}
+    by_fingerprint = {table.name: table for table in tables}
     needed: set[Path] = set()
-    waiting = [(key.stage, key.fingerprint, key.fingerprint_inputs) for key in keys.values()]
-    causes = {place: {table.directory: cause for table, cause in run.causes(place)} for place in places.values()}
+    waiting = [run.table(key).directory for key in stage_keys(settings, run).values()]
     while waiting:
-        stage, fingerprint, cause = waiting.pop()
-        table = run.table_of(stage, fingerprint)
-        if table.directory in needed:
+        directory = waiting.pop()
+        if directory in needed:
             continue
-        needed.add(table.directory)
-        sources = [(places.get(role, role), version) for role, version in cause.get("inputs", {}).items()]
-        if (same := (table.last_manifest or {}).get("same_as")) is not None:
-            sources.append((stage, same))
-        for place, version in sources:
-            made_from = run.table_of(place, fingerprint_of(version)).directory
-            waiting.append((place, made_from.name, causes.get(place, {}).get(made_from, {})))
+        needed.add(directory)
+        table = Table(directory)
+        versions = [*(table.cause or {}).get("inputs", {}).values(), (table.last_manifest or {}).get("same_as", "")]
+        sources = map(fingerprint_of, versions)
+        waiting += [by_fingerprint[name] for name in sources if name in by_fingerprint]
     return needed
+
+
+def _tables(run: Run) -> Iterator[Path]:
+    """Yield the directories of the tables that a run may make, or has made with other settings."""
+    rounds = [f"{place.parent.name}/{place.name}" for place in run.root.glob("round-*/*")]
+    stages = [*(stage.name for stage in STAGES), CHOICE.name, EXAMINE, *rounds]
+    for place in itertools.chain.from_iterable(_places(run, stage) for stage in stages):
+        yield from filter(_is_table, place.iterdir())
 
 
 def _places(run: Run, name: str) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from carevl.models.download import check_disk, find_missing, free_disk
 from carevl.models.hub import HubError, Listing, find_snapshot
 from carevl.models.locate import own_directory
 from carevl.models.stored_weights import StoredWeights, gigabytes, read_stored_weights
-from carevl.stages import STAGES
+from carevl.stages.rounds import all_stages
 
 if TYPE_CHECKING:
     from carevl.settings.models import Model
@@ -23,12 +23,12 @@ _ASK_SECONDS = 5.0
 
 
 def loaded_models(
-    settings: Settings, tables: Collection[str], stages: Sequence[Stage] = STAGES
+    settings: Settings, tables: Collection[str], stages: Sequence[Stage] | None = None
 ) -> list[tuple[str, LoadedModel]]:
     """Return (table, model) for every model that is loaded to make some tables, in the order of the stages."""
     return [
         (table, loaded)
-        for stage in stages
+        for stage in stages or all_stages(settings)
         for table in stage.tables(settings)
         if table in tables
         for loaded in stage.models(settings, table)
@@ -36,7 +36,7 @@ def loaded_models(
 
 
 def models_by_setting(
-    settings: Settings, tables: Collection[str], stages: Sequence[Stage] = STAGES
+    settings: Settings, tables: Collection[str], stages: Sequence[Stage] | None = None
 ) -> dict[str, Model]:
     """Return the models that are loaded to make some tables, by the setting that names each."""
     return {loaded.setting: loaded.model for _, loaded in loaded_models(settings, tables, stages)}

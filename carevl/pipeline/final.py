@@ -13,8 +13,9 @@ from carevl.pipeline import results
 from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.run import run_stage
-from carevl.stages import STAGES, evaluate
+from carevl.stages import evaluate
 from carevl.stages.base import RunContext
+from carevl.stages.rounds import RoundOutcomes, unroll
 from carevl.store.run import Run
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ def evaluate_final(settings: Settings, run: Run, log: Callable[[str], None]) -> 
         RunError: a benchmark has no test data.
     """
     tests = evaluate.with_test_data(settings)
-    stage = replace(evaluate.STAGE, directory="final")
     with run.lock():
         draw(settings, run)
-        trained = stage_keys(settings, run, STAGES[:-1])
+        keys = stage_keys(settings, run)
+        trained = {name: key for name, key in keys.items() if not name.startswith("evaluate/")}
+        *_, last = unroll(settings, RoundOutcomes(run, lambda: trained))
+        stage = replace(last, directory="final")
         keys = stage_keys(tests, run, (stage,), decided=trained)
         prepare_models(models_by_setting(tests, keys, (stage,)), log)
         run_stage(RunContext(tests, run, keys, log), stage)

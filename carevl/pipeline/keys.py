@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from carevl.data.drawn import DataRoot, data_root
 from carevl.errors import SettingsError
 from carevl.settings.loader import load_settings
-from carevl.stages import STAGES
+from carevl.stages.rounds import RoundOutcomes, is_of_round, unroll
 from carevl.store.run import Run, RunError
 from carevl.store.stage_key import StageKey
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 def stage_keys(
     settings: Settings,
     run: Run,
-    stages: Sequence[Stage] = STAGES,
+    stages: Sequence[Stage] | None = None,
     *,
     decided: Mapping[str, StageKey] | None = None,
 ) -> dict[str, StageKey]:
     """Return every table's key, in the order in which the stages run. Nothing is written into the run directory.
 
     Args:
+        stages: those of a run when None, up to the last round that helped or may.
         decided: keys that are taken as they are.
     """
     with data_root(settings, run) as root:
@@ -35,11 +36,11 @@ def stage_keys(
 
 
 def derive_keys(
-    settings: Settings, run: Run, root: DataRoot, stages: Sequence[Stage], decided: Mapping[str, StageKey]
+    settings: Settings, run: Run, root: DataRoot, stages: Sequence[Stage] | None, decided: Mapping[str, StageKey]
 ) -> dict[str, StageKey]:
     """Return as `stage_keys`, with the data where they are."""
     keys = dict(decided)
-    for stage in stages:
+    for stage in unroll(settings, RoundOutcomes(run, lambda: keys)) if stages is None else stages:
         for table in stage.tables(settings):
             if table not in keys:
                 inputs = {role: run.version(keys[name]) for role, name in stage.inputs(settings, table).items()}
@@ -52,12 +53,16 @@ def derive_keys(
 def keys_until(keys: Mapping[str, StageKey], last: str | None) -> dict[str, StageKey]:
     """Return the keys up to and including a stage; `score` stands for all experts and `evaluate` for all judges.
 
+    Of a round that is not made, since one before it did not help: up to the last that is.
+
     Raises:
         RunError: there is no such stage.
     """
     if last is None:
         return dict(keys)
     places = [n for n, name in enumerate(keys) if name == last or name.startswith(f"{last}/")]
+    if not places and is_of_round(last):
+        return {name: key for name, key in keys.items() if not name.startswith("evaluate/")}
     if not places:
         raise RunError(f"there is no stage {last!r}; the stages are {', '.join(keys)}")
     return dict(list(keys.items())[: places[-1] + 1])

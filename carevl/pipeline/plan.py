@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ from carevl.pipeline.trained import trained_lines
 from carevl.settings.schemes import split_scheme
 from carevl.stages import STAGES
 from carevl.stages.respond import count_asks
+from carevl.stages.rounds import RoundOutcomes
 from carevl.store.run import Run, RunError
 from carevl.store.table import Table
 
@@ -88,6 +90,7 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
         yield results.REHEARSAL
     for table in planned:
         yield f"{table.name:16s} {table.fingerprint}  {table.action}: {table.reason}"
+    yield from round_lines(settings, run)
     ingested = run.table_of("ingest", planned[0].fingerprint)
     yield _rows_line(ingested)
     yield from _question_lines(settings, ingested)
@@ -110,6 +113,17 @@ def plan_lines(settings: Settings, run: Run, measured: bool, log: Callable[[str]
             raise RunError("\n".join(problems))
         if measured:
             yield from map(str, measure(settings, run, pending, log))
+
+
+def round_lines(settings: Settings, run: Run) -> Iterator[str]:
+    """Yield which rounds helped, and what becomes of those of which nobody knows yet."""
+    keys = stage_keys(settings, run)
+    outcomes = RoundOutcomes(run, lambda: keys)
+    yield from outcomes.lines(settings.rounds)
+    if settings.rounds > 1 and None in itertools.takewhile(
+        lambda helped: helped is not False, map(outcomes.helped, range(1, settings.rounds + 1))
+    ):
+        yield f"{'rounds':16s} each is made if the one before it helps, and kept if it helps itself"
 
 
 def _unseen_gpus(settings: Settings, needs: Sequence[Reservation]) -> list[str]:

@@ -20,11 +20,7 @@ from carevl.training.trainable import TRAINED, TrainedParts
 _CARD = "README.md"
 _SECTION = "\n## What lines at the end of a response do\n"
 _PHASE1 = "imitation of its own judgments where text reward models are sure of the label (phase 1)"
-METHODS = {
-    "sft": f"{_PHASE1}; phase 2 was off, as no label could guard it",
-    "dpo": f"{_PHASE1}, then DPO on its judgments of the rest (phase 2)",
-}
-"""What a card says of the training, as the end of a sentence, by the last phase."""
+_PHASE2 = f"{_PHASE1}, then DPO on its judgments of the rest (phase 2)"
 _MEASURED = "Measured on the run's development data unless the table says otherwise."
 
 
@@ -35,7 +31,7 @@ def publish(
     version: str,
     results: Sequence[str],
     *,
-    method: str = METHODS["dpo"],
+    method: str = _PHASE2,
     measured: str = _MEASURED,
 ) -> None:
     """Write `target`: the last phase's merged judge, `adapter/` relative to `base`, and a card.
@@ -43,7 +39,7 @@ def publish(
     The directory appears whole. One that holds the same version, undamaged, keeps its weights and gets a new card.
 
     Args:
-        phases: the training directories, in order; each has `judge/` and, with LoRA, `adapter/`.
+        phases: the training directories, in order, those of all rounds; each has `judge/` and, with LoRA, `adapter/`.
         base: the model that phase 1 began with, as the adapter names it.
         version: of the last phase, as `Run.version` gives it.
         results: lines of the table of results, for the card.
@@ -64,6 +60,18 @@ def publish(
     if (rounding := Rounding.read(phases[-1] / ROUNDING)) is not None:
         notes.append(_capitalised(rounding.line()))
     (target / _CARD).write_text(_card(base, results, notes, method, measured) + _injection(target), encoding="utf-8")
+
+
+def method_of(rounds: int) -> str:
+    """Return what a card says of the training, as the end of a sentence.
+
+    Args:
+        rounds: of phase 2.
+    """
+    if not rounds:
+        return f"{_PHASE1}; phase 2 was off, as no label could guard it"
+    repeated = f", in {rounds} rounds, each from the judge of the one before" if rounds > 1 else ""
+    return f"{_PHASE2}{repeated}"
 
 
 def record_injection(target: Path, report: Mapping[str, Any]) -> None:
@@ -97,8 +105,8 @@ def _injection(target: Path) -> str:
 
 
 def _trained_parts(phases: Sequence[Path]) -> Iterator[tuple[int, TrainedParts]]:
-    """Yield the number of every phase whose directory says what it trains, and that."""
-    for number, phase in enumerate(phases, 1):
+    """Yield the number of every phase whose directory says what it trains, and that; rounds train what phase 2 does."""
+    for number, phase in enumerate(phases[:2], 1):
         if (parts := TrainedParts.read(phase / TRAINED)) is not None:
             yield number, parts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from carevl.benchmarks.suites import SUITES
 from carevl.data.drawn import DataRoot, draw
 from carevl.data.truth import Outcome, Truth, label_outcome, read_truth
 from carevl.pipeline.repair import refuse_damaged
+from carevl.pipeline.round_results import round_figures, round_lines
 from carevl.stages import evaluate, ingest
+from carevl.stages.rounds import RoundOutcomes
 from carevl.stats.estimate import format_estimate
 from carevl.stats.exact import share
 from carevl.store.damage import DamagedError, encode_json, read_json
@@ -52,6 +55,10 @@ def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[
             figures["targets"] = _targets(Table(finished["demonstrate"].directory / "targets"))
         if "select" in finished:
             figures["pairs"] = pair_figures(finished["select"], items, truths)
+        if settings.rounds > 1:
+            outcomes = RoundOutcomes(run, lambda: keys)
+            describe = partial(pair_figures, items=items, truths=truths)
+            figures["rounds"] = round_figures(settings.rounds, finished, items, outcomes, describe)
     if rounding := _rounding(finished):
         figures["rounding"] = rounding
     predictions = {name: finished[f"evaluate/{name}"] for name in evaluate.JUDGES if f"evaluate/{name}" in finished}
@@ -60,7 +67,8 @@ def compute(settings: Settings, run: Run, keys: Mapping[str, StageKey]) -> dict[
 
 def _rounding(finished: Mapping[str, Table]) -> dict[str, Any]:
     """Return what the format of merged weights lost of each phase's change, where that was measured."""
-    manifests = {phase: finished[phase].manifest or {} for phase in ("sft", "dpo") if phase in finished}
+    phases = [name for name in finished if name.rpartition("/")[2] in ("sft", "dpo")]
+    manifests = {phase: finished[phase].manifest or {} for phase in phases}
     return {phase: manifest["rounding"] for phase, manifest in manifests.items() if "rounding" in manifest}
 
 
@@ -226,6 +234,7 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
             f", {format_estimate(pairs['right_way'])} the right way{_of_ties(pairs)}" if "right_way" in pairs else ""
         )
         yield f"pairs of phase 2: {pairs['count']}{_of_tasks(pairs)} from {pairs['items']} items{right}"
+    yield from round_lines(results.get("rounds", ()))
     for phase, rounding in results.get("rounding", {}).items():
         if rounding["overall"] > ROUGH:
             yield f"{phase}: {describe_rounding(rounding)}"

@@ -12,8 +12,9 @@ from carevl.pipeline import results
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.repair import refuse_damaged
 from carevl.pipeline.run import run_pipeline
-from carevl.stages import STAGES, ingest
+from carevl.stages import ingest
 from carevl.stages.base import RunContext, Stage
+from carevl.stages.rounds import RoundOutcomes, unroll
 from carevl.store.ingested import Ingested
 from carevl.store.run import Run
 from carevl.store.table import Table
@@ -36,10 +37,10 @@ def retry_failed_rows(settings: Settings, run: Run, log: Callable[[str], None]) 
         What was tried; nothing when no row has failed.
     """
     tally: Tally = {}
-    *making, evaluate = (stage for stage in STAGES if stage.retryable)
     with run.lock():
         draw(settings, run)
         context = RunContext(settings, run, stage_keys(settings, run), log, retry=True)
+        *making, _ = _retryable(context)
         finished = [table for table in context.keys if context.table(table).last_manifest is not None]
         refuse_damaged(run, context.keys, finished)
         changed = _retry_sources(context, tally)
@@ -49,9 +50,16 @@ def retry_failed_rows(settings: Settings, run: Run, log: Callable[[str], None]) 
         run_pipeline(settings, run, log, finished[-1])
     with run.lock():
         context = RunContext(settings, run, stage_keys(settings, run), log, retry=True)
+        *_, evaluate = _retryable(context)
         if _retry_stage(context, evaluate, tally):
             results.write(run, results.compute(settings, run, context.keys))
     return tally
+
+
+def _retryable(context: RunContext) -> list[Stage]:
+    """Return the stages whose failed rows can be made again alone, `evaluate` the last."""
+    stages = unroll(context.settings, RoundOutcomes(context.run, lambda: context.keys))
+    return [stage for stage in stages if stage.retryable]
 
 
 def _retry_stage(context: RunContext, stage: Stage, tally: Tally) -> bool:

@@ -19,11 +19,11 @@ from carevl.pipeline.admission import admit
 from carevl.pipeline.check import check_record, check_settings
 from carevl.pipeline.downloads import models_by_setting
 from carevl.pipeline.keys import keys_until, stage_keys
-from carevl.pipeline.publish import METHODS, publish
+from carevl.pipeline.publish import method_of, publish
 from carevl.pipeline.repair import finish
 from carevl.pipeline.verify import mend
-from carevl.stages import STAGES
 from carevl.stages.base import RunContext, Stage
+from carevl.stages.rounds import RoundOutcomes, in_round, unroll
 from carevl.store.listing import describe_problems, hash_contents
 from carevl.store.run import Run, RunError
 
@@ -87,19 +87,24 @@ def run_pipeline(
         run.remember(settings.model_dump(mode="json"))
         context = RunContext(settings, run, keys, log)
         reports: list[StageReport] = []
-        for stage in STAGES:
+        outcomes = RoundOutcomes(run, lambda: context.keys)
+        for stage in unroll(settings, outcomes):
             new = run_stage(context, stage)
             reports += new
             # Only now is it known whether a table came out as an earlier one, and a repair as what was there.
             if any(report.action != "skipped" for report in new):
                 made = {name: key for name, key in context.keys.items() if name in {report.name for report in reports}}
                 context.keys = keys_until(stage_keys(settings, run, decided=made), until)
+        for line in outcomes.lines(settings.rounds):
+            log(line)
         figures = results.compute(settings, run, context.keys)
         seconds = round(time.monotonic() - started, 3)
         file = results.write(run, figures, stages=[asdict(report) for report in reports], wall_seconds=seconds)
         log(f"{'results':16s} {file}")
         if until is None or "dpo" in context.keys:
-            names = [phase for phase in ("sft", "dpo") if phase in context.keys]
+            kept = outcomes.last_kept(settings.rounds)
+            rounds = [in_round(number, "dpo") for number in range(1, kept + 1)]
+            names = [phase for phase in ("sft", *rounds) if phase in context.keys]
             phases = [context.table(phase).directory for phase in names]
             target, lines = run.root / "judge", list(results.table(figures))
             publish(
@@ -108,7 +113,7 @@ def run_pipeline(
                 target,
                 run.version(context.keys[names[-1]]),
                 lines,
-                method=METHODS[names[-1]],
+                method=method_of(len(names) - 1),
             )
             log(f"{'judge':16s} {target}")
         return reports

@@ -9,7 +9,7 @@ from carevl.data.drawn import data_root
 from carevl.judging.counts import stored_warnings
 from carevl.pipeline.keys import stage_keys
 from carevl.pipeline.verify import changed_sources, find_damages
-from carevl.stages import STAGES
+from carevl.stages.rounds import RoundOutcomes, unroll
 from carevl.store.damage import DamagedError
 from carevl.store.run import Run
 from carevl.store.table import Table
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 def status_lines(settings: Settings, run: Run) -> Iterator[str]:
     """Yield a line per table: what there is, or what a run would do and why; then its warnings, and errors by kind."""
     keys = stage_keys(settings, run)
-    for stage in STAGES:
+    outcomes = RoundOutcomes(run, lambda: keys)
+    for stage in unroll(settings, outcomes):
         for name in stage.tables(settings):
             action, reason = run.action(keys[name])
             if action != "skip":
                 yield f"{name:16s} to {action}: {reason}"
                 continue
             yield from _finished_lines(name, run.table(keys[name]), stage)
+    yield from outcomes.lines(settings.rounds)
 
 
 def _finished_lines(name: str, table: Table, stage: Stage) -> Iterator[str]:

@@ -23,7 +23,8 @@ def trained_lines(settings: Settings, tables: Collection[str], judge: Path | Non
     Raises:
         UserError: there is nothing to train where the settings say.
     """
-    phases = [phase for phase in ("sft", "dpo") if phase in tables]
+    trained = {table.rpartition("/")[2] for table in tables}  # rounds train as phase 2 does
+    phases = [phase for phase in ("sft", "dpo") if phase in trained]
     if judge is None or not phases:
         return
     from carevl.models.packing import usable_packing

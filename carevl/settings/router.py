@@ -82,7 +82,7 @@ class LabelShares(Strict):
 
     router: float = Field(0.45, ge=0, description="For the router of captions: its scales, its threshold.")
     low_router: float = Field(0.45, ge=0, description="For the router of testimony: the same, and which groups hold.")
-    choice: float = Field(0.1, ge=0, description="For choosing between judges: `dev_pairs` of a training.")
+    choice: float = Field(0.1, ge=0, description="For choosing between judges: checkpoints (`dev_pairs`) and rounds.")
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:

@@ -75,6 +75,13 @@ class Settings(Strict):
     low_router: LowRouter = Field(LowRouter(), description="How low pairs are routed once experts read testimony.")
     select: Select = Field(Select(), description="Chosen and rejected judgments.")
     dpo: Training = Field(Training(learning_rate=5e-6), description="Phase 2: the judge prefers chosen to rejected.")
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="Times that a judge is asked about low-confidence items and trained on what it says, each time the "
+        "one before; labelled pairs of labels.choice say whether a round helped: one that did not is the last, and is "
+        "not kept.",
+    )
     benchmarks: list[Benchmark] = Field([], description="What base, phase-1 and phase-2 judge are evaluated on.")
     miniworld: Miniworld = Field(Miniworld(), description="The drawn world.")
     cluster: Cluster = Field(Cluster(), description="Where Ray runs.")
@@ -158,5 +165,26 @@ class Settings(Strict):
             raise ValueError(
                 "select.testimony_weight needs labelled images that the first router has not seen; divide them with "
                 "labels: {router: 0.45, low_router: 0.45, choice: 0.1}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_choose_rounds(self) -> Self:
+        if self.rounds == 1:
+            return self
+        if not self.has_labels:
+            raise ValueError(
+                f"rounds: {self.rounds}: labelled pairs say whether a round helped, and no source has labels; declare "
+                "one with labels: true, or set rounds to 1"
+            )
+        if self.labels is not None and not self.labels.choice:
+            raise ValueError(
+                f"rounds: {self.rounds}: labelled pairs say whether a round helped, and labels.choice is 0; raise it, "
+                "or set rounds to 1"
+            )
+        if self.dpo.spreads_weights:
+            raise ValueError(
+                f"rounds: {self.rounds}: judges are examined in judge.pool, whose actors hold the whole judge, and "
+                "dpo.zero.stage: 3 says that none can; set it to 2, or rounds to 1"
             )
         return self

@@ -88,10 +88,22 @@ def write_rows(
     return filled
 
 
-def write_dev(settings: Settings, ingested: Ingested, n_pairs: int, target: Table) -> list[int]:
+def write_dev(
+    settings: Settings,
+    ingested: Ingested,
+    n_pairs: int | None,
+    target: Table,
+    *,
+    setting: str = "dev_pairs",
+    without: int = 0,
+) -> list[int]:
     """Labelled pairs, drawn by chance, as rows for `train(dev=…)`; return the parts that have rows.
 
     Only labelled images serve that are there to choose judges by (`labels.choice`), where they are divided.
+
+    Args:
+        n_pairs: how many; all when None.
+        setting: what asks for them; at `without` it does not.
 
     Raises:
         RunError: no such image has a pair of which one response is better.
@@ -110,8 +122,8 @@ def write_dev(settings: Settings, ingested: Ingested, n_pairs: int, target: Tabl
             drawn += [(hash_uniform(seed, name, i, j, "dev"), number, name, i, j) for i, j in pairs_of_item]
     if not drawn:
         raise RunError(
-            "dev_pairs: no source has labels that serve to choose judges by; declare one with labels: true, raise "
-            "labels.choice, or set dev_pairs to 0"
+            f"{setting}: no source has labels that serve to choose judges by; declare one with labels: true, raise "
+            f"labels.choice, or set {setting} to {without}"
         )
     of_part: dict[int, dict[str, list[tuple[int, int]]]] = {}
     for _, number, name, i, j in sorted(drawn)[:n_pairs]:

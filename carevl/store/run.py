@@ -126,7 +126,8 @@ class Run:
         """Return the tables that keys name, by their names, and then all that were finished here, by their paths."""
         named = {name: self.table(key) for name, key in keys.items()}
         known = {table.directory for table in named.values()}
-        others = [file.parent for depth in ("*/*", "*/*/*") for file in sorted(self.root.glob(f"{depth}/{MANIFEST}"))]
+        depths = ("*/*", "*/*/*", "round-*/*/*/*")
+        others = [file.parent for depth in depths for file in sorted(self.root.glob(f"{depth}/{MANIFEST}"))]
         found = {str(place.relative_to(self.root)): Table(place) for place in others if place not in known}
         return named | found
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,6 +57,19 @@ def test_an_adapter_of_merged_weights_is_joined_with_the_one_before_it(phases, t
     frozen = "frozen: 3 of 3 tensors of the vision tower, 2 of 2 of the projector."
     assert f"Phase 1 trains 1 adapters of 24 numbers (language); {frozen}" in card
     assert f"Phase 2 trains 1 adapters of 36 numbers (language); {frozen}" in card
+
+
+def test_adapters_of_rounds_are_joined_as_well(phases, tmp_path):
+    directories = [*phases(base=str(tmp_path / "sft" / "judge"), lost=0.01), tmp_path / "round-2"]
+    shutil.copytree(directories[1], directories[2])
+    third = Adapter.read(directories[2] / "adapter")
+    replace(third, config={**third.config, "base_model_name_or_path": str(tmp_path / "dpo" / "judge")}).write(
+        directories[2] / "adapter"
+    )
+    publish(directories, "org/base", tmp_path / "judge", "f", [])
+    first, second = (_change(directory / "adapter") for directory in directories[:2])
+    assert torch.allclose(_change(tmp_path / "judge" / "adapter"), first + 2 * second, atol=1e-5)
+    assert "Phase 3" not in (tmp_path / "judge" / "README.md").read_text()
 
 
 def test_one_that_holds_both_phases_is_published_as_it_is(phases, tmp_path):

@@ -82,6 +82,10 @@ def test_labelled_pairs_without_labels_are_refused(tmp_path):
     ingested.items.write(0, pa.Table.from_pylist([item()], ITEMS))
     with pytest.raises(RunError, match="dev_pairs: no source has labels"):
         train_rows.write_dev(load_settings("mini"), ingested, 5, Table(tmp_path / "dev"))
+    with pytest.raises(RunError, match=r"rounds: no source has labels that serve .*, or set rounds to 1"):
+        train_rows.write_dev(
+            load_settings("mini"), ingested, None, Table(tmp_path / "dev"), setting="rounds", without=1
+        )
 
 
 def test_a_rating_is_a_target_if_it_is_a_whole_number():
