@@ -18,6 +18,7 @@ CAREVL = Path(sys.executable).with_name("carevl")
     [
         ([], Plan(("base", "distilation")), None, "no arm 'distilation'; did you mean distillation?"),
         (["data.sources.2.labels=false"], Plan(), None, "no source has labels"),
+        (["rounds=2"], Plan(), None, "rounds is 2; set it to 1"),
         (["benchmarks=[]"], Plan(), None, "vl-rewardbench"),
         ([], Plan(tries=9), None, "--tries 9: there are 1 to 4"),
         ([], Plan(seeds=0), None, "--seeds 0"),
