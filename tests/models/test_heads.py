@@ -180,7 +180,7 @@ TOKENIZERS = {
 }
 
 
-@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_scores_alone_and_in_a_batch_are_the_models_own(name, engine, load, tmp_path):
     made, config = TOKENIZERS[name]

@@ -63,7 +63,7 @@ def test_a_format_that_needs_a_gpu_is_refused_in_a_sentence(tmp_path):
         scorer(expert)
 
 
-@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("load", [scorer, language_model], ids=["scorer", "language_model"])
 def test_stored_eight_bit_floats_run_or_are_refused_in_a_sentence(load, engine, tmp_path):
     expert = make_expert(write_eight_bit_floats(tmp_path), engine, parity_tolerance=None)

@@ -22,8 +22,8 @@ from tests.helpers.families import FAMILIES, PLAIN
 from tests.helpers.finished_run import QUICK, copy_first_part
 from tests.helpers.small_run import SMALL
 
-OFTEN = ("internvl", "qwen3_vl")
-"""Those that every change is tried with; the others at night."""
+OFTEN = ("internvl",)
+"""What every change is tried with; the others at night."""
 EVERY = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.nightly) for name in FAMILIES]
 
 

@@ -284,6 +284,7 @@ class _Killer:
                         break
 
 
+@pytest.mark.nightly
 @pytest.mark.fault
 def test_kills_and_permuted_truth_change_no_table(first, tmp_path):
     """The driver is killed in mid-caption, an actor while it samples, a worker in mid-training; and the sidecar of

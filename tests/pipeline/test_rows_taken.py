@@ -56,6 +56,7 @@ def _counts(settings, run, stages=("caption", "score/")):
     return {name: (facts["rows_out"], facts["rows_taken"]) for name, facts in manifests.items()}
 
 
+@pytest.mark.nightly
 def test_one_more_row_costs_one_caption_and_its_scores(ray, settings, tmp_path):
     run = Run(tmp_path / "run")
     _write(tmp_path / "data", COLOURS[:-1])

@@ -149,6 +149,7 @@ def test_weights_that_are_gone_are_exported_again_without_training(ray, judge, s
     assert (out / "steps.jsonl").read_bytes() == log
 
 
+@pytest.mark.nightly
 def test_without_checkpoints_and_adapter_a_judge_is_trained_again(ray, judge, sft_rows, write, quick, tmp_path):
     rows, out, training = write(sft_rows), tmp_path / "out", quick(epochs=2)
     done = train("sft", [rows], judge, out, training)
