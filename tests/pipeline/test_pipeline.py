@@ -128,7 +128,7 @@ def test_results_are_those_of_the_stored_rows(first):
     assert written["wall_seconds"] > 0
     assert set(written["judges"]) == {"base", "phase1", "phase2"}
     for judge in written["judges"].values():
-        assert set(judge["vl_rewardbench"]) == {"official_scorer", "strict"}
+        assert set(judge["vl_rewardbench"]) == {"official_scorer", "strict", "pointwise"}
         overall = judge["vl_rewardbench"]["strict"]["overall"]
         assert overall["low"] <= overall["value"] <= overall["high"]
         assert set(judge["mllm_judge"]["batch"]) == set(judge["order_consistency"]) == {"value", "low", "high"}
