@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from carevl.judging.prompts import Task, write_judgment
+from carevl.judging.verdicts import read_verdict
 from carevl.stages.demonstrate import BAD, GOOD, shown_order
 from carevl.stages.sampling import Item, Prompted
 from carevl.stats.draws import hash_uniform
@@ -51,7 +52,8 @@ class TargetFacts:
             for task in counts:
                 counts[task] += pc.sum(pc.equal(rows["task"], task)).as_py() or 0
             texts = rows.filter(pc.equal(rows["task"], "pointwise"))["text"].to_pylist()
-            ratings += [int(text.rpartition("Rating ")[2].rstrip(".")) for text in texts]
+            verdicts = (read_verdict(text, "pointwise", 1).in_items((0,)) for text in texts)
+            ratings += [int(verdict.rating) for verdict in verdicts if verdict.rating is not None]
         good, bad = [n for n in sorted(ratings) if n >= GOOD], [n for n in sorted(ratings) if n <= BAD]
         shares = {task: n / max(1, counts["pairwise"]) for task, n in counts.items()}
         return cls(shares, good or cls.good, bad or cls.bad)

@@ -1,5 +1,6 @@
 """How a run goes from round to round and which judge it publishes; the stages themselves are left out."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +8,8 @@ import pytest
 from carevl.pipeline import results
 from carevl.pipeline import run as pipeline
 from carevl.pipeline.keys import stage_keys
-from carevl.settings.loader import load_settings
 from carevl.store.run import Run
+from tests.helpers.half_labelled import load_half_labelled
 
 FIRST = ["ingest", "choice", "caption", "score/llama", "route", "demonstrate", "sft", "sample", "select", "dpo"]
 EXAMINED = ["phase1", "phase2", "round-2", "round-3"]
@@ -17,15 +18,10 @@ EXAMINED = ["phase1", "phase2", "round-2", "round-3"]
 @pytest.fixture
 def load(tmp_path_factory):
     """Settings of a run of one expert whose sources, of one file, are with and without labels."""
+    experts = "experts=[{name: llama, path: 'miniworld:expert-llama'}]"
     rows = tmp_path_factory.mktemp("data") / "rows.jsonl"
     rows.write_text("{}\n")
-
-    def make(*changes):
-        sources = f"data.sources=[{{path: {rows}, labels: true}}, {{path: {rows}}}]"
-        experts = "experts=[{name: llama, path: 'miniworld:expert-llama'}]"
-        return load_settings("mini", ["benchmarks=[]", sources, experts, *changes])
-
-    return make
+    return partial(load_half_labelled, rows, experts)
 
 
 @pytest.fixture

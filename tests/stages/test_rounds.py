@@ -1,5 +1,7 @@
 """Which tables rounds of phase 2 have, what they are made from, and which rounds are kept; nothing is run."""
 
+from functools import partial
+
 import pyarrow as pa
 import pytest
 
@@ -23,6 +25,7 @@ from carevl.stages.rounds import RoundOutcomes, all_stages, view_round
 from carevl.store.run import Run
 from carevl.store.stage_key import StageKey
 from carevl.store.table import Table
+from tests.helpers.half_labelled import load_half_labelled
 
 TESTIMONY = ["select.testimony_weight=1", "labels={router: 1, low_router: 1, choice: 1}"]
 ROUND = ["sample", "select", "dpo"]
@@ -38,12 +41,7 @@ def load(tmp_path_factory):
     """Settings of a run whose sources, of one file, are with and without labels."""
     rows = tmp_path_factory.mktemp("data") / "rows.jsonl"
     rows.write_text("{}\n")
-
-    def make(*changes):
-        sources = f"data.sources=[{{path: {rows}, labels: true}}, {{path: {rows}}}]"
-        return load_settings("mini", ["benchmarks=[]", sources, *changes])
-
-    return make
+    return partial(load_half_labelled, rows)
 
 
 def _finish(run, settings, table, **facts):
